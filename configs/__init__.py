@@ -1,0 +1,1 @@
+"""Shared bases of the experiments, shipped as ``vitadapter.configs``."""
