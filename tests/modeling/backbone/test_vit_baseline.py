@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from vitadapter.modeling.backbone import ViT, ViTBaseline
+
+
+def make_net() -> ViT:
+    return ViT(embed_dim=32, depth=4, num_heads=2)
+
+
+def test_strides_and_default_blocks():
+    baseline = ViTBaseline(make_net()).eval()
+    assert baseline.block_indexes == (0, 1, 2, 3)
+    outputs = baseline(torch.randn(2, 3, 64, 96))
+    for name, spec in baseline.output_shape().items():
+        assert outputs[name].shape == (2, 32, 64 // spec.stride, 96 // spec.stride)
+
+
+def test_one_block_serves_all_levels_and_later_blocks_do_not_run():
+    baseline = ViTBaseline(make_net(), block_indexes=[1]).eval()
+    calls = []
+    for i, block in enumerate(baseline.net.blocks):
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+    baseline(torch.randn(1, 3, 32, 32))
+    assert calls == [0, 1]
+
+
+@pytest.mark.parametrize("indexes", [[0, 1], [0, 1, 2, 4], [3, 2, 1, 0], []])
+def test_bad_block_indexes(indexes):
+    with pytest.raises(ValueError, match=r"block_indexes.*0\.\.3"):
+        ViTBaseline(make_net(), block_indexes=indexes)
+
+
+def test_bad_image_size():
+    with pytest.raises(ValueError, match="multiples of 32"):
+        ViTBaseline(make_net())(torch.randn(1, 3, 48, 64))

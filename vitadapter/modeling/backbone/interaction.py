@@ -1,0 +1,200 @@
+"""Injector, extractor and interaction block (paper section 3.4)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
+
+
+class TokenGrids(NamedTuple):
+    """Where the tokens of one image size lie.
+
+    Attributes:
+        vit: (h, w) of the ViT tokens, stride 16.
+        pyramid: (height, width) of the adapter's tokens at strides 8, 16 and 32, in the order in
+            which they are concatenated.
+        vit_points: cell centres (1, h * w, 1, 2) of the ViT tokens, normalised (x, y) in [0, 1].
+        pyramid_points: cell centres (1, 21 * h * w / 4, 1, 2) of the adapter's tokens.
+    """
+
+    vit: tuple[int, int]
+    pyramid: tuple[tuple[int, int], ...]
+    vit_points: Tensor
+    pyramid_points: Tensor
+
+    @classmethod
+    def of(cls, vit: tuple[int, int], device: torch.device) -> "TokenGrids":
+        """The grids that belong to h x w ViT tokens, h and w even."""
+        h, w = vit
+        pyramid = ((2 * h, 2 * w), (h, w), (h // 2, w // 2))
+        points = [_cell_centres(*hw, device) for hw in pyramid]
+        return cls(vit, pyramid, points[1], torch.cat(points, dim=1))
+
+
+def _cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """Normalised (x, y) centres (1, height * width, 1, 2), float32 as in the official code."""
+    y = torch.linspace(0.5, height - 0.5, height, dtype=torch.float32, device=device) / height
+    x = torch.linspace(0.5, width - 0.5, width, dtype=torch.float32, device=device) / width
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((x, y), dim=-1).view(1, height * width, 1, 2)
+
+
+def tokens_to_map(tokens: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Tokens (B, h * w, C) as a channels-last map (B, C, h, w), without a copy.
+
+    Not by ``transpose`` before ``unflatten``: for one image that leaves a batch stride with which
+    the CPU backward of batch norm silently gives wrong gradients (seen in torch 2.14.1).
+    """
+    return tokens.unflatten(1, hw).permute(0, 3, 1, 2)
+
+
+class DepthwiseConv(nn.Module):
+    """One 3x3 depthwise convolution shared by the three levels of the adapter's tokens."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
+        """Tokens (B, N, C) to tokens of the same shape."""
+        levels = x.split([h * w for h, w in grids.pyramid], dim=1)
+        maps = [
+            self.dwconv(tokens_to_map(level, hw)).flatten(2).transpose(1, 2)
+            for level, hw in zip(levels, grids.pyramid, strict=True)
+        ]
+        return torch.cat(maps, dim=1)
+
+
+class ConvFFN(nn.Module):
+    """Feed-forward network with a depthwise convolution between its two layers.
+
+    Args:
+        dim: channels C of the tokens.
+        hidden_dim: channels between the layers.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.dwconv = DepthwiseConv(hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
+        """Tokens (B, N, C) to tokens of the same shape."""
+        return self.fc2(F.gelu(self.dwconv(self.fc1(x), grids)))
+
+
+class Injector(nn.Module):
+    """Adds spatial priors to the ViT tokens: cross-attention with a learnt gate (equation 1).
+
+    Args:
+        embed_dim: channels C.
+        attention: makes the sparse attention for a number of value levels.
+        norm_layer: makes a norm for a number of channels.
+        gamma_init: initial value of the gate; 0 leaves the pre-trained ViT undisturbed at first.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        attention: Callable[[int], nn.Module],
+        norm_layer: Callable[[int], nn.Module],
+        gamma_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.query_norm = norm_layer(embed_dim)
+        self.feat_norm = norm_layer(embed_dim)
+        self.attn = attention(3)
+        self.gamma = nn.Parameter(torch.full((embed_dim,), float(gamma_init)))
+
+    def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
+        """ViT tokens x (B, h * w, C) attend to the adapter's tokens c (B, N, C); returns x."""
+        attn = self.attn(self.query_norm(x), grids.vit_points, self.feat_norm(c), grids.pyramid)
+        return x + self.gamma * attn
+
+
+class Extractor(nn.Module):
+    """Gathers multi-scale features from the ViT tokens: cross-attention and FFN (equations 2, 3).
+
+    Args:
+        embed_dim: channels C.
+        attention: makes the sparse attention for a number of value levels.
+        norm_layer: makes a norm for a number of channels.
+        ffn_ratio: hidden width of the FFN over ``embed_dim``; 0 for no FFN.
+        drop_path_rate: stochastic depth of the FFN.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        attention: Callable[[int], nn.Module],
+        norm_layer: Callable[[int], nn.Module],
+        ffn_ratio: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.query_norm = norm_layer(embed_dim)
+        self.feat_norm = norm_layer(embed_dim)
+        self.attn = attention(1)
+        self.ffn = None
+        if ffn_ratio > 0:
+            self.ffn_norm = norm_layer(embed_dim)
+            self.ffn = ConvFFN(embed_dim, int(embed_dim * ffn_ratio))
+            self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+
+    def forward(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
+        """The adapter's tokens c (B, N, C) attend to ViT tokens x (B, h * w, C); returns c."""
+        points, shapes = grids.pyramid_points, (grids.vit,)
+        c = c + self.attn(self.query_norm(c), points, self.feat_norm(x), shapes)
+        if self.ffn is None:
+            return c
+        return c + self.drop_path(self.ffn(self.ffn_norm(c), grids))
+
+
+class InteractionBlock(nn.Module):
+    """Injector, the ViT blocks of one stage, extractor (paper figure 4).
+
+    Args:
+        injector: adds spatial priors to the ViT tokens; None leaves the ViT as it is.
+        extractor: gathers features from the ViT tokens.
+        extra_extractors: further extractors on the same ViT tokens (last interaction only).
+        use_act_checkpoint: whether to recompute the adapter's parts in the backward pass.
+    """
+
+    def __init__(
+        self,
+        injector: Injector | None,
+        extractor: Extractor,
+        extra_extractors: list[Extractor],
+        use_act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.injector = injector
+        self.extractor = extractor
+        self.extra_extractors = nn.ModuleList(extra_extractors) if extra_extractors else None
+        self.use_act_checkpoint = use_act_checkpoint
+
+    def inject(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
+        """ViT tokens x (B, h, w, C) with the priors of c (B, N, C) added."""
+        if self.injector is None:
+            return x
+        return self._run(self.injector, x.flatten(1, 2), c, grids).view(x.shape)
+
+    def extract(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
+        """The adapter's tokens c (B, N, C) after gathering from ViT tokens x (B, h, w, C)."""
+        x = x.flatten(1, 2)
+        c = self._run(self.extractor, c, x, grids)
+        for extractor in self.extra_extractors or ():
+            c = self._run(extractor, c, x, grids)
+        return c
+
+    def _run(self, part: nn.Module, query: Tensor, feat: Tensor, grids: TokenGrids) -> Tensor:
+        if self.use_act_checkpoint and torch.is_grad_enabled():
+            return checkpoint(part, query, feat, grids, use_reentrant=False)
+        return part(query, feat, grids)

@@ -1,0 +1,63 @@
+"""Spatial prior module (paper section 3.3)."""
+
+from collections.abc import Callable
+
+import torch
+from detectron2.layers import get_norm
+from torch import Tensor, nn
+
+__all__ = ["SpatialPriorModule"]
+
+
+class SpatialPriorModule(nn.Module):
+    """Convolutional stem that gives the adapter local spatial priors at strides 4, 8, 16 and 32.
+
+    Paper section 3.3; deviates: the paper names strides 8, 16 and 32 only, the official code also
+    projects the stride-4 map, which is added to the finest output.
+
+    Args:
+        conv_dim: channels of the stem.
+        embed_dim: channels C of the outputs.
+        norm: Detectron2's norm name or a callable that makes a norm for a number of channels.
+    """
+
+    def __init__(
+        self, conv_dim: int, embed_dim: int, norm: str | Callable[[int], nn.Module] = "SyncBN"
+    ) -> None:
+        super().__init__()
+
+        def conv(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+            return [
+                nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+                get_norm(norm, out_channels) or nn.Identity(),
+                nn.ReLU(inplace=True),
+            ]
+
+        self.stem = nn.Sequential(
+            *conv(3, conv_dim, 2),
+            *conv(conv_dim, conv_dim, 1),
+            *conv(conv_dim, conv_dim, 1),
+            nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+        )
+        self.conv2 = nn.Sequential(*conv(conv_dim, 2 * conv_dim, 2))
+        self.conv3 = nn.Sequential(*conv(2 * conv_dim, 4 * conv_dim, 2))
+        self.conv4 = nn.Sequential(*conv(4 * conv_dim, 4 * conv_dim, 2))
+        self.fc1 = nn.Conv2d(conv_dim, embed_dim, 1)
+        self.fc2 = nn.Conv2d(2 * conv_dim, embed_dim, 1)
+        self.fc3 = nn.Conv2d(4 * conv_dim, embed_dim, 1)
+        self.fc4 = nn.Conv2d(4 * conv_dim, embed_dim, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Spatial priors of an image.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W multiples of 32.
+
+        Returns:
+            Maps (B, C, H / s, W / s) for s = 4, 8, 16, 32.
+        """
+        c1 = self.stem(images.contiguous(memory_format=torch.channels_last))
+        c2 = self.conv2(c1)
+        c3 = self.conv3(c2)
+        c4 = self.conv4(c3)
+        return self.fc1(c1), self.fc2(c2), self.fc3(c3), self.fc4(c4)

@@ -1,0 +1,309 @@
+"""Plain Vision Transformer: Detectron2's ViT (arXiv 2203.16527) behind the net contract."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import ViT as Detectron2ViT
+from detectron2.modeling.backbone.utils import (
+    get_abs_pos,
+    get_rel_pos,
+    window_partition,
+    window_unpartition,
+)
+from detectron2.modeling.backbone.vit import ResBottleneckBlock
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["ViT"]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over a token grid, global or inside windows.
+
+    Args:
+        dim: channels C of the tokens.
+        num_heads: attention heads; divides ``dim``.
+        qkv_bias: whether the joint projection has a bias.
+        use_rel_pos: whether to add Detectron2's decomposed relative positions to the logits.
+        rel_pos_zero_init: whether they start at zero.
+        input_size: (height, width) in tokens for which relative positions are stored.
+        window_size: side of the attention windows in tokens; 0 is global attention.
+        pad_after_qkv: what incomplete windows are filled up with. False (Detectron2): zero tokens
+            that are projected, so that padded keys and values equal the projection bias. True
+            (official ViT-Adapter): zero queries, keys and values.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool,
+        use_rel_pos: bool,
+        rel_pos_zero_init: bool,
+        input_size: tuple[int, int],
+        window_size: int,
+        pad_after_qkv: bool,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.pad_after_qkv = pad_after_qkv
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.use_rel_pos = use_rel_pos
+        if use_rel_pos:
+            height, width = (window_size, window_size) if window_size > 0 else input_size
+            head_dim = dim // num_heads
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * height - 1, head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * width - 1, head_dim))
+            if not rel_pos_zero_init:
+                nn.init.trunc_normal_(self.rel_pos_h, std=0.02)
+                nn.init.trunc_normal_(self.rel_pos_w, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over tokens (B, H, W, C) and returns the same shape."""
+        hw = x.shape[1:3]
+        qkv = self.qkv(x)
+        if self.window_size > 0:
+            qkv, padded_hw = window_partition(self._pad_to_windows(qkv), self.window_size)
+        n, h, w, _ = qkv.shape
+        # (3, windows, heads, tokens, head_dim)
+        q, k, v = qkv.view(n, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self._relative_position_bias(q, (h, w)) if self.use_rel_pos else None
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = x.transpose(1, 2).reshape(n, h, w, -1)
+        if self.window_size > 0:
+            x = window_unpartition(x, self.window_size, padded_hw, hw)
+        return self.proj(x)
+
+    def _pad_to_windows(self, qkv: Tensor) -> Tensor:
+        """Fills (B, H, W, 3C) up to whole windows, at the bottom and at the right."""
+        height, width = qkv.shape[1:3]
+        pad_h, pad_w = -height % self.window_size, -width % self.window_size
+        if pad_h == 0 and pad_w == 0:
+            return qkv
+        padded = F.pad(qkv, (0, 0, 0, pad_w, 0, pad_h))
+        if self.pad_after_qkv or self.qkv.bias is None:
+            return padded
+        outside = F.pad(qkv.new_zeros(height, width, 1), (0, 0, 0, pad_w, 0, pad_h), value=1.0)
+        return padded + outside * self.qkv.bias.to(qkv.dtype)
+
+    def _relative_position_bias(self, q: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Logit bias (N, heads, H*W, H*W) of queries (N, heads, H*W, head_dim)."""
+        h, w = hw
+        q = q.unflatten(2, hw)
+        rel_h = torch.einsum("nahwc,hkc->nahwk", q, get_rel_pos(h, h, self.rel_pos_h))
+        rel_w = torch.einsum("nahwc,wkc->nahwk", q, get_rel_pos(w, w, self.rel_pos_w))
+        return (rel_h.unsqueeze(-1) + rel_w.unsqueeze(-2)).flatten(4).flatten(2, 3)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on a token grid (B, H, W, C), with optional layer scale.
+
+    Parameter names are Detectron2's; the layer scale vectors are the official ``gamma1, gamma2``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        attn: Attention,
+        drop_path: float,
+        norm_layer: Callable[[int], nn.Module],
+        act_layer: Callable[[], nn.Module],
+        use_residual_block: bool,
+        layer_scale_init: float | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm_layer(dim)
+        self.attn = attn
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(in_features=dim, hidden_features=int(dim * mlp_ratio), act_layer=act_layer)
+        self.residual = (
+            ResBottleneckBlock(dim, dim, dim // 2, norm="LN", act_layer=act_layer)
+            if use_residual_block
+            else None
+        )
+        self.gamma1 = self.gamma2 = None
+        if layer_scale_init is not None:
+            self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
+            self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, H, W, C) to tokens of the same shape."""
+        attn = self.attn(self.norm1(x))
+        x = x + self.drop_path(attn if self.gamma1 is None else self.gamma1 * attn)
+        mlp = self.mlp(self.norm2(x))
+        x = x + self.drop_path(mlp if self.gamma2 is None else self.gamma2 * mlp)
+        if self.residual is not None:
+            x = self.residual(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x
+
+
+class ViT(Detectron2ViT):
+    """Detectron2's ViT as a *net*: the plain transformer that ``ViTAdapter`` wraps.
+
+    Same arguments, state dict and outputs as ``detectron2.modeling.ViT``, plus
+
+    - the net contract: ``embed``, ``forward_blocks``, ``embed_dim``, ``depth``, ``patch_size``;
+    - ``F.scaled_dot_product_attention``;
+    - ``pad_after_qkv`` and ``layer_scale_init``, which the official ViT-Adapter models need.
+
+    Like the official models it drops the pre-trained class token and final norm.
+
+    Args:
+        img_size: image side in pixels that sizes the relative positions of global blocks.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of the image.
+        embed_dim: channels C of the tokens.
+        depth: number of blocks.
+        num_heads: attention heads of each block; divides ``embed_dim``.
+        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
+        qkv_bias: whether query, key and value have a bias.
+        drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
+        norm_layer: makes a norm for a number of channels (pre-trained ViTs mostly need
+            ``partial(nn.LayerNorm, eps=1e-6)``).
+        act_layer: makes the activation of the MLPs.
+        use_abs_pos: whether to add absolute position embeddings (bicubic to the token grid).
+        use_rel_pos: whether to add Detectron2's decomposed relative positions.
+        rel_pos_zero_init: whether relative positions start at zero.
+        window_size: side of the attention windows in tokens.
+        window_block_indexes: blocks that attend inside windows; all others attend globally.
+        residual_block_indexes: blocks followed by a convolutional residual block.
+        use_act_checkpoint: whether to recompute each block in the backward pass.
+        pretrain_img_size: image side in pixels of the pre-training (sizes ``pos_embed``).
+        pretrain_use_cls_token: whether ``pos_embed`` starts with a row for the class token.
+        out_feature: name of the output of ``forward``.
+        pad_after_qkv: fill incomplete windows with zero queries, keys and values (official
+            ViT-Adapter) rather than with projected zero tokens (Detectron2).
+        layer_scale_init: initial value of the layer scale vectors; None for no layer scale.
+
+    Raises:
+        ValueError: an index outside the net, a window size that is missing, heads that do not
+            divide the channels, or non-positive sizes.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 1024,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        use_abs_pos: bool = True,
+        use_rel_pos: bool = False,
+        rel_pos_zero_init: bool = True,
+        window_size: int = 0,
+        window_block_indexes: Sequence[int] = (),
+        residual_block_indexes: Sequence[int] = (),
+        use_act_checkpoint: bool = False,
+        pretrain_img_size: int = 224,
+        pretrain_use_cls_token: bool = True,
+        out_feature: str = "last_feat",
+        *,
+        pad_after_qkv: bool = False,
+        layer_scale_init: float | None = None,
+    ) -> None:
+        if depth < 1 or embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(
+                "depth >= 1 and embed_dim a multiple of num_heads are needed, got "
+                f"{depth=}, {embed_dim=}, {num_heads=}"
+            )
+        _check_block_indexes("window_block_indexes", window_block_indexes, depth)
+        _check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
+        if window_size < 0 or (len(window_block_indexes) > 0 and window_size == 0):
+            raise ValueError(
+                f"window_block_indexes needs window_size >= 1 (tokens), got {window_size=}"
+            )
+        # Depth 0: Detectron2 builds the embeddings, the blocks are ours.
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            depth=0,
+            num_heads=num_heads,
+            use_abs_pos=use_abs_pos,
+            pretrain_img_size=pretrain_img_size,
+            pretrain_use_cls_token=pretrain_use_cls_token,
+            out_feature=out_feature,
+        )
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.patch_size = patch_size
+        self.use_act_checkpoint = use_act_checkpoint
+        grid = img_size // patch_size
+        for i in range(depth):
+            attn = Attention(
+                embed_dim,
+                num_heads=num_heads,
+                qkv_bias=qkv_bias,
+                use_rel_pos=use_rel_pos,
+                rel_pos_zero_init=rel_pos_zero_init,
+                input_size=(grid, grid),
+                window_size=window_size if i in window_block_indexes else 0,
+                pad_after_qkv=pad_after_qkv,
+            )
+            block = Block(
+                embed_dim,
+                mlp_ratio=mlp_ratio,
+                attn=attn,
+                drop_path=drop_path_rate * i / max(depth - 1, 1),
+                norm_layer=norm_layer,
+                act_layer=act_layer,
+                use_residual_block=i in residual_block_indexes,
+                layer_scale_init=layer_scale_init,
+            )
+            block.norm1.apply(self._init_weights)
+            block.norm2.apply(self._init_weights)
+            attn.apply(self._init_weights)
+            block.mlp.apply(self._init_weights)
+            self.blocks.append(block)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch and position embedding.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
+
+        Returns:
+            Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
+        """
+        x = self.patch_embed(images)
+        if self.pos_embed is not None:
+            x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
+        return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
+
+    def forward_blocks(
+        self, x: Tensor, prefix: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, Tensor]:
+        """Runs blocks ``start`` to ``stop - 1`` on tokens (B, h, w, C); returns (x, prefix)."""
+        for block in self.blocks[start:stop]:
+            if self.use_act_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x, prefix
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to ``{out_feature: (B, C, H / patch_size, W / patch_size)}``."""
+        x, prefix = self.embed(x)
+        x, _ = self.forward_blocks(x, prefix, 0, self.depth)
+        return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+
+def _check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> None:
+    wrong = [i for i in indexes if not 0 <= i < depth]
+    if wrong:
+        raise ValueError(f"{name} must lie in 0..{depth - 1} ({depth=}), got {wrong}")
+    if len(set(indexes)) != len(indexes):
+        raise ValueError(f"{name} must not repeat an index, got {list(indexes)}")

@@ -1,0 +1,273 @@
+"""ViT-Adapter (arXiv 2205.08534): a plain ViT as a dense-prediction backbone."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import get_norm
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+from vitadapter.layers import MSDeformAttn
+
+from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
+from .spatial_prior import SpatialPriorModule
+
+__all__ = ["ViTAdapter"]
+
+
+class ViTAdapter(Backbone):
+    """Wraps a plain ViT and gives ``res2, res3, res4, res5`` (strides 4, 8, 16, 32).
+
+    Paper section 3; deviates as the official code does: the stride-4 map of the spatial prior and
+    the ViT's own features are added to the outputs, which are then normalised.
+
+    ``net`` keeps its own settings (window attention, drop path, ...): ``ViTAdapter`` and ViTDet's
+    ``SimpleFeaturePyramid`` exchange over the same ``net``. It needs ``embed(images)``,
+    ``forward_blocks(x, prefix, start, stop)`` and the attributes ``embed_dim, depth, patch_size``
+    (see ``ViT``).
+
+    Args:
+        net: the plain ViT, patch size 16.
+        num_interactions: number of interaction blocks; the net's blocks are split evenly.
+        interaction_indexes: (first, last) block of each interaction, both inclusive; overrides
+            ``num_interactions``. Together they cover the net's blocks in order.
+        conv_dim: channels of the spatial prior module's stem.
+        num_points: sampling points per head and level of the deformable attention.
+        deform_num_heads: its heads.
+        deform_ratio: its value channels over the net's channels.
+        ffn_ratio: hidden width of the extractors' FFN over the net's channels; 0 for no FFN.
+        drop_path_rate: stochastic depth of every extractor's FFN.
+        num_extra_extractors: further extractors in the last interaction.
+        norm: Detectron2's norm name ("SyncBN", "BN", "GN", "FrozenBN", ...) or a callable; of the
+            spatial prior module and the outputs. "SyncBN" is BN in one process, on any device.
+        norm_layer: norm of the injectors and extractors.
+        vit_feature: which ViT tokens are added to the outputs: "final" (the last block's, official
+            detection code), "stage" (those of interaction i to output i; four interactions,
+            official segmentation code) or None.
+        use_injector: whether the ViT sees the adapter's tokens.
+        injector_gamma_init: initial value of the injectors' gate.
+        freeze_net: keep the net in eval mode and its parameters untrained. Without injectors it
+            also runs without gradients and stores no activations.
+        attention: class of the sparse attention, called with ``embed_dim, num_heads, num_levels,
+            num_points, ratio``.
+        use_act_checkpoint: recompute the injectors and extractors in the backward pass; the
+            configs tie it to the net's setting of the same name.
+
+    Raises:
+        ValueError: interactions that do not cover the net, a patch size other than 16, an unknown
+            ``vit_feature`` or one that does not fit the interactions.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        *,
+        num_interactions: int = 4,
+        interaction_indexes: Sequence[Sequence[int]] | None = None,
+        conv_dim: int = 64,
+        num_points: int = 4,
+        deform_num_heads: int = 6,
+        deform_ratio: float = 1.0,
+        ffn_ratio: float = 0.25,
+        drop_path_rate: float = 0.0,
+        num_extra_extractors: int = 2,
+        norm: str | Callable[[int], nn.Module] = "SyncBN",
+        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        vit_feature: str | None = "final",
+        use_injector: bool = True,
+        injector_gamma_init: float = 0.0,
+        freeze_net: bool = False,
+        attention: Callable[..., nn.Module] = MSDeformAttn,
+        use_act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if net.patch_size != 16:
+            raise ValueError(f"net.patch_size must be 16 pixels, got {net.patch_size}")
+        self.stages = (
+            _split_evenly(net.depth, num_interactions)
+            if interaction_indexes is None
+            else _stages(net.depth, interaction_indexes)
+        )
+        _check_vit_feature(vit_feature, len(self.stages))
+        self.vit_feature = vit_feature
+        self.freeze_net = freeze_net
+
+        dim = net.embed_dim
+        self.level_embed = nn.Parameter(torch.zeros(3, dim))
+        self.spm = SpatialPriorModule(conv_dim, dim, norm)
+
+        def make_attention(num_levels: int) -> nn.Module:
+            return attention(
+                embed_dim=dim,
+                num_heads=deform_num_heads,
+                num_levels=num_levels,
+                num_points=num_points,
+                ratio=deform_ratio,
+            )
+
+        def make_extractor() -> Extractor:
+            return Extractor(dim, make_attention, norm_layer, ffn_ratio, drop_path_rate)
+
+        def make_injector() -> Injector:
+            return Injector(dim, make_attention, norm_layer, injector_gamma_init)
+
+        last = len(self.stages) - 1
+        self.interactions = nn.ModuleList(
+            InteractionBlock(
+                make_injector() if use_injector else None,
+                make_extractor(),
+                [make_extractor() for _ in range(num_extra_extractors if i == last else 0)],
+                use_act_checkpoint=use_act_checkpoint,
+            )
+            for i in range(len(self.stages))
+        )
+        self.up = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+        for level in range(1, 5):
+            self.add_module(f"norm{level}", get_norm(norm, dim) or nn.Identity())
+        self._init_weights()
+
+        # Last, so that the initialisation above leaves a pre-trained net alone.
+        self.net = net
+        self._net_has_grad = use_injector or not freeze_net
+        if freeze_net:
+            net.requires_grad_(False)
+            net.eval()
+        self._out_features = ["res2", "res3", "res4", "res5"]
+        self._out_feature_strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+        self._out_feature_channels = dict.fromkeys(self._out_features, dim)
+
+    @property
+    def size_divisibility(self) -> int:
+        """Image height and width are padded to a multiple of this, in pixels."""
+        return 32
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Detectron2's ``ImageList`` pads batches by these."""
+        return {"size_divisibility": self.size_divisibility}
+
+    def train(self, mode: bool = True) -> "ViTAdapter":
+        """Sets training mode; a frozen net stays in eval mode."""
+        super().train(mode)
+        if self.freeze_net:
+            self.net.eval()
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Multi-scale features of images.
+
+        Args:
+            images: normalised images (B, 3, H, W) of any size. A size that is no multiple of 32 is
+                padded with zeros at the bottom and at the right.
+
+        Returns:
+            ``res2 .. res5``: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[2:]
+        images = F.pad(images, (0, -width % 32, 0, -height % 32))
+
+        c1, *priors = self.spm(images)
+        # (B, 21 * h * w / 4, C): strides 8, 16, 32
+        c = torch.cat(
+            [
+                prior.flatten(2).transpose(1, 2) + embed
+                for prior, embed in zip(priors, self.level_embed, strict=True)
+            ],
+            dim=1,
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._net_has_grad):
+            x, prefix = self.net.embed(images)
+        grids = TokenGrids.of(x.shape[1:3], images.device)
+        features = []
+        for interaction, (start, stop) in zip(self.interactions, self.stages, strict=True):
+            x = interaction.inject(x, c, grids)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._net_has_grad):
+                x, prefix = self.net.forward_blocks(x, prefix, start, stop)
+            c = interaction.extract(c, x, grids)
+            features.append(x)
+        return self._outputs(c1, c, features, grids)
+
+    def _outputs(
+        self, c1: Tensor, c: Tensor, features: list[Tensor], grids: TokenGrids
+    ) -> dict[str, Tensor]:
+        """Tokens back to maps: c1 (B, C, H / 4, W / 4), c (B, N, C), ViT tokens (B, h, w, C)."""
+        levels = c.split([h * w for h, w in grids.pyramid], dim=1)
+        c2, c3, c4 = (
+            tokens_to_map(level, hw) for level, hw in zip(levels, grids.pyramid, strict=True)
+        )
+        outputs = [self.up(c2) + c1, c2, c3, c4]
+        if self.vit_feature is not None:
+            sources = features if self.vit_feature == "stage" else [features[-1]] * 4
+            h, w = grids.vit
+            sizes = ((4 * h, 4 * w), (2 * h, 2 * w), (h, w), (h // 2, w // 2))
+            outputs = [
+                out + _resize(x.permute(0, 3, 1, 2), size)
+                for out, x, size in zip(outputs, sources, sizes, strict=True)
+            ]
+        norms = (self.norm1, self.norm2, self.norm3, self.norm4)
+        return {
+            name: norm(out)
+            for name, norm, out in zip(self._out_features, norms, outputs, strict=True)
+        }
+
+    def _init_weights(self) -> None:
+        """Initialisation of the official code; the net is not touched."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                kernel = math.prod(module.kernel_size)
+                fan_out = kernel * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.reset_parameters()
+        nn.init.normal_(self.level_embed)
+
+
+def _resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (B, C, h, w) to ``size``; the identity when they agree."""
+    if feature.shape[2:] == size:
+        return feature
+    return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+
+
+def _split_evenly(depth: int, num_interactions: int) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of each interaction's blocks."""
+    if num_interactions < 1 or depth % num_interactions:
+        raise ValueError(
+            f"num_interactions must divide the net's depth {depth} (or give interaction_indexes), "
+            f"got {num_interactions}"
+        )
+    step = depth // num_interactions
+    return tuple((start, start + step) for start in range(0, depth, step))
+
+
+def _stages(depth: int, indexes: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of inclusive (first, last) block indexes, checked to cover the net."""
+    listed = [list(pair) for pair in indexes]
+    blocks = [i for pair in listed if len(pair) == 2 for i in range(pair[0], pair[1] + 1)]
+    if any(len(pair) != 2 or pair[0] > pair[1] for pair in listed) or blocks != [*range(depth)]:
+        raise ValueError(
+            f"interaction_indexes must be (first, last) pairs that cover blocks 0..{depth - 1} of "
+            f"the net in order, got {listed}"
+        )
+    return tuple((first, last + 1) for first, last in listed)
+
+
+def _check_vit_feature(vit_feature: str | None, num_interactions: int) -> None:
+    if vit_feature not in ("final", "stage", None):
+        raise ValueError(f'vit_feature must be "final", "stage" or None, got {vit_feature!r}')
+    if vit_feature == "stage" and num_interactions != 4:
+        raise ValueError(
+            'vit_feature="stage" needs four interactions, one for each output, '
+            f"got {num_interactions}"
+        )

@@ -1,0 +1,98 @@
+"""The plain-ViT baseline of the paper: four block outputs and a neck without interaction."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+__all__ = ["ViTBaseline"]
+
+
+class ViTBaseline(Backbone):
+    """Plain ViT with resized block outputs ``res2 .. res5`` ("ViT" rows of paper table 1).
+
+    Each of four block outputs is normalised and brought to its stride: 4 by two deconvolutions, 8
+    by one, 16 as it is, 32 by max-pooling (the neck of arXiv 2111.11429).
+
+    Args:
+        net: the plain ViT, patch size 16 (see ``ViT`` for the contract).
+        block_indexes: the four blocks whose outputs are used, for strides 4, 8, 16, 32; one block
+            serves all four. None: the last block of each quarter of the net.
+        norm_layer: norm of each block output.
+
+    Raises:
+        ValueError: a patch size other than 16, or block indexes outside the net or out of order.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        *,
+        block_indexes: Sequence[int] | None = None,
+        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+    ) -> None:
+        super().__init__()
+        if net.patch_size != 16:
+            raise ValueError(f"net.patch_size must be 16 pixels, got {net.patch_size}")
+        if block_indexes is None:
+            block_indexes = [(i + 1) * net.depth // 4 - 1 for i in range(4)]
+        self.block_indexes = _check_block_indexes(block_indexes, net.depth)
+        dim = net.embed_dim
+        for level in range(1, 5):
+            self.add_module(f"norm{level}", norm_layer(dim))
+        self.up1 = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
+            nn.GroupNorm(32, dim),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
+        )
+        self.up2 = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+        self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
+        self.net = net
+        self._out_features = ["res2", "res3", "res4", "res5"]
+        self._out_feature_strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+        self._out_feature_channels = dict.fromkeys(self._out_features, dim)
+
+    @property
+    def size_divisibility(self) -> int:
+        """Image height and width must be multiples of this, in pixels."""
+        return 32
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Detectron2's ``ImageList`` pads batches by these."""
+        return {"size_divisibility": self.size_divisibility}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W), H and W multiples of 32, to ``res2 .. res5`` (B, C, H / s, W / s)."""
+        if images.dim() != 4 or any(size % 32 for size in images.shape[2:]):
+            raise ValueError(
+                f"images must be (B, 3, H, W), H and W multiples of 32, got {tuple(images.shape)}"
+            )
+        x, prefix = self.net.embed(images)
+        features, start = {}, 0
+        for index in sorted(set(self.block_indexes)):
+            x, prefix = self.net.forward_blocks(x, prefix, start, index + 1)
+            features[index], start = x, index + 1
+        f1, f2, f3, f4 = (
+            norm(features[index]).permute(0, 3, 1, 2)
+            for norm, index in zip(
+                (self.norm1, self.norm2, self.norm3, self.norm4), self.block_indexes, strict=True
+            )
+        )
+        return {"res2": self.up1(f1), "res3": self.up2(f2), "res4": f3, "res5": self.pool(f4)}
+
+
+def _check_block_indexes(indexes: Sequence[int], depth: int) -> tuple[int, ...]:
+    checked = tuple(indexes) * 4 if len(indexes) == 1 else tuple(indexes)
+    if (
+        len(checked) != 4
+        or list(checked) != sorted(checked)
+        or not all(0 <= i < depth for i in checked)
+    ):
+        raise ValueError(
+            f"block_indexes must be one or four ascending block indexes in 0..{depth - 1}, "
+            f"got {list(indexes)}"
+        )
+    return checked
