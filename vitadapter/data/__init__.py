@@ -1,0 +1,1 @@
+"""Data: what Detectron2 lacks, from the sample data set on."""

@@ -1,0 +1,348 @@
+"""COCO-format data sets as a config names them: found, checked and loaded at the start.
+
+What cannot work is refused before a model is built, by a message that names the override to
+change. The checks live here, in a function that configs instantiate, so that they also hold
+under Detectron2's own training script.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog, print_instances_class_histogram
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.catalog import Metadata
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+
+from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_record_image
+
+__all__ = ["coco_metadata", "load_coco_dataset", "register_coco"]
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, object]
+
+_ROLES = ("train", "test")
+# What Detectron2's and pycocotools' loaders raise on a file that is not COCO instances json.
+_FORMAT_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+_MAX_READ_ATTEMPTS = 100
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _named(paths: Iterable[str], limit: int = 3) -> str:
+    return ", ".join(list(paths)[:limit])
+
+
+def _exists(path: str) -> bool:
+    return _is_remote(path) or Path(path).exists()
+
+
+def _expand(path: str) -> str:
+    """`path` with `~` resolved; a URL stays as it is."""
+    return path if _is_remote(path) else str(Path(path).expanduser())
+
+
+def _catalog_name(json_file: str, image_root: str) -> str:
+    """A name that follows the paths and the state of the file: a corrected json is a new set."""
+    json_path = Path(json_file)
+    identity = [str(json_path.resolve()), str(Path(image_root).resolve())]
+    if json_path.is_file():
+        status = json_path.stat()
+        identity += [str(status.st_mtime_ns), str(status.st_size)]
+    return f"{json_path.stem}_{hashlib.sha1('|'.join(identity).encode()).hexdigest()[:10]}"
+
+
+def _check_registered(name: str, role: str) -> None:
+    own_data = f"dataset.{role}.json_file=... and dataset.{role}.image_root=..."
+    if name not in DatasetCatalog:
+        near = get_close_matches(name, DatasetCatalog.list(), n=3)
+        hint = f" (near names: {_named(near)})" if near else ""
+        raise ValueError(
+            f"dataset.{role}.name={name} is not a registered data set{hint}: "
+            f"set another dataset.{role}.name, or {own_data}"
+        )
+    metadata = MetadataCatalog.get(name)
+    for path in (metadata.get("json_file"), metadata.get("image_root")):
+        if path and not _exists(path):
+            raise ValueError(
+                f"{path}, a part of the data set '{name}', does not exist: set the environment "
+                f"variable DETECTRON2_DATASETS to the folder that holds it, or {own_data}"
+            )
+
+
+def register_coco(
+    name: str,
+    json_file: str | None = None,
+    image_root: str | None = None,
+    *,
+    role: str = "train",
+) -> str:
+    """Name under which Detectron2's catalogs hold the data set; may be called again at no cost.
+
+    Args:
+        name: a registered data set; not used when `json_file` is given.
+        json_file: annotations in COCO's instances format, registered under a name of their own.
+        image_root: folder that the file names in `json_file` are relative to.
+        role: "train" or "test": which override an error names.
+
+    Raises:
+        ValueError: unknown name, missing file or missing folder.
+    """
+    if role not in _ROLES:
+        raise ValueError(f"role must be one of {_ROLES}, got {role!r}")
+    if json_file is None:
+        if image_root is not None:
+            raise ValueError(
+                f"dataset.{role}.image_root={image_root} is given without annotations: "
+                f"set dataset.{role}.json_file=... as well"
+            )
+        _check_registered(name, role)
+        return name
+    json_file = _expand(json_file)
+    if not _is_remote(json_file) and not Path(json_file).is_file():
+        raise ValueError(
+            f"the annotation file {json_file} does not exist: set dataset.{role}.json_file=..."
+        )
+    if not image_root or not _exists(_expand(image_root)):
+        raise ValueError(
+            f"the image folder {image_root!r} of {json_file} does not exist: "
+            f"set dataset.{role}.image_root=..."
+        )
+    image_root = _expand(image_root)
+    registered = _catalog_name(json_file, image_root)
+    if registered not in DatasetCatalog:
+        register_coco_instances(registered, {}, json_file, image_root)
+    return registered
+
+
+def coco_metadata(
+    name: str, json_file: str | None = None, image_root: str | None = None
+) -> Metadata:
+    """Metadata of a data set, with class names where they can be known without its images.
+
+    Args:
+        name, json_file, image_root: as in :func:`register_coco`; none of them has to exist.
+
+    Returns:
+        Metadata: without `thing_classes` when neither the catalog nor a json file has them.
+    """
+    if json_file is not None:
+        json_file = _expand(json_file)
+        name = _catalog_name(json_file, _expand(image_root or ""))
+    if name in MetadataCatalog.list():
+        metadata = MetadataCatalog.get(name)
+        if "thing_classes" in metadata.as_dict():
+            return metadata
+        json_file = json_file or metadata.get("json_file")
+    if json_file is None or not Path(json_file).is_file():
+        return Metadata(name=name)
+    content = _read_json(json_file)
+    categories = content.get("categories", []) if isinstance(content, Mapping) else []
+    in_order = sorted(categories, key=lambda category: category["id"])
+    return Metadata(name=name, thing_classes=[category["name"] for category in in_order])
+
+
+def _read_json(json_file: str) -> object:
+    return json.loads(Path(json_file).read_text(encoding="utf-8"))
+
+
+def _explain(json_file: str | None, error: Exception) -> str:
+    """What is wrong with a file that the loader could not take, in words."""
+    if json_file is None or not Path(json_file).is_file():
+        return repr(error)
+    try:
+        content = _read_json(json_file)
+    except ValueError as syntax_error:
+        return f"not json ({syntax_error})"
+    if not isinstance(content, Mapping):
+        return f"a json {type(content).__name__} instead of an object"
+    for key in ("images", "categories"):
+        if not content.get(key):
+            return f"it has no {key}"
+    return repr(error)
+
+
+def _load_records(name: str, role: str) -> list[Record]:
+    json_file = MetadataCatalog.get(name).get("json_file")
+    source = json_file or f"the data set '{name}'"
+    try:
+        records = DatasetCatalog.get(name)
+    except _FORMAT_ERRORS as error:
+        raise ValueError(
+            f"{source} cannot be read as COCO instances: {_explain(json_file, error)}; "
+            f"set dataset.{role}.json_file=..."
+        ) from error
+    if not isinstance(records, list):
+        raise ValueError(f"{source} must load as a list of dicts, got {type(records).__name__}")
+    if not records:
+        raise ValueError(f"{source} has no images: set dataset.{role}.json_file=...")
+    if not any(record.get("annotations") for record in records):
+        _check_unannotated(json_file, source, role)
+    return records
+
+
+def _check_unannotated(json_file: str | None, source: str, role: str) -> None:
+    """Only a test file made without annotations (COCO test-dev) may have none."""
+    if role == "test" and json_file and "annotations" not in _read_json(json_file):
+        logger.warning("%s has no annotations: predictions are written, no AP is computed", source)
+        return
+    raise ValueError(f"{source} has no annotations: set dataset.{role}.json_file=...")
+
+
+def _check_num_classes(records: list[Record], name: str, num_classes: int) -> None:
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if classes is not None:
+        found = len(classes)
+    else:
+        ids = [a["category_id"] for r in records for a in r.get("annotations", ())]
+        found = max(max(ids, default=-1) + 1, num_classes)
+    if found != num_classes:
+        raise ValueError(
+            f"the annotations of '{name}' have {found} classes but the model predicts "
+            f"{num_classes}: set dataset.num_classes={found}"
+        )
+
+
+def _box_size(annotation: Mapping, file_name: str) -> tuple[float, float]:
+    box = annotation.get("bbox")
+    if box is None or len(box) not in (4, 5):
+        raise ValueError(f"an annotation of {file_name} must have a box of 4 numbers, got {box}")
+    if annotation["bbox_mode"] == BoxMode.XYXY_ABS:
+        return box[2] - box[0], box[3] - box[1]
+    return box[2], box[3]
+
+
+def _check_mask_size(record: Record, annotation: Mapping) -> None:
+    mask = annotation.get("segmentation")
+    if isinstance(mask, Mapping) and "height" in record:
+        expected = [record["height"], record["width"]]
+        if list(mask["size"]) != expected:
+            raise ValueError(
+                f"a mask of {record['file_name']} has the size {list(mask['size'])}, but the "
+                f"annotations give the image as {expected} (height, width)"
+            )
+
+
+def _drop_unusable(records: list[Record], name: str, masks: bool) -> list[Record]:
+    """The records without boxes of no area and, when masks are asked for, without maskless ones."""
+    no_area = no_mask = 0
+    cleaned = []
+    for record in records:
+        kept = []
+        for annotation in record.get("annotations", ()):
+            size = _box_size(annotation, record["file_name"])
+            if not all(math.isfinite(side) and side > 0 for side in size):
+                no_area += 1
+            elif masks and not annotation.get("segmentation"):
+                no_mask += 1
+            else:
+                _check_mask_size(record, annotation)
+                kept.append(annotation)
+        # A registered function may hand out its own list: never change it in place.
+        cleaned.append({**record, "annotations": kept} if "annotations" in record else record)
+    if no_area:
+        logger.warning("'%s': dropped %d annotations whose box has no area", name, no_area)
+    if no_mask:
+        logger.warning("'%s': dropped %d annotations without a mask", name, no_mask)
+    return cleaned
+
+
+def _check_has_masks(records: list[Record], name: str) -> None:
+    annotations = [a for r in records for a in r.get("annotations", ())]
+    if annotations and not any(a.get("segmentation") for a in annotations):
+        raise ValueError(
+            f"none of the {len(annotations)} annotations of '{name}' has a mask, but the config "
+            "trains masks: use a box-only config (faster_rcnn_*)"
+        )
+
+
+def _missing_files(file_names: Iterable[str]) -> list[str]:
+    by_folder = defaultdict(list)
+    for path in (Path(name) for name in file_names if not _is_remote(name)):
+        by_folder[path.parent].append(path)
+    missing = []
+    for folder, members in by_folder.items():
+        # One listing instead of one stat per image: COCO has 118 thousand of them.
+        listed = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        missing += [str(p) for p in members if p.name not in listed and not p.exists()]
+    return missing
+
+
+def _check_images(records: list[Record], name: str, role: str) -> None:
+    missing = _missing_files(record["file_name"] for record in records)
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(records)} images of '{name}' do not exist "
+            f"({_named(missing)}): set dataset.{role}.image_root=... to the folder that holds them"
+        )
+    errors = []
+    for record in records[:_MAX_READ_ATTEMPTS]:
+        try:
+            read_record_image(record, "RGB")
+        except IMAGE_ERRORS as error:
+            errors.append(f"{record['file_name']}: {error}")
+        else:
+            return
+    raise ValueError(
+        f"none of the first {len(errors)} images of '{name}' can be used ({_named(errors)}): "
+        f"set dataset.{role}.image_root=... or dataset.{role}.json_file=..."
+    )
+
+
+def load_coco_dataset(
+    name: str,
+    json_file: str | None = None,
+    image_root: str | None = None,
+    *,
+    num_classes: int,
+    masks: bool = True,
+    filter_empty: bool = False,
+    role: str = "train",
+) -> list[Record]:
+    """Loads and checks a COCO-format data set, registered by name or given by its files.
+
+    Annotations whose box has no area, and with `masks` those without a mask in a set where
+    others have one, are dropped; each kind is counted in one warning.
+
+    Args:
+        name: a registered data set; not used when `json_file` is given.
+        json_file: annotations in COCO's instances format.
+        image_root: folder that the file names in `json_file` are relative to.
+        num_classes: number of classes that the model predicts.
+        masks: whether instance masks are needed.
+        filter_empty: whether to leave out images without usable annotations (as for training).
+        role: "train" or "test": which override an error names.
+
+    Returns:
+        list[dict]: Detectron2's standard data set dicts.
+
+    Raises:
+        ValueError: the data cannot be used; the message names the override to change.
+    """
+    registered = register_coco(name, json_file, image_root, role=role)
+    records = _load_records(registered, role)
+    _check_num_classes(records, registered, num_classes)
+    if masks:
+        _check_has_masks(records, registered)
+    _check_images(records, registered, role)
+    records = _drop_unusable(records, registered, masks)
+    if filter_empty:
+        records = filter_images_with_only_crowd_annotations(records)
+        if not records:
+            raise ValueError(
+                f"no image of '{registered}' has a usable annotation: "
+                f"set dataset.{role}.json_file=..."
+            )
+    classes = MetadataCatalog.get(registered).get("thing_classes")
+    if classes and all("annotations" in record for record in records):
+        print_instances_class_histogram(records, classes)
+    return records
