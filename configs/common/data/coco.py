@@ -1,0 +1,93 @@
+"""COCO instances; `dataset.*` is all that a data set of your own has to override."""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+
+from vitadapter.data.coco import load_coco_dataset
+from vitadapter.data.dataset_mapper import DatasetMapper
+from vitadapter.data.transforms import RandomChoice
+from vitadapter.evaluation.coco import coco_evaluator
+
+dataset = dict(
+    num_classes=80,
+    train=dict(name="coco_2017_train", json_file=None, image_root=None),
+    test=dict(name="coco_2017_val", json_file=None, image_root=None),
+)
+
+dataloader = dict(
+    train=L(build_detection_train_loader)(
+        dataset=L(load_coco_dataset)(
+            name="${dataset.train.name}",
+            json_file="${dataset.train.json_file}",
+            image_root="${dataset.train.image_root}",
+            num_classes="${dataset.num_classes}",
+            masks=True,
+            filter_empty=True,
+            role="train",
+        ),
+        mapper=L(DatasetMapper)(
+            is_train=True,
+            augmentations=[
+                L(T.ResizeShortestEdge)(
+                    short_edge_length=(800,), sample_style="choice", max_size=1333
+                ),
+                L(T.RandomFlip)(horizontal=True),
+            ],
+            image_format="${model.input_format}",
+            use_instance_mask="${..dataset.masks}",
+        ),
+        total_batch_size=16,
+        num_workers=4,
+    ),
+    test=L(build_detection_test_loader)(
+        dataset=L(load_coco_dataset)(
+            name="${dataset.test.name}",
+            json_file="${dataset.test.json_file}",
+            image_root="${dataset.test.image_root}",
+            num_classes="${dataset.num_classes}",
+            masks="${dataloader.train.dataset.masks}",
+            filter_empty=False,
+            role="test",
+        ),
+        mapper=L(DatasetMapper)(
+            is_train=False,
+            augmentations=[
+                L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333),
+            ],
+            image_format="${model.input_format}",
+        ),
+        num_workers=4,
+    ),
+    evaluator=L(coco_evaluator)(
+        name="${dataset.test.name}",
+        json_file="${dataset.test.json_file}",
+        image_root="${dataset.test.image_root}",
+        output_dir="${train.output_dir}/inference",
+    ),
+)
+
+# 3x+MS: one of two branches, resize or resize-crop-resize, then a crop of at most 1024 pixels.
+_short_edges = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+multi_scale_augmentations = [
+    L(T.RandomFlip)(horizontal=True),
+    L(RandomChoice)(
+        branches=[
+            [
+                L(T.ResizeShortestEdge)(
+                    short_edge_length=_short_edges, sample_style="choice", max_size=1333
+                )
+            ],
+            [
+                L(T.ResizeShortestEdge)(
+                    short_edge_length=(400, 500, 600), sample_style="choice", max_size=1333
+                ),
+                L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
+                L(T.ResizeShortestEdge)(
+                    short_edge_length=_short_edges, sample_style="choice", max_size=1333
+                ),
+            ],
+        ]
+    ),
+    L(T.RandomCrop)(crop_type="absolute", crop_size=(1024, 1024)),
+]

@@ -1,0 +1,47 @@
+"""Plain ViTs of the paper, tiny to large, with window attention and layer scale as trained."""
+
+from functools import partial
+
+from detectron2.config import LazyCall as L
+from torch import nn
+
+from vitadapter.modeling.backbone import ViT
+
+# Every third (large: sixth) block attends globally.
+_windowed_12 = [i for i in range(12) if i % 3 != 2]
+_windowed_24 = [i for i in range(24) if i % 6 != 5]
+
+vit_base = L(ViT)(
+    img_size=1024,
+    patch_size=16,
+    embed_dim=768,
+    depth=12,
+    num_heads=12,
+    drop_path_rate=0.3,
+    window_size=14,
+    window_block_indexes=_windowed_12,
+    residual_block_indexes=[],
+    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    pretrain_img_size=224,
+    use_act_checkpoint=False,
+    out_feature="last_feat",
+    pad_after_qkv=True,
+    layer_scale_init=1.0,
+)
+
+vit_tiny = vit_base.copy()
+vit_tiny.update(embed_dim=192, num_heads=3, drop_path_rate=0.1)
+
+vit_small = vit_base.copy()
+vit_small.update(embed_dim=384, num_heads=6, drop_path_rate=0.2)
+
+# AugReg, pre-trained at 384 pixels.
+vit_large = vit_base.copy()
+vit_large.update(
+    embed_dim=1024,
+    depth=24,
+    num_heads=16,
+    drop_path_rate=0.4,
+    window_block_indexes=_windowed_24,
+    pretrain_img_size=384,
+)

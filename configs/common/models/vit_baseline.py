@@ -1,0 +1,30 @@
+"""The paper's baselines over the nets of `vit.py`: "ViT" and "ViTDet" rows of table 1."""
+
+from detectron2.config import LazyCall as L
+
+from vitadapter.modeling.backbone import ViTBaseline
+
+from .vit import vit_base, vit_large, vit_small, vit_tiny
+
+# The official baselines use drop path 0.1 for all sizes but large.
+vit_baseline_tiny = L(ViTBaseline)(net=vit_tiny, block_indexes=[2, 5, 8, 11])
+vit_baseline_small = L(ViTBaseline)(net=vit_small, block_indexes=[2, 5, 8, 11])
+vit_baseline_small.net.drop_path_rate = 0.1
+vit_baseline_base = L(ViTBaseline)(net=vit_base, block_indexes=[2, 5, 8, 11])
+vit_baseline_base.net.drop_path_rate = 0.1
+vit_baseline_large = L(ViTBaseline)(net=vit_large, block_indexes=[5, 11, 17, 23])
+
+# ViTDet as the paper counts its parameters: convolutional propagation after four blocks, the
+# pyramid made of the last block alone.
+vitdet_tiny = vit_baseline_tiny.copy()
+vitdet_tiny.block_indexes = [11]
+vitdet_tiny.net.residual_block_indexes = [2, 5, 8, 11]
+vitdet_small = vit_baseline_small.copy()
+vitdet_small.block_indexes = [11]
+vitdet_small.net.residual_block_indexes = [2, 5, 8, 11]
+vitdet_base = vit_baseline_base.copy()
+vitdet_base.block_indexes = [11]
+vitdet_base.net.residual_block_indexes = [2, 5, 8, 11]
+vitdet_large = vit_baseline_large.copy()
+vitdet_large.block_indexes = [23]
+vitdet_large.net.residual_block_indexes = [5, 11, 17, 23]

@@ -1,0 +1,25 @@
+"""Learning-rate schedules over `train.max_iter` iterations: steps are fractions of the whole."""
+
+from detectron2.config import LazyCall as L
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+from vitadapter.solver import warm_up
+
+# 12 epochs of COCO; milestones in epochs.
+schedule_1x = L(warm_up)(
+    scheduler=L(MultiStepParamScheduler)(
+        values=[1.0, 0.1, 0.01], milestones=[8, 11], num_updates=12
+    ),
+    max_iter="${train.max_iter}",
+    warmup_iters=500,
+    warmup_factor=0.001,
+)
+
+schedule_3x = L(warm_up)(
+    scheduler=L(MultiStepParamScheduler)(
+        values=[1.0, 0.1, 0.01], milestones=[27, 33], num_updates=36
+    ),
+    max_iter="${train.max_iter}",
+    warmup_iters=500,
+    warmup_factor=0.001,
+)

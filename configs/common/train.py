@@ -1,0 +1,15 @@
+"""What the training loop needs; the keys are Detectron2's."""
+
+import torch
+
+train = dict(
+    output_dir="./output",
+    init_checkpoint="",
+    max_iter=87960,
+    amp=dict(enabled=False),
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    checkpointer=dict(period=7330, max_to_keep=5),
+    eval_period=7330,
+    log_period=20,
+    device="cuda" if torch.cuda.is_available() else "cpu",
+)

@@ -1,0 +1,10 @@
+from vitadapter.model_zoo import get_config
+
+data = get_config("common/data/coco.py")
+dataset, dataloader = data.dataset, data.dataloader
+model = get_config("common/models/mask_rcnn_vit_adapter.py").model
+model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_small
+optimizer = get_config("common/optim.py").AdamW
+lr_multiplier = get_config("common/schedule.py").schedule_1x
+train = get_config("common/train.py").train
+train.output_dir = "./output/mask_rcnn_vit_adapter_s_deit_1x"

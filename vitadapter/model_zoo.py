@@ -1,0 +1,45 @@
+"""Shared config bases by name, wherever the package is installed."""
+
+import importlib.util
+from pathlib import Path
+
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig
+
+import vitadapter.configs
+
+__all__ = ["get_config", "get_config_path"]
+
+
+def get_config_path(name: str) -> Path:
+    """Path of a shared config: ours, else Detectron2's own.
+
+    Args:
+        name: relative path below ``vitadapter.configs`` or Detectron2's model zoo, such as
+            "common/models/mask_rcnn_vit_adapter.py" or "common/models/mask_rcnn_fpn.py".
+
+    Raises:
+        ValueError: neither has it.
+    """
+    roots = [Path(vitadapter.configs.__file__).parent]
+    # Found without importing detectron2.model_zoo, which needs an old setuptools.
+    detectron2 = importlib.util.find_spec("detectron2")
+    if detectron2 is not None and detectron2.origin is not None:
+        roots.append(Path(detectron2.origin).parent / "model_zoo" / "configs")
+    for root in roots:
+        if (root / name).is_file():
+            return root / name
+    ours = sorted(str(path.relative_to(roots[0])) for path in roots[0].glob("common/**/*.py"))
+    raise ValueError(f"no shared config {name!r}; there are {', '.join(ours)}, and Detectron2's")
+
+
+def get_config(name: str) -> DictConfig:
+    """Loads a shared config afresh, so that edits do not leak between experiments.
+
+    Args:
+        name: see ``get_config_path``.
+
+    Raises:
+        ValueError: there is no such config.
+    """
+    return LazyConfig.load(str(get_config_path(name)))

@@ -1,0 +1,127 @@
+"""Parameter groups with the rules of the official recipes."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+from detectron2.solver.build import reduce_param_groups
+from torch import Tensor, nn
+
+__all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
+
+_BLOCK = re.compile(r"(?:^|\.)net\.blocks\.(\d+)\.")
+_EMBED = re.compile(r"(?:^|\.)net\.(?:patch_embed\.|pos_embed$|cls_token$)")
+
+
+class ParamGroup(TypedDict, total=False):
+    """One entry of an optimizer's ``params``."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
+class LayerDecay:
+    """Layer-wise learning-rate decay: factor ``rate ** (num_layers + 1 - layer)``.
+
+    Layer 0 is the embedding of the wrapped ``net``, layer i + 1 its block i, and layer
+    ``num_layers + 1`` (factor 1) everything else: adapter, neck and heads.
+
+    Args:
+        rate: in (0, 1].
+        num_layers: number of blocks of the net.
+
+    Raises:
+        ValueError: a rate outside (0, 1] or no layers.
+    """
+
+    def __init__(self, rate: float, num_layers: int) -> None:
+        if not 0.0 < rate <= 1.0 or num_layers < 1:
+            raise ValueError(
+                f"rate must lie in (0, 1] and num_layers be >= 1, got {rate=}, {num_layers=}"
+            )
+        self.rate = rate
+        self.num_layers = num_layers
+
+    def __call__(self, name: str) -> float:
+        """Learning-rate factor of the parameter with this dotted name.
+
+        Raises:
+            ValueError: the name belongs to a block beyond ``num_layers``.
+        """
+        block = _BLOCK.search(name)
+        if block is not None:
+            layer = int(block.group(1)) + 1
+            if layer > self.num_layers:
+                raise ValueError(f"num_layers={self.num_layers} is too small for parameter {name}")
+        else:
+            layer = 0 if _EMBED.search(name) else self.num_layers + 1
+        return self.rate ** (self.num_layers + 1 - layer)
+
+
+class NoDecayByName:
+    """Exempts parameters whose dotted name contains one of some strings from weight decay.
+
+    The default strings are those of the official recipes without layer decay. As in the official
+    code, norms that are not called so (``spm.stem.1``) and layer scale do decay.
+
+    Args:
+        substrings: parts of names.
+    """
+
+    def __init__(
+        self, substrings: Sequence[str] = ("level_embed", "pos_embed", "norm", "bias")
+    ) -> None:
+        self.substrings = tuple(substrings)
+
+    def __call__(self, name: str, parameter: Tensor) -> bool:
+        """Whether the parameter is exempt."""
+        return any(part in name for part in self.substrings)
+
+
+class NoDecayOneDim:
+    """Exempts vectors and biases from weight decay (official recipes with layer decay).
+
+    Embeddings with more than one dimension, such as ``pos_embed``, do decay there.
+    """
+
+    def __call__(self, name: str, parameter: Tensor) -> bool:
+        """Whether the parameter is exempt."""
+        return parameter.ndim <= 1 or name.endswith(".bias")
+
+
+def get_optimizer_params(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    no_decay: Callable[[str, Tensor], bool],
+    lr_factor_func: Callable[[str], float] | None = None,
+) -> list[ParamGroup]:
+    """Parameter groups for a torch optimizer; use it as Detectron2's function of similar name.
+
+    Args:
+        model: its trainable parameters are grouped; frozen ones are left out.
+        base_lr: learning rate before the factor.
+        weight_decay: for parameters that are not exempt.
+        no_decay: (dotted name, parameter) to whether its weight decay is 0.
+        lr_factor_func: dotted name to learning-rate factor; None for 1 everywhere.
+
+    Returns:
+        Groups with ``params``, ``lr`` and ``weight_decay``, one for each pair of values.
+
+    Raises:
+        ValueError: the model has no trainable parameter.
+    """
+    groups: list[ParamGroup] = [
+        {
+            "params": [parameter],
+            "lr": base_lr * (lr_factor_func(name) if lr_factor_func is not None else 1.0),
+            "weight_decay": 0.0 if no_decay(name, parameter) else weight_decay,
+        }
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+    if not groups:
+        raise ValueError("the model has no trainable parameter")
+    return reduce_param_groups(groups)
