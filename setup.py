@@ -1,12 +1,15 @@
 """Builds the compiled operators; everything else about the package is in pyproject.toml."""
 
+import shlex
+import shutil
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, find_packages, setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
 except ImportError as error:
     raise SystemExit(
         "vitadapter: the operators are compiled against the PyTorch that they will run with, but "
@@ -16,6 +19,16 @@ except ImportError as error:
 
 # Oldest Python whose stable ABI the extension uses; one binary serves all later ones.
 PYTHON_ABI = ("0x030A0000", "cp310")
+
+
+def missing_for_build() -> str | None:
+    """What this machine lacks to compile the operators, in words; None if nothing."""
+    if shutil.which(shlex.split(get_cxx_compiler())[0]) is None:
+        return f"no C++ compiler ({get_cxx_compiler()}; on Debian: apt install g++)"
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    if not header.is_file():
+        return f"no Python headers ({header}; on Debian: apt install python3-dev)"
+    return None
 
 
 def openmp_flags() -> list[str]:
@@ -65,10 +78,18 @@ def packages() -> list[str]:
     return find_packages(include=["vitadapter", "vitadapter.*"]) + configs
 
 
+missing = missing_for_build()
+if missing is not None:
+    print(
+        f"vitadapter: not building the C++ operators: {missing}. The slower PyTorch "
+        "implementation will serve in their place.",
+        flush=True,
+    )
+
 setup(
     packages=packages(),
     package_dir={"vitadapter.configs": "configs"},
-    ext_modules=[operator_extension()],
+    ext_modules=[operator_extension()] if missing is None else [],
     cmdclass={"build_ext": BuildOperators},
-    options={"bdist_wheel": {"py_limited_api": PYTHON_ABI[1]}},
+    options={"bdist_wheel": {"py_limited_api": PYTHON_ABI[1]}} if missing is None else {},
 )

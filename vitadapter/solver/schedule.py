@@ -1,7 +1,7 @@
 """Learning-rate schedules."""
 
-from fvcore.common.param_scheduler import ParamScheduler
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
+from fvcore.common.param_scheduler import ParamScheduler
 
 __all__ = ["warm_up"]
 

@@ -3,6 +3,7 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from omegaconf import ListConfig
 
 from vitadapter.data.coco import load_coco_dataset
 from vitadapter.data.dataset_mapper import DatasetMapper
@@ -69,25 +70,29 @@ dataloader = dict(
 
 # 3x+MS: one of two branches, resize or resize-crop-resize, then a crop of at most 1024 pixels.
 _short_edges = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-multi_scale_augmentations = [
-    L(T.RandomFlip)(horizontal=True),
-    L(RandomChoice)(
-        branches=[
-            [
-                L(T.ResizeShortestEdge)(
-                    short_edge_length=_short_edges, sample_style="choice", max_size=1333
-                )
-            ],
-            [
-                L(T.ResizeShortestEdge)(
-                    short_edge_length=(400, 500, 600), sample_style="choice", max_size=1333
-                ),
-                L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
-                L(T.ResizeShortestEdge)(
-                    short_edge_length=_short_edges, sample_style="choice", max_size=1333
-                ),
-            ],
-        ]
-    ),
-    L(T.RandomCrop)(crop_type="absolute", crop_size=(1024, 1024)),
-]
+# A ListConfig, since LazyConfig.load leaves plain lists out.
+multi_scale_augmentations = ListConfig(
+    [
+        L(T.RandomFlip)(horizontal=True),
+        L(RandomChoice)(
+            branches=[
+                [
+                    L(T.ResizeShortestEdge)(
+                        short_edge_length=_short_edges, sample_style="choice", max_size=1333
+                    )
+                ],
+                [
+                    L(T.ResizeShortestEdge)(
+                        short_edge_length=(400, 500, 600), sample_style="choice", max_size=1333
+                    ),
+                    L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
+                    L(T.ResizeShortestEdge)(
+                        short_edge_length=_short_edges, sample_style="choice", max_size=1333
+                    ),
+                ],
+            ]
+        ),
+        L(T.RandomCrop)(crop_type="absolute", crop_size=(1024, 1024)),
+    ],
+    flags={"allow_objects": True},
+)

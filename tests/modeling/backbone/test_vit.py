@@ -53,9 +53,7 @@ def test_is_initialised_like_detectron2():
 
 @pytest.mark.parametrize("pad_after_qkv", [False, True])
 def test_padding_matters_only_in_incomplete_windows(pad_after_qkv):
-    net = randomised(
-        ViT(**SMALL | dict(depth=1, window_size=4, window_block_indexes=[0]))
-    ).eval()
+    net = randomised(ViT(**SMALL | dict(depth=1, window_size=4, window_block_indexes=[0]))).eval()
     padded = copy.deepcopy(net)
     padded.blocks[0].attn.pad_after_qkv = pad_after_qkv
     x, prefix = net.embed(torch.randn(1, 3, 96, 96))  # 6 x 6 tokens: windows of 4 do not fit

@@ -224,7 +224,7 @@ def test_bad_arguments(wrong, message):
 
 
 def test_bad_patch_size():
-    with pytest.raises(ValueError, match="patch_size must be 16.*14"):
+    with pytest.raises(ValueError, match=r"patch_size must be 16.*14"):
         make_adapter(make_net(patch_size=14))
 
 

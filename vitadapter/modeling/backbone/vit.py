@@ -263,10 +263,7 @@ class ViT(Detectron2ViT):
                 use_residual_block=i in residual_block_indexes,
                 layer_scale_init=layer_scale_init,
             )
-            block.norm1.apply(self._init_weights)
-            block.norm2.apply(self._init_weights)
-            attn.apply(self._init_weights)
-            block.mlp.apply(self._init_weights)
+            block.apply(self._init_weights)
             self.blocks.append(block)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:

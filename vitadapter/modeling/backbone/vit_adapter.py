@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -180,17 +181,21 @@ class ViTAdapter(Backbone):
             ],
             dim=1,
         )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._net_has_grad):
+        with self._net_grad_mode():
             x, prefix = self.net.embed(images)
         grids = TokenGrids.of(x.shape[1:3], images.device)
         features = []
         for interaction, (start, stop) in zip(self.interactions, self.stages, strict=True):
             x = interaction.inject(x, c, grids)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self._net_has_grad):
+            with self._net_grad_mode():
                 x, prefix = self.net.forward_blocks(x, prefix, start, stop)
             c = interaction.extract(c, x, grids)
             features.append(x)
         return self._outputs(c1, c, features, grids)
+
+    def _net_grad_mode(self) -> AbstractContextManager[None]:
+        """No gradients through a frozen net, unless the injectors need them."""
+        return nullcontext() if self._net_has_grad else torch.no_grad()
 
     def _outputs(
         self, c1: Tensor, c: Tensor, features: list[Tensor], grids: TokenGrids

@@ -65,7 +65,17 @@ class ViTBaseline(Backbone):
         return {"size_divisibility": self.size_divisibility}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W), H and W multiples of 32, to ``res2 .. res5`` (B, C, H / s, W / s)."""
+        """Multi-scale features of images.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W multiples of 32.
+
+        Returns:
+            ``res2 .. res5``: (B, C, H / s, W / s) for s = 4, 8, 16, 32.
+
+        Raises:
+            ValueError: another shape.
+        """
         if images.dim() != 4 or any(size % 32 for size in images.shape[2:]):
             raise ValueError(
                 f"images must be (B, 3, H, W), H and W multiples of 32, got {tuple(images.shape)}"

@@ -1,7 +1,7 @@
 from vitadapter.model_zoo import get_config
 
-data = get_config("common/data/coco.py")
-dataset, dataloader = data.dataset, data.dataloader
+_data = get_config("common/data/coco.py")
+dataset, dataloader = _data.dataset, _data.dataloader
 model = get_config("common/models/mask_rcnn_vit_adapter.py").model
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_small
 optimizer = get_config("common/optim.py").AdamW

@@ -7,8 +7,8 @@ from fvcore.common.param_scheduler import LinearParamScheduler
 from vitadapter.model_zoo import get_config
 from vitadapter.solver import warm_up
 
-data = get_config("common/data/coco.py")
-dataset, dataloader = data.dataset, data.dataloader
+_data = get_config("common/data/coco.py")
+dataset, dataloader = _data.dataset, _data.dataloader
 dataset.num_classes = 10
 dataset.train = dict(
     name="digits_train",
@@ -32,12 +32,12 @@ dataloader.test.mapper.augmentations = [
 dataloader.test.num_workers = 0
 
 model = get_config("common/models/mask_rcnn_vit_adapter.py").model
-net = model.backbone.bottom_up.net
-net.drop_path_rate = 0.0
+_net = model.backbone.bottom_up.net
+_net.drop_path_rate = 0.0
 # 8 x 8 tokens fit into one window.
-net.window_size = 0
-net.window_block_indexes = []
-net.pretrain_img_size = 128
+_net.window_size = 0
+_net.window_block_indexes = []
+_net.pretrain_img_size = 128
 model.backbone.out_channels = 128
 model.backbone.norm = "LN"
 model.proposal_generator.head.in_channels = 128

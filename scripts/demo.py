@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""Draws the predictions of any LazyConfig on images, folders of images and videos.
+
+Exit status: 0 when every input was drawn, 1 when there was none or one failed (each failure is
+named, the others go on), 2 for wrong arguments.
+"""
+
+import argparse
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import LazyConfig
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from tqdm import tqdm
+
+from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_image
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.predictor import LazyPredictor
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+DEFAULT_FPS = 25.0
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="images, folders, videos or quoted patterns"
+    )
+    parser.add_argument(
+        "--output", required=True, help="a folder, or for one input the file to write"
+    )
+    parser.add_argument("--weights", help="checkpoint; default: the config's train.init_checkpoint")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="in [0, 1]")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
+    args = parser.parse_args(arguments)
+    if not 0 <= args.score_threshold <= 1:
+        parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
+    return args
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def is_input(path: Path) -> bool:
+    return is_video(path) or path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def find_inputs(patterns: Sequence[str], output: str) -> list[tuple[Path, Path]]:
+    """Every input with its path relative to the folder that was asked for."""
+    found = []
+    written = Path(output).resolve()
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            members = sorted(p for p in path.rglob("*") if p.is_file() and is_input(p))
+            if written != path.resolve():  # an earlier run may have written below this folder
+                members = [p for p in members if written not in p.resolve().parents]
+            found += [(p, p.relative_to(path)) for p in members]
+        elif path.exists() or not glob.has_magic(pattern):
+            found.append((path, Path(path.name)))
+        else:
+            matches = sorted(Path(m) for m in glob.glob(pattern, recursive=True))  # noqa: PTH207
+            found += [(p, Path(p.name)) for p in matches if p.is_file()]
+    return found
+
+
+def plan_outputs(inputs: list[tuple[Path, Path]], output: str) -> list[tuple[Path, Path]]:
+    """Pairs each input with a file of its own to write, never one of the inputs."""
+    sources = {path.resolve() for path, _ in inputs}
+    folder = Path(output)
+    is_file = is_input(folder) and not folder.is_dir()
+    if is_file and len(inputs) > 1:
+        raise ValueError(f"--output {output} is a file, but there are {len(inputs)} inputs")
+    planned = [(inputs[0][0], folder)] if is_file else []
+    taken: set[Path] = set()
+    for path, relative in inputs if not is_file else ():
+        target = folder / relative
+        target = target.with_suffix(".mp4") if is_video(path) else target
+        number = 2
+        while target in taken:
+            target = target.with_stem(f"{relative.stem}_{number}")
+            number += 1
+        taken.add(target)
+        planned.append((path, target))
+    for path, target in planned:
+        if target.resolve() in sources:
+            raise ValueError(f"--output {output} would overwrite the input {path}")
+    return planned
+
+
+def draw(predictor: LazyPredictor, image: np.ndarray, threshold: float) -> np.ndarray:
+    """The BGR `image` (H, W, 3) with its predictions, in the same size and order."""
+    instances = predictor(image)["instances"].to("cpu")
+    visualizer = Visualizer(image[:, :, ::-1], predictor.metadata, instance_mode=ColorMode.IMAGE)
+    drawn = visualizer.draw_instance_predictions(instances[instances.scores >= threshold])
+    return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+
+
+def draw_image(predictor: LazyPredictor, source: Path, target: Path, threshold: float) -> None:
+    image = np.ascontiguousarray(read_image(str(source), "BGR"))
+    if not cv2.imwrite(str(target), draw(predictor, image, threshold)):
+        raise OSError(f"{target} cannot be written")
+
+
+def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        success, frame = capture.read()
+        if not success:
+            return
+        yield frame
+
+
+def draw_video(predictor: LazyPredictor, source: Path, target: Path, threshold: float) -> None:
+    capture = cv2.VideoCapture(str(source))
+    writer = None
+    fps = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    try:
+        for frame in tqdm(read_frames(capture), total=max(total, 0) or None, desc=source.name):
+            drawn = draw(predictor, frame, threshold)
+            if writer is None:
+                size = (drawn.shape[1], drawn.shape[0])
+                codec = cv2.VideoWriter_fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(target), codec, fps, size)
+                if not writer.isOpened():
+                    raise OSError(f"{target} cannot be written as video")
+            writer.write(drawn)
+    finally:
+        capture.release()
+        if writer is not None:
+            writer.release()
+    if writer is None:
+        raise OSError("no frame can be read")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_args(arguments)
+    inputs = find_inputs(args.input, args.output)
+    if not inputs:
+        print(f"no image or video found in {', '.join(args.input)}")
+        return 1
+    planned = plan_outputs(inputs, args.output)
+    cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
+    predictor = LazyPredictor(cfg, args.weights)
+    failed = 0
+    for source, target in tqdm(planned, desc="inputs", disable=len(planned) == 1):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draw_input = draw_video if is_video(source) else draw_image
+        try:
+            draw_input(predictor, source, target, args.score_threshold)
+        except (*IMAGE_ERRORS, cv2.error) as error:
+            failed += 1
+            tqdm.write(f"failed: {source}: {error}")
+    print(f"{len(planned) - failed} of {len(planned)} inputs drawn, written to {args.output}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Trains or evaluates a LazyConfig.
+
+As Detectron2's script of the same name (under which the configs run too), with overrides that
+refuse misspelt keys, checks before the first iteration, and a checkpoint whenever training stops.
+"""
+
+import argparse
+import sys
+
+from detectron2.config import LazyConfig
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.trainer import check_run, do_eval_only, do_train
+
+EPILOG = """
+Examples:
+  train on one machine    %(prog)s --config-file CONFIG --num-gpus 8
+  go on after a stop      %(prog)s --config-file CONFIG --num-gpus 8 --resume
+  evaluate                %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.pth
+  your own data           %(prog)s --config-file CONFIG dataset.num_classes=10 \\
+      dataset.train.json_file=train.json dataset.train.image_root=train/ \\
+      dataset.test.json_file=val.json dataset.test.image_root=val/
+
+Overrides come last: key=value sets a key that the config has, +key=value adds one, ~key deletes
+one. Ctrl-C and SIGTERM save the training state before the run ends.
+"""
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs one process of the job."""
+    cfg = LazyConfig.load(args.config_file)
+    cfg = apply_overrides(cfg, args.opts)
+    check_run(cfg, resume=args.resume, eval_only=args.eval_only)
+    default_setup(cfg, args)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="vitadapter")
+    if args.eval_only:
+        do_eval_only(cfg)
+    else:
+        do_train(cfg, resume=args.resume)
+
+
+def invoke_main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and starts one process per GPU."""
+    parser = default_argument_parser(epilog=EPILOG)
+    args = parser.parse_args(arguments)
+    if not args.config_file:
+        parser.error("--config-file is required")
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    invoke_main()

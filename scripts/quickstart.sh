@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Sets up .venv, makes the sample data set, trains ViT-Adapter-T Mask R-CNN on it, evaluates,
+# draws predictions and curves. Interrupted and run again, it goes on where it stopped.
+#
+#   ./scripts/quickstart.sh             some 15 minutes on two CPU cores
+#   ./scripts/quickstart.sh --compare   also trains the plain-ViT and ViTDet baselines over the
+#                                       same net for the same time, and shows all three
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+compare=false
+for argument in "$@"; do
+    case "$argument" in
+        --compare) compare=true ;;
+        *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; [ "$argument" = --help ]; exit ;;
+    esac
+done
+
+configs=projects/ViTAdapter/configs/Digits
+data=datasets/digits
+runs=output/digits
+python=.venv/bin/python
+step() { printf '\n==> %s\n' "$*"; }
+
+./scripts/setup_env.sh
+
+step "sample data set in $data"
+$python scripts/make_sample_dataset.py --out "$data" --train 800 --val 160 --size 128 --seed 0
+
+# train NAME [overrides]: one run, gone on with or skipped when it is already there
+train() {
+    local name=$1
+    shift
+    if [ -f "$runs/$name/done" ]; then
+        step "$name: already trained in $runs/$name"
+        return
+    fi
+    step "training and evaluating $name in $runs/$name"
+    $python scripts/lazyconfig_train_net.py --resume --config-file "$configs/$name.py" \
+        train.output_dir="$runs/$name" "$@"
+    touch "$runs/$name/done"
+}
+
+# baseline NAME: as long as the adapter was trained, by the clock
+baseline() {
+    local name=$1 iterations=$runs/$1/iterations
+    if [ ! -f "$iterations" ]; then
+        step "$name: measuring the time of an iteration"
+        rm -rf "${runs:?}/$name-probe"
+        $python scripts/lazyconfig_train_net.py --config-file "$configs/$name.py" \
+            train.output_dir="$runs/$name-probe" train.max_iter=60 \
+            dataloader.evaluator=null >/dev/null
+        mkdir -p "$runs/$name"
+        $python scripts/iterations_in_time.py "$runs/$adapter" "$runs/$name-probe" >"$iterations"
+    fi
+    train "$name" train.max_iter="$(cat "$iterations")"
+}
+
+adapter=mask_rcnn_vit_adapter_t
+train $adapter
+
+pictures=$runs/$adapter/pictures
+step "pictures in $pictures"
+$python scripts/visualize_results.py --json-file "$data/annotations/instances_val.json" \
+    --image-root "$data/val" --results "$runs/$adapter/inference/coco_instances_results.json" \
+    --output "$pictures" --num-images 16
+$python scripts/plot_metrics.py "$runs/$adapter" --output "$runs/$adapter/curves.png"
+
+step "results on the held-out images"
+$python scripts/compare_runs.py "ViT-Adapter-T=$runs/$adapter" --output "$runs/$adapter/result.png"
+if $compare; then
+    baseline mask_rcnn_vit_t
+    baseline mask_rcnn_vitdet_t
+    step "the same net, trained for the same time, with and without the adapter"
+    $python scripts/compare_runs.py "ViT-T=$runs/mask_rcnn_vit_t" \
+        "ViTDet-T=$runs/mask_rcnn_vitdet_t" "ViT-Adapter-T=$runs/$adapter" \
+        --output "$runs/comparison.png"
+    echo "comparison:        $runs/comparison.png"
+fi
+echo "predictions:       $pictures/overview.png (ground truth left, prediction right)"
+echo "loss and lr:       $runs/$adapter/curves.png"
+echo "weights, log:      $runs/$adapter/"

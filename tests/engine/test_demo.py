@@ -1,0 +1,155 @@
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+
+SCRIPT = "demo.py"
+
+
+@pytest.fixture
+def options(cfg: DictConfig, tiny_config: Path, tmp_path: Path) -> list[str]:
+    """The options of every call: config and random weights that detect something everywhere."""
+    torch.manual_seed(1)
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": instantiate(cfg.model).state_dict()}, weights)
+    threshold = ["--score-threshold", "0"]
+    return ["--config-file", str(tiny_config), "--weights", str(weights), *threshold]
+
+
+@pytest.fixture
+def images(cfg: DictConfig) -> Path:
+    return Path(cfg.dataset.train.image_root)
+
+
+def write_video(path: Path, frames: int = 3) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (64, 48))
+    for frame in range(frames):
+        writer.write(np.full((48, 64, 3), 40 * frame, dtype=np.uint8))
+    writer.release()
+
+
+def test_a_folder(script: ModuleType, options: list[str], images: Path, tmp_path: Path) -> None:
+    (images / "below").mkdir()
+    (images / "000.png").rename(images / "below" / "000.png")
+    (images / "notes.txt").write_text("not an image")
+    output = tmp_path / "drawn"
+    assert script.main([*options, "--input", str(images), "--output", str(output)]) == 0
+    written = sorted(str(p.relative_to(output)) for p in output.rglob("*.*"))
+    assert written == ["001.png", "002.png", "003.png", "below/000.png"]
+    before, after = (cv2.imread(str(folder / "001.png")) for folder in (images, output))
+    assert after.shape == before.shape
+    assert (after != before).any()
+
+
+def test_without_detections_the_picture_is_the_image(
+    script: ModuleType, options: list[str], images: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "one.png"
+    arguments = [*options, "--score-threshold", "1", "--input", str(images / "001.png")]
+    assert script.main([*arguments, "--output", str(target)]) == 0
+    np.testing.assert_allclose(
+        cv2.imread(str(target)).astype(int), cv2.imread(str(images / "001.png")), atol=2
+    )
+
+
+def test_patterns_and_overrides(
+    script: ModuleType, options: list[str], images: Path, tmp_path: Path
+) -> None:
+    pattern, single = str(images / "00[12].png"), str(images / "000.png")
+    inputs = ["--input", pattern, single, "--output", str(tmp_path / "drawn")]
+    changes = ["model.roi_heads.box_predictor.test_topk_per_image=1"]
+    assert script.main([*options, *inputs, *changes]) == 0
+    assert len(list((tmp_path / "drawn").iterdir())) == 3
+    with pytest.raises(ValueError, match="'model.roi_head'"):
+        script.main([*options, *inputs, "model.roi_head=1"])
+
+
+def test_equal_names_do_not_overwrite_each_other(
+    script: ModuleType, options: list[str], images: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "000.png").write_bytes((images / "001.png").read_bytes())
+    inputs = ["--input", str(images / "000.png"), str(other / "000.png")]
+    assert script.main([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 0
+    names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
+    assert names == ["000.png", "000_2.png"]
+
+
+def test_videos(script: ModuleType, options: list[str], tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.avi")
+    inputs = ["--input", str(tmp_path / "clip.avi"), "--output", str(tmp_path / "drawn")]
+    assert script.main([*options, *inputs]) == 0
+    capture = cv2.VideoCapture(str(tmp_path / "drawn" / "clip.mp4"))
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
+
+
+def test_grey_and_transparent_images(
+    script: ModuleType, options: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "modes"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "grey.png"), np.full((32, 40), 90, dtype=np.uint8))
+    cv2.imwrite(str(folder / "alpha.png"), np.full((32, 40, 4), 90, dtype=np.uint8))
+    output = tmp_path / "drawn"
+    assert script.main([*options, "--input", str(folder), "--output", str(output)]) == 0
+    assert {p.name for p in output.iterdir()} == {"grey.png", "alpha.png"}
+
+
+def test_failures_are_named_and_the_rest_goes_on(
+    script: ModuleType, options: list[str], images: Path, tmp_path: Path, capsys
+) -> None:
+    (images / "001.png").write_bytes(b"broken")
+    (images / "clip.mp4").write_bytes(b"broken")
+    inputs = ["--input", str(images), "nowhere.png", "--output", str(tmp_path / "drawn")]
+    assert script.main([*options, *inputs]) == 1
+    printed = capsys.readouterr().out
+    for name in ("001.png", "clip.mp4", "nowhere.png"):
+        assert f"{name}: " in printed
+    assert "3 of 6 inputs drawn" in printed
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
+
+
+def test_nothing_found(script: ModuleType, options: list[str], tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    inputs = ["--input", str(tmp_path / "empty"), str(tmp_path / "*.jpg")]
+    assert script.main([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 1
+    assert "no image or video found" in capsys.readouterr().out
+
+
+def test_inputs_are_never_overwritten(
+    script: ModuleType, options: list[str], images: Path, tmp_path: Path
+) -> None:
+    before = (images / "000.png").read_bytes()
+    for target in (images, images / "000.png"):
+        inputs = ["--input", str(images / "000.png"), "--output", str(target)]
+        with pytest.raises(ValueError, match="would overwrite"):
+            script.main([*options, *inputs])
+    assert (images / "000.png").read_bytes() == before
+    with pytest.raises(ValueError, match="is a file, but there are 4 inputs"):
+        script.main([*options, "--input", str(images), "--output", str(tmp_path / "one.png")])
+
+
+def test_output_below_the_input_folder_is_not_drawn_again(
+    script: ModuleType, options: list[str], images: Path
+) -> None:
+    for _ in range(2):
+        inputs = ["--input", str(images), "--output", str(images / "drawn")]
+        assert script.main([*options, *inputs]) == 0
+    assert len(list((images / "drawn").rglob("*.png"))) == 4
+
+
+def test_bad_threshold(script: ModuleType, options: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*options, "--input", "a", "--output", "b", "--score-threshold", "2"])
+    assert stopped.value.code == 2
+    assert "--score-threshold must be in [0, 1], got 2.0" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from detectron2.config import LazyCall as L  # noqa: N817
+from detectron2.config import LazyConfig, instantiate
+from omegaconf import DictConfig
+
+from vitadapter.engine.overrides import apply_overrides
+
+
+def takes_anything(known: int, **others: int) -> None:
+    """Its signature names one argument and swallows the rest."""
+
+
+@pytest.fixture
+def cfg() -> DictConfig:
+    content = {
+        "train": {"max_iter": 10, "output_dir": "./output", "checkpointer": {"period": 5}},
+        "dataset": {"num_classes": 80, "train": {"json_file": None}},
+        "model": L(torch.nn.Conv2d)(
+            in_channels=3, out_channels="${dataset.num_classes}", kernel_size=3
+        ),
+        "layers": [L(torch.nn.ReLU)(), L(torch.nn.Linear)(in_features=2, out_features=3)],
+        "alias": "${train.checkpointer}",
+        "loose": L(takes_anything)(known=1),
+        "named": {"_target_": "torch.nn.Conv2d", "in_channels": 1},
+        "missing": "???",
+        "sizes": [1, 2, 3],
+    }
+    return DictConfig(content, flags={"allow_objects": True})
+
+
+def test_existing_keys_of_every_kind(cfg: DictConfig) -> None:
+    overrides = [
+        "train.max_iter=20",
+        "dataset.num_classes=7",
+        "dataset.train.json_file=/data/a.json",
+        "layers.1.out_features=9",
+        "sizes=[4,5]",
+        "missing=3",
+        "train.checkpointer={period:6}",
+    ]
+    assert apply_overrides(cfg, overrides) is cfg
+    assert cfg.train.max_iter == 20
+    assert cfg.dataset.train.json_file == "/data/a.json"
+    assert instantiate(cfg.model).weight.shape == (7, 3, 3, 3)
+    assert instantiate(cfg.layers[1]).out_features == 9
+    assert list(cfg.sizes) == [4, 5]
+    assert cfg.missing == 3
+    assert cfg.train.checkpointer == {"period": 6}
+
+
+def test_values_mean_the_same_as_in_detectron2(cfg: DictConfig) -> None:
+    values = ["null", "3", "1e-4", "true", "text", "'quoted text'", "[1,a]", "{b:2}", "''"]
+    values += ["${dataset.num_classes}", "/a/b-c_d.json"]
+    for value in values:
+        override = f"dataset.train.json_file={value}"
+        expected = LazyConfig.apply_overrides(cfg.copy(), [override]).dataset.train.json_file
+        assert apply_overrides(cfg.copy(), [override]).dataset.train.json_file == expected, value
+
+
+@pytest.mark.parametrize(
+    "value", ["/a/ü.json", "/a (copy)/b.json", "w.pth?matching_heuristics=True", "it's", "a=b=c"]
+)
+def test_paths_beyond_hydras_grammar_are_taken_as_they_stand(cfg: DictConfig, value: str) -> None:
+    assert apply_overrides(cfg, [f"train.output_dir={value}"]).train.output_dir == value
+
+
+@pytest.mark.parametrize("key", ["model.stride", "named.stride"])
+def test_an_argument_of_the_lazy_call_may_be_new(cfg: DictConfig, key: str) -> None:
+    parent = key.partition(".")[0]
+    assert apply_overrides(cfg, [f"{key}=2"])[parent].stride == 2
+
+
+def test_keys_behind_an_interpolation_change_what_it_refers_to(cfg: DictConfig) -> None:
+    apply_overrides(cfg, ["alias.period=7"])
+    assert cfg.train.checkpointer.period == 7
+    apply_overrides(cfg, ["alias={period:8}"])
+    assert cfg.train.checkpointer.period == 8
+    apply_overrides(cfg, ["train.checkpointer.period=9"])
+    assert cfg.alias.period == 9
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("train.max_itr=3", r"near keys: train\.max_iter"),
+        ("trian.max_iter=3", r"near keys: train\.max_iter"),
+        ("max_iter=3", r"near keys: train\.max_iter"),
+        ("model.strid=2", r"near keys: .*model\.kernel_size"),
+        ("dataset.train.json=a", r"near keys: dataset\.train\.json_file"),
+        ("train.checkpointer={periodd:3}", r"'train\.checkpointer\.periodd'.*period"),
+        ("alias.periodd=3", "'alias.periodd'"),
+        ("loose.other=3", r"near keys: loose"),
+        ("layers.2.in_features=3", r"layers\.1\.in_features"),
+        ("sizes.first=3", r"sizes\.0"),
+        ("~train.max_itr", r"near keys: train\.max_iter"),
+        ("~trian", "near keys: train"),
+        ("zzzzzz=1", "top-level keys: train, dataset"),
+    ],
+)
+def test_unknown_keys_are_refused(cfg: DictConfig, override: str, near: str) -> None:
+    before = cfg.copy()
+    with pytest.raises(ValueError, match=near):
+        apply_overrides(cfg, [override])
+    assert cfg == before
+
+
+@pytest.mark.parametrize(
+    "override", ["foo", "=3", "", "train.max_iter", "sizes=[1,2", "train.max_iter=1,2", "a@b=3"]
+)
+def test_malformed_overrides_are_refused(cfg: DictConfig, override: str) -> None:
+    with pytest.raises(ValueError, match=r"key=value|key=\[1,2\]"):
+        apply_overrides(cfg, [override])
+
+
+def test_a_value_holds_no_keys(cfg: DictConfig) -> None:
+    with pytest.raises(ValueError, match="holds no keys"):
+        apply_overrides(cfg, ["train.max_iter.period=3"])
+
+
+def test_adding(cfg: DictConfig) -> None:
+    apply_overrides(cfg, ["+loose.other=3", "++new.deep.key=4", "+train.max_iter=5"])
+    assert (cfg.loose.other, cfg.new.deep.key, cfg.train.max_iter) == (3, 4, 5)
+    with pytest.raises(ValueError, match=r"\+sizes\.9=1 cannot be added"):
+        apply_overrides(cfg, ["+sizes.9=1"])
+
+
+def test_deleting(cfg: DictConfig) -> None:
+    apply_overrides(cfg, ["~model.kernel_size", "~layers.0", "~train.max_iter=10"])
+    assert "kernel_size" not in cfg.model
+    assert len(cfg.layers) == 1
+    assert "max_iter" not in cfg.train
+    with pytest.raises(ValueError, match=r"does not fit the value 80"):
+        apply_overrides(cfg, ["~dataset.num_classes=3"])

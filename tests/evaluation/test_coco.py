@@ -1,0 +1,106 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from coco_samples import make_content, write_coco
+from detectron2.structures import Boxes, Instances
+
+from vitadapter.data.coco import load_coco_dataset
+from vitadapter.evaluation.coco import coco_evaluator
+
+
+def perfect_predictions(records: list[dict], size: int, masks: bool) -> list[tuple[dict, dict]]:
+    """One exact detection per annotation of the data set."""
+    pairs = []
+    for record in records:
+        boxes, classes, filled = [], [], []
+        for annotation in record["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            boxes.append([x, y, x + w, y + h])
+            classes.append(annotation["category_id"])
+            mask = torch.zeros(size, size, dtype=torch.bool)
+            mask[y : y + h, x : x + w] = True
+            filled.append(mask)
+        instances = Instances((size, size))
+        instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+        instances.scores = torch.ones(len(boxes))
+        instances.pred_classes = torch.tensor(classes)
+        if masks:
+            instances.pred_masks = torch.stack(filled)
+        pairs.append(({"image_id": record["image_id"]}, {"instances": instances}))
+    return pairs
+
+
+def evaluate(paths: tuple[str, str], folder: Path, masks: bool = True, **options) -> dict:
+    records = load_coco_dataset("x", *paths, num_classes=2, role="test", masks=False)
+    evaluator = coco_evaluator("x", *paths, output_dir=str(folder / "out"), **options)
+    evaluator.reset()
+    for sample, output in perfect_predictions(records, 64, masks):
+        evaluator.process([sample], [output])
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rle", "mixed"])
+def test_exact_predictions_score_100(tmp_path: Path, kind: str) -> None:
+    results = evaluate(write_coco(tmp_path, make_content(masks=kind)), tmp_path)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["bbox"]["AP-class1"] == pytest.approx(100)
+    assert (tmp_path / "out" / "coco_instances_results.json").is_file()
+
+
+def test_missing_fields_are_filled_in(tmp_path: Path) -> None:
+    content = make_content()
+    for annotation in content["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    results = evaluate(write_coco(tmp_path, content), tmp_path)
+    assert results["segm"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("segmentation", [None, [], [[1, 2]]])
+def test_annotations_without_mask_are_left_out(
+    tmp_path: Path, segmentation: list | None, caplog
+) -> None:
+    content = make_content()
+    content["annotations"][0]["segmentation"] = segmentation
+    if segmentation is None:
+        del content["annotations"][0]["segmentation"]
+    with caplog.at_level(logging.WARNING, "vitadapter"):
+        results = evaluate(write_coco(tmp_path, content), tmp_path)
+    assert results["segm"]["AP"] > 50
+    assert "leaves out 1 annotations" in caplog.text
+
+
+def test_box_only_evaluation_keeps_every_annotation(tmp_path: Path) -> None:
+    content = make_content()
+    del content["annotations"][0]["segmentation"]
+    paths = write_coco(tmp_path, content)
+    results = evaluate(paths, tmp_path, masks=False, tasks=["bbox"])
+    assert results.keys() == {"bbox"}
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    paths = write_coco(tmp_path / "boxes", make_content(masks="none"))
+    assert evaluate(paths, tmp_path, masks=False)["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_file_without_annotations_writes_predictions_only(tmp_path: Path) -> None:
+    paths = write_coco(tmp_path, make_content())
+    records = load_coco_dataset("x", *paths, num_classes=2)
+    content = make_content()
+    del content["annotations"]
+    Path(paths[0]).write_text(json.dumps(content))
+    evaluator = coco_evaluator("x", *paths, output_dir=str(tmp_path / "out"))
+    evaluator.reset()
+    for sample, output in perfect_predictions(records, 64, masks=True):
+        evaluator.process([sample], [output])
+    assert evaluator.evaluate() == {}
+    written = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert len(written) == 8
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"dataset\.test\.json_file="):
+        coco_evaluator("x", str(tmp_path / "nowhere.json"), str(tmp_path))
+    with pytest.raises(ValueError, match="tasks"):
+        coco_evaluator("x", *write_coco(tmp_path, make_content()), tasks=["boxes"])

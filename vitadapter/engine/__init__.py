@@ -1,0 +1,1 @@
+"""Running a config: overrides, training, evaluation and prediction."""

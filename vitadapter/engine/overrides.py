@@ -1,0 +1,169 @@
+"""Command-line overrides of a LazyConfig that refuse a misspelt key instead of adding it."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+from detectron2.utils.registry import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+__all__ = ["apply_overrides"]
+
+
+def _quoted(text: str) -> str:
+    """`key=value` with the value quoted, for values like paths that hydra's grammar cannot read."""
+    key, _, value = text.partition("=")
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def _parse(text: str) -> Override:
+    parser = OverridesParser.create()
+    key, equals, value = text.partition("=")
+    rule = "an override is key=value, +key=value to add a new key or ~key to delete one"
+    try:
+        override = parser.parse_override(text)
+    except HydraException as error:
+        if not key or not equals or value[:1] in tuple("[{'\""):
+            raise ValueError(f"{rule}, got {text!r} ({error})") from error
+        try:
+            override = parser.parse_override(_quoted(text))
+        except HydraException:
+            raise ValueError(f"{rule}, got {text!r} ({error})") from error
+    if not override.key_or_group or override.package is not None:
+        raise ValueError(f"{rule}, got {text!r}")
+    if override.is_sweep_override():
+        raise ValueError(f"a list is written key=[1,2], got {text!r}")
+    return override
+
+
+def _keys(node: DictConfig | ListConfig) -> list[str]:
+    if isinstance(node, DictConfig):
+        return [str(key) for key in node]
+    return [str(index) for index in range(len(node))]
+
+
+def _child(node: DictConfig | ListConfig, key: str) -> object:
+    """The value below a key; an interpolation is followed to what it refers to."""
+    return node[int(key)] if isinstance(node, ListConfig) else node[key]
+
+
+def _all_keys(content: object, prefix: str = "") -> list[str]:
+    """Every dotted key of a plain container."""
+    if isinstance(content, Mapping):
+        items = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, list):
+        items = [(str(index), value) for index, value in enumerate(content)]
+    else:
+        return []
+    return [k for key, value in items for k in (prefix + key, *_all_keys(value, f"{prefix}{key}."))]
+
+
+def _unknown(cfg: DictConfig, key: str) -> ValueError:
+    # Not resolved, so that a config whose interpolations do not resolve yet is listed too.
+    known = _all_keys(OmegaConf.to_container(cfg, resolve=False))
+    known = [k for k in known if not k.endswith("_target_")]
+    same_name = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    near = list(dict.fromkeys(same_name[:2] + get_close_matches(key, known, n=3, cutoff=0.5)))
+    hint = f"near keys: {', '.join(near)}" if near else f"top-level keys: {', '.join(cfg)}"
+    return ValueError(f"the config has no key {key!r} ({hint}); write +{key}=... to add it")
+
+
+def _accepts(node: object, argument: str) -> bool:
+    """Whether `node` is a lazy call of something that names this argument in its signature."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return False
+    target = locate(node._target_) if isinstance(node._target_, str) else node._target_
+    try:
+        parameter = inspect.signature(target).parameters.get(argument)
+    except (TypeError, ValueError):
+        return False
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return parameter is not None and parameter.kind in named
+
+
+def _check_known(cfg: DictConfig, node: object, key: str, value: object, full_key: str) -> None:
+    """Refuses a key, or one inside a dict value, that the config would silently gain."""
+    if not OmegaConf.is_config(node):
+        raise ValueError(
+            f"{full_key!r} cannot be set: what is above {key!r} is {node!r}, which holds no keys"
+        )
+    if key not in _keys(node):
+        if not _accepts(node, key):
+            raise _unknown(cfg, full_key)
+        return
+    if isinstance(value, Mapping) and isinstance(below := _child(node, key), DictConfig):
+        for inner, inner_value in value.items():
+            _check_known(cfg, below, str(inner), inner_value, f"{full_key}.{inner}")
+
+
+def _parent(cfg: DictConfig, key: str) -> tuple[object, str]:
+    *above, last = key.split(".")
+    node: object = cfg
+    for part in above:
+        if not OmegaConf.is_config(node) or part not in _keys(node):
+            raise _unknown(cfg, key)
+        node = _child(node, part)
+    return node, last
+
+
+def _delete(cfg: DictConfig, key: str, expected: object) -> None:
+    parent, last = _parent(cfg, key)
+    if not OmegaConf.is_config(parent) or last not in _keys(parent):
+        raise _unknown(cfg, key)
+    if expected is not None and _child(parent, last) != expected:
+        raise ValueError(f"~{key}={expected} does not fit the value {_child(parent, last)!r}")
+    del parent[int(last) if isinstance(parent, ListConfig) else last]
+
+
+def _set(parent: DictConfig | ListConfig, key: str, value: object) -> None:
+    if isinstance(value, Mapping) and key in _keys(parent):
+        below = _child(parent, key)
+        if isinstance(below, DictConfig):  # also behind an interpolation, which stays one
+            below.merge_with(value)
+            return
+    OmegaConf.update(parent, key, value, merge=True)
+
+
+def _add(cfg: DictConfig, key: str, value: object) -> None:
+    try:
+        OmegaConf.update(cfg, key, value, merge=True, force_add=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"+{key}={value} cannot be added: {error}") from error
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Sets values of `cfg` in place from `key=value` strings in hydra's grammar.
+
+    As Detectron2's `LazyConfig.apply_overrides`, except that a key must exist, or be an argument
+    that the lazy call above it names in its signature; `+key=value` adds any other key and
+    `~key` deletes one. A key below an interpolation changes what the interpolation refers to.
+    A value that hydra's grammar cannot read (a path with "=", parentheses or umlauts) is taken
+    as it stands.
+
+    Args:
+        cfg: a loaded LazyConfig.
+        overrides: applied in this order.
+
+    Returns:
+        DictConfig: `cfg`.
+
+    Raises:
+        ValueError: a malformed override, or an unknown key; the message names the nearest keys.
+    """
+    for text in overrides:
+        override = _parse(text)
+        key, value = override.key_or_group, override.value()
+        if override.is_delete():
+            _delete(cfg, key, value)
+        elif override.is_add() or override.is_force_add():
+            _add(cfg, key, value)
+        else:
+            parent, last = _parent(cfg, key)
+            _check_known(cfg, parent, last, value, key)
+            _set(parent, last, value)
+    return cfg

@@ -1,0 +1,117 @@
+"""Predictions for single images from any LazyConfig with a detector and a test mapper."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
+from omegaconf import DictConfig, OmegaConf
+
+from vitadapter.data.coco import coco_metadata
+from vitadapter.engine.checkpoint import load_init_checkpoint
+
+__all__ = ["LazyPredictor"]
+
+
+def _check_image(image: object) -> None:
+    if image is None:
+        raise ValueError("image is None, which is what cv2.imread returns for an unreadable file")
+    rule = "image must be a (H, W, 3) uint8 array in BGR order"
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"{rule}, got {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"{rule}, got {image.shape} {image.dtype}")
+
+
+class LazyPredictor:
+    """Runs a trained config on images, as Detectron2's `DefaultPredictor` does for yacs configs.
+
+    Example::
+
+        cfg = LazyConfig.load("projects/ViTAdapter/configs/COCO/....py")
+        predictor = LazyPredictor(cfg, "output/model_final.pth")
+        instances = predictor(cv2.imread("image.jpg"))["instances"]
+
+    Attributes:
+        model: in evaluation mode.
+        metadata: of the test data set, with `thing_classes` where they are known.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, weights: str | None = None, device: str | None = None
+    ) -> None:
+        """
+        Args:
+            cfg: of which the model, the augmentations and image format of the test mapper, and
+                the test data set's class names are used; the data set need not exist.
+            weights: checkpoint file or URL; None takes `train.init_checkpoint`, "" keeps the
+                random initialisation (to measure time and memory).
+            device: None takes `train.device`.
+
+        Raises:
+            ValueError: no weights, missing weights, or an image format other than RGB and BGR.
+        """
+        if weights is None:
+            weights = cfg.train.init_checkpoint
+            if not weights:
+                raise ValueError(
+                    "there are no weights to predict with: give them, or set "
+                    "train.init_checkpoint=... (weights='' predicts with random ones)"
+                )
+        mapper = cfg.dataloader.test.mapper
+        if mapper.image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format must be 'RGB' or 'BGR', got {mapper.image_format!r}")
+        self._image_format = mapper.image_format
+        self._augmentations = T.AugmentationList(instantiate(mapper.augmentations))
+        self.model = instantiate(cfg.model).to(device or cfg.train.device).eval()
+        load_init_checkpoint(DetectionCheckpointer(self.model), weights)
+        self.metadata = _test_metadata(cfg)
+
+    def __call__(self, image: np.ndarray) -> dict[str, object]:
+        """
+        Args:
+            image: `(H, W, 3)` uint8 in BGR order, as `cv2.imread` returns it.
+
+        Returns:
+            dict: the model's output for this image, with "instances" in its pixels.
+
+        Raises:
+            ValueError: not such an image.
+        """
+        return self.predict([image])[0]
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[np.ndarray]) -> list[dict[str, object]]:
+        """Predicts several images, which may differ in size, as one batch.
+
+        Args:
+            images: each as in :meth:`__call__`.
+
+        Returns:
+            list[dict]: one output per image.
+
+        Raises:
+            ValueError: one of them is not such an image.
+        """
+        for image in images:
+            _check_image(image)
+        return self.model([self._preprocess(image) for image in images]) if images else []
+
+    def _preprocess(self, image: np.ndarray) -> dict[str, object]:
+        height, width = image.shape[:2]
+        if self._image_format == "RGB":
+            image = image[:, :, ::-1]
+        aug_input = T.AugInput(np.ascontiguousarray(image))
+        self._augmentations(aug_input)
+        chw = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (3, h, w)
+        return {"image": torch.as_tensor(chw), "height": height, "width": width}
+
+
+def _test_metadata(cfg: DictConfig) -> Metadata:
+    test = OmegaConf.select(cfg, "dataset.test")
+    if test is None:
+        return Metadata()
+    return coco_metadata(test.name, test.get("json_file"), test.get("image_root"))

@@ -1,0 +1,1 @@
+"""Evaluators as configs name them."""
