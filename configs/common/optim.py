@@ -14,6 +14,5 @@ AdamW = L(torch.optim.AdamW)(
         lr_factor_func=None,
     ),
     lr=1e-4,
-    betas=(0.9, 0.999),
     weight_decay=0.05,
 )

@@ -7,12 +7,22 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from coco_samples import make_content, write_coco
 from detectron2.config import LazyConfig
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 TINY_CONFIG = Path(__file__).with_name("tiny_mask_rcnn.py")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tiny detector is slower on two threads than on one, much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_patterns_and_overrides(
     changes = ["model.roi_heads.box_predictor.test_topk_per_image=1"]
     assert script.main([*options, *inputs, *changes]) == 0
     assert len(list((tmp_path / "drawn").iterdir())) == 3
-    with pytest.raises(ValueError, match="'model.roi_head'"):
+    with pytest.raises(ValueError, match=r"'model\.roi_head'"):
         script.main([*options, *inputs, "model.roi_head=1"])
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from detectron2.config import LazyCall as L  # noqa: N817
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig
 

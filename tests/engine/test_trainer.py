@@ -182,6 +182,21 @@ def test_a_signal_waits_for_the_end_of_the_update(cfg: DictConfig) -> None:
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_a_second_interrupt_does_not_break_off_the_saving(cfg: DictConfig, monkeypatch) -> None:
+    save = torch.save
+
+    def interrupt_and_save(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", interrupt_and_save)
+    act(cfg, raise_error, at=1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        do_train(cfg)
+    assert last(cfg) == "model_0000000.pth"
+    assert load(cfg, last(cfg))["trainer"]["iteration"] == 0
+
+
 def test_stopped_in_the_first_iteration_saves_nothing(cfg: DictConfig, caplog) -> None:
     act(cfg, raise_interrupt, at=0)
     with caplog.at_level(logging.WARNING, "vitadapter"), pytest.raises(KeyboardInterrupt):

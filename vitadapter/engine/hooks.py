@@ -1,15 +1,13 @@
 """Hooks that keep the training state when training ends before its time."""
 
 import logging
-import signal
-import threading
-from types import FrameType
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.engine import hooks as detectron2_hooks
 
 from vitadapter.engine.checkpoint import AtomicCheckpointer
+from vitadapter.engine.signals import SignalGate
 
 __all__ = ["EvalHook", "StateKeeper"]
 
@@ -51,21 +49,14 @@ class StateKeeper(HookBase):
         """
         self._checkpointer = checkpointer
         self._completed: int | None = None
-        self._busy = False
-        self._pending: int | None = None
-        self._handlers: dict[int, object] = {}
+        self._gate = SignalGate()
         named = checkpointer.model.named_buffers()
         self._statistics = [b for name, b in named if name.endswith(_RUNNING_STATISTICS)]
         self._before: list[torch.Tensor] = []
 
     def before_train(self) -> None:
-        """Takes over the signals, where Python allows it."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A run under nohup keeps ignoring what it was told to ignore.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._handlers[number] = signal.signal(number, self._on_signal)
+        """Takes over the signals that stop training."""
+        self._gate.install()
 
     def before_step(self) -> None:
         """Remembers what the forward pass will change."""
@@ -73,36 +64,21 @@ class StateKeeper(HookBase):
 
     def after_backward(self) -> None:
         """From here to :meth:`after_step` the weights may be half updated."""
-        self._busy = True
+        self._gate.close()
 
     def after_step(self) -> None:
         """Notes that the iteration is complete."""
         self._completed = self.trainer.iter
-        self._busy = False
-        if self._pending is not None:
-            self._stop(self._pending)
+        self._gate.open()
 
     def after_train(self) -> None:
         """Saves what an early end would lose, and gives the signals back."""
-        self._busy = True  # a second Ctrl-C must not break off the saving
+        self._gate.close()  # neither a second Ctrl-C nor a dying worker breaks off the saving
         try:
             if self.trainer.iter < self.trainer.max_iter:
                 self._save()
         finally:
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-            self._handlers.clear()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._busy:
-            self._stop(number)
-        self._pending = number
-        logger.warning("%s: stopping when this step is complete", signal.Signals(number).name)
-
-    def _stop(self, number: int) -> None:
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
+            self._gate.uninstall()
 
     def _save(self) -> None:
         total = self.trainer.max_iter

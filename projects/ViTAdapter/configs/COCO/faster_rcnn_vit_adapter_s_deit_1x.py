@@ -5,4 +5,5 @@ from .mask_rcnn_vit_adapter_s_deit_1x import dataloader, dataset, lr_multiplier,
 model = get_config("common/models/faster_rcnn_vit_adapter.py").model
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_small
 dataloader.train.dataset.masks = False
+dataloader.evaluator.tasks = ["bbox"]
 train.output_dir = "./output/faster_rcnn_vit_adapter_s_deit_1x"
