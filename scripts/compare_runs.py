@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Compares finished training runs: a Markdown table, and a figure of AP and loss against time.
+
+Example: %(prog)s ViTDet=output/vitdet ViT-Adapter=output/vit_adapter --output comparison.png
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vitadapter.evaluation.curves import plot_comparison
+from vitadapter.evaluation.metrics_file import (
+    RunMetrics,
+    format_table,
+    read_metrics,
+    summarize,
+)
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN_DIR", help="output folder of a run")
+    parser.add_argument("--output", metavar="FILE.png", help="default: only the table")
+    parser.add_argument("--title", help="a line above the figure")
+    return parser.parse_args(arguments)
+
+
+def read_runs(named_folders: Sequence[str]) -> dict[str, RunMetrics]:
+    """Metrics by name from arguments of the form NAME=RUN_DIR."""
+    runs = {}
+    for argument in named_folders:
+        name, _, folder = argument.partition("=")
+        if not name or not folder:
+            raise ValueError(f"a run must be given as NAME=RUN_DIR, got {argument!r}")
+        if name in runs:
+            raise ValueError(f"the names of runs must differ, got {name!r} twice")
+        runs[name] = read_metrics(folder)
+    return runs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    try:
+        runs = read_runs(args.runs)
+        table = format_table([summarize(name, metrics) for name, metrics in runs.items()])
+        if args.output:
+            plot_comparison(runs, args.output, args.title)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(table)
+    if args.output:
+        print(f"\nfigure written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+import json
+from pathlib import Path
+
+import pytest
+from coco_samples import make_content, write_coco
+
+from vitadapter.evaluation.results_file import load_annotations, load_results
+
+RESULT = {"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+def write_json(path: Path, content: object) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_predictions_are_grouped_by_image(tmp_path: Path) -> None:
+    content = make_content(images=3)
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 2]
+    json_file, _ = write_coco(tmp_path, content)
+    results = [RESULT, {**RESULT, "image_id": 3}, {**RESULT, "score": 0.25}]
+    data = load_results(json_file, write_json(tmp_path / "results.json", results))
+    assert data.predictions == {1: [results[0], results[2]], 2: [], 3: [results[1]]}
+    assert data.annotated_ids() == [1, 3]
+
+
+def test_pycocotools_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    load_annotations(write_coco(tmp_path, make_content())[0])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ("[", r"results file must be a json file, but .*results\.json is not one"),
+        ({"image_id": 1}, r"results\.json holds a dict"),
+        ([1], r"result 0 of .*must be an object with .*'score'.*, got 1"),
+        ([RESULT, {"score": 1}], r"result 1 of .*, got \['score'\]"),
+        ([{**RESULT, "image_id": 77}], "image_id that the annotation file lists, got 77"),
+        ([{**RESULT, "category_id": 9}], "category_id that the annotation file lists, got 9"),
+        ([{**RESULT, "bbox": [1, 2, 3]}], r"box of 4 finite numbers, got \[1, 2, 3\]"),
+        ([{**RESULT, "bbox": [1, 2, 3, float("nan")]}], "finite numbers"),
+    ],
+)
+def test_bad_results_are_refused(tmp_path: Path, results: object, message: str) -> None:
+    json_file, _ = write_coco(tmp_path, make_content())
+    with pytest.raises(ValueError, match=message):
+        load_results(json_file, write_json(tmp_path / "results.json", results))
+
+
+def test_missing_files_are_refused(tmp_path: Path) -> None:
+    json_file, _ = write_coco(tmp_path, make_content())
+    with pytest.raises(ValueError, match=r"results file must be .*nothing\.json does not exist"):
+        load_results(json_file, tmp_path / "nothing.json")
+    with pytest.raises(ValueError, match=r"annotation file must be .*nothing\.json does not"):
+        load_results(tmp_path / "nothing.json", json_file)
+
+
+@pytest.mark.parametrize("missing", ["images", "categories", "annotations"])
+def test_incomplete_annotations_are_refused(tmp_path: Path, missing: str) -> None:
+    content = make_content()
+    del content[missing]
+    with pytest.raises(ValueError, match=f"COCO's instances format.*'{missing}'"):
+        load_annotations(write_json(tmp_path / "x.json", content))
+
+
+def test_annotations_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
+    content = make_content()
+    content["annotations"][1]["category_id"] = 5
+    with pytest.raises(ValueError, match=r"annotation 1 of .* category_id .*, got 5"):
+        load_annotations(write_json(tmp_path / "x.json", content))
+    content = make_content()
+    del content["annotations"][3]["bbox"]
+    with pytest.raises(ValueError, match=r"annotation 3 of .*'bbox'"):
+        load_annotations(write_json(tmp_path / "x.json", content))
+    with pytest.raises(ValueError, match="COCO's instances format"):
+        load_annotations(write_json(tmp_path / "x.json", [1]))
