@@ -6,6 +6,7 @@ from torch import Tensor
 
 __all__ = ["convert_official_backbone"]
 
+_REQUIRED = ("patch_embed.proj.weight", "pos_embed", "norm1.weight")
 # What the official classes, which subclass their ViT, keep beside the adapter's own entries.
 _NET_PREFIXES = ("patch_embed.", "pos_embed", "blocks.")
 
@@ -26,12 +27,12 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
     Raises:
         ValueError: the entries are not those of an official plain-ViT backbone.
     """
-    if "patch_embed.proj.weight" not in state_dict or not any(
-        name.startswith("blocks.") for name in state_dict
-    ):
+    # BEiT and Uni-Perceiver have no pos_embed, a bare pre-trained ViT has no norm1.
+    missing = [name for name in _REQUIRED if name not in state_dict]
+    if missing:
         raise ValueError(
-            "an official plain-ViT backbone has patch_embed.proj.weight and blocks.*, got "
-            f"{len(state_dict)} entries such as {sorted(state_dict)[:3]}"
+            f"an official plain-ViT backbone has {', '.join(_REQUIRED)}, but {missing} are missing "
+            f"among {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
         )
     return {
         f"net.{name}" if name.startswith(_NET_PREFIXES) else name: tensor

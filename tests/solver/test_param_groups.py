@@ -1,0 +1,209 @@
+from collections import OrderedDict
+
+import pytest
+import torch
+from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+from detectron2.solver.build import get_default_optimizer_params
+from torch import nn
+
+from vitadapter.modeling.backbone import ViT, ViTAdapter
+from vitadapter.solver import LayerDecay, NoDecayByName, NoDecayOneDim, get_optimizer_params
+
+PREFIX = "backbone.bottom_up."
+DEPTH = 4
+
+
+def _model(freeze_net: bool = False) -> nn.Module:
+    """A detector's names around a small ViTAdapter: `backbone.bottom_up.*` and `head.*`."""
+    net = ViT(embed_dim=32, depth=DEPTH, num_heads=2, layer_scale_init=1.0)
+    adapter = ViTAdapter(net, conv_dim=8, deform_num_heads=2, norm="BN", freeze_net=freeze_net)
+    backbone = nn.Sequential(OrderedDict(bottom_up=adapter))
+    return nn.Sequential(OrderedDict(backbone=backbone, head=nn.Linear(32, 4)))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return _model()
+
+
+Settings = dict[str, tuple[float, float]]
+
+
+def _settings(model: nn.Module, groups: list[dict[str, object]]) -> Settings:
+    """(learning rate, weight decay) by parameter name; a parameter in two groups fails."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    settings: Settings = {}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert name not in settings
+            settings[name] = (group["lr"], group["weight_decay"])
+    return settings
+
+
+@pytest.mark.parametrize("rate", [0.8, 0.65, 1.0])
+def test_layer_decay_of_every_parameter(model: nn.Module, rate: float) -> None:
+    groups = get_optimizer_params(
+        model,
+        base_lr=0.5,
+        weight_decay=0.05,
+        no_decay=NoDecayOneDim(),
+        lr_factor_func=LayerDecay(rate, DEPTH),
+    )
+    settings = _settings(model, groups)
+    assert set(settings) == {name for name, _ in model.named_parameters()}
+    expected = {"net.pos_embed": 5, "net.patch_embed.": 5}
+    expected |= {f"net.blocks.{i}.": 4 - i for i in range(DEPTH)}
+    used = set()
+    for name, (lr, _) in settings.items():
+        start = next((s for s in expected if name.startswith(PREFIX + s)), None)
+        used.add(start)
+        exponent = 0 if start is None else expected[start]
+        assert lr == pytest.approx(0.5 * rate**exponent), name
+    assert used == {None, *expected}
+
+
+def test_layer_decay_equals_detectron2s_on_a_vit() -> None:
+    decay = LayerDecay(0.7, 12)
+    names = ["backbone.net.pos_embed", "backbone.net.patch_embed.proj.weight", "head.weight"]
+    names += [f"backbone.net.blocks.{i}.attn.qkv.weight" for i in range(12)]
+    names += ["backbone.simfp_2.0.weight"]
+    for name in names:
+        expected = get_vit_lr_decay_rate(name, lr_decay_rate=0.7, num_layers=12)
+        assert decay(name) == pytest.approx(expected), name
+
+
+def test_layer_decay_of_the_large_recipe() -> None:
+    # scale_id0 of the official recipes with rate 0.8 and 24 layers
+    assert LayerDecay(0.8, 24)("backbone.bottom_up.net.pos_embed") == pytest.approx(
+        0.00377789, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "exponent"),
+    [
+        ("net.cls_token", 5),
+        ("net.pos_embed", 5),
+        ("net.blocks.0.residual.conv1.weight", 4),
+        ("net.blocks.3.mlp.fc1.bias", 1),
+        # Only what lies in `net` is pre-trained.
+        ("subnet.blocks.0.weight", 0),
+        ("head.blocks.0.weight", 0),
+        ("head.pos_embed", 0),
+        ("net.pos_embed_head.weight", 0),
+        ("interactions.0.injector.gamma", 0),
+        ("net.norm.weight", 0),
+    ],
+)
+def test_layer_decay_by_name(name: str, exponent: int) -> None:
+    assert LayerDecay(0.5, DEPTH)(name) == pytest.approx(0.5**exponent)
+
+
+@pytest.mark.parametrize(
+    ("rate", "num_layers"), [(0.0, 12), (-0.5, 12), (1.5, 12), (float("nan"), 12), (0.8, 0)]
+)
+def test_layer_decay_refuses_bad_arguments(rate: float, num_layers: int) -> None:
+    with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\] and num_layers be >= 1"):
+        LayerDecay(rate, num_layers)
+
+
+def test_layer_decay_refuses_a_deeper_net() -> None:
+    assert LayerDecay(0.8, 12)("backbone.net.blocks.11.norm1.weight") == pytest.approx(0.8)
+    with pytest.raises(ValueError, match=r"num_layers=12 .* backbone\.net\.blocks\.12\.norm1"):
+        LayerDecay(0.8, 12)("backbone.net.blocks.12.norm1.weight")
+
+
+# Whether a parameter is exempt from weight decay, as the recipes' "no_decay_rule" tells for the
+# rule by name and the rule by dimensions.
+EXEMPT = {
+    f"{PREFIX}level_embed": (True, False),
+    f"{PREFIX}net.pos_embed": (True, False),
+    f"{PREFIX}net.patch_embed.proj.weight": (False, False),
+    f"{PREFIX}net.patch_embed.proj.bias": (True, True),
+    f"{PREFIX}net.blocks.0.norm1.weight": (True, True),
+    f"{PREFIX}net.blocks.0.gamma1": (False, True),
+    f"{PREFIX}net.blocks.0.gamma2": (False, True),
+    f"{PREFIX}net.blocks.0.attn.qkv.weight": (False, False),
+    f"{PREFIX}net.blocks.0.attn.qkv.bias": (True, True),
+    f"{PREFIX}net.blocks.0.mlp.fc1.weight": (False, False),
+    f"{PREFIX}spm.stem.0.weight": (False, False),
+    f"{PREFIX}spm.stem.1.weight": (False, True),
+    f"{PREFIX}spm.stem.1.bias": (True, True),
+    f"{PREFIX}spm.fc1.weight": (False, False),
+    f"{PREFIX}interactions.0.injector.gamma": (False, True),
+    f"{PREFIX}interactions.0.injector.query_norm.weight": (True, True),
+    f"{PREFIX}interactions.0.injector.attn.sampling_offsets.weight": (False, False),
+    f"{PREFIX}interactions.0.extractor.ffn.dwconv.dwconv.weight": (False, False),
+    f"{PREFIX}interactions.0.extractor.ffn_norm.weight": (True, True),
+    f"{PREFIX}norm1.weight": (True, True),
+    f"{PREFIX}norm4.bias": (True, True),
+    f"{PREFIX}up.weight": (False, False),
+    "head.weight": (False, False),
+    "head.bias": (True, True),
+}
+
+
+@pytest.mark.parametrize(("rule", "column"), [(NoDecayByName(), 0), (NoDecayOneDim(), 1)])
+def test_weight_decay_as_the_recipes_tell(
+    model: nn.Module, rule: NoDecayByName | NoDecayOneDim, column: int
+) -> None:
+    groups = get_optimizer_params(model, base_lr=1e-4, weight_decay=0.05, no_decay=rule)
+    settings = _settings(model, groups)
+    expected = {name: 0.0 if exempt[column] else 0.05 for name, exempt in EXEMPT.items()}
+    assert {name: settings[name][1] for name in EXEMPT} == expected
+    # One group for each pair of values, as multi-tensor optimizers like it.
+    assert len(groups) == 2
+
+
+def test_no_decay_by_other_names() -> None:
+    rule = NoDecayByName(["gamma"])
+    assert rule("net.blocks.0.gamma1", torch.zeros(4))
+    assert not rule("net.blocks.0.norm1.weight", torch.zeros(4))
+
+
+def test_a_bias_of_any_shape_is_exempt() -> None:
+    assert NoDecayOneDim()("head.bias", torch.zeros(2, 2))
+    assert NoDecayOneDim()("scale", torch.zeros(()))
+
+
+def test_equals_detectron2s_without_rules(model: nn.Module) -> None:
+    ours = get_optimizer_params(
+        model, base_lr=1e-3, weight_decay=0.1, no_decay=NoDecayByName(substrings=())
+    )
+    theirs = get_default_optimizer_params(model, base_lr=1e-3, weight_decay=0.1)
+    assert _settings(model, ours) == _settings(model, theirs)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = _model(freeze_net=True)
+    groups = get_optimizer_params(model, base_lr=1e-3, weight_decay=0.1, no_decay=NoDecayByName())
+    expected = {n for n, _ in model.named_parameters() if not n.startswith(f"{PREFIX}net.")}
+    assert set(_settings(model, groups)) == expected
+
+
+def test_a_model_without_trainable_parameters_is_refused() -> None:
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        get_optimizer_params(model, base_lr=1e-3, weight_decay=0.1, no_decay=NoDecayByName())
+
+
+def test_a_step_moves_each_parameter_by_its_rate() -> None:
+    model = _model()
+    groups = get_optimizer_params(
+        model,
+        base_lr=1e-3,
+        weight_decay=0.0,
+        no_decay=NoDecayOneDim(),
+        lr_factor_func=LayerDecay(0.5, DEPTH),
+    )
+    optimizer = torch.optim.AdamW(groups, lr=7.0, weight_decay=7.0)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for value in model.parameters():
+        value.grad = torch.ones_like(value)
+    optimizer.step()
+    moved = {n: (before[n] - v.detach()).mean().item() for n, v in model.named_parameters()}
+    # Adam's first step is the learning rate times the sign of the gradient.
+    assert moved[f"{PREFIX}net.pos_embed"] == pytest.approx(1e-3 * 0.5**5, rel=1e-2)
+    assert moved[f"{PREFIX}net.blocks.3.norm1.bias"] == pytest.approx(1e-3 * 0.5, rel=1e-2)
+    assert moved["head.bias"] == pytest.approx(1e-3, rel=1e-2)

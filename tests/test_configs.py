@@ -1,0 +1,212 @@
+"""Every experiment of projects/ loads, builds at full size, and trains when cut down.
+
+How the configs follow the official recipes is in test_recipes.py.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, ListConfig
+from PIL import Image
+from project_configs import CONFIGS, load, net_wrapper, shrink
+from torch import nn
+
+from vitadapter.model_zoo import get_config
+
+SIZE = 64  # pixels
+COCO_BASE = next(path for path in CONFIGS if path.stem == "mask_rcnn_vit_adapter_s_deit_1x")
+each_config = pytest.mark.parametrize(
+    "path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+
+
+def test_the_rows_of_table_1_are_there() -> None:
+    rows = {
+        f"mask_rcnn_{backbone}_{size}_{schedule}"
+        for backbone in ("vit", "vitdet", "vit_adapter")
+        for size in ("t_deit", "s_deit", "b_deit", "l_augreg")
+        for schedule in ("1x", "3x")
+    }
+    assert rows <= {path.stem for path in CONFIGS if path.parent.name == "COCO"}
+
+
+@each_config
+def test_has_what_the_training_script_reads(path: Path) -> None:
+    cfg = load(path)
+    assert {"model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)
+    assert {"train", "test", "evaluator"} <= set(cfg.dataloader)
+    # Two experiments must not write into one folder.
+    assert Path(cfg.train.output_dir).name == path.stem
+    assert cfg.train.init_checkpoint == ""
+    assert cfg.dataloader.evaluator.output_dir.startswith(cfg.train.output_dir)
+
+
+def _imported_bases() -> list[str]:
+    return [name for name in sys.modules if name.startswith("vitadapter.configs.")]
+
+
+def _overwrite(node: DictConfig | ListConfig) -> None:
+    """Replaces every leaf of a config."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        child = node._get_node(key)
+        if isinstance(child, DictConfig | ListConfig) and child._value() is not None:
+            _overwrite(child)
+        else:
+            node[key] = -1  # some nodes only take integers
+
+
+@each_config
+def test_edits_do_not_leak_into_later_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _imported_bases():
+        monkeypatch.delitem(sys.modules, name)
+    cfg = load(path)
+    # An imported base is shared with all later loads, and so are the edits of the files on it.
+    assert _imported_bases() == []
+    before = repr(cfg)
+    _overwrite(cfg)
+    assert net_wrapper(cfg).net.embed_dim == cfg.optimizer.lr == -1
+    assert repr(load(path)) == before
+
+
+def _batch(with_masks: bool, num_classes: int) -> list[dict[str, object]]:
+    """Two random images with a square and a triangle each."""
+    shapes = [[8.0, 8.0, 32.0, 8.0, 32.0, 32.0, 8.0, 32.0], [30.0, 60.0, 60.0, 60.0, 45.0, 20.0]]
+    batch = []
+    for _ in range(2):
+        instances = Instances((SIZE, SIZE))
+        instances.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 32.0, 32.0], [30.0, 20.0, 60.0, 60.0]]))
+        instances.gt_classes = torch.tensor([0, num_classes - 1])
+        if with_masks:
+            instances.gt_masks = PolygonMasks([[np.array(shape)] for shape in shapes])
+        image = torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": 2 * SIZE, "width": SIZE})
+    return batch
+
+
+def _train_one_step(cfg: DictConfig) -> nn.Module:
+    """Builds model and optimizer as Detectron2's training script does, and takes a step."""
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).train()
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with_masks = cfg.model.roi_heads.mask_head is not None
+    with EventStorage():
+        losses = model(_batch(with_masks, cfg.dataset.num_classes))
+    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"} | (
+        {"loss_mask"} if with_masks else set()
+    )
+    sum(losses.values()).backward()
+    # A parameter without gradient stops distributed training.
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    optimizer.step()
+    for name, value in model.named_parameters():
+        assert value.isfinite().all(), name
+        assert (value != before[name]).any() or not value.grad.any(), name
+    return model
+
+
+def _check_inference(model: nn.Module, with_masks: bool) -> None:
+    model.eval()
+    with torch.no_grad():
+        (output,) = model([{**_batch(False, 1)[0], "height": 2 * SIZE, "width": SIZE}])
+    found = output["instances"]
+    assert len(found) > 0
+    assert found.scores.isfinite().all()
+    boxes = found.pred_boxes.tensor
+    assert boxes.isfinite().all()
+    assert (boxes >= 0).all()
+    assert boxes[:, 0::2].max() <= SIZE
+    assert boxes[:, 1::2].max() <= 2 * SIZE
+    assert found.has("pred_masks") == with_masks
+    if with_masks:
+        assert found.pred_masks.shape == (len(found), 2 * SIZE, SIZE)
+
+
+@each_config
+def test_a_small_copy_trains_and_predicts(path: Path) -> None:
+    cfg = shrink(load(path))
+    lr_factor = cfg.optimizer.params.lr_factor_func
+    if lr_factor is not None:
+        lr_factor.num_layers = net_wrapper(cfg).net.depth
+    model = _train_one_step(cfg)
+    _check_inference(model, with_masks=cfg.model.roi_heads.mask_head is not None)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_vitdet", "mask_rcnn_vit_adapter"])
+def test_a_model_base_fits_any_experiment(name: str) -> None:
+    """The bases that no experiment uses unchanged, such as Detectron2's own feature pyramid."""
+    cfg = load(COCO_BASE)
+    cfg.model = get_config(f"common/models/{name}.py").model
+    _check_inference(_train_one_step(shrink(cfg)), with_masks=True)
+
+
+@each_config
+def test_the_classes_are_one_override(path: Path) -> None:
+    cfg = LazyConfig.apply_overrides(load(path), ["dataset.num_classes=7"])
+    with torch.device("meta"):
+        heads = instantiate(cfg.model.roi_heads)
+    assert heads.num_classes == 7
+    assert heads.box_predictor.cls_score.out_features == 7 + 1
+    assert heads.box_predictor.bbox_pred.out_features == 7 * 4
+    if cfg.model.roi_heads.mask_head is not None:
+        assert heads.mask_head.predictor.out_channels == 7
+    assert cfg.dataloader.train.dataset.num_classes == 7
+    assert cfg.dataloader.test.dataset.num_classes == 7
+
+
+@each_config
+def test_an_override_reaches_everything_that_depends_on_it(path: Path) -> None:
+    overrides = [
+        "dataset.train.json_file=a.json",
+        "dataset.test.json_file=b.json",
+        "dataset.test.image_root=b",
+        "model.input_format=BGR",
+        "optimizer.lr=0.125",
+        "optimizer.weight_decay=0.5",
+        "train.max_iter=5000",
+        "train.output_dir=there",
+    ]
+    cfg = LazyConfig.apply_overrides(load(path), overrides)
+    net_wrapper(cfg).net.drop_path_rate = 0.25
+    loader = cfg.dataloader
+    assert loader.train.dataset.json_file == "a.json"
+    assert loader.test.dataset.json_file == loader.evaluator.json_file == "b.json"
+    assert loader.test.dataset.image_root == loader.evaluator.image_root == "b"
+    assert loader.train.mapper.image_format == loader.test.mapper.image_format == "BGR"
+    assert net_wrapper(cfg).get("drop_path_rate", 0.25) == 0.25
+    assert (cfg.optimizer.params.base_lr, cfg.optimizer.params.weight_decay) == (0.125, 0.5)
+    assert cfg.lr_multiplier.max_iter == 5000
+    assert loader.evaluator.output_dir.startswith("there")
+
+
+@each_config
+def test_the_mappers_read_an_annotated_image(path: Path, tmp_path: Path) -> None:
+    file_name = tmp_path / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file_name)
+    annotation = {
+        "bbox": [100.0, 60.0, 120.0, 120.0],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 3,
+        "segmentation": [[100.0, 60.0, 220.0, 60.0, 220.0, 180.0, 100.0, 180.0]],
+        "iscrowd": 0,
+    }
+    record = {"file_name": str(file_name), "height": 240, "width": 320, "annotations": [annotation]}
+    cfg = load(path)
+
+    tested = instantiate(cfg.dataloader.test.mapper)(record)["image"]
+    short, longest = cfg.dataloader.test.mapper.augmentations[0].short_edge_length, 1333
+    assert tested.shape == (3, short, round(short / 240 * 320))
+
+    trained = instantiate(cfg.dataloader.train.mapper)(record)
+    assert trained["image"].dtype == torch.uint8
+    assert max(trained["image"].shape) <= longest
+    assert trained["instances"].image_size == tuple(trained["image"].shape[1:])
+    assert trained["instances"].has("gt_masks") == (cfg.model.roi_heads.mask_head is not None)
