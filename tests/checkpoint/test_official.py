@@ -99,7 +99,7 @@ def test_names_and_shapes_are_ours(
 
 def test_a_whole_official_detector_is_refused(shared: Path) -> None:
     checkpoint = _official_keys(shared, "mask_rcnn_deit_adapter_tiny_fpn_1x_coco")
-    with pytest.raises(ValueError, match=rf"got {len(checkpoint)} entries such as \['backbone"):
+    with pytest.raises(ValueError, match=rf"among {len(checkpoint)} entries such as \['backbone"):
         convert_official_backbone(checkpoint)
 
 
@@ -138,10 +138,13 @@ def test_puts_the_entries_of_the_net_under_net(ours: nn.Module) -> None:
         ("net.patch_embed.proj.weight", "net.blocks.0.norm1.weight"),
         ("patch_embed.proj.weight", "layers.0.norm1.weight"),
         ("blocks.0.norm1.weight",),
+        # a bare DeiT, an official BEiT backbone
+        ("patch_embed.proj.weight", "pos_embed", "blocks.0.norm1.weight", "norm.weight"),
+        ("patch_embed.proj.weight", "blocks.0.norm1.weight", "norm1.weight"),
         ("stem.conv1.weight", "res2.0.conv1.weight"),
     ],
 )
 def test_other_state_dicts_are_refused(names: tuple[str, ...]) -> None:
     state = {name: torch.zeros(1) for name in names}
-    with pytest.raises(ValueError, match=r"has patch_embed\.proj\.weight and blocks\.\*, got"):
+    with pytest.raises(ValueError, match=r"has patch_embed\.proj\.weight, pos_embed, norm1"):
         convert_official_backbone(state)
