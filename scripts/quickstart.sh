@@ -48,10 +48,11 @@ baseline() {
         step "$name: measuring the time of an iteration"
         rm -rf "${runs:?}/$name-probe"
         $python scripts/lazyconfig_train_net.py --config-file "$configs/$name.py" \
-            train.output_dir="$runs/$name-probe" train.max_iter=60 \
-            dataloader.evaluator=null >/dev/null
+            train.output_dir="$runs/$name-probe" train.max_iter=60 "~dataloader.evaluator" >/dev/null
         mkdir -p "$runs/$name"
-        $python scripts/iterations_in_time.py "$runs/$adapter" "$runs/$name-probe" >"$iterations"
+        $python scripts/iterations_in_time.py "$runs/$adapter" "$runs/$name-probe" \
+            >"$iterations.new"
+        mv "$iterations.new" "$iterations"
     fi
     train "$name" train.max_iter="$(cat "$iterations")"
 }
