@@ -12,7 +12,8 @@ compare=false
 for argument in "$@"; do
     case "$argument" in
         --compare) compare=true ;;
-        *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; [ "$argument" = --help ]; exit ;;
+        --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit ;;
+        *) echo "quickstart.sh: unknown argument '$argument' (see --help)" >&2; exit 2 ;;
     esac
 done
 
@@ -48,7 +49,7 @@ baseline() {
         step "$name: measuring the time of an iteration"
         rm -rf "${runs:?}/$name-probe"
         $python scripts/lazyconfig_train_net.py --config-file "$configs/$name.py" \
-            train.output_dir="$runs/$name-probe" train.max_iter=60 "~dataloader.evaluator" >/dev/null
+            train.output_dir="$runs/$name-probe" train.max_iter=60 "~dataloader.evaluator"
         mkdir -p "$runs/$name"
         $python scripts/iterations_in_time.py "$runs/$adapter" "$runs/$name-probe" \
             >"$iterations.new"

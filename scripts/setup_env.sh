@@ -4,28 +4,32 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# What the environment is made from: our files, and the compiler that builds the operators.
 stamp=.venv/vitadapter-setup
-wanted="$PWD $(find scripts/setup_env.sh scripts/requirements.txt setup.py pyproject.toml kernels \
-    -type f -print0 | sort -z | xargs -0 cat | cksum)"
+wanted="$PWD $(command -v "${CXX:-c++}" || echo no-compiler) $(find scripts/setup_env.sh \
+    scripts/requirements.txt setup.py pyproject.toml kernels -type f -print0 \
+    | sort -z | xargs -0 cat | cksum)"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
 
 step() { printf '\n==> %s\n' "$*"; }
+fail() {
+    echo "setup_env.sh: $*" >&2
+    exit 1
+}
 
-if [ ! -x .venv/bin/python ]; then
-    for python in ${PYTHON:-python3.11 python3 python3.12 python3.13 python3.10}; do
+# An environment that an interrupted run left half-made has no working pip.
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    for python in "${PYTHON:-}" python3.11 python3 python3.12 python3.13 python3.10; do
         if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             found=$python
             break
         fi
     done
-    if [ -z "${found:-}" ]; then
-        echo "setup_env.sh: Python >= 3.10 is needed (set PYTHON=/path/to/python)" >&2
-        exit 1
-    fi
+    [ -n "${found:-}" ] || fail "Python >= 3.10 is needed (set PYTHON=/path/to/python)"
     step "making .venv with $("$found" --version)"
-    "$found" -m venv .venv
+    "$found" -m venv --clear .venv || fail "'$found -m venv' fails (Debian: apt install python3-venv)"
 fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
@@ -33,14 +37,16 @@ step "installing PyTorch, Detectron2's needs and the test tools (the first time 
 pip install --upgrade "pip>=24"
 pip install -r scripts/requirements.txt
 
-if ! .venv/bin/python -W ignore -c 'import detectron2' 2>/dev/null; then
+if ! .venv/bin/python -W ignore -c 'import detectron2.engine, detectron2.evaluation' 2>/dev/null; then
     step "installing Detectron2"
     # Its Python code is all that is used; the wheel's tag is only that of its own binary part.
-    pip install --no-deps --only-binary=:all: --python-version 3.10 \
+    pip install --upgrade --no-deps --only-binary=:all: --python-version 3.10 \
         --target "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
         sal-detectron2==0.7.2
 fi
 
 step "building vitadapter"
-pip install --no-build-isolation --no-deps -v -e . 2>&1 | grep -E '^ *vitadapter:|rror|Successfully'
-printf '%s' "$wanted" > "$stamp"
+pip install --no-build-isolation --no-deps -v -e . 2>&1 \
+    | grep -E '^ *vitadapter:|rror|Successfully' || fail "vitadapter cannot be installed: run
+    .venv/bin/python -m pip install --no-build-isolation --no-deps -e ."
+printf '%s' "$wanted" >"$stamp"

@@ -132,9 +132,6 @@ def _check_inference(model: nn.Module, with_masks: bool) -> None:
 @each_config
 def test_a_small_copy_trains_and_predicts(path: Path) -> None:
     cfg = shrink(load(path))
-    lr_factor = cfg.optimizer.params.lr_factor_func
-    if lr_factor is not None:
-        lr_factor.num_layers = net_wrapper(cfg).net.depth
     model = _train_one_step(cfg)
     _check_inference(model, with_masks=cfg.model.roi_heads.mask_head is not None)
 

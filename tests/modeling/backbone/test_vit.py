@@ -124,7 +124,10 @@ def test_can_be_built_on_the_meta_device():
         (dict(window_block_indexes=[0]), "window_size"),
         (dict(residual_block_indexes=[-1]), "residual_block_indexes"),
         (dict(num_heads=5), "multiple of num_heads"),
-        (dict(depth=0), "depth >= 1"),
+        (dict(depth=0), "must be positive"),
+        (dict(mlp_ratio=0), "must be positive"),
+        (dict(drop_path_rate=-0.1), r"\[0, 1\), got -0.1"),
+        (dict(window_size=[4, 0, 4, 0], window_block_indexes=[0, 2]), r"got \[4, 0, 4, 0\]"),
     ],
 )
 def test_bad_arguments(wrong, message):

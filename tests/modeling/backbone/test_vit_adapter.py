@@ -88,6 +88,15 @@ def test_norms_train_in_one_process(norm):
     assert isinstance(adapter.norm1, FrozenBatchNorm2d) == (norm == "FrozenBN")
 
 
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_batch_norm_cannot_train_on_a_single_tiny_image(norm):
+    images = torch.randn(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        make_adapter(norm=norm).train()(images)
+    make_adapter(norm=norm).train()(images.expand(2, -1, -1, -1))
+    make_adapter(make_net(embed_dim=64), norm="GN", conv_dim=32).train()(images)
+
+
 def test_initial_injector_leaves_the_net_alone():
     """Paper section 3.4: gamma is 0 at first, so that the pre-trained ViT works as it did."""
     net = make_net().eval()
@@ -185,7 +194,8 @@ def test_attention_is_replaceable():
     class MeanAttention(nn.Module):
         def __init__(self, embed_dim, num_heads, num_levels, num_points, ratio):
             super().__init__()
-            self.proj = nn.Linear(embed_dim, embed_dim)
+            self.proj = nn.Linear(embed_dim, embed_dim, bias=False)
+            nn.init.eye_(self.proj.weight)
             self.num_levels = num_levels
 
         def forward(self, query, reference_points, value, spatial_shapes):
@@ -196,6 +206,9 @@ def test_attention_is_replaceable():
     adapter = ViTAdapter(make_net(), attention=MeanAttention, norm="BN", conv_dim=8).eval()
     assert adapter(torch.randn(1, 3, 32, 64))["res5"].shape == (1, 32, 1, 2)
     assert not any(isinstance(m, MSDeformAttn) for m in adapter.modules())
+    # It has initialised itself, and stays as it is.
+    weight = adapter.interactions[0].injector.attn.proj.weight
+    torch.testing.assert_close(weight, torch.eye(32))
 
 
 def test_no_ffn_in_the_light_variant():
@@ -215,6 +228,9 @@ def test_no_ffn_in_the_light_variant():
         (dict(interaction_indexes=[[2, 3], [0, 1]]), "in order"),
         (dict(interaction_indexes=[[0, 1, 2, 3]]), "pairs"),
         (dict(vit_feature="last"), "'last'"),
+        (dict(ffn_ratio=-0.25), "ffn_ratio=-0.25"),
+        (dict(num_extra_extractors=-1), "num_extra_extractors=-1"),
+        (dict(drop_path_rate=1.0), "drop_path_rate=1.0"),
         (dict(vit_feature="stage", num_interactions=2), "four interactions.*got 2"),
     ],
 )
@@ -228,7 +244,7 @@ def test_bad_patch_size():
         make_adapter(make_net(patch_size=14))
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32)])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 3, 0, 32)])
 def test_bad_images(shape):
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         make_adapter()(torch.randn(shape))

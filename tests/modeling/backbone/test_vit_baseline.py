@@ -31,6 +31,11 @@ def test_bad_block_indexes(indexes):
         ViTBaseline(make_net(), block_indexes=indexes)
 
 
-def test_bad_image_size():
-    with pytest.raises(ValueError, match="multiples of 32"):
-        ViTBaseline(make_net())(torch.randn(1, 3, 48, 64))
+def test_any_size_is_padded():
+    baseline = ViTBaseline(make_net()).eval()
+    images = torch.randn(1, 3, 40, 70)
+    padded = torch.zeros(1, 3, 64, 96)
+    padded[:, :, :40, :70] = images
+    expected, found = baseline(padded), baseline(images)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])

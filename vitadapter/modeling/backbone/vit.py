@@ -213,16 +213,22 @@ class ViT(Detectron2ViT):
         pad_after_qkv: bool = False,
         layer_scale_init: float | None = None,
     ) -> None:
-        if depth < 1 or embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+        sizes = (img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size)
+        if min(sizes) < 1 or mlp_ratio <= 0 or embed_dim % num_heads:
             raise ValueError(
-                "depth >= 1 and embed_dim a multiple of num_heads are needed, got "
-                f"{depth=}, {embed_dim=}, {num_heads=}"
+                "img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size "
+                "and mlp_ratio must be positive and embed_dim a multiple of num_heads, got "
+                f"{sizes} and {mlp_ratio}"
             )
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate}")
         _check_block_indexes("window_block_indexes", window_block_indexes, depth)
         _check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
-        if window_size < 0 or (len(window_block_indexes) > 0 and window_size == 0):
+        needed = 1 if len(window_block_indexes) > 0 else 0
+        if not isinstance(window_size, int) or window_size < needed:
             raise ValueError(
-                f"window_block_indexes needs window_size >= 1 (tokens), got {window_size=}"
+                "window_size must be one number of tokens (which blocks use it is said by "
+                f"window_block_indexes, which needs at least 1), got {window_size!r}"
             )
         # Depth 0: Detectron2 builds the embeddings, the blocks are ours.
         super().__init__(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitadapter.layers import MSDeformAttn
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
+from .padding import pad_images
 from .spatial_prior import SpatialPriorModule
 
 __all__ = ["ViTAdapter"]
@@ -59,7 +60,7 @@ class ViTAdapter(Backbone):
 
     Raises:
         ValueError: interactions that do not cover the net, a patch size other than 16, an unknown
-            ``vit_feature`` or one that does not fit the interactions.
+            ``vit_feature`` or one that does not fit the interactions, a number out of range.
     """
 
     def __init__(
@@ -93,6 +94,11 @@ class ViTAdapter(Backbone):
             else _stages(net.depth, interaction_indexes)
         )
         _check_vit_feature(vit_feature, len(self.stages))
+        if not 0 <= drop_path_rate < 1 or ffn_ratio < 0 or num_extra_extractors < 0:
+            raise ValueError(
+                "drop_path_rate in [0, 1), ffn_ratio >= 0 and num_extra_extractors >= 0 are "
+                f"needed, got {drop_path_rate=}, {ffn_ratio=}, {num_extra_extractors=}"
+            )
         self.vit_feature = vit_feature
         self.freeze_net = freeze_net
 
@@ -166,12 +172,12 @@ class ViTAdapter(Backbone):
 
         Returns:
             ``res2 .. res5``: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
-        """
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        height, width = images.shape[2:]
-        images = F.pad(images, (0, -width % 32, 0, -height % 32))
 
+        Raises:
+            ValueError: another shape. In training, also batch norm of one single value per channel
+                (one image of at most 32 x 32 pixels in all processes): use ``norm="GN"`` there.
+        """
+        images = pad_images(images, self.size_divisibility)
         c1, *priors = self.spm(images)
         # (B, 21 * h * w / 4, C): strides 8, 16, 32
         c = torch.cat(
@@ -221,8 +227,16 @@ class ViTAdapter(Backbone):
         }
 
     def _init_weights(self) -> None:
-        """Initialisation of the official code; the net is not touched."""
+        """Initialisation of the official code; the net and the attention initialise themselves."""
+        attention = {
+            module
+            for part in self.modules()
+            if isinstance(part, Injector | Extractor)
+            for module in part.attn.modules()
+        }
         for module in self.modules():
+            if module in attention:
+                continue
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
@@ -232,9 +246,6 @@ class ViTAdapter(Backbone):
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, MSDeformAttn):
-                module.reset_parameters()
         nn.init.normal_(self.level_embed)
 
 

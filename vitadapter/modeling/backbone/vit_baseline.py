@@ -6,6 +6,8 @@ from functools import partial
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
+from .padding import pad_images
+
 __all__ = ["ViTBaseline"]
 
 
@@ -56,7 +58,7 @@ class ViTBaseline(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Image height and width must be multiples of this, in pixels."""
+        """Image height and width are padded to a multiple of this, in pixels."""
         return 32
 
     @property
@@ -68,19 +70,15 @@ class ViTBaseline(Backbone):
         """Multi-scale features of images.
 
         Args:
-            images: normalised images (B, 3, H, W), H and W multiples of 32.
+            images: normalised images (B, 3, H, W) of any size, padded as ``ViTAdapter`` does.
 
         Returns:
-            ``res2 .. res5``: (B, C, H / s, W / s) for s = 4, 8, 16, 32.
+            ``res2 .. res5``: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
 
         Raises:
             ValueError: another shape.
         """
-        if images.dim() != 4 or any(size % 32 for size in images.shape[2:]):
-            raise ValueError(
-                f"images must be (B, 3, H, W), H and W multiples of 32, got {tuple(images.shape)}"
-            )
-        x, prefix = self.net.embed(images)
+        x, prefix = self.net.embed(pad_images(images, self.size_divisibility))
         features, start = {}, 0
         for index in sorted(set(self.block_indexes)):
             x, prefix = self.net.forward_blocks(x, prefix, start, index + 1)

@@ -17,5 +17,7 @@ model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapte
 model.pixel_mean = [127.5, 127.5, 127.5]
 model.pixel_std = [127.5, 127.5, 127.5]
 optimizer.params.no_decay = L(NoDecayOneDim)()
-optimizer.params.lr_factor_func = L(LayerDecay)(rate=0.8, num_layers=24)
+optimizer.params.lr_factor_func = L(LayerDecay)(
+    rate=0.8, num_layers="${model.backbone.bottom_up.net.depth}"
+)
 train.output_dir = "./output/mask_rcnn_vit_adapter_l_augreg_3x"

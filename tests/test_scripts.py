@@ -1,0 +1,130 @@
+"""The shell scripts, with stand-ins for the long work that they start."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = ("quickstart.sh", "setup_env.sh", "test.sh")
+ADAPTER = "output/digits/mask_rcnn_vit_adapter_t"
+
+
+def run(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", script, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def tree(tmp_path: Path, repository: Path) -> Path:
+    """A copy of the scripts whose `.venv/bin/python` only notes down how it is called."""
+    shutil.copytree(repository / "scripts", tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup_env.sh").write_text("#!/bin/sh\n")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import sys, pathlib\n"
+        "if any(word in ' '.join(sys.argv) for word in pathlib.Path('fail').read_text().split()):\n"
+        "    sys.exit(3)\n"
+        "with open('calls', 'a') as file:\n"
+        "    file.write(' '.join(sys.argv[1:]) + '\\n')\n"
+        "if 'iterations_in_time' in sys.argv[1]:\n"
+        "    print(123)\n"
+        "for argument in sys.argv:\n"
+        "    if argument.startswith('train.output_dir='):\n"
+        "        pathlib.Path(argument.split('=')[1]).mkdir(parents=True, exist_ok=True)\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "fail").write_text("")
+    return tmp_path
+
+
+def calls(tree: Path) -> list[str]:
+    """The Python scripts called so far, without their folder; forgets them."""
+    lines = (tree / "calls").read_text().splitlines()
+    (tree / "calls").unlink()
+    return [line.removeprefix("scripts/") for line in lines]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_syntax(script: str, repository: Path) -> None:
+    path = repository / "scripts" / script
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    assert os.access(path, os.X_OK)
+
+
+def test_quickstart_explains_itself_and_refuses_other_arguments(repository: Path) -> None:
+    script = repository / "scripts" / "quickstart.sh"
+    shown = run(script, "--help")
+    assert shown.returncode == 0
+    assert "--compare" in shown.stdout
+    refused = run(script, "--comapre")
+    assert refused.returncode == 2
+    assert "unknown argument '--comapre'" in refused.stderr
+
+
+def test_quickstart_trains_once_and_shows_every_time(tree: Path) -> None:
+    script = tree / "scripts" / "quickstart.sh"
+    first = run(script)
+    assert first.returncode == 0, first.stderr
+    made, trained, *shown = calls(tree)
+    assert made.startswith("make_sample_dataset.py --out datasets/digits")
+    assert trained.startswith("lazyconfig_train_net.py --resume")
+    assert f"train.output_dir={ADAPTER}" in trained
+    names = [call.split()[0] for call in shown]
+    assert names == ["visualize_results.py", "plot_metrics.py", "compare_runs.py"]
+    assert "overview.png" in first.stdout
+
+    again = run(script)
+    assert again.returncode == 0
+    assert "already trained" in again.stdout
+    assert [call.split()[0] for call in calls(tree)] == [made.split()[0], *names]
+
+
+def test_quickstart_goes_on_after_an_interruption(tree: Path) -> None:
+    script = tree / "scripts" / "quickstart.sh"
+    (tree / "fail").write_text("lazyconfig_train_net.py")
+    assert run(script).returncode == 3
+    (tree / "fail").write_text("")
+    calls(tree)
+    assert run(script).returncode == 0
+    assert sum("--resume" in call for call in calls(tree)) == 1
+
+
+def test_quickstart_compares_for_the_same_time(tree: Path) -> None:
+    script = tree / "scripts" / "quickstart.sh"
+    (tree / "fail").write_text("iterations_in_time.py")
+    assert run(script, "--compare").returncode == 3
+    (tree / "fail").write_text("")
+    calls(tree)
+    # What failed half-way is measured again, not taken for a measurement.
+    assert run(script, "--compare").returncode == 0
+    called = calls(tree)
+    for name in ("mask_rcnn_vit_t", "mask_rcnn_vitdet_t"):
+        assert any(f"{name}-probe train.max_iter=60" in call for call in called)
+        assert any(
+            f"train.output_dir=output/digits/{name} train.max_iter=123" in call for call in called
+        )
+    assert called[-1].startswith("compare_runs.py ViT-T=")
+
+
+def test_setup_refuses_an_unusable_python(tmp_path: Path, repository: Path) -> None:
+    for name in ("scripts", "kernels"):
+        shutil.copytree(repository / name, tmp_path / name)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(repository / name, tmp_path)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "find", "sort", "xargs", "cat", "cksum"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    refused = run(tmp_path / "scripts" / "setup_env.sh", PATH=str(tools), PYTHON="")
+    assert refused.returncode == 1
+    assert "Python >= 3.10 is needed" in refused.stderr
