@@ -7,6 +7,7 @@ named, the others go on), 2 for wrong arguments.
 
 import argparse
 import glob
+import mimetypes
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.predictor import LazyPredictor
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+WRITABLE_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4"}  # with the codec below
+VIDEO_SUFFIXES = {*WRITABLE_VIDEO_SUFFIXES, ".mpeg", ".mpg", ".webm"}
+CODEC = "mp4v"
 DEFAULT_FPS = 25.0
 
 
@@ -41,6 +44,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--score-threshold", type=float, default=0.5, help="in [0, 1]")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
     args = parser.parse_args(arguments)
+    if not Path(args.config_file).is_file():
+        parser.error(f"--config-file {args.config_file} does not exist")
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
     return args
@@ -73,13 +78,39 @@ def find_inputs(patterns: Sequence[str], output: str) -> list[tuple[Path, Path]]
     return found
 
 
+def names_a_file(output: Path) -> bool:
+    """Whether `output` is meant as a file: by its suffix, unless there is such a folder."""
+    if output.is_dir():
+        return False
+    kind, _ = mimetypes.guess_type(output.name)
+    return is_input(output) or (kind or "").startswith(("image/", "video/"))
+
+
+def check_output(inputs: list[tuple[Path, Path]], output: Path) -> None:
+    """Refuses, before the model is loaded, what could not be written after it."""
+    if names_a_file(output):
+        if len(inputs) > 1:
+            raise ValueError(f"--output {output} is a file, but there are {len(inputs)} inputs")
+        source = inputs[0][0]
+        kind = "a video" if is_video(source) else "an image"
+        suffixes = WRITABLE_VIDEO_SUFFIXES if is_video(source) else IMAGE_SUFFIXES
+        if output.suffix.lower() not in suffixes:
+            raise ValueError(
+                f"--output of {kind} must end in one of {', '.join(sorted(suffixes))} "
+                f"or be a folder, got {output}"
+            )
+    folder = output.parent if names_a_file(output) else output
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--output {output} must be a folder, but {existing} is a file")
+
+
 def plan_outputs(inputs: list[tuple[Path, Path]], output: str) -> list[tuple[Path, Path]]:
     """Pairs each input with a file of its own to write, never one of the inputs."""
     sources = {path.resolve() for path, _ in inputs}
     folder = Path(output)
-    is_file = is_input(folder) and not folder.is_dir()
-    if is_file and len(inputs) > 1:
-        raise ValueError(f"--output {output} is a file, but there are {len(inputs)} inputs")
+    check_output(inputs, folder)
+    is_file = names_a_file(folder)
     planned = [(inputs[0][0], folder)] if is_file else []
     taken: set[Path] = set()
     for path, relative in inputs if not is_file else ():
@@ -129,7 +160,7 @@ def draw_video(predictor: LazyPredictor, source: Path, target: Path, threshold: 
             drawn = draw(predictor, frame, threshold)
             if writer is None:
                 size = (drawn.shape[1], drawn.shape[0])
-                codec = cv2.VideoWriter_fourcc(*"mp4v")
+                codec = cv2.VideoWriter_fourcc(*CODEC)
                 writer = cv2.VideoWriter(str(target), codec, fps, size)
                 if not writer.isOpened():
                     raise OSError(f"{target} cannot be written as video")
@@ -148,14 +179,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not inputs:
         print(f"no image or video found in {', '.join(args.input)}")
         return 1
-    planned = plan_outputs(inputs, args.output)
-    cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
-    predictor = LazyPredictor(cfg, args.weights)
+    try:
+        planned = plan_outputs(inputs, args.output)
+        cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
+        predictor = LazyPredictor(cfg, args.weights)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     failed = 0
     for source, target in tqdm(planned, desc="inputs", disable=len(planned) == 1):
-        target.parent.mkdir(parents=True, exist_ok=True)
         draw_input = draw_video if is_video(source) else draw_image
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             draw_input(predictor, source, target, args.score_threshold)
         except (*IMAGE_ERRORS, cv2.error) as error:
             failed += 1

@@ -6,25 +6,35 @@ Example: %(prog)s output/vit_adapter output/vit_probe
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
 from vitadapter.evaluation.metrics_file import read_metrics
 
 
-def main() -> None:
+def seconds_per_iteration(run: str) -> float:
+    """The median over a run, which leaves out the slow first iterations."""
+    metrics = read_metrics(run)
+    _, times = metrics.curve("time")
+    if not len(times):
+        raise ValueError(f"{metrics.source} must have 'time' in some row, found in none")
+    return float(np.median(times))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="output folder of the run that sets the time")
     parser.add_argument("probe", help="output folder of a few iterations of the other model")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         seconds = 60 * read_metrics(args.run).minutes()[-1]
-        _, times = read_metrics(args.probe).curve("time")
-    except ValueError as error:
+        iterations = round(seconds / seconds_per_iteration(args.probe))
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(round(seconds / np.median(times)))
+    print(iterations)
 
 
 if __name__ == "__main__":

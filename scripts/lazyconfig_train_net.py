@@ -7,14 +7,17 @@ refuse misspelt keys, checks before the first iteration, and a checkpoint whenev
 
 import argparse
 import sys
+from pathlib import Path
 
 from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
 
 from vitadapter.engine.overrides import apply_overrides
-from vitadapter.engine.trainer import check_run, do_eval_only, do_train
+from vitadapter.engine.run_checks import SetupError, check_run, setup_errors
+from vitadapter.engine.trainer import do_eval_only, do_train
 
 EPILOG = """
 Examples:
@@ -33,14 +36,19 @@ one. Ctrl-C and SIGTERM save the training state before the run ends.
 def main(args: argparse.Namespace) -> None:
     """Runs one process of the job."""
     cfg = LazyConfig.load(args.config_file)
-    cfg = apply_overrides(cfg, args.opts)
-    check_run(cfg, resume=args.resume, eval_only=args.eval_only)
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="vitadapter")
-    if args.eval_only:
-        do_eval_only(cfg)
-    else:
-        do_train(cfg, resume=args.resume)
+    try:
+        with setup_errors():
+            apply_overrides(cfg, args.opts)
+            # do_train checks too, but default_setup would write into the folder of another run.
+            check_run(cfg, resume=args.resume, eval_only=args.eval_only)
+        default_setup(cfg, args)
+        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="vitadapter")
+        if args.eval_only:
+            do_eval_only(cfg)
+        else:
+            do_train(cfg, resume=args.resume)
+    except SetupError as error:
+        sys.exit(f"error: {error}")
 
 
 def invoke_main(arguments: list[str] | None = None) -> None:
@@ -49,6 +57,8 @@ def invoke_main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.config_file:
         parser.error("--config-file is required")
+    if not Path(args.config_file).is_file():
+        parser.error(f"--config-file {args.config_file} does not exist")
     try:
         launch(
             main,
@@ -60,6 +70,8 @@ def invoke_main(arguments: list[str] | None = None) -> None:
         )
     except KeyboardInterrupt:
         sys.exit(130)
+    except ProcessExitedException as error:  # one of several, which has said why
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

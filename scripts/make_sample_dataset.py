@@ -7,6 +7,7 @@ with the same arguments, it finds the set and does nothing.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from vitadapter.data.sample_dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and make the data set."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a different set in the folder"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     # `delay` keeps the bar away when there is nothing to write.
     with tqdm(
         total=args.train + args.val, desc="sample data set", unit="image", mininterval=1, delay=0.1
@@ -44,7 +45,7 @@ def main() -> None:
                 overwrite=args.overwrite,
                 on_image=bar.update,
             )
-        except (ImportError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             sys.exit(f"error: {error}")
     state = "written to" if written else "already in"
     print(f"sample data set ({args.train} train, {args.val} val images) {state} {args.out}")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from coco_samples import make_content, polygon_of, rle_of, write_coco
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_train_loader, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
@@ -59,12 +59,24 @@ def test_every_colour_mode(tmp_path: Path, mode: str, image_format: str) -> None
     np.testing.assert_allclose(image, np.broadcast_to(expected, (4, 6, 3)), atol=1)
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    image = Image.new("RGB", (6, 4))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    pixels = np.arange(6 * 4, dtype=np.uint8).reshape(4, 6)
+    image = Image.fromarray(pixels)
     exif = image.getexif()
-    exif[274] = 6
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(str(tmp_path / "turned.jpg"), "RGB").shape == (6, 4, 3)
+    exif[274] = orientation
+    path = str(tmp_path / "turned.png")
+    image.save(path, exif=exif)
+    turned = read_image(path, "RGB")
+    np.testing.assert_array_equal(turned, detection_utils.read_image(path, "RGB"))
+    assert turned.shape == ((4, 6, 3) if orientation < 5 else (6, 4, 3))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0broken", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12"])
+def test_broken_exif_data_is_ignored(tmp_path: Path, exif: bytes) -> None:
+    path = str(tmp_path / "broken.jpg")
+    Image.new("RGB", (6, 4), (200, 100, 50)).save(path, exif=exif)
+    assert read_image(path, "RGB").shape == (4, 6, 3)
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated", "missing", "broken png", "size"])

@@ -1,22 +1,20 @@
 """The sample data set: exact annotations, honest provenance, repeatable bytes, safe folders."""
 
 import hashlib
-import importlib.util
 import inspect
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetMapper
+from detectron2.data.datasets import load_coco_json, load_sem_seg
 from PIL import Image, ImageFilter
 from pycocotools.coco import COCO
-
-pytest.importorskip("skimage", reason="scikit-image (extra `sample`) absent")
-pytest.importorskip("sklearn", reason="scikit-learn (extra `sample`) absent")
-
 from sklearn.datasets import load_digits
 
 from vitadapter.data import sample_scene
@@ -339,11 +337,7 @@ def test_a_missing_package_is_named(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 absent")
 def test_detectron2_loads_it_as_bitmasks(dataset: Path, coco: COCO, split: str) -> None:
-    from detectron2.data import DatasetMapper
-    from detectron2.data.datasets import load_coco_json, load_sem_seg
-
     json_file = dataset / "annotations" / f"instances_{split}.json"
     records = load_coco_json(str(json_file), str(dataset / split))
     assert len(records) == SPLITS[split]
@@ -386,6 +380,13 @@ def test_script(tmp_path: Path) -> None:
     assert refused.returncode == 1, refused.stderr
     assert "--overwrite" in refused.stderr
     assert "Traceback" not in refused.stderr, refused.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(SystemExit, match=r"^error: .*file"):
+        main(["--out", str(tmp_path / "file" / "set"), "--train", "1", "--val", "1"])
 
 
 def test_defaults_are_those_of_the_script() -> None:

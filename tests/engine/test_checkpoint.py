@@ -70,3 +70,52 @@ def test_bad_weights(tmp_path: Path) -> None:
         (tmp_path / "bad.pth").write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.pth cannot be loaded"):
             load_init_checkpoint(make_checkpointer(tmp_path, 0.0), str(tmp_path / "bad.pth"))
+
+
+def save_linear(path: Path, **state: torch.Tensor) -> str:
+    torch.save({"model": state}, path)
+    return str(path)
+
+
+def test_weights_of_another_model(tmp_path: Path, caplog) -> None:
+    """`torch.nn.Linear(1, 1)` has a weight of shape (1, 1) and a bias of shape (1,)."""
+    foreign = save_linear(tmp_path / "raw.pth", **{"blocks.0.attn.qkv.weight": torch.ones(3, 1)})
+    message = r"raw\.pth has none of the 2 parameters.*blocks\.0\.attn\.qkv\.weight.*weight, bias"
+    for complete in (False, True):
+        with pytest.raises(ValueError, match=message):
+            load_init_checkpoint(make_checkpointer(tmp_path, 0.0), foreign, complete=complete)
+
+    partial = save_linear(tmp_path / "part.pth", weight=torch.ones(1, 1), bias=torch.ones(3))
+    checkpointer = make_checkpointer(tmp_path, 0.0)
+    with caplog.at_level("WARNING", "fvcore"):
+        load_init_checkpoint(checkpointer, partial)  # a new head
+    assert "'bias'" in caplog.text
+    assert checkpointer.model.weight.item() == 1.0
+    with pytest.raises(ValueError, match=r"part\.pth .* 1 of the 2 .*: bias \(1,\) from \(3,\)$"):
+        load_init_checkpoint(make_checkpointer(tmp_path, 0.0), partial, complete=True)
+
+
+def test_shared_parameters_need_one_of_their_names(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    model[1].weight, model[1].bias = model[0].weight, model[0].bias
+    state = {"1.weight": torch.full((1, 1), 4.0), "1.bias": torch.zeros(1)}
+    path = save_linear(tmp_path / "shared.pth", **state)
+    load_init_checkpoint(AtomicCheckpointer(model), path, complete=True)
+    assert model[0].weight.item() == 4.0
+
+
+def test_batch_statistics_are_weights_but_their_count_is_not(tmp_path: Path) -> None:
+    state = torch.nn.BatchNorm2d(2).state_dict()
+    del state["num_batches_tracked"]
+    path = save_linear(tmp_path / "norm.pth", **state)
+    load_init_checkpoint(AtomicCheckpointer(torch.nn.BatchNorm2d(2)), path, complete=True)
+    del state["running_var"]
+    path = save_linear(tmp_path / "norm.pth", **state)
+    with pytest.raises(ValueError, match="running_var"):
+        load_init_checkpoint(AtomicCheckpointer(torch.nn.BatchNorm2d(2)), path, complete=True)
+
+
+def test_a_file_of_another_framework(tmp_path: Path) -> None:
+    torch.save({"meta": {"epoch": 3}, "state_dict": {}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth cannot be loaded"):
+        load_init_checkpoint(make_checkpointer(tmp_path, 0.0), str(tmp_path / "other.pth"))

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -58,15 +59,15 @@ def test_without_detections_the_picture_is_the_image(
 
 
 def test_patterns_and_overrides(
-    script: ModuleType, options: list[str], images: Path, tmp_path: Path
+    script: ModuleType, options: list[str], images: Path, tmp_path: Path, capsys
 ) -> None:
     pattern, single = str(images / "00[12].png"), str(images / "000.png")
     inputs = ["--input", pattern, single, "--output", str(tmp_path / "drawn")]
     changes = ["model.roi_heads.box_predictor.test_topk_per_image=1"]
     assert script.main([*options, *inputs, *changes]) == 0
     assert len(list((tmp_path / "drawn").iterdir())) == 3
-    with pytest.raises(ValueError, match=r"'model\.roi_head'"):
-        script.main([*options, *inputs, "model.roi_head=1"])
+    assert script.main([*options, *inputs, "model.roi_head=1"]) == 2
+    assert re.search(r"\nerror: .*'model\.roi_head'.*\n$", capsys.readouterr().err)
 
 
 def test_equal_names_do_not_overwrite_each_other(
@@ -127,16 +128,75 @@ def test_nothing_found(script: ModuleType, options: list[str], tmp_path: Path, c
 
 
 def test_inputs_are_never_overwritten(
-    script: ModuleType, options: list[str], images: Path, tmp_path: Path
+    script: ModuleType, options: list[str], images: Path, capsys
 ) -> None:
     before = (images / "000.png").read_bytes()
     for target in (images, images / "000.png"):
         inputs = ["--input", str(images / "000.png"), "--output", str(target)]
-        with pytest.raises(ValueError, match="would overwrite"):
-            script.main([*options, *inputs])
+        assert script.main([*options, *inputs]) == 2
+        assert "would overwrite" in capsys.readouterr().err
     assert (images / "000.png").read_bytes() == before
-    with pytest.raises(ValueError, match="is a file, but there are 4 inputs"):
-        script.main([*options, "--input", str(images), "--output", str(tmp_path / "one.png")])
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "message"),
+    [
+        ("images", "one.png", "is a file, but there are 4 inputs"),
+        ("images", "file", "must be a folder, but .*file is a file"),
+        ("images/000.png", "file/below", "must be a folder, but .*file is a file"),
+        ("images/000.png", "file/one.png", "must be a folder, but .*file is a file"),
+        ("images/000.png", "one.mp4", r"--output of an image must end in one of .*\.png"),
+        ("images/000.png", "one.gif", r"--output of an image must end in .*got .*one\.gif"),
+        ("clip.avi", "clip.png", r"--output of a video must end in one of .*\.mp4"),
+        ("clip.avi", "clip.webm", r"--output of a video must end in .*got .*clip\.webm"),
+    ],
+)
+def test_outputs_that_cannot_be_written(
+    script: ModuleType,
+    options: list[str],
+    images: Path,
+    tmp_path: Path,
+    source: str,
+    output: str,
+    message: str,
+    monkeypatch,
+    capsys,
+) -> None:
+    monkeypatch.setattr(script, "LazyPredictor", None)  # found out before the model is loaded
+    (tmp_path / "file").write_text("")
+    write_video(tmp_path / "clip.avi")
+    name = images / "000.png" if source.endswith(".png") else tmp_path / source
+    inputs = ["--input", str(images if source == "images" else name)]
+    assert script.main([*options, *inputs, "--output", str(tmp_path / output)]) == 2
+    assert re.match(f"error: .*{message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["drawn.v2", "drawn.gif/"])
+def test_folders_may_have_a_suffix(
+    script: ModuleType, options: list[str], images: Path, tmp_path: Path, name: str
+) -> None:
+    if name.endswith("/"):
+        (tmp_path / name).mkdir()
+    inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / name)]
+    assert script.main([*options, *inputs]) == 0
+    assert (tmp_path / name / "000.png").is_file()
+
+
+def test_mistakes_are_error_lines(
+    script: ModuleType, options: list[str], images: Path, tmp_path: Path, capsys
+) -> None:
+    inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / "drawn")]
+    config = options[:2]
+    for arguments, message in (
+        ([*config, *inputs], "no weights"),
+        ([*config, "--weights", "nowhere.pth", *inputs], "nowhere.pth do not exist"),
+        ([*options, *inputs, "train.device=gpu"], "train.device"),
+    ):
+        assert script.main(arguments) == 2
+        assert re.match(f"error: .*{message}", capsys.readouterr().err)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--config-file", "nowhere.py", *inputs])
+    assert stopped.value.code == 2
 
 
 def test_output_below_the_input_folder_is_not_drawn_again(

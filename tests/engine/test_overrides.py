@@ -113,6 +113,12 @@ def test_malformed_overrides_are_refused(cfg: DictConfig, override: str) -> None
         apply_overrides(cfg, [override])
 
 
+def test_a_value_with_a_comma_is_quoted(cfg: DictConfig) -> None:
+    with pytest.raises(ValueError, match=r"key=\[1,2\].*\"train\.output_dir='/a,b'\""):
+        apply_overrides(cfg, ["train.output_dir=/a,b"])
+    assert apply_overrides(cfg, ["train.output_dir='/a,b'"]).train.output_dir == "/a,b"
+
+
 def test_a_value_holds_no_keys(cfg: DictConfig) -> None:
     with pytest.raises(ValueError, match="holds no keys"):
         apply_overrides(cfg, ["train.max_iter.period=3"])

@@ -70,11 +70,31 @@ def test_weights_are_taken_from_the_config(cfg: DictConfig, weights: str) -> Non
         assert torch.equal(value, second.model.state_dict()[name])
 
 
+def test_weights_of_another_number_of_classes(cfg: DictConfig, tmp_path: Path) -> None:
+    cfg.dataset.num_classes = 80
+    path = tmp_path / "coco.pth"
+    torch.save({"model": instantiate(cfg.model).state_dict()}, path)
+    cfg.dataset.num_classes = 10
+    message = r"coco\.pth is of another model: 6 of .*cls_score\.weight \(11, 16\) from \(81, 16\)"
+    with pytest.raises(ValueError, match=message):
+        LazyPredictor(cfg, str(path))
+
+
+def test_home_folder_and_missing_gpu(cfg: DictConfig, weights: str, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(weights).parent))
+    LazyPredictor(cfg, "~/weights.pth")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no GPU"):
+        LazyPredictor(cfg, weights, device="cuda")
+
+
 def test_class_names(cfg: DictConfig) -> None:
     assert LazyPredictor(cfg, "").metadata.thing_classes == ["class0", "class1"]
     cfg.dataset.test.json_file = cfg.dataset.test.image_root = None
     assert LazyPredictor(cfg, "").metadata.thing_classes[0] == "person"  # coco_2017_val
     cfg.dataset.test.json_file = "/nowhere.json"
+    assert LazyPredictor(cfg, "").metadata.get("thing_classes") is None
+    cfg.dataset.test.json_file = __file__  # not json
     assert LazyPredictor(cfg, "").metadata.get("thing_classes") is None
 
 

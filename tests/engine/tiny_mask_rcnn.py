@@ -1,8 +1,6 @@
-"""A Mask R-CNN of Detectron2's own parts that trains in a blink; follows our config layout."""
+"""A Mask R-CNN of Detectron2's own parts, on our shared bases, that trains in a blink."""
 
-import torch
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data import transforms as T
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -19,12 +17,9 @@ from detectron2.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
 )
-from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import LinearParamScheduler
 
-from vitadapter.data.coco import load_coco_dataset
-from vitadapter.data.dataset_mapper import DatasetMapper
-from vitadapter.evaluation.coco import coco_evaluator
+from vitadapter.model_zoo import get_config
 
 model = L(GeneralizedRCNN)(
     backbone=L(FPN)(
@@ -97,75 +92,19 @@ model = L(GeneralizedRCNN)(
     input_format="RGB",
 )
 
-dataset = {
-    "num_classes": 2,
-    "train": {"name": "coco_2017_train", "json_file": None, "image_root": None},
-    "test": {"name": "coco_2017_val", "json_file": None, "image_root": None},
-}
+_data = get_config("common/data/coco.py")
+dataset, dataloader = _data.dataset, _data.dataloader
+dataset.num_classes = 2
+dataloader.train.mapper.augmentations = [L(T.RandomFlip)(horizontal=True)]
+dataloader.train.total_batch_size = 2
+dataloader.test.mapper.augmentations[0].update(short_edge_length=64, max_size=128)
+dataloader.train.num_workers = dataloader.test.num_workers = 0
 
-dataloader = {
-    "train": L(build_detection_train_loader)(
-        dataset=L(load_coco_dataset)(
-            name="${dataset.train.name}",
-            json_file="${dataset.train.json_file}",
-            image_root="${dataset.train.image_root}",
-            num_classes="${dataset.num_classes}",
-            masks=True,
-            filter_empty=True,
-            role="train",
-        ),
-        mapper=L(DatasetMapper)(
-            is_train=True,
-            augmentations=[L(T.RandomFlip)(horizontal=True)],
-            image_format="${model.input_format}",
-            use_instance_mask="${..dataset.masks}",
-        ),
-        total_batch_size=2,
-        num_workers=0,
-    ),
-    "test": L(build_detection_test_loader)(
-        dataset=L(load_coco_dataset)(
-            name="${dataset.test.name}",
-            json_file="${dataset.test.json_file}",
-            image_root="${dataset.test.image_root}",
-            num_classes="${dataset.num_classes}",
-            masks="${dataloader.train.dataset.masks}",
-            filter_empty=False,
-            role="test",
-        ),
-        mapper=L(DatasetMapper)(
-            is_train=False,
-            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=64, max_size=128)],
-            image_format="${model.input_format}",
-        ),
-        num_workers=0,
-    ),
-    "evaluator": L(coco_evaluator)(
-        name="${dataset.test.name}",
-        json_file="${dataset.test.json_file}",
-        image_root="${dataset.test.image_root}",
-        output_dir="${train.output_dir}/inference",
-    ),
-}
-
-optimizer = L(torch.optim.AdamW)(
-    params=L(get_default_optimizer_params)(base_lr="${..lr}"),
-    lr=1e-3,
-    betas=(0.9, 0.999),
-    weight_decay=0.05,
-)
+optimizer = get_config("common/optim.py").AdamW
+optimizer.lr = 1e-3
 
 lr_multiplier = L(LinearParamScheduler)(start_value=1.0, end_value=0.1)
 
-train = {
-    "output_dir": "./output",
-    "init_checkpoint": "",
-    "max_iter": 3,
-    "amp": {"enabled": False},
-    "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
-    "checkpointer": {"period": 100, "max_to_keep": 5},
-    "eval_period": 0,
-    "log_period": 1,
-    "device": "cpu",
-    "seed": 3,
-}
+train = get_config("common/train.py").train
+train.update(max_iter=3, eval_period=0, log_period=1, device="cpu", seed=3)
+train.checkpointer.period = 100

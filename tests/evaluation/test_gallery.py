@@ -235,6 +235,14 @@ def test_unusable_images_and_masks_are_refused(tmp_path: Path) -> None:
         draw(tmp_path, content, results)
 
 
+@pytest.mark.parametrize("segmentation", [{"counts": "11"}, {"size": [64, 64]}, [7]])
+def test_masks_that_cannot_be_decoded_are_refused(tmp_path: Path, segmentation: object) -> None:
+    content = make_content(images=1, masks="none")
+    results = [{**exact_results(content)[0], "segmentation": segmentation}]
+    with pytest.raises(ValueError, match="a mask of image 1 cannot be decoded"):
+        draw(tmp_path, content, results)
+
+
 def test_script(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture) -> None:
     main = runpy.run_path(str(repository / "scripts" / "visualize_results.py"))["main"]
     content = make_content(images=4)

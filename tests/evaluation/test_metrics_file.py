@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,16 @@ def test_outdated_evaluation_is_named(tmp_path: Path, caplog: pytest.LogCaptureF
     write_run(tmp_path, start=20, stop=40)
     assert summarize("stopped", read_metrics(tmp_path)).box_ap == 31.25
     assert "AP of 'stopped' is of iteration 20, but its training went on to 39" in caplog.text
+
+
+def test_iterations_in_time_script(repository: Path, tmp_path: Path, capsys) -> None:
+    main = runpy.run_path(str(repository / "scripts" / "iterations_in_time.py"))["main"]
+    run = str(write_run(tmp_path / "run", seconds=1.5))  # 40 iterations: 60 seconds
+    main([run, str(write_run(tmp_path / "probe", stop=10, seconds=0.5))])
+    assert capsys.readouterr().out == "120\n"
+    untimed = str(write_run(tmp_path / "untimed", seconds=None))
+    for arguments in ([run, untimed], [untimed, run]):
+        with pytest.raises(SystemExit, match=r"^error: .*untimed.* must have 'time'"):
+            main(arguments)
+    with pytest.raises(SystemExit, match=r"^error: .*nowhere.*does not exist"):
+        main([run, "nowhere"])

@@ -40,6 +40,10 @@ def test_pycocotools_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([{**RESULT, "category_id": 9}], "category_id that the annotation file lists, got 9"),
         ([{**RESULT, "bbox": [1, 2, 3]}], r"box of 4 finite numbers, got \[1, 2, 3\]"),
         ([{**RESULT, "bbox": [1, 2, 3, float("nan")]}], "finite numbers"),
+        ([{**RESULT, "bbox": [1, 2, 3, "4"]}], r"finite numbers, got \[1, 2, 3, '4'\]"),
+        ([{**RESULT, "bbox": 5}], "box of 4 finite numbers, got 5"),
+        ([{**RESULT, "score": "high"}], "finite number as score, got 'high'"),
+        ([{**RESULT, "image_id": [1]}], r"image_id that the annotation file lists, got \[1\]"),
     ],
 )
 def test_bad_results_are_refused(tmp_path: Path, results: object, message: str) -> None:
@@ -73,5 +77,17 @@ def test_annotations_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     del content["annotations"][3]["bbox"]
     with pytest.raises(ValueError, match=r"annotation 3 of .*'bbox'"):
         load_annotations(write_json(tmp_path / "x.json", content))
+    content = make_content()
+    content["annotations"][3]["bbox"] = 5
+    with pytest.raises(ValueError, match=r"annotation 3 of .* got 5"):
+        load_annotations(write_json(tmp_path / "x.json", content))
     with pytest.raises(ValueError, match="COCO's instances format"):
         load_annotations(write_json(tmp_path / "x.json", [1]))
+
+
+@pytest.mark.parametrize(("part", "key"), [("images", "file_name"), ("categories", "name")])
+def test_entries_without_a_name_are_refused(tmp_path: Path, part: str, key: str) -> None:
+    content = make_content()
+    del content[part][1][key]
+    with pytest.raises(ValueError, match=rf"entry 1 of '{part}' in .*x\.json must .*'{key}'"):
+        load_annotations(write_json(tmp_path / "x.json", content))

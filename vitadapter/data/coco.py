@@ -8,7 +8,6 @@ under Detectron2's own training script.
 import hashlib
 import json
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -18,8 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, print_instances_cla
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import BoxMode
 
+from vitadapter.data.coco_annotations import check_has_masks, drop_unusable
 from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_record_image
 
 __all__ = ["coco_metadata", "load_coco_dataset", "register_coco"]
@@ -145,10 +144,12 @@ def coco_metadata(
         json_file = json_file or metadata.get("json_file")
     if json_file is None or not Path(json_file).is_file():
         return Metadata(name=name)
-    content = _read_json(json_file)
-    categories = content.get("categories", []) if isinstance(content, Mapping) else []
-    in_order = sorted(categories, key=lambda category: category["id"])
-    return Metadata(name=name, thing_classes=[category["name"] for category in in_order])
+    try:
+        categories = sorted(_read_json(json_file)["categories"], key=lambda c: c["id"])
+        return Metadata(name=name, thing_classes=[category["name"] for category in categories])
+    except (OSError, *_FORMAT_ERRORS) as error:
+        logger.warning("no class names: %s is not COCO instances (%r)", json_file, error)
+        return Metadata(name=name)
 
 
 def _read_json(json_file: str) -> object:
@@ -209,59 +210,6 @@ def _check_num_classes(records: list[Record], name: str, num_classes: int) -> No
         raise ValueError(
             f"the annotations of '{name}' have {found} classes but the model predicts "
             f"{num_classes}: set dataset.num_classes={found}"
-        )
-
-
-def _box_size(annotation: Mapping, file_name: str) -> tuple[float, float]:
-    box = annotation.get("bbox")
-    if box is None or len(box) not in (4, 5):
-        raise ValueError(f"an annotation of {file_name} must have a box of 4 numbers, got {box}")
-    if annotation["bbox_mode"] == BoxMode.XYXY_ABS:
-        return box[2] - box[0], box[3] - box[1]
-    return box[2], box[3]
-
-
-def _check_mask_size(record: Record, annotation: Mapping) -> None:
-    mask = annotation.get("segmentation")
-    if isinstance(mask, Mapping) and "height" in record:
-        expected = [record["height"], record["width"]]
-        if list(mask["size"]) != expected:
-            raise ValueError(
-                f"a mask of {record['file_name']} has the size {list(mask['size'])}, but the "
-                f"annotations give the image as {expected} (height, width)"
-            )
-
-
-def _drop_unusable(records: list[Record], name: str, masks: bool) -> list[Record]:
-    """The records without boxes of no area and, when masks are asked for, without maskless ones."""
-    no_area = no_mask = 0
-    cleaned = []
-    for record in records:
-        kept = []
-        for annotation in record.get("annotations", ()):
-            size = _box_size(annotation, record["file_name"])
-            if not all(math.isfinite(side) and side > 0 for side in size):
-                no_area += 1
-            elif masks and not annotation.get("segmentation"):
-                no_mask += 1
-            else:
-                _check_mask_size(record, annotation)
-                kept.append(annotation)
-        # A registered function may hand out its own list: never change it in place.
-        cleaned.append({**record, "annotations": kept} if "annotations" in record else record)
-    if no_area:
-        logger.warning("'%s': dropped %d annotations whose box has no area", name, no_area)
-    if no_mask:
-        logger.warning("'%s': dropped %d annotations without a mask", name, no_mask)
-    return cleaned
-
-
-def _check_has_masks(records: list[Record], name: str) -> None:
-    annotations = [a for r in records for a in r.get("annotations", ())]
-    if annotations and not any(a.get("segmentation") for a in annotations):
-        raise ValueError(
-            f"none of the {len(annotations)} annotations of '{name}' has a mask, but the config "
-            "trains masks: use a box-only config (faster_rcnn_*)"
         )
 
 
@@ -332,9 +280,8 @@ def load_coco_dataset(
     records = _load_records(registered, role)
     _check_num_classes(records, registered, num_classes)
     if masks:
-        _check_has_masks(records, registered)
-    _check_images(records, registered, role)
-    records = _drop_unusable(records, registered, masks)
+        check_has_masks(records, registered)
+    records = drop_unusable(records, registered, masks)
     if filter_empty:
         records = filter_images_with_only_crowd_annotations(records)
         if not records:
@@ -342,6 +289,8 @@ def load_coco_dataset(
                 f"no image of '{registered}' has a usable annotation: "
                 f"set dataset.{role}.json_file=..."
             )
+    # Only now: what training is left with must hold an image that can be read.
+    _check_images(records, registered, role)
     classes = MetadataCatalog.get(registered).get("thing_classes")
     if classes and all("annotations" in record for record in records):
         print_instances_class_histogram(records, classes)

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import struct
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = ["IMAGE_ERRORS", "DatasetMapper", "read_image", "read_record_image"]
 
@@ -21,7 +22,16 @@ logger = logging.getLogger(__name__)
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What Pillow and Detectron2 raise on a missing, broken or wrongly sized image."""
 
+# What Pillow raises on broken EXIF data.
+_EXIF_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error)
 _16_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _EXIF_ERRORS:  # the pixels are good: Detectron2 takes them as they are, too
+        return image
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
@@ -40,7 +50,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
         # Detectron2 looks for EXIF data first, and swallows the error of a broken PNG there.
         image.load()
-        upright = detection_utils._apply_exif_orientation(image)
+        upright = _upright(image)
         if upright.mode in _16_BIT_MODES:
             grey = np.asarray(upright).astype(np.int64) >> 8
             upright = Image.fromarray(grey.clip(0, 255).astype(np.uint8))

@@ -37,7 +37,10 @@ def _parse(text: str) -> Override:
     if not override.key_or_group or override.package is not None:
         raise ValueError(f"{rule}, got {text!r}")
     if override.is_sweep_override():
-        raise ValueError(f"a list is written key=[1,2], got {text!r}")
+        raise ValueError(
+            f"a list is written key=[1,2], and a value with a comma in two pairs of quotes, "
+            f"\"{key}='{value}'\", got {text!r}"
+        )
     return override
 
 

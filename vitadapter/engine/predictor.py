@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
-from vitadapter.engine.checkpoint import load_init_checkpoint
+from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
+from vitadapter.engine.run_checks import check_device
 
 __all__ = ["LazyPredictor"]
 
@@ -52,7 +52,8 @@ class LazyPredictor:
             device: None takes `train.device`.
 
         Raises:
-            ValueError: no weights, missing weights, or an image format other than RGB and BGR.
+            ValueError: no weights, missing weights or those of another model, a device that is
+                not there, or an image format other than RGB and BGR.
         """
         if weights is None:
             weights = cfg.train.init_checkpoint
@@ -61,13 +62,15 @@ class LazyPredictor:
                     "there are no weights to predict with: give them, or set "
                     "train.init_checkpoint=... (weights='' predicts with random ones)"
                 )
+        device = device or cfg.train.device
+        check_device(device)
         mapper = cfg.dataloader.test.mapper
         if mapper.image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format must be 'RGB' or 'BGR', got {mapper.image_format!r}")
         self._image_format = mapper.image_format
         self._augmentations = T.AugmentationList(instantiate(mapper.augmentations))
-        self.model = instantiate(cfg.model).to(device or cfg.train.device).eval()
-        load_init_checkpoint(DetectionCheckpointer(self.model), weights)
+        self.model = instantiate(cfg.model).to(device).eval()
+        load_init_checkpoint(AtomicCheckpointer(self.model), weights, complete=True)
         self.metadata = _test_metadata(cfg)
 
     def __call__(self, image: np.ndarray) -> dict[str, object]:

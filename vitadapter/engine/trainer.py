@@ -15,9 +15,11 @@ from detectron2.config import instantiate
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
+    EventStorage,
     EventWriter,
     JSONWriter,
     TensorboardXWriter,
@@ -25,14 +27,12 @@ from detectron2.utils.events import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
-from vitadapter.engine.checkpoint import (
-    AtomicCheckpointer,
-    check_weights_exist,
-    load_init_checkpoint,
-)
+from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.hooks import EvalHook, StateKeeper
+from vitadapter.engine.resume import resume_training
+from vitadapter.engine.run_checks import check_run, setup_errors
 
-__all__ = ["check_run", "do_eval_only", "do_test", "do_train"]
+__all__ = ["do_eval_only", "do_test", "do_train"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,70 +53,37 @@ class _RecordingLoader:
             yield batch
 
 
-def _check_device(train: DictConfig, eval_only: bool) -> None:
-    device = torch.device(train.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"train.device={train.device} but PyTorch finds no GPU: set train.device=cpu"
-        )
-    if train.amp.enabled and device.type != "cuda" and not eval_only:
-        raise ValueError(
-            "train.amp.enabled=True needs a GPU, "
-            f"got train.device={train.device}: set train.amp.enabled=False"
-        )
-
-
-def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -> None:
-    """Refuses settings that cannot work or would overwrite a run; builds and writes nothing.
-
-    Args:
-        cfg: the whole config, of which `cfg.train` is looked at.
-        resume: whether training goes on from the last checkpoint of the output folder.
-        eval_only: whether `train.init_checkpoint` is only evaluated.
-
-    Raises:
-        ValueError: the message names the override to change.
-    """
-    train = cfg.train
-    _check_device(train, eval_only)
-    if not train.output_dir:
-        raise ValueError(f"train.output_dir must name a folder, got {train.output_dir!r}")
-    if not isinstance(train.max_iter, int) or train.max_iter < 1:
-        raise ValueError(f"train.max_iter must be a positive integer, got {train.max_iter!r}")
-    occupied = Path(train.output_dir, "last_checkpoint").is_file()
-    if eval_only and not train.init_checkpoint:
-        raise ValueError(
-            "--eval-only needs weights: set train.init_checkpoint=... "
-            f"(for instance {train.output_dir}/model_final.pth)"
-        )
-    if occupied and not resume and not eval_only:
-        raise ValueError(
-            f"train.output_dir={train.output_dir} already holds checkpoints: "
-            "add --resume to continue that run, or set another train.output_dir=..."
-        )
-    if train.init_checkpoint and not (occupied and resume):
-        check_weights_exist(train.init_checkpoint)
+def _class_names(dataset: DictConfig | None) -> list[str]:
+    """Class names of a part of `cfg.dataset`; none where it does not name a COCO data set."""
+    if dataset is None or "name" not in dataset:
+        return []
+    metadata = coco_metadata(dataset.name, dataset.get("json_file"), dataset.get("image_root"))
+    return list(metadata.get("thing_classes", ()))
 
 
 def _check_same_classes(cfg: DictConfig) -> None:
     """AP would be meaningless if training and test data numbered their classes differently."""
-    if OmegaConf.select(cfg, "dataset.train") is None:
+    if cfg.dataloader.get("evaluator") is None:
         return
-    sets = (cfg.dataset.train, cfg.dataset.test)
-    train, test = (
-        coco_metadata(s.name, s.json_file, s.image_root).get("thing_classes") for s in sets
-    )
-    if train and test and list(train) != list(test):
-        at = next(i for i, pair in enumerate(zip(train, test, strict=True)) if len(set(pair)) > 1)
+    parts = ("train", "test")
+    train, test = (_class_names(OmegaConf.select(cfg, f"dataset.{part}")) for part in parts)
+    if not train or not test or train == test:
+        return
+    change = "set dataset.train.json_file=... or dataset.test.json_file=... so that they agree"
+    if len(train) != len(test):
         raise ValueError(
-            f"class {at} is {train[at]!r} in the training data but {test[at]!r} in the test data: "
-            "set dataset.train.json_file=... or dataset.test.json_file=... so that they agree"
+            f"the training data has {len(train)} classes, the test data {len(test)}: {change}"
         )
+    at = next(i for i, pair in enumerate(zip(train, test, strict=True)) if len(set(pair)) > 1)
+    raise ValueError(
+        f"class {at} is {train[at]!r} in the training data but {test[at]!r} in the test data: "
+        f"{change}"
+    )
 
 
 def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     """Loads the test data now, so that its faults are found before training."""
-    if "evaluator" not in cfg.dataloader:
+    if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
     loader = instantiate(cfg.dataloader.test)
     evaluator = instantiate(cfg.dataloader.evaluator)
@@ -143,9 +110,22 @@ def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Opt
     return optimizer
 
 
+def _check_sync_batch_norm(model: torch.nn.Module, device: str) -> None:
+    """PyTorch's synchronises on GPUs only, and says so in the first iteration."""
+    synced = [n for n, m in model.named_modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    processes = comm.get_world_size()
+    if synced and processes > 1 and torch.device(device).type == "cpu":
+        raise ValueError(
+            f"norm='SyncBN' ({synced[0]} and others) needs GPUs, got train.device={device} with "
+            f"{processes} processes: set another, for instance "
+            "model.backbone.bottom_up.norm=naiveSyncBN (or =BN)"
+        )
+
+
 def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> SimpleTrainer:
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
+    _check_sync_batch_norm(model, cfg.train.device)
     model.to(cfg.train.device)
     optimizer = _build_optimizer(cfg, model)
     ddp = dict(cfg.train.ddp)
@@ -185,17 +165,24 @@ def _build_hooks(
     return built
 
 
-def _resume(checkpointer: AtomicCheckpointer, trainer: SimpleTrainer) -> int:
-    """Restores the whole state of the last checkpoint; returns the iteration to go on with."""
-    path = checkpointer.get_checkpoint_file()
-    if not Path(path).is_file():
-        others = sorted(Path(name).name for name in checkpointer.get_all_checkpoint_files())
-        raise ValueError(
-            f"{checkpointer.save_dir}/last_checkpoint names {Path(path).name}, which does not "
-            f"exist: write one of {others} into it"
-        )
-    checkpointer.load(path)
-    return trainer.iter + 1
+def _restore(
+    cfg: DictConfig, trainer: SimpleTrainer, checkpointer: AtomicCheckpointer, resume: bool
+) -> int:
+    """Loads what training starts from; returns the iteration to start with."""
+    if resume and checkpointer.has_checkpoint():
+        return resume_training(checkpointer, trainer)
+    load_init_checkpoint(checkpointer, cfg.train.init_checkpoint)
+    return 0
+
+
+def _evaluate_finished(cfg: DictConfig, iteration: int, evaluate: Callable[[], Results]) -> None:
+    """Writes the metrics as the evaluation at the end of training does."""
+    with EventStorage(iteration) as storage:
+        storage.put_scalars(**flatten_results_dict(evaluate()), smoothing_hint=False)
+        if comm.is_main_process():
+            for writer in _build_writers(cfg.train.output_dir, iteration):
+                writer.write()
+                writer.close()
 
 
 def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
@@ -222,12 +209,14 @@ def do_eval_only(cfg: DictConfig) -> Results:
         dict: as :func:`do_test`.
 
     Raises:
-        ValueError: missing weights or unusable data.
+        SetupError: missing weights or those of another model, or unusable data.
     """
-    check_run(cfg, eval_only=True)
-    evaluate = _build_evaluation(cfg)
-    model = instantiate(cfg.model).to(cfg.train.device)
-    load_init_checkpoint(AtomicCheckpointer(model), cfg.train.init_checkpoint)
+    with setup_errors():
+        check_run(cfg, eval_only=True)
+        evaluate = _build_evaluation(cfg)
+        model = instantiate(cfg.model).to(cfg.train.device)
+        checkpointer = AtomicCheckpointer(model)
+        load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, complete=True)
     return evaluate(model)
 
 
@@ -246,16 +235,9 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         dict: as :func:`do_test`, of the last evaluation.
 
     Raises:
-        ValueError: what cannot work, before training starts.
+        SetupError: what cannot work, before training starts.
         FloatingPointError: the loss became infinite or NaN; names the images.
     """
-    check_run(cfg, resume=resume)
-    Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
-    loader = _RecordingLoader(instantiate(cfg.dataloader.train))
-    evaluate = _build_evaluation(cfg)
-    _check_same_classes(cfg)
-    trainer = _build_trainer(cfg, loader)
-    checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
     results: Results = {}
 
     def evaluate_and_keep() -> Results:
@@ -263,15 +245,20 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         results.update(evaluate(trainer.model))
         return results
 
-    trainer.register_hooks(_build_hooks(cfg, checkpointer, evaluate_and_keep))
-    start = 0
-    if resume and checkpointer.has_checkpoint():
-        start = _resume(checkpointer, trainer)
-    else:
-        load_init_checkpoint(checkpointer, cfg.train.init_checkpoint)
+    with setup_errors():
+        check_run(cfg, resume=resume)
+        Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
+        loader = _RecordingLoader(instantiate(cfg.dataloader.train))
+        evaluate = _build_evaluation(cfg)
+        _check_same_classes(cfg)
+        trainer = _build_trainer(cfg, loader)
+        checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
+        trainer.register_hooks(_build_hooks(cfg, checkpointer, evaluate_and_keep))
+        start = _restore(cfg, trainer, checkpointer, resume)
     if start >= cfg.train.max_iter:
         logger.info("All %d iterations are done already: only evaluating", cfg.train.max_iter)
-        return evaluate_and_keep()
+        _evaluate_finished(cfg, start, evaluate_and_keep)
+        return results
     try:
         trainer.train(start, cfg.train.max_iter)
     except FloatingPointError as error:

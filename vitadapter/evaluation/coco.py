@@ -41,6 +41,21 @@ def _complete(annotations: Sequence[dict[str, object]], masks: bool) -> list[dic
     return completed
 
 
+class _LenientEvaluator(COCOEvaluator):
+    """Detectron2's, with the annotations completed."""
+
+    def __init__(
+        self, dataset_name: str, tasks: tuple[str, ...] | None, output_dir: str | None
+    ) -> None:
+        super().__init__(dataset_name, tasks=tasks, output_dir=output_dir)
+        content = self._coco_api.dataset
+        if "annotations" in content:
+            masks = tasks is None or "segm" in tasks
+            content["annotations"] = _complete(content["annotations"], masks)
+            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+                self._coco_api.createIndex()
+
+
 def coco_evaluator(
     name: str,
     json_file: str | None = None,
@@ -64,15 +79,5 @@ def coco_evaluator(
     unknown = set(tasks or ()) - {"bbox", "segm"}
     if unknown:
         raise ValueError(f"tasks must be of 'bbox' and 'segm', got {sorted(unknown)}")
-    evaluator = COCOEvaluator(
-        register_coco(name, json_file, image_root, role="test"),
-        tasks=tuple(tasks) if tasks else None,
-        output_dir=output_dir,
-    )
-    api = evaluator._coco_api
-    if "annotations" in api.dataset:
-        masks = tasks is None or "segm" in tasks
-        api.dataset["annotations"] = _complete(api.dataset["annotations"], masks)
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            api.createIndex()
-    return evaluator
+    registered = register_coco(name, json_file, image_root, role="test")
+    return _LenientEvaluator(registered, tuple(tasks) if tasks else None, output_dir)

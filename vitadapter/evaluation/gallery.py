@@ -82,11 +82,16 @@ def _label(instance: Instance, api: COCO) -> str:
 def _decode_mask(instance: Instance, api: COCO, shape: tuple[int, int]) -> np.ndarray | None:
     """The mask `(H, W)` of an instance, from polygons or RLE; None when it has none."""
     segmentation = instance.get("segmentation")
-    if isinstance(segmentation, list):
-        segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
-    if not segmentation:
-        return None
-    mask = api.annToMask({**instance, "segmentation": segmentation})
+    try:
+        if isinstance(segmentation, list):
+            segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not segmentation:
+            return None
+        mask = api.annToMask({**instance, "segmentation": segmentation})
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a mask of image {instance['image_id']} cannot be decoded: {error!r}"
+        ) from error
     if mask.shape != shape:
         raise ValueError(
             f"masks must have the size of their image {shape} (height, width), got {mask.shape} "

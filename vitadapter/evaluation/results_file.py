@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ Instance = Mapping[str, object]
 """An annotation or a prediction in COCO's format."""
 
 _ANNOTATION_KEYS = {"image_id", "category_id", "bbox"}
+_LISTED_KEYS = {"images": {"id", "file_name"}, "categories": {"id", "name"}}
 _RESULT_KEYS = {*_ANNOTATION_KEYS, "score"}
 
 
@@ -41,18 +42,28 @@ def _read_json(path: str | Path, role: str) -> object:
         raise ValueError(f"{role} must be a json file, but {path} is not one: {error}") from error
 
 
-def _check_entry(entry: object, keys: set[str], name: str) -> None:
-    """Refuses what cannot be drawn; `name` tells where the entry is from."""
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check_keys(entry: object, keys: set[str], name: str) -> None:
     if not isinstance(entry, Mapping) or not keys <= set(entry):
         found = sorted(entry) if isinstance(entry, Mapping) else entry
         raise ValueError(f"{name} must be an object with {sorted(keys)}, got {found}")
+
+
+def _check_entry(entry: object, keys: set[str], name: str) -> None:
+    """Refuses what cannot be drawn; `name` tells where the entry is from."""
+    _check_keys(entry, keys, name)
     box = entry["bbox"]
-    if len(box) != 4 or not all(math.isfinite(value) for value in box):
-        raise ValueError(f"{name} must have a box of 4 finite numbers, got {box}")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        raise ValueError(f"{name} must have a box of 4 finite numbers, got {box!r}")
+    if "score" in keys and not _is_finite(entry["score"]):
+        raise ValueError(f"{name} must have a finite number as score, got {entry['score']!r}")
 
 
 def _check_known(entry: Instance, key: str, known: Mapping[int, object], name: str) -> None:
-    if entry[key] not in known:
+    if not isinstance(entry[key], Hashable) or entry[key] not in known:
         raise ValueError(
             f"{name} must have a {key} that the annotation file lists, got {entry[key]}"
         )
@@ -75,6 +86,9 @@ def load_annotations(json_file: str | Path) -> COCO:
             f"the annotation file must be in COCO's instances format, but {json_file} is not: "
             f"{error!r}"
         ) from error
+    for key, wanted in _LISTED_KEYS.items():
+        for number, entry in enumerate(api.dataset[key]):
+            _check_keys(entry, wanted, f"entry {number} of '{key}' in {json_file}")
     for number, annotation in enumerate(api.dataset["annotations"]):
         name = f"annotation {number} of {json_file}"
         _check_entry(annotation, _ANNOTATION_KEYS, name)

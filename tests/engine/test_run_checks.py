@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.run_checks import SetupError, check_device, check_run, setup_errors
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.init_checkpoint=/nowhere/w.pth", r"/nowhere/w\.pth.*train\.init_checkpoint="),
+        ("train.init_checkpoint=5", r"train\.init_checkpoint must .*got 5"),
+        ("train.amp.enabled=True", r"set train\.amp\.enabled=False"),
+        ("train.max_iter=many", r"train\.max_iter must .*'many'"),
+        ("train.max_iter=0", r"train\.max_iter must be a positive integer, got 0"),
+        ("train.max_iter=true", r"train\.max_iter must .*got True"),
+        ("~train.max_iter", r"train\.max_iter must .*no such key"),
+        ("train.output_dir=''", r"train\.output_dir must name a folder, got ''"),
+        ("train.output_dir=5", r"train\.output_dir must name a folder, got 5"),
+        ("train.output_dir=null", r"train\.output_dir must .*got None"),
+        (f"train.output_dir={__file__}", r"train\.output_dir must name a folder"),
+        ("train.device=cuda", r"set train\.device=cpu"),
+        ("train.device=gpu", r"train\.device must be .*got 'gpu'"),
+        ("train.device=0", r"train\.device must be .*got 0"),
+        ("train.log_period=0", r"train\.log_period must be a positive integer, got 0"),
+        ("train.log_period=2.5", r"train\.log_period must .*2\.5"),
+        ("train.eval_period=-1", r"train\.eval_period must be 0 or .*got -1"),
+        ("train.checkpointer.period=0", r"train\.checkpointer\.period must .*got 0"),
+        ("train.checkpointer.max_to_keep=0", r"train\.checkpointer\.max_to_keep must .*got 0"),
+        ("train.seed=null", r"train\.seed must be an integer.*got None"),
+        ("train.seed=1.5", r"train\.seed must .*got 1\.5"),
+    ],
+)
+def test_each_rule(cfg: DictConfig, override: str, message: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_run(cfg)
+    with pytest.raises(ValueError, match=message):
+        check_run(apply_overrides(cfg, [override]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.checkpointer.max_to_keep=null",
+        "~train.checkpointer.max_to_keep",
+        "train.eval_period=0",
+        "train.seed=-1",
+        "~train.seed",
+        "train.init_checkpoint=null",
+        "train.init_checkpoint=https://host/weights.pth",
+    ],
+)
+def test_what_is_allowed(cfg: DictConfig, override: str) -> None:
+    check_run(apply_overrides(cfg, [override]))
+
+
+def test_the_home_folder_is_expanded(cfg: DictConfig, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "w.pth").write_bytes(b"")
+    cfg.train.output_dir, cfg.train.init_checkpoint = "~/run", "~/w.pth?matching_heuristics=True"
+    check_run(cfg)
+    assert cfg.train.output_dir == f"{tmp_path}/run"
+    assert cfg.train.init_checkpoint == f"{tmp_path}/w.pth?matching_heuristics=True"
+    assert cfg.dataloader.evaluator.output_dir == f"{tmp_path}/run/inference"
+    cfg.train.output_dir = "~nobody of this name/run"
+    check_run(cfg)
+    assert cfg.train.output_dir == "~nobody of this name/run"
+
+
+def test_a_used_folder_is_not_overwritten(cfg: DictConfig) -> None:
+    folder = Path(cfg.train.output_dir)
+    folder.mkdir()
+    (folder / "last_checkpoint").write_text("model_final.pth")
+    with pytest.raises(ValueError, match=r"already holds checkpoints.*--resume.*output_dir="):
+        check_run(cfg)
+    cfg.train.init_checkpoint = "/nowhere/w.pth"  # not needed any more
+    check_run(cfg, resume=True)
+
+
+def test_evaluation_needs_weights_and_an_evaluator(cfg: DictConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--eval-only needs weights.*train\.init_checkpoint="):
+        check_run(cfg, eval_only=True)
+    cfg.train.init_checkpoint = str(tmp_path / "w.pth")
+    (tmp_path / "w.pth").write_bytes(b"")
+    cfg.train.amp.enabled = True  # of no importance
+    check_run(cfg, eval_only=True)
+    cfg.dataloader.evaluator = None
+    with pytest.raises(ValueError, match=r"--eval-only needs dataloader\.evaluator"):
+        check_run(cfg, eval_only=True)
+
+
+def test_devices(monkeypatch) -> None:
+    check_device("cpu")
+    with pytest.raises(ValueError, match="'gpu'"):
+        check_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no GPU"):
+        check_device("cuda:0")
+
+
+def test_errors_of_the_set_up_are_marked() -> None:
+    with pytest.raises(SetupError, match="wrong"), setup_errors():
+        raise ValueError("wrong")
+    with pytest.raises(KeyError), setup_errors():
+        raise KeyError("a fault, not a mistake")

@@ -1,0 +1,147 @@
+"""Settings of a run that cannot work, refused before anything is built or written."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from vitadapter.engine.checkpoint import check_weights_exist, expand_home
+
+__all__ = ["SetupError", "check_device", "check_run", "setup_errors"]
+
+_ABSENT = object()
+
+
+class SetupError(ValueError):
+    """What cannot work, found before the first iteration; its message is meant for the user."""
+
+
+@contextlib.contextmanager
+def setup_errors() -> Iterator[None]:
+    """Marks a ValueError from inside as one of the set-up."""
+    try:
+        yield
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive(value: object) -> bool:
+    return _is_int(value) and value >= 1
+
+
+def _is_not_negative(value: object) -> bool:
+    return _is_int(value) and value >= 0
+
+
+def _is_positive_or_null(value: object) -> bool:
+    return value is None or _is_positive(value)
+
+
+def _is_folder(value: object) -> bool:
+    if not isinstance(value, str) or not value.strip():
+        return False
+    path = Path(expand_home(value))
+    return path.is_dir() or not path.exists()
+
+
+def _is_text_or_null(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_device(value: object) -> bool:
+    try:
+        torch.device(value)
+    except (RuntimeError, TypeError):
+        return False
+    return isinstance(value, str)
+
+
+# Key, whether it may be absent, what its value must fulfil, and that in words.
+_CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
+    ("train.output_dir", False, _is_folder, "name a folder"),
+    ("train.init_checkpoint", False, _is_text_or_null, "be a file, a URL or ''"),
+    ("train.device", False, _is_device, "be a device such as cuda, cuda:1 or cpu"),
+    ("train.max_iter", False, _is_positive, "be a positive integer"),
+    ("train.log_period", False, _is_positive, "be a positive integer"),
+    ("train.eval_period", False, _is_not_negative, "be 0 or a positive integer"),
+    ("train.checkpointer.period", False, _is_positive, "be a positive integer"),
+    (
+        "train.checkpointer.max_to_keep",
+        True,
+        _is_positive_or_null,
+        "be a positive integer, or null to keep all",
+    ),
+    ("train.seed", True, _is_int, "be an integer (-1 for a random one)"),
+)
+
+
+def check_device(device: str) -> None:
+    """Refuses a GPU where there is none.
+
+    Raises:
+        ValueError: not a device, or a GPU that PyTorch does not find.
+    """
+    if not _is_device(device):
+        raise ValueError(f"train.device must be a device such as cuda or cpu, got {device!r}")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"train.device={device} but PyTorch finds no GPU: set train.device=cpu")
+
+
+def _check_amp(train: DictConfig) -> None:
+    if train.amp.enabled and torch.device(train.device).type != "cuda":
+        raise ValueError(
+            "train.amp.enabled=True needs a GPU, "
+            f"got train.device={train.device}: set train.amp.enabled=False"
+        )
+
+
+def _check_eval_only(cfg: DictConfig) -> None:
+    if not cfg.train.init_checkpoint:
+        raise ValueError(
+            "--eval-only needs weights: set train.init_checkpoint=... "
+            f"(for instance {cfg.train.output_dir}/model_final.pth)"
+        )
+    if cfg.dataloader.get("evaluator") is None:
+        raise ValueError("--eval-only needs dataloader.evaluator, got none")
+
+
+def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -> None:
+    """Refuses settings that cannot work or would overwrite a run; builds and writes no file.
+
+    Args:
+        cfg: the whole config, of which `cfg.train` is looked at. A `~` that begins
+            `train.output_dir` or `train.init_checkpoint` is expanded in place.
+        resume: whether training goes on from the last checkpoint of the output folder.
+        eval_only: whether `train.init_checkpoint` is only evaluated.
+
+    Raises:
+        ValueError: the message names the override to change.
+    """
+    for key, optional, is_valid, rule in _CHECKS:
+        value = OmegaConf.select(cfg, key, default=_ABSENT)
+        if value is _ABSENT and not optional:
+            raise ValueError(f"{key} must {rule}, but the config has no such key")
+        if value is not _ABSENT and not is_valid(value):
+            raise ValueError(f"{key} must {rule}, got {value!r}")
+    train = cfg.train
+    for key in ("output_dir", "init_checkpoint"):
+        train[key] = expand_home(train[key] or "")
+    check_device(train.device)
+    if eval_only:
+        _check_eval_only(cfg)
+    else:
+        _check_amp(train)
+    occupied = Path(train.output_dir, "last_checkpoint").is_file()
+    if occupied and not resume and not eval_only:
+        raise ValueError(
+            f"train.output_dir={train.output_dir} already holds checkpoints: "
+            "add --resume to continue that run, or set another train.output_dir=..."
+        )
+    if train.init_checkpoint and not (occupied and resume):
+        check_weights_exist(train.init_checkpoint)
