@@ -123,7 +123,7 @@ def test_can_be_built_on_the_meta_device():
         (dict(window_block_indexes=[0, 0], window_size=4), "must not repeat"),
         (dict(window_block_indexes=[0]), "window_size"),
         (dict(residual_block_indexes=[-1]), "residual_block_indexes"),
-        (dict(num_heads=5), "multiple of num_heads"),
+        (dict(num_heads=5), "num_heads must divide embed_dim=24, got num_heads=5"),
         (dict(depth=0), "must be positive"),
         (dict(mlp_ratio=0), "must be positive"),
         (dict(drop_path_rate=-0.1), r"\[0, 1\), got -0.1"),

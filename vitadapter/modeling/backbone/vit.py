@@ -1,6 +1,7 @@
 """Plain Vision Transformer: Detectron2's ViT (arXiv 2203.16527) behind the net contract."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -213,23 +214,17 @@ class ViT(Detectron2ViT):
         pad_after_qkv: bool = False,
         layer_scale_init: float | None = None,
     ) -> None:
-        sizes = (img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size)
-        if min(sizes) < 1 or mlp_ratio <= 0 or embed_dim % num_heads:
-            raise ValueError(
-                "img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size "
-                "and mlp_ratio must be positive and embed_dim a multiple of num_heads, got "
-                f"{sizes} and {mlp_ratio}"
-            )
+        _check_sizes(
+            (img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size),
+            mlp_ratio,
+        )
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads must divide {embed_dim=}, got {num_heads=}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate}")
         _check_block_indexes("window_block_indexes", window_block_indexes, depth)
         _check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
-        needed = 1 if len(window_block_indexes) > 0 else 0
-        if not isinstance(window_size, int) or window_size < needed:
-            raise ValueError(
-                "window_size must be one number of tokens (which blocks use it is said by "
-                f"window_block_indexes, which needs at least 1), got {window_size!r}"
-            )
+        _check_window_size(window_size, window_block_indexes)
         # Depth 0: Detectron2 builds the embeddings, the blocks are ours.
         super().__init__(
             img_size=img_size,
@@ -248,29 +243,29 @@ class ViT(Detectron2ViT):
         self.patch_size = patch_size
         self.use_act_checkpoint = use_act_checkpoint
         grid = img_size // patch_size
+        make_attention = partial(
+            Attention,
+            embed_dim,
+            num_heads=num_heads,
+            qkv_bias=qkv_bias,
+            use_rel_pos=use_rel_pos,
+            rel_pos_zero_init=rel_pos_zero_init,
+            input_size=(grid, grid),
+            pad_after_qkv=pad_after_qkv,
+        )
         for i in range(depth):
-            attn = Attention(
-                embed_dim,
-                num_heads=num_heads,
-                qkv_bias=qkv_bias,
-                use_rel_pos=use_rel_pos,
-                rel_pos_zero_init=rel_pos_zero_init,
-                input_size=(grid, grid),
-                window_size=window_size if i in window_block_indexes else 0,
-                pad_after_qkv=pad_after_qkv,
-            )
             block = Block(
                 embed_dim,
                 mlp_ratio=mlp_ratio,
-                attn=attn,
+                attn=make_attention(window_size=window_size if i in window_block_indexes else 0),
                 drop_path=drop_path_rate * i / max(depth - 1, 1),
                 norm_layer=norm_layer,
                 act_layer=act_layer,
                 use_residual_block=i in residual_block_indexes,
                 layer_scale_init=layer_scale_init,
             )
-            block.apply(self._init_weights)
             self.blocks.append(block)
+        self.blocks.apply(self._init_weights)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patch and position embedding.
@@ -302,6 +297,23 @@ class ViT(Detectron2ViT):
         x, prefix = self.embed(x)
         x, _ = self.forward_blocks(x, prefix, 0, self.depth)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+
+def _check_sizes(sizes: Sequence[int], mlp_ratio: float) -> None:
+    if min(sizes) < 1 or mlp_ratio <= 0:
+        raise ValueError(
+            "img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size and "
+            f"mlp_ratio must be positive, got {tuple(sizes)} and {mlp_ratio}"
+        )
+
+
+def _check_window_size(window_size: int, window_block_indexes: Sequence[int]) -> None:
+    least = 1 if len(window_block_indexes) > 0 else 0
+    if not isinstance(window_size, int) or window_size < least:
+        raise ValueError(
+            "window_size must be one number of tokens (which blocks use it is said by "
+            f"window_block_indexes, which needs at least 1), got {window_size!r}"
+        )
 
 
 def _check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> None:

@@ -15,12 +15,13 @@ from vitadapter.layers import MSDeformAttn
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
 from .padding import pad_images
+from .pyramid import PyramidBackbone
 from .spatial_prior import SpatialPriorModule
 
 __all__ = ["ViTAdapter"]
 
 
-class ViTAdapter(Backbone):
+class ViTAdapter(PyramidBackbone):
     """Wraps a plain ViT and gives ``res2, res3, res4, res5`` (strides 4, 8, 16, 32).
 
     Paper section 3; deviates as the official code does: the stride-4 map of the spatial prior and
@@ -85,9 +86,7 @@ class ViTAdapter(Backbone):
         attention: Callable[..., nn.Module] = MSDeformAttn,
         use_act_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        if net.patch_size != 16:
-            raise ValueError(f"net.patch_size must be 16 pixels, got {net.patch_size}")
+        super().__init__(net)
         self.stages = (
             _split_evenly(net.depth, num_interactions)
             if interaction_indexes is None
@@ -115,22 +114,18 @@ class ViTAdapter(Backbone):
                 ratio=deform_ratio,
             )
 
-        def make_extractor() -> Extractor:
-            return Extractor(dim, make_attention, norm_layer, ffn_ratio, drop_path_rate)
-
-        def make_injector() -> Injector:
-            return Injector(dim, make_attention, norm_layer, injector_gamma_init)
-
-        last = len(self.stages) - 1
-        self.interactions = nn.ModuleList(
-            InteractionBlock(
-                make_injector() if use_injector else None,
-                make_extractor(),
-                [make_extractor() for _ in range(num_extra_extractors if i == last else 0)],
-                use_act_checkpoint=use_act_checkpoint,
+        def make_interaction(num_extractors: int) -> InteractionBlock:
+            injector = Injector(dim, make_attention, norm_layer, injector_gamma_init)
+            extractor, *extra = (
+                Extractor(dim, make_attention, norm_layer, ffn_ratio, drop_path_rate)
+                for _ in range(num_extractors)
             )
-            for i in range(len(self.stages))
-        )
+            return InteractionBlock(
+                injector if use_injector else None, extractor, extra, use_act_checkpoint
+            )
+
+        extractors = [1] * (len(self.stages) - 1) + [1 + num_extra_extractors]
+        self.interactions = nn.ModuleList(make_interaction(number) for number in extractors)
         self.up = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
         for level in range(1, 5):
             self.add_module(f"norm{level}", get_norm(norm, dim) or nn.Identity())
@@ -142,19 +137,6 @@ class ViTAdapter(Backbone):
         if freeze_net:
             net.requires_grad_(False)
             net.eval()
-        self._out_features = ["res2", "res3", "res4", "res5"]
-        self._out_feature_strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
-        self._out_feature_channels = dict.fromkeys(self._out_features, dim)
-
-    @property
-    def size_divisibility(self) -> int:
-        """Image height and width are padded to a multiple of this, in pixels."""
-        return 32
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's ``ImageList`` pads batches by these."""
-        return {"size_divisibility": self.size_divisibility}
 
     def train(self, mode: bool = True) -> "ViTAdapter":
         """Sets training mode; a frozen net stays in eval mode."""

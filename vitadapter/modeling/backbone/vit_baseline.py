@@ -7,11 +7,12 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from .padding import pad_images
+from .pyramid import PyramidBackbone
 
 __all__ = ["ViTBaseline"]
 
 
-class ViTBaseline(Backbone):
+class ViTBaseline(PyramidBackbone):
     """Plain ViT with resized block outputs ``res2 .. res5`` ("ViT" rows of paper table 1).
 
     Each of four block outputs is normalised and brought to its stride: 4 by two deconvolutions, 8
@@ -34,9 +35,7 @@ class ViTBaseline(Backbone):
         block_indexes: Sequence[int] | None = None,
         norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
     ) -> None:
-        super().__init__()
-        if net.patch_size != 16:
-            raise ValueError(f"net.patch_size must be 16 pixels, got {net.patch_size}")
+        super().__init__(net)
         if block_indexes is None:
             block_indexes = [(i + 1) * net.depth // 4 - 1 for i in range(4)]
         self.block_indexes = _check_block_indexes(block_indexes, net.depth)
@@ -52,19 +51,6 @@ class ViTBaseline(Backbone):
         self.up2 = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
         self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
         self.net = net
-        self._out_features = ["res2", "res3", "res4", "res5"]
-        self._out_feature_strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
-        self._out_feature_channels = dict.fromkeys(self._out_features, dim)
-
-    @property
-    def size_divisibility(self) -> int:
-        """Image height and width are padded to a multiple of this, in pixels."""
-        return 32
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's ``ImageList`` pads batches by these."""
-        return {"size_divisibility": self.size_divisibility}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Multi-scale features of images.
