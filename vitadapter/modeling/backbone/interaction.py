@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from vitadapter.layers.recompute import gelu_linear
 
 __all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
 
@@ -87,7 +88,7 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
         """Tokens (B, N, C) to tokens of the same shape."""
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x), grids)))
+        return gelu_linear(self.dwconv(self.fc1(x), grids), self.fc2)
 
 
 class Injector(nn.Module):

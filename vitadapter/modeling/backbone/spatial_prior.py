@@ -6,6 +6,8 @@ import torch
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
+from vitadapter.layers.recompute import run_and_recompute
+
 __all__ = ["SpatialPriorModule"]
 
 
@@ -27,10 +29,12 @@ class SpatialPriorModule(nn.Module):
         super().__init__()
 
         def conv(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+            norm_layer = get_norm(norm, out_channels)
             return [
                 nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-                get_norm(norm, out_channels) or nn.Identity(),
-                nn.ReLU(inplace=True),
+                norm_layer or nn.Identity(),
+                # In place only in what a norm has made, never in the convolution's own output.
+                nn.ReLU(inplace=norm_layer is not None),
             ]
 
         self.stem = nn.Sequential(
@@ -56,7 +60,10 @@ class SpatialPriorModule(nn.Module):
         Returns:
             Maps (B, C, H / s, W / s) for s = 4, 8, 16, 32.
         """
-        c1 = self.stem(images.contiguous(memory_format=torch.channels_last))
+        c1 = self.stem[0](images.contiguous(memory_format=torch.channels_last))
+        # Norm, ReLU, and the convolution or pooling behind them, at the largest size of the model.
+        for start in (1, 4, 7):
+            c1 = run_and_recompute(self.stem[start : start + 3], c1)
         c2 = self.conv2(c1)
         c3 = self.conv3(c2)
         c4 = self.conv4(c3)

@@ -13,9 +13,11 @@ from detectron2.modeling.backbone.utils import (
     window_unpartition,
 )
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from vitadapter.layers.recompute import gelu_linear
 
 __all__ = ["ViT"]
 
@@ -100,6 +102,29 @@ class Attention(nn.Module):
         return (rel_h.unsqueeze(-1) + rel_w.unsqueeze(-2)).flatten(4).flatten(2, 3)
 
 
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them.
+
+    Args:
+        dim: channels C of the tokens.
+        hidden_dim: channels between the layers.
+        act_layer: makes the activation.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, act_layer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (..., C) to tokens of the same shape."""
+        hidden = self.fc1(x)
+        if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
+            return gelu_linear(hidden, self.fc2)
+        return self.fc2(self.act(hidden))
+
+
 class Block(nn.Module):
     """Pre-norm transformer block on a token grid (B, H, W, C), with optional layer scale.
 
@@ -122,7 +147,7 @@ class Block(nn.Module):
         self.attn = attn
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(in_features=dim, hidden_features=int(dim * mlp_ratio), act_layer=act_layer)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer)
         self.residual = (
             ResBottleneckBlock(dim, dim, dim // 2, norm="LN", act_layer=act_layer)
             if use_residual_block

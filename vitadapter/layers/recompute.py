@@ -1,0 +1,99 @@
+"""Cheap layers that run again in the backward pass instead of keeping what they made.
+
+The output of a norm or an activation is as large as its input, which is kept anyway; computing it
+a second time costs a few per cent of the layer that uses it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["gelu_linear", "run_and_recompute"]
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        # Under autocast grad is of a half type, the weight float32.
+        if needs_x:
+            grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
+        rows = grad.flatten(0, -2)
+        if needs_weight:
+            grad_weight = rows.transpose(0, 1) @ F.gelu(x).to(grad.dtype).flatten(0, -2)
+        if needs_bias:
+            grad_bias = rows.sum(0)
+        return grad_x, grad_weight, grad_bias
+
+
+def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    """``linear(gelu(x))`` with the exact GELU, which keeps ``x`` alone for the backward pass.
+
+    Args:
+        x: (..., in_features), the input of the activation.
+        linear: the layer behind it, with a bias.
+
+    Returns:
+        (..., out_features).
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return linear(F.gelu(x))
+    return _GeluLinear.apply(x, linear.weight, linear.bias)
+
+
+@contextmanager
+def _kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Batch norms use the batch's statistics without adding them to the running ones again."""
+    norms = [n for n in layers if isinstance(n, _BatchNorm) and n.track_running_stats]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def run_and_recompute(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Runs layers in order and keeps only ``x`` for the backward pass.
+
+    All but the last layer run again there; the last does not if it keeps nothing but its input, as
+    convolutions and linear layers do. Batch norms count each batch once.
+
+    Args:
+        layers: for example norm, activation, convolution.
+        x: input of the first.
+
+    Returns:
+        The output of the last.
+    """
+
+    def run(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return run(x)
+    return checkpoint(
+        run,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _kept_statistics(layers)),
+    )
