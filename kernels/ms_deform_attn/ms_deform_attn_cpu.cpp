@@ -188,7 +188,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     const at::Tensor& attention_weights) {
   const Problem problem =
       check_inputs(value_, spatial_shapes, sampling_locations, attention_weights);
-  check_grad_output(grad_output_, value_, problem);
+  check_grad_output("ms_deform_attn", grad_output_, value_, problem);
   const auto grad_output = grad_output_.contiguous();
   const auto value = value_.contiguous();
   const auto locations = sampling_locations.contiguous();
