@@ -12,14 +12,9 @@
 #include <utility>
 #include <vector>
 
-namespace vitadapter {
+#include "level.h"
 
-// One feature map inside the token axis of value.
-struct Level {
-  int64_t height;
-  int64_t width;
-  int64_t first_token;
-};
+namespace vitadapter {
 
 struct Problem {
   int64_t batch;
