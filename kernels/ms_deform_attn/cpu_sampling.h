@@ -62,33 +62,38 @@ VITADAPTER_INLINE void place_block(
   block.queries = left < kQueryBlock ? left : kQueryBlock;
 }
 
-// --- forward ---------------------------------------------------------------
+// Taps between asking for the rows of a tap and using them: long enough for the
+// third-level cache, short enough for the rows to stay in the first.
+constexpr int64_t kForwardDistance = 40;
+constexpr int64_t kBackwardDistance = 24;
 
-// Taps between asking for the rows of a tap and adding them up: long enough for
-// the third-level cache, short enough for the rows to stay in the first.
-constexpr int64_t kPrefetchDistance = 40;
+// Without this most of the time would go into waiting for rows: those of one
+// head lie heads * head_dim apart, so that each is a miss of its own.
+template <int CHANNELS, typename T>
+VITADAPTER_INLINE void prefetch_rows(
+    const TapBlock<T>& block,
+    int64_t tap,
+    const T* rows,
+    int64_t stride) {
+  if (tap >= block.taps || block.tokens[0][tap] < 0) {
+    return;
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const T* const row = rows + block.tokens[c][tap] * stride;
+#pragma GCC unroll 8
+    for (int i = 0; i < CHANNELS; i += 64 / static_cast<int>(sizeof(T))) {
+      __builtin_prefetch(row + i);
+    }
+  }
+}
+
+// --- forward ---------------------------------------------------------------
 
 template <typename T, int N>
 struct ForwardBlock {
   const CpuArguments<T>& args;
   const TapBlock<T>& block;
-
-  // Far more than half of the time would go into waiting for rows otherwise.
-  template <int NV>
-  VITADAPTER_INLINE void prefetch(const T* value, int64_t stride, int64_t t) const {
-    if (t >= block.taps || block.tokens[0][t] < 0) {
-      return;
-    }
-    constexpr int kLine = 64 / sizeof(T);
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) {
-      const T* const row = value + block.tokens[c][t] * stride;
-#pragma GCC unroll 8
-      for (int i = 0; i < NV * N; i += kLine) {
-        __builtin_prefetch(row + i);
-      }
-    }
-  }
 
   template <int NV>
   void run(int64_t channel, int64_t) {
@@ -105,7 +110,7 @@ struct ForwardBlock {
     for (int64_t q = 0; q < block.queries; ++q, output += stride) {
       V sums[kChains][NV] = {};
       for (const int64_t end = t + taps; t < end; ++t) {
-        prefetch<NV>(value, stride, t + kPrefetchDistance);
+        prefetch_rows<NV * N>(block, t + kForwardDistance, value, stride);
         if (block.tokens[0][t] < 0) {
           continue;
         }
@@ -157,6 +162,8 @@ struct BackwardQuery {
   using V = Vec<T, N>;
   // Lanes of partial sums per corner that are kept for reduce_products().
   static constexpr int kStored = N >= 4 ? N : 4;
+  // Taps per token and head.
+  static constexpr int64_t kOften = 8;
 
   const CpuArguments<T>& args;
   const TapBlock<T>& block;
@@ -172,31 +179,54 @@ struct BackwardQuery {
     for (int v = 0; v < NV; ++v) {
       grad[v] = load<N>(grad_output + channel + v * N);
     }
-    for (int64_t i = 0; i < overlap; ++i) {
-      grad[0][i] = 0;
+    if constexpr (NV == 1) {
+      V kept;
+      for (int i = 0; i < N; ++i) {
+        kept[i] = i < overlap ? T(0) : grad[0][i];
+      }
+      grad[0] = kept;
     }
     const int64_t taps = args.num_levels * args.points;
     const int64_t stride = args.heads * args.head_dim;
+    // Long rows that are visited often, as in an extractor, are near anyway.
+    const bool far = NV * N * sizeof(T) <= 128 ||
+        args.queries * taps < kOften * args.tokens;
+    if (far) {
+      for (int64_t t = 0; t < taps; ++t) {
+        const int64_t later = first_tap + t + kBackwardDistance;
+        if constexpr (TAPS) {
+          prefetch_rows<NV * N>(block, later, args.value + row + channel, stride);
+        }
+        if constexpr (VALUE) {
+          prefetch_rows<NV * N>(
+              block, later, args.grad_value + row + channel, stride);
+        }
+      }
+    }
     for (int64_t t = 0; t < taps; ++t) {
       const int64_t at = first_tap + t;
       if (block.tokens[0][at] < 0) {
         continue;
       }
+      // All read before anything is stored, which might alias for the compiler.
       int64_t rows[4];
+      T weights[4];
+#pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
         rows[c] = row + block.tokens[c][at] * stride + channel;
+        weights[c] = block.corner_weights[c][at];
       }
       if constexpr (TAPS) {
         add_products<NV>(grad, rows, partial + t * kStored);
       }
       if constexpr (VALUE) {
+        T* const grad_value = args.grad_value;
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c) {
-          const T weight = block.corner_weights[c][at];
-          T* const to = args.grad_value + rows[c];
+          T* const to = grad_value + rows[c];
 #pragma GCC unroll 8
           for (int v = 0; v < NV; ++v) {
-            store<N>(to + v * N, load<N>(to + v * N) + grad[v] * weight);
+            store<N>(to + v * N, load<N>(to + v * N) + grad[v] * weights[c]);
           }
         }
       }
