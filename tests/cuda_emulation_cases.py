@@ -145,11 +145,8 @@ def _answer_like(case: Case, launch: int, atomics: bool) -> list[Tensor]:
         return [case.grad_output]
     if launch == 2:
         return [grad_value]
-    taps = list(case.taps)
-    if case.fused:
-        taps[0] = torch.empty(
-            case.images, case.queries, case.heads, len(case.shapes), 2, dtype=coordinate
-        )
+    # Offsets and logits: the caller sums up the gradients of the reference points.
+    taps = [case.taps[1].to(coordinate), case.taps[2]] if case.fused else case.taps
     return [grad_value, *taps] if atomics else taps
 
 
@@ -171,8 +168,7 @@ def run(
 
     Returns:
         What the kernel writes: the output, or the gradients (of the value if ``atomics``, of the
-        locations and weights; or of the reference points, apart for heads and levels, of the
-        offsets and logits).
+        locations and weights; or of the offsets and logits).
 
     Raises:
         EmulationError: if the kernel did what a GPU does not define.

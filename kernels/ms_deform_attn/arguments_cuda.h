@@ -44,13 +44,12 @@ struct GivenTapGradients {
   acc_t* weights;
 };
 
-// Gradients of ms_deform_attn_fused's points. Those of the reference points are
-// still apart for each head and level: (images, queries, heads, levels, 2).
+// Gradients of ms_deform_attn_fused's offsets and logits. Those of the offsets
+// are not rounded to a half type yet: the reference points need their sums.
 template <typename Scalar>
 struct RawTapGradients {
   using acc_t = acc_of<Scalar>;
-  acc_t* references;
-  Scalar* offsets;
+  acc_t* offsets;
   Scalar* logits;
 };
 

@@ -42,7 +42,7 @@ __device__ inline Slopes<typename Config::acc_t> visit_vector(
     const Tap<Config>& tap,
     int64_t first,
     int32_t width,
-    typename Config::index_t token_stride,
+    int32_t token_stride,
     const HeadMaps<Config>& maps) {
   using acc_t = typename Config::acc_t;
   constexpr int kCorners = Config::kCornersAtOnce;
@@ -139,7 +139,7 @@ __device__ inline HeadMaps<Config> head_maps(
   maps.value = value;
   maps.grad_value = grad_value;
   maps.head = place.image * sizes.tokens * sizes.token_stride() +
-      static_cast<typename Config::index_t>(place.head) * sizes.head_dim +
+      place.head * sizes.head_dim +
       lane_channel;
   maps.grad_output = grad_output + place.item * sizes.head_dim + lane_channel;
   if constexpr (!Config::kAnyHeadDim) {
@@ -204,11 +204,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
   if constexpr (Taps::kFused && !kKept) {
     mean = mean_sample(item, sizes, place, maps);
   }
-  // What this lane keeps of the tap that it looked up, and of all taps of a
-  // level. Not in registers, which are short; and no thread reads what another
-  // wrote, so that there is no barrier.
-  __shared__ acc_t samples[kRounds][kThreads], rights[kThreads], downs[kThreads];
-  __shared__ acc_t references_x[kThreads], references_y[kThreads];
+  // What this lane keeps of the tap that it looked up. Not in registers, which
+  // are short; and no thread reads what another wrote, so there is no barrier.
+  __shared__ acc_t samples[kRounds][kThreads], rights[kThreads], downs[kThreads],
+      means[kThreads];
+  means[threadIdx.x] = 0;
   LevelCursor<Config> cursor{sizes};
 #pragma unroll 1
   for (int base = 0; base < num_taps; base += kLanes) {
@@ -231,23 +231,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
         rights[threadIdx.x] = slopes.right;
         downs[threadIdx.x] = slopes.down;
       }
-      if constexpr (Taps::kFused) {
-        if constexpr (kKept) {
-          mean += tap.weight * slopes.sample;
-        }
-        const bool restart = cursor.point == 0;
-        acc_t& x = references_x[threadIdx.x];
-        acc_t& y = references_y[threadIdx.x];
-        x = (restart ? acc_t(0) : x) +
-            tap.weight * slopes.right * static_cast<acc_t>(level.width);
-        y = (restart ? acc_t(0) : y) +
-            tap.weight * slopes.down * static_cast<acc_t>(level.height);
-        if (cursor.point + 1 == sizes.num_points() && place.active &&
-            place.lane == 0) {
-          const int64_t row = place.item * sizes.num_levels() + cursor.level;
-          store_pair(x, y, gradients.references + 2 * row);
-        }
-      }
       cursor.advance();
     }
     const int tap = base + place.lane;
@@ -262,6 +245,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
               static_cast<typename Config::scalar_t>(
                   kKept ? sample : weight * (sample - mean));
         }
+        if constexpr (kKept) {
+          means[threadIdx.x] += own.weight * samples[round][threadIdx.x];
+        }
       } else {
         const LevelSize& level = sizes.level[tap / sizes.num_points()];
         right *= static_cast<acc_t>(level.width);
@@ -272,6 +258,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
     }
   }
   if constexpr (Taps::kFused && kKept) {
+    mean = sum_over_lanes<kLanes>(means[threadIdx.x]);
     if (place.active) {
 #pragma unroll 1
       for (int tap = place.lane; tap < num_taps; tap += kLanes) {

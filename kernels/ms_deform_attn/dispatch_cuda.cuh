@@ -4,28 +4,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 
 #include "backward_cuda.cuh"
 #include "forward_cuda.cuh"
 #include "launch_cuda.h"
 
 namespace vitadapter::cuda {
-
-// Offsets inside a level in 32 bits; one row and column more, for taps that
-// touch the border from outside.
-inline bool has_short_offsets(const Dimensions& dimensions) {
-  const int64_t stride = dimensions.heads * dimensions.head_dim;
-  for (int64_t i = 0; i < dimensions.levels; ++i) {
-    const int64_t height = dimensions.spatial_shapes[2 * i];
-    const int64_t width = dimensions.spatial_shapes[2 * i + 1];
-    if ((height + 2) * (width + 2) >
-        std::numeric_limits<int32_t>::max() / stride) {
-      return false;
-    }
-  }
-  return true;
-}
 
 template <typename Config>
 Sizes<Config> sizes_of(const Dimensions& dimensions) {
@@ -108,19 +92,16 @@ cudaError_t with_taps(const Dimensions& dimensions, const Use& use) {
 // Calls use(Config) with the fastest Config for these sizes.
 template <typename Scalar, typename Use>
 cudaError_t with_config(const Dimensions& dimensions, const Use& use) {
-  if (has_short_offsets(dimensions)) {
-    switch (dimensions.head_dim) {
-      case 16:
-        return with_taps<Scalar, 16>(dimensions, use);
-      case 32:
-        return with_taps<Scalar, 32>(dimensions, use);
-      case 64:
-        return with_taps<Scalar, 64>(dimensions, use);
-      default:
-        break;
-    }
+  switch (dimensions.head_dim) {
+    case 16:
+      return with_taps<Scalar, 16>(dimensions, use);
+    case 32:
+      return with_taps<Scalar, 32>(dimensions, use);
+    case 64:
+      return with_taps<Scalar, 64>(dimensions, use);
+    default:
+      return use(Config<Scalar, 0, 0, 0>());
   }
-  return use(Config<Scalar, 0, 0, 0>());
 }
 
 template <typename Taps>

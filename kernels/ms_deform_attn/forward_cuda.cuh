@@ -14,7 +14,7 @@ __device__ inline void add_sample(
     const Tap<Config>& tap,
     const typename Config::scalar_t* map,
     int32_t width,
-    typename Config::index_t token_stride,
+    int32_t token_stride,
     typename Config::acc_t (&sum)[Config::kVector]) {
   constexpr int kCorners = Config::kCornersAtOnce;
 #pragma unroll 1
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) forward_kernel(
   const auto token_stride = sizes.token_stride();
   const int num_taps = sizes.num_taps();
   const auto* head = value + place.image * sizes.tokens * token_stride +
-      static_cast<typename Config::index_t>(place.head) * sizes.head_dim;
+      place.head * sizes.head_dim;
   // Once, unless head_dim is only known at run time.
   const int head_dim = Config::kAnyHeadDim ? sizes.head_dim : kLanes * kVector;
   for (int first = 0; first < head_dim; first += kLanes * kVector) {

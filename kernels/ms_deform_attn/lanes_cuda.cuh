@@ -39,8 +39,6 @@ struct Config {
   static constexpr int kTaps = levels * points;
   static constexpr int kPoints = points;
   static constexpr int kLevels = levels;
-  // Elements between places of one level; the host guards the short form.
-  using index_t = std::conditional_t<kAnyHeadDim, int64_t, int32_t>;
   static constexpr int kVector = kAnyHeadDim ? 1 : 16 / sizeof(Scalar);
   // Lanes that share one query of one head; they never straddle a warp.
   static constexpr int kLanes = kAnyHeadDim ? kWarp : head_dim / kVector;

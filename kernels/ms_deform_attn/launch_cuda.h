@@ -22,7 +22,8 @@ struct Dimensions {
   const int64_t* spatial_shapes; // (h0, w0, h1, w1, ...)
 };
 
-// Whether the kernels can index such a problem; all other limits are memory.
+// Whether the kernels can index such a problem: offsets inside one level of one
+// image are 32-bit numbers, and kernel parameters hold 128 levels.
 bool is_supported(const Dimensions& dimensions);
 
 // Taps: GivenTaps or RawTaps. Nothing may be empty. All pointers lie at

@@ -1,5 +1,7 @@
 // The deterministic kernel for the gradient of value, compiled for every dtype.
 
+#include <limits>
+
 #include "dispatch_cuda.cuh"
 #include "grad_value_rows_cuda.cuh"
 
@@ -7,12 +9,22 @@ namespace vitadapter::cuda {
 
 bool is_supported(const Dimensions& dimensions) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const int64_t* sizes = dimensions.spatial_shapes;
-  return dimensions.levels <= kMostLevels && dimensions.heads <= kMost &&
-      dimensions.head_dim <= kMost / 32 && dimensions.points <= kMost / 256 &&
-      std::all_of(sizes, sizes + 2 * dimensions.levels, [](int64_t size) {
-           return size < kMost;
-         });
+  if (dimensions.levels > kMostLevels || dimensions.points > kMost / 256 ||
+      dimensions.heads > kMost / dimensions.head_dim) {
+    return false;
+  }
+  // One row and column more on each side, for taps that touch the border from
+  // outside; at least 16, since four bits of a pixel's number tell its corners.
+  const int64_t stride =
+      std::max<int64_t>(16, dimensions.heads * dimensions.head_dim);
+  for (int64_t i = 0; i < dimensions.levels; ++i) {
+    const int64_t height = dimensions.spatial_shapes[2 * i];
+    const int64_t width = dimensions.spatial_shapes[2 * i + 1];
+    if (height + 2 > kMost / stride / (width + 2)) {
+      return false;
+    }
+  }
+  return true;
 }
 
 template <typename Scalar>

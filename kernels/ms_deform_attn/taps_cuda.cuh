@@ -42,8 +42,8 @@ struct Sizes {
   __device__ int num_taps() const {
     return num_levels() * num_points();
   }
-  __device__ typename Config::index_t token_stride() const {
-    return static_cast<typename Config::index_t>(heads) * head_dim;
+  __device__ int32_t token_stride() const {
+    return heads * head_dim;
   }
 };
 
@@ -82,7 +82,7 @@ struct Tap {
   using acc_t = typename Config::acc_t;
   // 16 * (pixel of the upper left corner, from -width - 1 on), plus one bit
   // for each corner inside the map. 0 for a tap that samples nothing.
-  typename Config::index_t corners = 0;
+  int32_t corners = 0;
   acc_t right = 0; // distance from the left column, of a pixel
   acc_t lower = 0; // distance from the upper row
   acc_t weight = 0;
@@ -102,11 +102,11 @@ struct Tap {
     return weight * across(corner) * down(corner);
   }
   // In elements from the first pixel of the level.
-  __device__ typename Config::index_t offset(
+  __device__ int32_t offset(
       int corner,
       int32_t width,
-      typename Config::index_t token_stride) const {
-    const typename Config::index_t step =
+      int32_t token_stride) const {
+    const int32_t step =
         corner % 2 + (corner / 2 == 1 ? width : 0);
     return ((corners >> 4) + step) * token_stride;
   }
@@ -134,9 +134,7 @@ __device__ inline Tap<Config> locate(
         (column < level.width - 1 ? 2 : 0);
     const int bits = (row >= 0 && row < level.height ? columns : 0) +
         (row < level.height - 1 ? columns * 4 : 0);
-    using index_t = typename Config::index_t;
-    tap.corners =
-        (static_cast<index_t>(row) * level.width + column) * 16 + bits;
+    tap.corners = (row * level.width + column) * 16 + bits;
   }
   return tap;
 }
@@ -183,9 +181,6 @@ struct RawItem {
   const RawTaps<typename Config::scalar_t>& taps;
   int64_t first_tap;
   int64_t reference;
-  acc_t largest = -INFINITY; // logit
-  acc_t scale; // of exp(logit - largest), so that all taps sum to one
-
   __device__ RawItem(
       const RawTaps<typename Config::scalar_t>& raw,
       const Sizes<Config>& sizes,
@@ -196,24 +191,36 @@ struct RawItem {
             ((raw.reference_images == 1 ? 0 : place.image * sizes.queries) +
              place.query) *
             raw.reference_levels * 2) {
+    acc_t most = -INFINITY;
 #pragma unroll 1
     for (int tap = place.lane; tap < sizes.num_taps(); tap += Config::kLanes) {
-      largest = logit(tap) > largest ? logit(tap) : largest;
+      most = logit(tap) > most ? logit(tap) : most;
     }
-    largest = max_over_lanes<Config::kLanes>(largest);
+    most = max_over_lanes<Config::kLanes>(most);
     acc_t sum = 0;
 #pragma unroll 1
     for (int tap = place.lane; tap < sizes.num_taps(); tap += Config::kLanes) {
-      sum += std::exp(logit(tap) - largest);
+      sum += std::exp(logit(tap) - most);
     }
-    scale = reciprocal(sum_over_lanes<Config::kLanes>(sum));
+    largest() = most;
+    scale() = reciprocal(sum_over_lanes<Config::kLanes>(sum));
   }
 
+  // Each thread's own, in shared memory only for want of registers.
+  static __device__ acc_t& largest() { // logit
+    __shared__ acc_t logits[kThreads];
+    return logits[threadIdx.x];
+  }
+  // Of exp(logit - largest), so that all taps sum to one.
+  static __device__ acc_t& scale() {
+    __shared__ acc_t scales[kThreads];
+    return scales[threadIdx.x];
+  }
   __device__ acc_t logit(int tap) const {
     return static_cast<acc_t>(taps.logits[first_tap + tap]);
   }
   __device__ acc_t weight(int tap) const {
-    return std::exp(logit(tap) - largest) * scale;
+    return std::exp(logit(tap) - largest()) * scale();
   }
   __device__ void place_of(
       int tap, int level_index, const LevelSize& level, acc_t& x, acc_t& y)

@@ -98,12 +98,10 @@ auto read_taps(Arrays& arrays, const Request& request) {
 template <typename Scalar, bool kFused>
 auto make_gradients(Arrays& arrays, const Dimensions& d) {
   using acc_t = acc_of<Scalar>;
-  const std::int64_t items = d.images * d.queries * d.heads;
-  const std::int64_t taps = items * d.levels * d.points;
+  const std::int64_t taps = d.images * d.queries * d.heads * d.levels * d.points;
   if constexpr (kFused) {
     RawTapGradients<Scalar> raw{};
-    raw.references = arrays.result<acc_t>(items * d.levels * 2);
-    raw.offsets = arrays.result<Scalar>(taps * 2);
+    raw.offsets = arrays.result<acc_t>(taps * 2);
     raw.logits = arrays.result<Scalar>(taps);
     return raw;
   } else {
