@@ -1,7 +1,8 @@
 // Schemas of multi-scale deformable attention. Kernels register in
 // *_<device>.cpp; fake, autograd and autocast rules and the PyTorch
 // implementation for every other device register in
-// vitadapter/layers/ms_deform_attn.py, which must repeat these two lines.
+// vitadapter/layers/ms_deform_attn.py and ms_deform_attn_fused.py, which must
+// repeat these lines.
 
 #include <torch/library.h>
 
@@ -13,4 +14,15 @@ TORCH_LIBRARY(vitadapter, m) {
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, "
       "SymInt[] spatial_shapes, Tensor sampling_locations, "
       "Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+  // From reference points (normalised), raw offsets (pixels of the level) and
+  // raw logits (softmax over levels and points).
+  m.def(
+      "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, "
+      "Tensor reference_points, Tensor sampling_offsets, "
+      "Tensor attention_logits) -> Tensor");
+  m.def(
+      "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, "
+      "SymInt[] spatial_shapes, Tensor reference_points, "
+      "Tensor sampling_offsets, Tensor attention_logits) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
 }

@@ -1,225 +1,245 @@
-// Multi-scale deformable attention on CPU. Plain loops over contiguous
-// channels; deterministic for any number of threads.
+// Multi-scale deformable attention on CPU: checks, memory and threads around
+// the kernels of cpu_sampling.h. Deterministic for any number of threads.
 
 #include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <algorithm>
+#include <cstdint>
+#include <memory>
 #include <tuple>
-#include <vector>
+#include <type_traits>
 
-#include "bilinear.h"
 #include "check_inputs.h"
+#include "cpu_capability.h"
+#include "cpu_kernels.h"
 
 namespace vitadapter {
 namespace {
 
-// Work items (query and head) below which a thread is not worth waking.
-constexpr int64_t kForwardGrain = 64;
-
-// sum += scale * row
-template <typename scalar_t, typename acc_t>
-inline void add_scaled(
-    acc_t* C10_RESTRICT sum,
-    const scalar_t* C10_RESTRICT row,
-    acc_t scale,
-    int64_t channels) {
-  for (int64_t d = 0; d < channels; ++d) {
-    sum[d] += scale * static_cast<acc_t>(row[d]);
+template <typename T>
+const CpuFunctions<T>& functions() {
+  if constexpr (std::is_same_v<T, float>) {
+    return cpu_kernels().float32;
+  } else {
+    return cpu_kernels().float64;
   }
 }
 
-// Several partial sums, since the compiler may not reorder a single one.
-template <typename scalar_t, typename acc_t>
-inline acc_t dot(
-    const acc_t* C10_RESTRICT a,
-    const scalar_t* C10_RESTRICT b,
-    int64_t channels) {
-  constexpr int64_t kLanes = 8;
-  acc_t lanes[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= channels; d += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      lanes[lane] += a[d + lane] * static_cast<acc_t>(b[d + lane]);
-    }
-  }
-  acc_t sum = 0;
-  for (const acc_t lane : lanes) {
-    sum += lane;
-  }
-  for (; d < channels; ++d) {
-    sum += a[d] * static_cast<acc_t>(b[d]);
-  }
-  return sum;
-}
+// What the kernels read: contiguous, and float32 in place of a half type.
+struct Operands {
+  at::Tensor value;
+  at::Tensor taps;
+  at::Tensor per_tap;
+  at::Tensor reference; // undefined if not fused
 
-template <typename scalar_t, typename acc_t>
-void forward_items(
+  Operands(
+      const at::Tensor& value_,
+      const at::Tensor& taps_,
+      const at::Tensor& per_tap_,
+      const at::Tensor& reference_)
+      : value(readable(value_)),
+        taps(readable(taps_)),
+        per_tap(readable(per_tap_)),
+        reference(reference_.defined() ? reference_.contiguous() : reference_) {
+  }
+
+  static at::Tensor readable(const at::Tensor& tensor) {
+    return tensor.to(coordinate_dtype(tensor)).contiguous();
+  }
+};
+
+template <typename T>
+CpuArguments<T> make_arguments(
     const Problem& problem,
-    const scalar_t* value,
-    const acc_t* locations,
-    const acc_t* weights,
-    scalar_t* output,
-    int64_t begin,
-    int64_t end) {
-  const int64_t channels = problem.head_dim;
-  const int64_t token_stride = problem.heads * channels;
-  const int64_t points = problem.points;
-  const int64_t taps = static_cast<int64_t>(problem.levels.size()) * points;
-  std::vector<acc_t> sum(channels);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t head = item % problem.heads;
-    const int64_t image = item / (problem.heads * problem.queries);
-    const scalar_t* head_value =
-        value + image * problem.tokens * token_stride + head * channels;
-    std::fill(sum.begin(), sum.end(), acc_t(0));
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const Level& level = problem.levels[tap / points];
-      const scalar_t* map = head_value + level.first_token * token_stride;
-      const acc_t* location = locations + (item * taps + tap) * 2;
-      const acc_t weight = weights[item * taps + tap];
-      for_each_corner(
-          location[0], location[1], level.height, level.width,
-          [&](const Corner<acc_t>& corner) {
-            add_scaled(
-                sum.data(), map + corner.pixel * token_stride,
-                weight * corner.weight, channels);
-          });
-    }
-    for (int64_t d = 0; d < channels; ++d) {
-      output[item * channels + d] = static_cast<scalar_t>(sum[d]);
-    }
+    const Operands& operands) {
+  CpuArguments<T> args{};
+  args.tokens = problem.tokens;
+  args.heads = problem.heads;
+  args.head_dim = problem.head_dim;
+  args.queries = problem.queries;
+  args.points = problem.points;
+  args.num_levels = static_cast<int64_t>(problem.levels.size());
+  args.levels = problem.levels.data();
+  args.value = operands.value.const_data_ptr<T>();
+  args.taps = operands.taps.const_data_ptr<T>();
+  args.per_tap = operands.per_tap.const_data_ptr<T>();
+  if (operands.reference.defined()) {
+    const at::Tensor& reference = operands.reference;
+    args.reference = reference.const_data_ptr<T>();
+    args.reference_image_stride =
+        reference.size(0) == 1 ? 0 : reference.stride(0);
+    args.reference_query_stride = 2 * reference.size(2);
+    args.reference_level_stride = reference.size(2) == 1 ? 0 : 2;
   }
+  return args;
 }
 
-// All gradients that belong to one head of one image; nobody else writes there.
-template <typename scalar_t, typename acc_t>
-void backward_head(
-    const Problem& problem,
-    const scalar_t* grad_output,
-    const scalar_t* value,
-    const acc_t* locations,
-    const acc_t* weights,
-    acc_t* grad_value,
-    acc_t* grad_locations,
-    acc_t* grad_weights,
-    int64_t image,
-    int64_t head) {
-  const int64_t channels = problem.head_dim;
-  const int64_t token_stride = problem.heads * channels;
-  const int64_t points = problem.points;
-  const int64_t taps = static_cast<int64_t>(problem.levels.size()) * points;
-  const int64_t head_offset =
-      image * problem.tokens * token_stride + head * channels;
-  std::vector<acc_t> grad(channels);
-  for (int64_t query = 0; query < problem.queries; ++query) {
-    const int64_t item =
-        (image * problem.queries + query) * problem.heads + head;
-    std::copy_n(grad_output + item * channels, channels, grad.begin());
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const Level& level = problem.levels[tap / points];
-      const int64_t map = head_offset + level.first_token * token_stride;
-      const int64_t index = item * taps + tap;
-      const acc_t weight = weights[index];
-      acc_t sample = 0; // the sampled value and its slopes, along grad
-      acc_t slope_x = 0;
-      acc_t slope_y = 0;
-      for_each_corner(
-          locations[2 * index], locations[2 * index + 1], level.height,
-          level.width, [&](const Corner<acc_t>& corner) {
-            const int64_t row = map + corner.pixel * token_stride;
-            const acc_t along = dot(grad.data(), value + row, channels);
-            sample += corner.weight * along;
-            slope_x += corner.weight_dx * along;
-            slope_y += corner.weight_dy * along;
-            add_scaled(
-                grad_value + row, grad.data(), weight * corner.weight,
-                channels);
-          });
-      grad_weights[index] = sample;
-      grad_locations[2 * index] =
-          weight * slope_x * static_cast<acc_t>(level.width);
-      grad_locations[2 * index + 1] =
-          weight * slope_y * static_cast<acc_t>(level.height);
-    }
-  }
+template <typename T>
+void run(CpuRange<T> range, const CpuArguments<T>& args, int64_t items) {
+  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kLine = 64 / sizeof(T); // scratch starts a cache line
+    const int64_t elements = cpu_scratch_elements(args.num_levels * args.points);
+    const std::unique_ptr<T[]> scratch(new T[elements + kLine]);
+    const auto address = reinterpret_cast<uintptr_t>(scratch.get()) / sizeof(T);
+    range(args, scratch.get() + (kLine - address % kLine), begin, end);
+  });
 }
 
-at::Tensor forward_cpu(
-    const at::Tensor& value_,
-    at::IntArrayRef spatial_shapes,
-    const at::Tensor& sampling_locations,
-    const at::Tensor& attention_weights) {
-  const Problem problem =
-      check_inputs(value_, spatial_shapes, sampling_locations, attention_weights);
-  const auto value = value_.contiguous();
-  const auto locations = sampling_locations.contiguous();
-  const auto weights = attention_weights.contiguous();
+int64_t query_blocks(const Problem& problem) {
+  return (problem.queries + kQueryBlock - 1) / kQueryBlock;
+}
+
+at::Tensor forward(const Problem& problem, const Operands& operands) {
   auto output = at::empty(
       {problem.batch, problem.queries, problem.heads * problem.head_dim},
-      value.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn", [&] {
-        using acc_t = at::opmath_type<scalar_t>;
-        const auto* value_data = value.const_data_ptr<scalar_t>();
-        const auto* locations_data = locations.const_data_ptr<acc_t>();
-        const auto* weights_data = weights.const_data_ptr<acc_t>();
-        auto* output_data = output.mutable_data_ptr<scalar_t>();
-        at::parallel_for(
-            0, problem.batch * problem.queries * problem.heads, kForwardGrain,
-            [&](int64_t begin, int64_t end) {
-              forward_items<scalar_t, acc_t>(
-                  problem, value_data, locations_data, weights_data,
-                  output_data, begin, end);
-            });
-      });
+      operands.value.options());
+  AT_DISPATCH_FLOATING_TYPES(output.scalar_type(), "ms_deform_attn", [&] {
+    auto args = make_arguments<scalar_t>(problem, operands);
+    args.output = output.mutable_data_ptr<scalar_t>();
+    run(functions<scalar_t>().forward, args,
+        problem.batch * problem.heads * query_blocks(problem));
+  });
   return output;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
-    const at::Tensor& grad_output_,
-    const at::Tensor& value_,
+struct Gradients {
+  at::Tensor value;
+  at::Tensor taps;
+  at::Tensor per_tap;
+  at::Tensor reference; // (batch, heads, queries, levels, 2) if fused
+};
+
+Gradients backward(
+    const Problem& problem,
+    const Operands& operands,
+    const at::Tensor& grad_output) {
+  const auto& options = operands.value.options();
+  Gradients grads{
+      at::zeros(operands.value.sizes(), options),
+      at::empty(operands.taps.sizes(), options),
+      at::empty(operands.per_tap.sizes(), options),
+      {}};
+  if (operands.reference.defined()) {
+    const auto levels = static_cast<int64_t>(problem.levels.size());
+    grads.reference = at::empty(
+        {problem.batch, problem.heads, problem.queries, levels, 2}, options);
+  }
+  AT_DISPATCH_FLOATING_TYPES(
+      grads.value.scalar_type(), "ms_deform_attn_backward", [&] {
+        auto args = make_arguments<scalar_t>(problem, operands);
+        args.grad_output = grad_output.const_data_ptr<scalar_t>();
+        args.grad_value = grads.value.mutable_data_ptr<scalar_t>();
+        args.grad_taps = grads.taps.mutable_data_ptr<scalar_t>();
+        args.grad_per_tap = grads.per_tap.mutable_data_ptr<scalar_t>();
+        if (grads.reference.defined()) {
+          args.grad_reference = grads.reference.mutable_data_ptr<scalar_t>();
+        }
+        const auto& kernels = functions<scalar_t>();
+        const int64_t owners = problem.batch * problem.heads;
+        if (at::get_num_threads() <= owners) {
+          run(kernels.backward, args, owners);
+        } else {
+          // Two passes with more to share out, to the same numbers.
+          run(kernels.backward_taps, args, owners * query_blocks(problem));
+          run(kernels.backward_value, args,
+              owners * value_chunks<scalar_t>(problem.head_dim));
+        }
+      });
+  return grads;
+}
+
+// Sums partial gradients (batch, heads, queries, levels, 2) to the shape of the
+// reference points, always in the same order.
+at::Tensor sum_to_reference(
+    const at::Tensor& partial,
+    const at::Tensor& reference) {
+  const int64_t batch = partial.size(0);
+  const int64_t heads = partial.size(1);
+  const int64_t queries = partial.size(2);
+  const int64_t levels = partial.size(3);
+  const bool one_image = reference.size(0) == 1;
+  const bool one_level = reference.size(2) == 1;
+  auto sums = at::zeros(reference.sizes(), reference.options());
+  AT_DISPATCH_FLOATING_TYPES(sums.scalar_type(), "sum_to_reference", [&] {
+    const auto* from = partial.const_data_ptr<scalar_t>();
+    auto* to = sums.mutable_data_ptr<scalar_t>();
+    const int64_t row = reference.size(2) * 2;
+    at::parallel_for(0, queries, 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t i = 0; i < batch * heads; ++i) {
+        const int64_t image = one_image ? 0 : i / heads;
+        for (int64_t q = begin; q < end; ++q) {
+          const scalar_t* add = from + (i * queries + q) * levels * 2;
+          scalar_t* sum = to + (image * queries + q) * row;
+          for (int64_t c = 0; c < levels * 2; ++c) {
+            sum[one_level ? c % 2 : c] += add[c];
+          }
+        }
+      }
+    });
+  });
+  return sums;
+}
+
+at::Tensor forward_cpu(
+    const at::Tensor& value,
     at::IntArrayRef spatial_shapes,
     const at::Tensor& sampling_locations,
     const at::Tensor& attention_weights) {
   const Problem problem =
-      check_inputs(value_, spatial_shapes, sampling_locations, attention_weights);
-  check_grad_output(grad_output_, value_, problem);
-  const auto grad_output = grad_output_.contiguous();
-  const auto value = value_.contiguous();
-  const auto locations = sampling_locations.contiguous();
-  const auto weights = attention_weights.contiguous();
-  // Summed in the type of the locations: half types would lose small terms.
-  auto grad_value = at::zeros(value.sizes(), locations.options());
-  auto grad_locations = at::empty(locations.sizes(), locations.options());
-  auto grad_weights = at::empty(weights.sizes(), weights.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn_backward",
-      [&] {
-        using acc_t = at::opmath_type<scalar_t>;
-        const auto* grad_data = grad_output.const_data_ptr<scalar_t>();
-        const auto* value_data = value.const_data_ptr<scalar_t>();
-        const auto* locations_data = locations.const_data_ptr<acc_t>();
-        const auto* weights_data = weights.const_data_ptr<acc_t>();
-        auto* grad_value_data = grad_value.mutable_data_ptr<acc_t>();
-        auto* grad_locations_data = grad_locations.mutable_data_ptr<acc_t>();
-        auto* grad_weights_data = grad_weights.mutable_data_ptr<acc_t>();
-        at::parallel_for(
-            0, problem.batch * problem.heads, 1,
-            [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) {
-                backward_head<scalar_t, acc_t>(
-                    problem, grad_data, value_data, locations_data,
-                    weights_data, grad_value_data, grad_locations_data,
-                    grad_weights_data, i / problem.heads, i % problem.heads);
-              }
-            });
-      });
-  return {grad_value.to(value.scalar_type()), grad_locations, grad_weights};
+      check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+  const Operands operands(value, sampling_locations, attention_weights, {});
+  return forward(problem, operands).to(value.scalar_type());
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& value,
+    at::IntArrayRef spatial_shapes,
+    const at::Tensor& sampling_locations,
+    const at::Tensor& attention_weights) {
+  const Problem problem =
+      check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+  check_grad_output("ms_deform_attn", grad_output, value, problem);
+  const Operands operands(value, sampling_locations, attention_weights, {});
+  const auto grads =
+      backward(problem, operands, Operands::readable(grad_output));
+  return {grads.value.to(value.scalar_type()), grads.taps, grads.per_tap};
+}
+
+at::Tensor fused_forward_cpu(
+    const at::Tensor& value,
+    at::IntArrayRef spatial_shapes,
+    const at::Tensor& reference_points,
+    const at::Tensor& offsets,
+    const at::Tensor& logits) {
+  const Problem problem = check_fused_inputs(
+      value, spatial_shapes, reference_points, offsets, logits);
+  const Operands operands(value, offsets, logits, reference_points);
+  return forward(problem, operands).to(value.scalar_type());
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> fused_backward_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& value,
+    at::IntArrayRef spatial_shapes,
+    const at::Tensor& reference_points,
+    const at::Tensor& offsets,
+    const at::Tensor& logits) {
+  const Problem problem = check_fused_inputs(
+      value, spatial_shapes, reference_points, offsets, logits);
+  check_grad_output("ms_deform_attn_fused", grad_output, value, problem);
+  const Operands operands(value, offsets, logits, reference_points);
+  const auto grads =
+      backward(problem, operands, Operands::readable(grad_output));
+  const auto dtype = value.scalar_type();
+  return {
+      grads.value.to(dtype),
+      sum_to_reference(grads.reference, reference_points),
+      grads.taps.to(dtype),
+      grads.per_tap.to(dtype)};
 }
 
 } // namespace
@@ -227,6 +247,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
 TORCH_LIBRARY_IMPL(vitadapter, CPU, m) {
   m.impl("ms_deform_attn", &forward_cpu);
   m.impl("ms_deform_attn_backward", &backward_cpu);
+  m.impl("ms_deform_attn_fused", &fused_forward_cpu);
+  m.impl("ms_deform_attn_fused_backward", &fused_backward_cpu);
 }
 
 } // namespace vitadapter

@@ -1,4 +1,4 @@
-"""What :func:`vitadapter.layers.ms_deform_attn` accepts, as ``check_inputs.h`` has it for C++."""
+"""What the deformable-attention operators accept, as ``check_inputs.h`` has it for C++."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "check_fused_inputs",
     "check_grad_output",
     "check_inputs",
     "coordinate_dtype",
@@ -14,6 +15,8 @@ __all__ = [
     "upcast_half",
 ]
 
+# Kernels number the tokens of an image in 32 bits.
+_MAX_TOKENS = 2**31 - 1
 _VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -54,43 +57,74 @@ def split_levels(spatial_shapes: Sequence[int]) -> Iterator[tuple[int, int, int]
         first += height * width
 
 
-def _check_kinds(value: Tensor, locations: Tensor, weights: Tensor) -> None:
-    if not value.device == locations.device == weights.device:
-        raise ValueError(
-            f"ms_deform_attn: all tensors must be on one device, got value on {value.device}, "
-            f"sampling_locations on {locations.device}, attention_weights on {weights.device}"
-        )
+def _check_kinds(op: str, **tensors: Tensor) -> None:
+    """One device and no sparse tensor; the first one, ``value``, has a dtype that kernels know."""
+    value = tensors["value"]
+    if any(tensor.device != value.device for tensor in tensors.values()):
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {found}")
     # Not in C++: PyTorch calls the dense kernels for dense tensors only.
-    layouts = (value.layout, locations.layout, weights.layout)
+    layouts = tuple(tensor.layout for tensor in tensors.values())
     if any(layout != torch.strided for layout in layouts):
-        raise ValueError(f"ms_deform_attn: all tensors must be dense, got layouts {layouts}")
+        raise ValueError(f"{op}: all tensors must be dense, got layouts {layouts}")
     if value.dtype not in _VALUE_DTYPES:
         raise TypeError(
-            "ms_deform_attn: value must be float32, float64, float16 or bfloat16, "
-            f"got {value.dtype}"
-        )
-    expected = coordinate_dtype(value.dtype)
-    if not locations.dtype == weights.dtype == expected:
-        raise TypeError(
-            f"ms_deform_attn: sampling_locations and attention_weights must be {expected} for a "
-            f"value of {value.dtype}, got {locations.dtype} and {weights.dtype}"
+            f"{op}: value must be float32, float64, float16 or bfloat16, got {value.dtype}"
         )
 
 
-def _check_levels(spatial_shapes: Sequence[int], tokens: int) -> None:
+def _check_value(op: str, value: Tensor, spatial_shapes: Sequence[int]) -> None:
+    if value.dim() != 4 or value.shape[2] == 0 or value.shape[3] == 0:
+        raise ValueError(
+            f"{op}: value must have shape (batch, tokens, heads, head_dim) with at least one head "
+            f"and channel, got {tuple(value.shape)}"
+        )
+    _check_levels(op, spatial_shapes, value.shape[1])
+
+
+def _check_levels(op: str, spatial_shapes: Sequence[int], tokens: int) -> None:
     if len(spatial_shapes) == 0 or len(spatial_shapes) % 2 != 0:
         raise ValueError(
-            f"ms_deform_attn: spatial_shapes must be (h0, w0, h1, w1, ...), got {spatial_shapes}"
+            f"{op}: spatial_shapes must be (h0, w0, h1, w1, ...), got {spatial_shapes}"
         )
     if any(size <= 0 for size in spatial_shapes):
         raise ValueError(
-            "ms_deform_attn: heights and widths must be positive, got spatial_shapes "
-            f"{spatial_shapes}"
+            f"{op}: heights and widths must be positive, got spatial_shapes {spatial_shapes}"
         )
     if sum(height * width for _, height, width in split_levels(spatial_shapes)) != tokens:
         raise ValueError(
-            "ms_deform_attn: value must have one token per cell of spatial_shapes "
-            f"{spatial_shapes}, got {tokens} tokens"
+            f"{op}: value must have one token per cell of spatial_shapes {spatial_shapes}, "
+            f"got {tokens} tokens"
+        )
+    if tokens > _MAX_TOKENS:
+        raise ValueError(f"{op}: value must have at most {_MAX_TOKENS} tokens, got {tokens}")
+
+
+def _check_taps(
+    op: str, name: str, taps: Tensor, value: Tensor, spatial_shapes: Sequence[int]
+) -> None:
+    """Locations or offsets: ``(batch, queries, heads, levels, points, 2)``."""
+    batch, _, heads, _ = value.shape
+    levels = len(spatial_shapes) // 2
+    shape = tuple(taps.shape)
+    if (
+        len(shape) != 6
+        or (shape[0], shape[2], shape[3], shape[5]) != (batch, heads, levels, 2)
+        or shape[4] == 0
+    ):
+        raise ValueError(
+            f"{op}: {name} must have shape (batch={batch}, queries, heads={heads}, "
+            f"levels={levels}, points >= 1, 2), got {shape}"
+        )
+
+
+def _check_per_tap(op: str, name: str, tensor: Tensor, taps_name: str, taps: Tensor) -> None:
+    """Weights or logits: one for each tap."""
+    shape = tuple(taps.shape[:5])
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"{op}: {name} must have the shape of {taps_name} without its last axis, {shape}, "
+            f"got {tuple(tensor.shape)}"
         )
 
 
@@ -103,33 +137,70 @@ def check_inputs(
         TypeError: for a wrong dtype.
         ValueError: for a wrong shape, device or layout.
     """
-    _check_kinds(value, locations, weights)
-    if value.dim() != 4 or value.shape[2] == 0 or value.shape[3] == 0:
-        raise ValueError(
-            "ms_deform_attn: value must have shape (batch, tokens, heads, head_dim) with at least "
-            f"one head and channel, got {tuple(value.shape)}"
+    op = "ms_deform_attn"
+    _check_kinds(op, value=value, sampling_locations=locations, attention_weights=weights)
+    expected = coordinate_dtype(value.dtype)
+    if not locations.dtype == weights.dtype == expected:
+        raise TypeError(
+            f"{op}: sampling_locations and attention_weights must be {expected} for a value of "
+            f"{value.dtype}, got {locations.dtype} and {weights.dtype}"
         )
-    _check_levels(spatial_shapes, value.shape[1])
-    batch, _, heads, _ = value.shape
-    levels = len(spatial_shapes) // 2
-    shape = tuple(locations.shape)
+    _check_value(op, value, spatial_shapes)
+    _check_taps(op, "sampling_locations", locations, value, spatial_shapes)
+    _check_per_tap(op, "attention_weights", weights, "sampling_locations", locations)
+
+
+def check_fused_inputs(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> None:
+    """Apply the rules that ``check_inputs.h`` has for the fused operator.
+
+    Raises:
+        TypeError: for a wrong dtype.
+        ValueError: for a wrong shape, device or layout.
+    """
+    op = "ms_deform_attn_fused"
+    _check_kinds(
+        op,
+        value=value,
+        reference_points=reference_points,
+        sampling_offsets=offsets,
+        attention_logits=logits,
+    )
+    if not offsets.dtype == logits.dtype == value.dtype:
+        raise TypeError(
+            f"{op}: sampling_offsets and attention_logits must have the dtype of value, "
+            f"{value.dtype}, got {offsets.dtype} and {logits.dtype}"
+        )
+    expected = coordinate_dtype(value.dtype)
+    if reference_points.dtype != expected:
+        raise TypeError(
+            f"{op}: reference_points must be {expected} for a value of {value.dtype}, "
+            f"got {reference_points.dtype}"
+        )
+    _check_value(op, value, spatial_shapes)
+    _check_taps(op, "sampling_offsets", offsets, value, spatial_shapes)
+    _check_per_tap(op, "attention_logits", logits, "sampling_offsets", offsets)
+    batch, queries, _, levels, _, _ = offsets.shape
+    shape = tuple(reference_points.shape)
     if (
-        len(shape) != 6
-        or (shape[0], shape[2], shape[3], shape[5]) != (batch, heads, levels, 2)
-        or shape[4] == 0
+        len(shape) != 4
+        or shape[0] not in (1, batch)
+        or shape[1] != queries
+        or shape[2] not in (1, levels)
+        or shape[3] != 2
     ):
         raise ValueError(
-            f"ms_deform_attn: sampling_locations must have shape (batch={batch}, queries, "
-            f"heads={heads}, levels={levels}, points >= 1, 2), got {shape}"
-        )
-    if tuple(weights.shape) != shape[:5]:
-        raise ValueError(
-            "ms_deform_attn: attention_weights must have the shape of sampling_locations without "
-            f"its last axis, {shape[:5]}, got {tuple(weights.shape)}"
+            f"{op}: reference_points must have shape (1 or batch={batch}, queries={queries}, "
+            f"1 or levels={levels}, 2), got {shape}"
         )
 
 
-def check_grad_output(grad_output: Tensor, value: Tensor, locations: Tensor) -> None:
+def check_grad_output(op: str, grad_output: Tensor, value: Tensor, queries: int) -> None:
     """Apply the rules of ``check_inputs.h`` to the gradient of the output.
 
     Raises:
@@ -138,17 +209,16 @@ def check_grad_output(grad_output: Tensor, value: Tensor, locations: Tensor) -> 
     """
     if grad_output.device != value.device:
         raise ValueError(
-            "ms_deform_attn_backward: all tensors must be on one device, got grad_output on "
+            f"{op}_backward: all tensors must be on one device, got grad_output on "
             f"{grad_output.device}, value on {value.device}"
         )
     if grad_output.dtype != value.dtype:
         raise TypeError(
-            "ms_deform_attn_backward: grad_output must have the dtype of value, "
-            f"{value.dtype}, got {grad_output.dtype}"
+            f"{op}_backward: grad_output must have the dtype of value, {value.dtype}, "
+            f"got {grad_output.dtype}"
         )
-    expected = (value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+    expected = (value.shape[0], queries, value.shape[2] * value.shape[3])
     if tuple(grad_output.shape) != expected:
         raise ValueError(
-            f"ms_deform_attn_backward: grad_output must have shape {expected}, "
-            f"got {tuple(grad_output.shape)}"
+            f"{op}_backward: grad_output must have shape {expected}, got {tuple(grad_output.shape)}"
         )

@@ -100,7 +100,7 @@ def backward_reference(
         Gradients of ``value``, ``locations`` and ``weights``, each contiguous.
     """
     check_inputs(value, spatial_shapes, locations, weights)
-    check_grad_output(grad_output, value, locations)
+    check_grad_output("ms_deform_attn", grad_output, value, locations.shape[1])
     batch, _, heads, head_dim = value.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     grad = grad_output.to(weights.dtype).transpose(1, 2)

@@ -1,0 +1,149 @@
+"""The attention module of ViT-Adapter around the deformable-attention operator."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitadapter.layers.ms_deform_attn_checks import coordinate_dtype
+from vitadapter.layers.ms_deform_attn_fused import ms_deform_attn_fused
+
+__all__ = ["MSDeformAttn"]
+
+
+class MSDeformAttn(nn.Module):
+    """Multi-scale deformable attention with its projections (paper §3.3, Deformable DETR §4.1).
+
+    Parameter names, layouts and initialisation are those of the official release.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        ratio: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            embed_dim: Channels C of queries, input features and output.
+            num_heads: Attention heads; each learns its own offsets.
+            num_levels: Feature maps that are attended to.
+            num_points: Sampling points per query, head and level.
+            ratio: Width of the values relative to ``embed_dim`` (ViT-Adapter-B and -L use 0.5).
+
+        Raises:
+            ValueError: if a size is not positive, or ``num_heads`` does not divide ``embed_dim``
+                and the width of the values.
+        """
+        super().__init__()
+        value_dim = int(embed_dim * ratio)
+        sizes = (embed_dim, num_heads, num_levels, num_points, value_dim)
+        if min(sizes) < 1:
+            raise ValueError(
+                "embed_dim, num_heads, num_levels, num_points and int(embed_dim * ratio) must be "
+                f"at least 1, got {sizes}"
+            )
+        if embed_dim % num_heads != 0 or value_dim % num_heads != 0:
+            raise ValueError(
+                "num_heads must divide embed_dim and int(embed_dim * ratio), got "
+                f"num_heads={num_heads}, embed_dim={embed_dim}, ratio={ratio}"
+            )
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        taps = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dim, taps * 2)
+        self.attention_weights = nn.Linear(embed_dim, taps)
+        self.value_proj = nn.Linear(embed_dim, value_dim)
+        self.output_proj = nn.Linear(value_dim, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as Deformable DETR: head k looks along angle 2 pi k / heads.
+
+        Its points lie 1, 2, ... pixels away (measured along the longer axis), equally weighted.
+        """
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)  # (heads, 2)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = directions[:, None, None] * steps[:, None]  # (heads, 1, points, 2)
+        offsets = offsets.expand(-1, self.num_levels, -1, -1)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+        for zeros in (self.sampling_offsets.weight, *self.attention_weights.parameters()):
+            nn.init.zeros_(zeros)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """
+        Args:
+            query: ``(B, Q, C)``.
+            reference_points: ``(B or 1, Q, levels or 1, 2)`` as (x, y) in [0, 1], float32 (or
+                float64) also when the module runs in half precision.
+            value: Input features of all levels as tokens, ``(B, S, C)``.
+            spatial_shapes: (height, width) of each level.
+
+        Returns:
+            ``(B, Q, C)``.
+
+        Raises:
+            TypeError: if ``reference_points`` are of a half type.
+            ValueError: if a shape is wrong.
+        """
+        self._check_forward(query, reference_points, value, spatial_shapes)
+        batch, queries, _ = query.shape
+        taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).reshape(*taps, 2)
+        logits = self.attention_weights(query).reshape(taps)
+        value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
+        reference_points = reference_points.to(coordinate_dtype(value.dtype))
+        return self.output_proj(
+            ms_deform_attn_fused(value, spatial_shapes, reference_points, offsets, logits)
+        )
+
+    def _check_forward(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> None:
+        for name, tensor in (("query", query), ("value", value)):
+            if tensor.dim() != 3 or tensor.shape[-1] != self.embed_dim:
+                raise ValueError(
+                    f"{name} must have shape (batch, tokens, embed_dim={self.embed_dim}), "
+                    f"got {tuple(tensor.shape)}"
+                )
+        if len(spatial_shapes) != self.num_levels:
+            raise ValueError(
+                f"spatial_shapes must have num_levels={self.num_levels} entries, "
+                f"got {list(spatial_shapes)}"
+            )
+        if reference_points.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"reference_points must be float32, got {reference_points.dtype}")
+        shape = tuple(reference_points.shape)
+        batch, queries, _ = query.shape
+        if (
+            len(shape) != 4
+            or shape[0] not in (1, batch)
+            or shape[1] != queries
+            or shape[2] not in (1, self.num_levels)
+            or shape[3] != 2
+        ):
+            raise ValueError(
+                f"reference_points must have shape (1 or batch={batch}, queries={queries}, 1 or "
+                f"levels={self.num_levels}, 2), got {shape}"
+            )
