@@ -3,10 +3,10 @@
 
 #include <ATen/Context.h>
 #include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/softmax.h>
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "check_inputs.h"
-#include "check_fused_inputs.h"
 #include "launch_cuda.h"
 
 namespace vitadapter {
@@ -169,7 +168,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cuda(
     const at::Tensor& attention_weights) {
   const Problem problem =
       check_inputs(value_, spatial_shapes, sampling_locations, attention_weights);
-  check_grad_output(grad_output_, value_, problem);
+  check_grad_output("ms_deform_attn", grad_output_, value_, problem);
   const c10::cuda::CUDAGuard guard(value_.device());
   const auto grad_output = aligned(grad_output_);
   const auto value = aligned(value_);
@@ -236,7 +235,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> fused_backward_cuda(
   const Problem problem = check_fused_inputs(
       value_, spatial_shapes, reference_points, sampling_offsets,
       attention_logits);
-  check_grad_output(grad_output_, value_, problem);
+  check_grad_output("ms_deform_attn_fused", grad_output_, value_, problem);
   const c10::cuda::CUDAGuard guard(value_.device());
   const auto grad_output = aligned(grad_output_);
   const auto value = aligned(value_);

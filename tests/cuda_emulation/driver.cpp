@@ -55,7 +55,10 @@ class Arrays {
 
  private:
   void* allocate(std::size_t bytes, int fill) {
-    void* array = std::aligned_alloc(16, bytes);
+    void* array = nullptr;
+    if (posix_memalign(&array, 16, bytes) != 0) {
+      std::exit(2);
+    }
     std::memset(array, fill, bytes);
     owned_.emplace_back(array, &std::free);
     return array;
