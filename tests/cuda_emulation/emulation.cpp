@@ -43,7 +43,7 @@ struct Fiber {
 };
 
 ucontext_t scheduler;
-void* scheduler_sanitizer = nullptr;
+[[maybe_unused]] void* scheduler_sanitizer = nullptr;
 const void* scheduler_stack = nullptr;
 std::size_t scheduler_size = 0;
 std::vector<Fiber> fibers;
@@ -68,18 +68,17 @@ void enter() {
 void resume(int index) {
   running = index;
   threadIdx = fibers[index].index;
-  fibers[index].wait = Wait::kNone;
   SWITCHES_TO(&scheduler_sanitizer, fibers[index].stack.get(), kStack);
   swapcontext(&scheduler, &fibers[index].context);
   SWITCHED(scheduler_sanitizer, nullptr, nullptr);
 }
 
-// Whether all lanes that the fiber's mask names wait at the same place; then
-// gives them their results.
-bool meet(int index, std::vector<bool>& may_run) {
-  const Fiber& fiber = fibers[index];
-  const int first = index / kWarp * kWarp;
-  const int lanes = std::min<int>(kWarp, static_cast<int>(fibers.size()) - first);
+bool in_warp(Wait wait) {
+  return wait == Wait::kShuffle || wait == Wait::kBallot;
+}
+
+// Whether all lanes that the fiber's mask names wait at the same place.
+bool has_met(const Fiber& fiber, int first, int lanes) {
   for (int i = 0; i < kWarp; ++i) {
     if ((fiber.mask >> i & 1) == 0) {
       continue;
@@ -88,67 +87,78 @@ bool meet(int index, std::vector<bool>& may_run) {
       fail("a mask names a lane that does not exist or has exited");
     }
     const Fiber& other = fibers[first + i];
-    if (other.wait == Wait::kNone || other.wait == Wait::kBarrier) {
+    if (!in_warp(other.wait)) {
       return false;
     }
     if (other.wait != fiber.wait || other.mask != fiber.mask) {
       fail("lanes of one mask meet in different operations");
     }
   }
+  return true;
+}
+
+// Exchanges what the lanes of the fiber's mask handed in, and lets them run.
+void hand_out(const Fiber& fiber, int first, int lanes) {
+  const unsigned mask = fiber.mask;
+  const Wait wait = fiber.wait;
   std::uint64_t results[kWarp] = {};
   for (int i = 0; i < lanes; ++i) {
-    if ((fiber.mask >> i & 1) == 0) {
+    if ((mask >> i & 1) == 0) {
       continue;
     }
-    if (fiber.wait == Wait::kShuffle) {
+    if (wait == Wait::kShuffle) {
       const int source = fibers[first + i].source;
-      if ((fiber.mask >> source & 1) == 0) {
+      if ((mask >> source & 1) == 0) {
         fail("a shuffle reads a lane that its mask leaves out");
       }
       results[i] = fibers[first + source].bits;
     } else {
       for (int j = 0; j < lanes; ++j) {
-        results[i] |= (fiber.mask >> j & 1 & fibers[first + j].bits) << j;
+        results[i] |= (mask >> j & 1 & fibers[first + j].bits) << j;
       }
     }
   }
   for (int i = 0; i < lanes; ++i) {
-    if ((fiber.mask >> i & 1) != 0) {
+    if ((mask >> i & 1) != 0) {
       fibers[first + i].bits = results[i];
-      may_run[first + i] = true;
+      fibers[first + i].wait = Wait::kNone;
     }
   }
-  return true;
 }
 
-// The fibers that can go on, once none runs any more.
-std::vector<bool> release() {
-  const int count = static_cast<int>(fibers.size());
-  std::vector<bool> may_run(count, false);
-  int exited = 0;
-  int at_barrier = 0;
-  bool progress = false;
-  for (int i = 0; i < count; ++i) {
-    exited += fibers[i].wait == Wait::kExited;
-    at_barrier += fibers[i].wait == Wait::kBarrier;
-    const bool in_warp =
-        fibers[i].wait == Wait::kShuffle || fibers[i].wait == Wait::kBallot;
-    if (in_warp && !may_run[i]) {
-      progress |= meet(i, may_run);
+// Runs one warp until all its lanes have exited or wait at a barrier.
+void run_warp(int first, int lanes) {
+  while (true) {
+    bool any = false;
+    for (int i = 0; i < lanes; ++i) {
+      const int lane = order == Order::kAscending ? i : lanes - 1 - i;
+      if (fibers[first + lane].wait == Wait::kNone) {
+        resume(first + lane);
+        any = true;
+      }
+    }
+    bool waiting = false;
+    for (int i = 0; i < lanes; ++i) {
+      const Fiber& fiber = fibers[first + i];
+      if (in_warp(fiber.wait)) {
+        waiting = true;
+        if (has_met(fiber, first, lanes)) {
+          hand_out(fiber, first, lanes);
+          any = true;
+        }
+      }
+    }
+    if (!any) {
+      if (waiting) {
+        fail("lanes wait for others that never come");
+      }
+      return;
     }
   }
-  if (!progress && exited < count) {
-    if (at_barrier < count) {
-      fail("threads wait for others that never come");
-    }
-    may_run.assign(count, true);
-  }
-  return may_run;
 }
 
-void run_block() {
-  const int count = static_cast<int>(fibers.size());
-  for (int i = 0; i < count; ++i) {
+void start_block() {
+  for (int i = 0; i < static_cast<int>(fibers.size()); ++i) {
     Fiber& fiber = fibers[i];
     const unsigned x = blockDim.x, y = blockDim.y;
     fiber.index = dim3(i % x, i / x % y, i / (x * y));
@@ -159,18 +169,31 @@ void run_block() {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, &enter, 0);
   }
-  std::vector<bool> may_run(count, true);
-  bool any = true;
-  while (any) {
-    any = false;
-    for (int i = 0; i < count; ++i) {
-      const int index = order == Order::kAscending ? i : count - 1 - i;
-      if (may_run[index]) {
-        resume(index);
-        any = true;
-      }
+}
+
+// Each warp runs as far as it can before the next one starts, so that whatever
+// they share goes wrong without a barrier.
+void run_block() {
+  const int count = static_cast<int>(fibers.size());
+  const int warps = (count + kWarp - 1) / kWarp;
+  start_block();
+  while (true) {
+    for (int i = 0; i < warps; ++i) {
+      const int warp = order == Order::kAscending ? i : warps - 1 - i;
+      run_warp(warp * kWarp, std::min(kWarp, count - warp * kWarp));
     }
-    may_run = release();
+    const auto exited = std::count_if(
+        fibers.begin(), fibers.end(),
+        [](const Fiber& fiber) { return fiber.wait == Wait::kExited; });
+    if (exited == count) {
+      return;
+    }
+    if (exited > 0) {
+      fail("threads wait at a barrier for others that never come");
+    }
+    for (Fiber& fiber : fibers) {
+      fiber.wait = Wait::kNone;
+    }
   }
 }
 
