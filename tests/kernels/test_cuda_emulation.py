@@ -69,15 +69,15 @@ def check(executable: Path, case: Case, descending: bool = False) -> None:
     "sizes",
     [
         dict(head_dim=16),
-        dict(head_dim=16, shapes=PYRAMID, queries=70),
+        dict(head_dim=16, shapes=PYRAMID, queries=70, heads=1),
         dict(head_dim=32, shapes=PYRAMID),
-        dict(head_dim=32, shapes=(*PYRAMID, (2, 2)), queries=33),
+        dict(head_dim=32, shapes=(*PYRAMID, (2, 2)), queries=33, heads=1),
         dict(head_dim=32, shapes=PYRAMID[:2], points=3, queries=1),
         dict(head_dim=64, shapes=PYRAMID, heads=1),
         dict(head_dim=64, shapes=PYRAMID, points=1),
         dict(head_dim=1, shapes=PYRAMID, points=5),
         dict(head_dim=5, shapes=PYRAMID[:2], points=17, queries=3, heads=1),
-        dict(head_dim=67, points=2, queries=9, images=3),
+        dict(head_dim=67, points=2, queries=5, images=3, heads=1),
     ],
     ids=lambda sizes: "-".join(f"{k}={v}" for k, v in sizes.items() if k != "shapes"),
 )
@@ -115,10 +115,8 @@ def test_order_of_threads_does_not_matter(emulated: Path, fused: bool, head_dim:
 @pytest.mark.parametrize("far", [math.nan, math.inf, -math.inf, 1e30, -1e30, 3e38, 9.0, -9.0])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("head_dim", [5, 32])
-def test_far_locations_sample_nothing(
-    emulated: Path, far: float, axis: int, fused: bool, head_dim: int
-) -> None:
+def test_far_locations_sample_nothing(emulated: Path, far: float, axis: int, fused: bool) -> None:
+    head_dim = 5 if axis == 0 else 32
     case = Case(fused=fused, head_dim=head_dim, shapes=PYRAMID, reach=0.5)
     places = case.taps[0]
     places[:, 1, ..., axis] = far
@@ -138,12 +136,12 @@ def test_nothing_outside_a_map_is_touched(emulated: Path) -> None:
     case.taps[0][:, :, :, 1] = 5.0
     expected = reference_gradients(case)[0]
     case.value[:, 24:] = math.nan
-    case.value[1, :, 2] = math.nan
+    case.value[1, :, 1] = math.nan
     (output,) = run(emulated, case, "forward")
-    output, expected = (tensor.unflatten(-1, (3, 16)) for tensor in (output, expected))
-    assert output[1, :, 2].isnan().any()
+    output, expected = (tensor.unflatten(-1, (2, 16)) for tensor in (output, expected))
+    assert output[1, :, 1].isnan().any()
     assert_close(output[0], expected[0], "first image")
-    assert_close(output[1, :, :2], expected[1, :, :2], "other heads")
+    assert_close(output[1, :, 0], expected[1, :, 0], "other head")
 
 
 def test_on_borders_and_pixel_centres(emulated: Path) -> None:
@@ -234,7 +232,7 @@ def test_planted_fault_is_seen(kernels: Path, tmp_path: Path, fault: str) -> Non
     text = (faulty / name).read_text()
     assert text.count(right) == 1, "the planted fault no longer fits the source"
     (faulty / name).write_text(text.replace(right, wrong))
-    executable = build(faulty, True, ["-DVITADAPTER_ATOMIC_FLOAT4=0"])
+    executable = build(faulty, True, ["-O0", "-DVITADAPTER_ATOMIC_FLOAT4=0"])
     with pytest.raises((EmulationError, AssertionError)):
         check_both_forms(executable)
 
