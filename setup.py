@@ -1,14 +1,23 @@
-"""Builds the compiled operators; everything else about the package is in pyproject.toml."""
+"""Builds the compiled operators; everything else about the package is in pyproject.toml.
 
+``VITADAPTER_CUDA=0`` or ``1`` in the environment forbids or demands the CUDA kernels, and
+``TORCH_CUDA_ARCH_LIST`` names the architectures that they are compiled for.
+"""
+
+import os
+import re
 import shlex
 import shutil
+import subprocess
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, find_packages, setup
 
 try:
     import torch
+    from torch.utils import cpp_extension
     from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
 except ImportError as error:
     raise SystemExit(
@@ -19,6 +28,8 @@ except ImportError as error:
 
 # Oldest Python whose stable ABI the extension uses; one binary serves all later ones.
 PYTHON_ABI = ("0x030A0000", "cp310")
+# Compiled for where no GPU is there to ask; those that the toolkit knows of them.
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
 def missing_for_build() -> str | None:
@@ -31,6 +42,91 @@ def missing_for_build() -> str | None:
     return None
 
 
+@dataclass
+class CudaToolkit:
+    """An nvcc and what goes with it."""
+
+    home: Path
+    version: str
+    include: list[Path]
+    runtime: Path  # libcudart
+
+    def nvcc(self, *arguments: str) -> str:
+        """What nvcc says, on either stream."""
+        command = [str(self.home / "bin" / "nvcc"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+
+def cuda_homes() -> list[Path]:
+    """Where an nvcc may be: the environment, the search path, pip's packages; in this order."""
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if shutil.which("nvcc"):
+        # The nvcc on the path may be a script or link outside of its toolkit, so it is asked.
+        done = subprocess.run(
+            ["nvcc", "--dryrun", "-E", "-x", "cu", os.devnull],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        homes += [Path(found).parent for found in re.findall(r"_HERE_=(.+)", done.stderr)]
+    site = Path(sysconfig.get_paths()["purelib"], "nvidia")
+    homes += [*sorted(site.glob("cu[0-9]*"), reverse=True), site / "cuda_nvcc"]
+    return [home for home in homes if (home / "bin" / "nvcc").is_file()]
+
+
+def cuda_toolkit() -> CudaToolkit | str:
+    """The first toolkit that fits torch, or why there is none."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    major = torch.version.cuda.partition(".")[0]
+    reason = "no nvcc (looked at CUDA_HOME, PATH and pip's nvidia-cuda-nvcc)"
+    site = Path(sysconfig.get_paths()["purelib"], "nvidia")
+    for home in cuda_homes():
+        roots = [home, site / f"cu{major}", site / "cuda_runtime"]
+        include = [root / "include" for root in roots if (root / "include").is_dir()]
+        folders = [root / name for root in roots for name in ("lib64", "lib")]
+        names = ("libcudart.so", f"libcudart.so.{major}")
+        runtimes = [folder / name for folder in folders for name in names]
+        runtimes = [path for path in runtimes if path.is_file()]
+        if not any((folder / "cuda_runtime.h").is_file() for folder in include) or not runtimes:
+            reason = f"the toolkit {home} lacks cuda_runtime.h or libcudart"
+            continue
+        toolkit = CudaToolkit(home, "", include, runtimes[0])
+        found = re.search(r"release (\d+\.\d+)", toolkit.nvcc("--version"))
+        toolkit.version = found[1] if found else "unknown"
+        if toolkit.version.partition(".")[0] == major:
+            return toolkit
+        reason = f"nvcc {toolkit.version} in {home} does not fit torch's CUDA {torch.version.cuda}"
+    return reason
+
+
+def cuda_or_why_not() -> CudaToolkit | str:
+    """The toolkit to build the CUDA kernels with, or why they are not built."""
+    wish = os.environ.get("VITADAPTER_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"vitadapter: VITADAPTER_CUDA must be 0 or 1, got {wish!r}")
+    if wish == "0":
+        return "VITADAPTER_CUDA=0"
+    if wish == "" and not torch.cuda.is_available() and "TORCH_CUDA_ARCH_LIST" not in os.environ:
+        return "no GPU here; VITADAPTER_CUDA=1 or TORCH_CUDA_ARCH_LIST builds them all the same"
+    toolkit = cuda_toolkit()
+    if wish == "1" and isinstance(toolkit, str):
+        raise SystemExit(f"vitadapter: VITADAPTER_CUDA=1, but {toolkit}")
+    return toolkit
+
+
+def cuda_architectures(toolkit: CudaToolkit) -> str:
+    """What ``TORCH_CUDA_ARCH_LIST`` says, else the GPUs here, else all common ones."""
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return os.environ["TORCH_CUDA_ARCH_LIST"]
+    here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    if here:
+        return ";".join(f"{major}.{minor}" for major, minor in sorted(here)) + "+PTX"
+    known = re.findall(r"compute_(\d+)", toolkit.nvcc("--list-gpu-arch"))
+    return ";".join(a for a in CUDA_ARCHITECTURES if a.replace(".", "") in known) + "+PTX"
+
+
 def openmp_flags() -> list[str]:
     """Flags that let ``at::parallel_for`` use PyTorch's own threads.
 
@@ -41,16 +137,31 @@ def openmp_flags() -> list[str]:
     return ["-fopenmp"] if uses_openmp else []
 
 
-def operator_extension() -> Extension:
+def operator_extension(cuda: CudaToolkit | str) -> Extension:
     """The shared library ``vitadapter._C`` with every kernel that this machine can compile."""
     sources = sorted(str(path) for path in Path("kernels").rglob("*.cpp"))
+    arguments = {"cxx": ["-O3", "-g0", f"-DPy_LIMITED_API={PYTHON_ABI[0]}", *openmp_flags()]}
+    include, libraries, link = [], [], []
+    if isinstance(cuda, CudaToolkit):
+        sources += sorted(str(path) for path in Path("kernels").rglob("*_cuda.cu"))
+        arguments["nvcc"] = ["-O3"]
+        include = [str(path) for path in cuda.include]
+        libraries = ["c10_cuda"]
+        # By its path: pip's packages have no libcudart.so that -lcudart would find.
+        link = [str(cuda.runtime)]
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(cuda)
+        cpp_extension.CUDA_HOME = str(cuda.home)
+    else:
+        sources = [path for path in sources if not path.endswith("_cuda.cpp")]
+    headers = [path for ending in ("h", "cuh") for path in Path("kernels").rglob(f"*.{ending}")]
     return CppExtension(
         "vitadapter._C",
         sources,
-        extra_compile_args={
-            "cxx": ["-O3", "-g0", f"-DPy_LIMITED_API={PYTHON_ABI[0]}", *openmp_flags()],
-        },
-        depends=sorted(str(path) for path in Path("kernels").rglob("*.h")),
+        include_dirs=include,
+        libraries=libraries,
+        extra_compile_args=arguments,
+        extra_link_args=link,
+        depends=sorted(str(path) for path in headers),
         py_limited_api=True,
     )
 
@@ -64,8 +175,15 @@ class BuildOperators(BuildExtension):
         self.build_temp = "build/operators"
 
     def run(self) -> None:
+        if isinstance(cuda, CudaToolkit):
+            kinds = (
+                f"CPU and CUDA (nvcc {cuda.version} in {cuda.home}, architectures "
+                f"{os.environ['TORCH_CUDA_ARCH_LIST']})"
+            )
+        else:
+            kinds = f"CPU, not for CUDA ({cuda}),"
         print(
-            f"vitadapter: building the C++ operators for CPU against torch {torch.__version__}",
+            f"vitadapter: building the C++ operators for {kinds} against torch {torch.__version__}",
             flush=True,
         )
         super().run()
@@ -79,6 +197,7 @@ def packages() -> list[str]:
 
 
 missing = missing_for_build()
+cuda = cuda_or_why_not()
 if missing is not None:
     print(
         f"vitadapter: not building the C++ operators: {missing}. The slower PyTorch "
@@ -89,7 +208,7 @@ if missing is not None:
 setup(
     packages=packages(),
     package_dir={"vitadapter.configs": "configs"},
-    ext_modules=[operator_extension()] if missing is None else [],
+    ext_modules=[operator_extension(cuda)] if missing is None else [],
     cmdclass={"build_ext": BuildOperators},
     options={"bdist_wheel": {"py_limited_api": PYTHON_ABI[1]}} if missing is None else {},
 )

@@ -1,0 +1,59 @@
+// Launches of the kernels, free of PyTorch: pointers, sizes and a stream. The
+// results are those of the runtime; kernels are defined in *_cuda.cuh.
+
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "arguments_cuda.h"
+
+namespace vitadapter::cuda {
+
+struct Dimensions {
+  int64_t images;
+  int64_t tokens;
+  int64_t heads;
+  int64_t head_dim;
+  int64_t queries;
+  int64_t levels;
+  int64_t points;
+  const int64_t* spatial_shapes; // (h0, w0, h1, w1, ...)
+};
+
+// Whether the kernels can index such a problem: offsets inside one level of one
+// image are 32-bit numbers, and kernel parameters hold 128 levels.
+bool is_supported(const Dimensions& dimensions);
+
+// Taps: GivenTaps or RawTaps. Nothing may be empty. All pointers lie at
+// multiples of 16 bytes.
+template <typename Taps>
+cudaError_t launch_forward(
+    const Dimensions& dimensions,
+    const Taps& taps,
+    const typename Taps::scalar_t* value,
+    typename Taps::scalar_t* output,
+    cudaStream_t stream);
+
+// grad_value must be zero; it may be null.
+template <typename Taps>
+cudaError_t launch_backward(
+    const Dimensions& dimensions,
+    const Taps& taps,
+    const typename Taps::scalar_t* grad_output,
+    const typename Taps::scalar_t* value,
+    typename Taps::acc_t* grad_value,
+    const GradientsOf<typename Taps::scalar_t, Taps::kFused>& gradients,
+    cudaStream_t stream);
+
+// grad_value must be zero. The same bits in every run.
+template <typename Scalar>
+cudaError_t launch_grad_value_rows(
+    const Dimensions& dimensions,
+    const GivenTaps<Scalar>& taps,
+    const Scalar* grad_output,
+    acc_of<Scalar>* grad_value,
+    cudaStream_t stream);
+
+} // namespace vitadapter::cuda

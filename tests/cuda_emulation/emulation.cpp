@@ -1,0 +1,248 @@
+// The scheduler behind include/cuda_runtime.h.
+
+#include <cuda_runtime.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#define SWITCHES_TO(save, stack, size) \
+  __sanitizer_start_switch_fiber(save, stack, size)
+#define SWITCHED(saved, stack, size) \
+  __sanitizer_finish_switch_fiber(saved, stack, size)
+#else
+#define SWITCHES_TO(save, stack, size) ((void)(stack), (void)(size))
+#define SWITCHED(saved, stack, size) ((void)0)
+#endif
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+Order order = Order::kAscending;
+
+namespace {
+
+constexpr std::size_t kStack = 256 * 1024;
+constexpr int kWarp = 32;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  void* sanitizer = nullptr;
+  dim3 index;
+  Wait wait = Wait::kNone;
+  unsigned mask = 0;
+  std::uint64_t bits = 0;
+  int source = 0;
+};
+
+ucontext_t scheduler;
+[[maybe_unused]] void* scheduler_sanitizer = nullptr;
+const void* scheduler_stack = nullptr;
+std::size_t scheduler_size = 0;
+std::vector<Fiber> fibers;
+int running = 0; // index of the fiber
+const std::function<void()>* program = nullptr;
+
+void to_scheduler(bool for_good) {
+  Fiber& fiber = fibers[running];
+  SWITCHES_TO(
+      for_good ? nullptr : &fiber.sanitizer, scheduler_stack, scheduler_size);
+  swapcontext(&fiber.context, &scheduler);
+  SWITCHED(fiber.sanitizer, &scheduler_stack, &scheduler_size);
+}
+
+void enter() {
+  SWITCHED(nullptr, &scheduler_stack, &scheduler_size);
+  (*program)();
+  fibers[running].wait = Wait::kExited;
+  to_scheduler(true);
+}
+
+void resume(int index) {
+  running = index;
+  threadIdx = fibers[index].index;
+  SWITCHES_TO(&scheduler_sanitizer, fibers[index].stack.get(), kStack);
+  swapcontext(&scheduler, &fibers[index].context);
+  SWITCHED(scheduler_sanitizer, nullptr, nullptr);
+}
+
+bool in_warp(Wait wait) {
+  return wait == Wait::kShuffle || wait == Wait::kBallot;
+}
+
+// Whether all lanes that the fiber's mask names wait at the same place.
+bool has_met(const Fiber& fiber, int first, int lanes) {
+  for (int i = 0; i < kWarp; ++i) {
+    if ((fiber.mask >> i & 1) == 0) {
+      continue;
+    }
+    if (i >= lanes || fibers[first + i].wait == Wait::kExited) {
+      fail("a mask names a lane that does not exist or has exited");
+    }
+    const Fiber& other = fibers[first + i];
+    if (!in_warp(other.wait)) {
+      return false;
+    }
+    if (other.wait != fiber.wait || other.mask != fiber.mask) {
+      fail("lanes of one mask meet in different operations");
+    }
+  }
+  return true;
+}
+
+// Exchanges what the lanes of the fiber's mask handed in, and lets them run.
+void hand_out(const Fiber& fiber, int first, int lanes) {
+  const unsigned mask = fiber.mask;
+  const Wait wait = fiber.wait;
+  std::uint64_t results[kWarp] = {};
+  for (int i = 0; i < lanes; ++i) {
+    if ((mask >> i & 1) == 0) {
+      continue;
+    }
+    if (wait == Wait::kShuffle) {
+      const int source = fibers[first + i].source;
+      if ((mask >> source & 1) == 0) {
+        fail("a shuffle reads a lane that its mask leaves out");
+      }
+      results[i] = fibers[first + source].bits;
+    } else {
+      for (int j = 0; j < lanes; ++j) {
+        results[i] |= (mask >> j & 1 & fibers[first + j].bits) << j;
+      }
+    }
+  }
+  for (int i = 0; i < lanes; ++i) {
+    if ((mask >> i & 1) != 0) {
+      fibers[first + i].bits = results[i];
+      fibers[first + i].wait = Wait::kNone;
+    }
+  }
+}
+
+// Runs one warp until all its lanes have exited or wait at a barrier.
+void run_warp(int first, int lanes) {
+  while (true) {
+    bool any = false;
+    for (int i = 0; i < lanes; ++i) {
+      const int lane = order == Order::kAscending ? i : lanes - 1 - i;
+      if (fibers[first + lane].wait == Wait::kNone) {
+        resume(first + lane);
+        any = true;
+      }
+    }
+    bool waiting = false;
+    for (int i = 0; i < lanes; ++i) {
+      const Fiber& fiber = fibers[first + i];
+      if (in_warp(fiber.wait)) {
+        waiting = true;
+        if (has_met(fiber, first, lanes)) {
+          hand_out(fiber, first, lanes);
+          any = true;
+        }
+      }
+    }
+    if (!any) {
+      if (waiting) {
+        fail("lanes wait for others that never come");
+      }
+      return;
+    }
+  }
+}
+
+void start_block() {
+  for (int i = 0; i < static_cast<int>(fibers.size()); ++i) {
+    Fiber& fiber = fibers[i];
+    const unsigned x = blockDim.x, y = blockDim.y;
+    fiber.index = dim3(i % x, i / x % y, i / (x * y));
+    fiber.wait = Wait::kNone;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &enter, 0);
+  }
+}
+
+// Each warp runs as far as it can before the next one starts, so that whatever
+// they share goes wrong without a barrier.
+void run_block() {
+  const int count = static_cast<int>(fibers.size());
+  const int warps = (count + kWarp - 1) / kWarp;
+  start_block();
+  while (true) {
+    for (int i = 0; i < warps; ++i) {
+      const int warp = order == Order::kAscending ? i : warps - 1 - i;
+      run_warp(warp * kWarp, std::min(kWarp, count - warp * kWarp));
+    }
+    const auto exited = std::count_if(
+        fibers.begin(), fibers.end(),
+        [](const Fiber& fiber) { return fiber.wait == Wait::kExited; });
+    if (exited == count) {
+      return;
+    }
+    if (exited > 0) {
+      fail("threads wait at a barrier for others that never come");
+    }
+    for (Fiber& fiber : fibers) {
+      fiber.wait = Wait::kNone;
+    }
+  }
+}
+
+} // namespace
+
+void fail(const char* what) {
+  std::fprintf(
+      stderr, "cuda_emulation: %s (block %u %u %u, thread %u)\n", what,
+      blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
+  std::exit(3);
+}
+
+int lane() {
+  return running % kWarp;
+}
+
+std::uint64_t exchange(Wait wait, unsigned mask, std::uint64_t bits, int source) {
+  if (wait != Wait::kBarrier && (mask >> lane() & 1) == 0) {
+    fail("a lane's own mask leaves it out");
+  }
+  Fiber& fiber = fibers[running];
+  fiber.wait = wait;
+  fiber.mask = mask;
+  fiber.bits = bits;
+  fiber.source = source;
+  to_scheduler(false);
+  return fiber.bits;
+}
+
+cudaError_t run_grid(
+    const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
+  gridDim = config.gridDim;
+  blockDim = config.blockDim;
+  const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+  if (threads == 0 || threads > 1024 || gridDim.x == 0 || gridDim.y == 0 ||
+      gridDim.z == 0 || gridDim.x > 0x7fffffff || gridDim.y > 65535 ||
+      gridDim.z > 65535) {
+    return cudaErrorInvalidValue;
+  }
+  fibers.resize(threads);
+  program = &thread;
+  for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z) {
+    for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
+      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+        run_block();
+      }
+    }
+  }
+  return cudaSuccess;
+}
+
+} // namespace emulation

@@ -1,0 +1,64 @@
+"""How the build decides about the CUDA kernels."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def ask_setup(repository: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    hidden = {"CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "VITADAPTER_CUDA"}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=repository,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def fake_toolkit(folder: Path, version: str) -> Path:
+    """A toolkit that says of itself to have that version, and does nothing else."""
+    for name in ("bin", "include", "lib64"):
+        (folder / name).mkdir(parents=True)
+    (folder / "include" / "cuda_runtime.h").touch()
+    (folder / "lib64" / "libcudart.so").touch()
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.1'\n")
+    nvcc.chmod(0o755)
+    return folder
+
+
+def path_without_nvcc() -> str:
+    folders = os.environ["PATH"].split(os.pathsep)
+    return os.pathsep.join(folder for folder in folders if not Path(folder, "nvcc").exists())
+
+
+@pytest.mark.parametrize("wish", ["yes", "2"])
+def test_unknown_wish_is_refused(repository: Path, wish: str) -> None:
+    done = ask_setup(repository, VITADAPTER_CUDA=wish)
+    assert done.returncode != 0
+    assert f"VITADAPTER_CUDA must be 0 or 1, got '{wish}'" in done.stderr
+
+
+def test_demand_that_cannot_be_met(repository: Path, tmp_path: Path) -> None:
+    toolkit = fake_toolkit(tmp_path / "cuda", "9.2")
+    environment = dict(CUDA_HOME=str(toolkit), PATH=path_without_nvcc())
+    done = ask_setup(repository, VITADAPTER_CUDA="1", **environment)
+    assert done.returncode != 0
+    assert "vitadapter: VITADAPTER_CUDA=1, but " in done.stderr
+    assert "Traceback" not in done.stderr
+    if torch.version.cuda is not None:
+        assert f"nvcc 9.2 in {toolkit} does not fit" in done.stderr
+    # A wish is no demand: the same toolkit is then left alone.
+    assert ask_setup(repository, TORCH_CUDA_ARCH_LIST="8.0", **environment).returncode == 0
+
+
+def test_without_wish_nothing_is_demanded(repository: Path) -> None:
+    assert ask_setup(repository, PATH=path_without_nvcc()).returncode == 0
+    assert ask_setup(repository, VITADAPTER_CUDA="0").returncode == 0
