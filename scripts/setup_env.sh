@@ -4,9 +4,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# What the environment is made from: our files, and the compiler that builds the operators.
+# What the environment is made from: our files, and what decides how the operators are built.
 stamp=.venv/vitadapter-setup
-wanted="$PWD $(command -v "${CXX:-c++}" || echo no-compiler) $(find scripts/setup_env.sh \
+wanted="$PWD $(command -v "${CXX:-c++}" || echo no-compiler) ${VITADAPTER_CUDA:-}/\
+${TORCH_CUDA_ARCH_LIST:-} $(find scripts/setup_env.sh \
     scripts/requirements.txt setup.py pyproject.toml kernels -type f -print0 \
     | sort -z | xargs -0 cat | cksum)"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
