@@ -24,7 +24,7 @@ from detectron2.modeling import ViT as Detectron2ViT
 from detectron2.modeling.backbone.utils import get_abs_pos
 from torch import Tensor, nn
 
-from vitadapter.layers import MSDeformAttn, ms_deform_attn_reference
+from vitadapter.layers import MSDeformAttn, linear, ms_deform_attn_reference
 from vitadapter.model_zoo import get_config
 from vitadapter.modeling.backbone import ViTAdapter, interaction, spatial_prior
 
@@ -37,9 +37,10 @@ class ReferenceAdapter(ViTAdapter):
             spatial_prior, "run_and_recompute", lambda modules, x: nn.Sequential(*modules)(x)
         )
         plain_gelu = mock.patch.object(
-            interaction, "gelu_linear", lambda x, linear: linear(F.gelu(x))
+            interaction, "gelu_linear", lambda x, layer: layer(F.gelu(x))
         )
-        with plain_run, plain_gelu:
+        plain_linear = mock.patch.object(linear, "uses_onednn", return_value=False)
+        with plain_run, plain_gelu, plain_linear:
             return super().forward(images)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vitadapter.layers.linear import Linear
 from vitadapter.layers.ms_deform_attn_checks import coordinate_dtype
 from vitadapter.layers.ms_deform_attn_fused import ms_deform_attn_fused
 
@@ -56,10 +57,10 @@ class MSDeformAttn(nn.Module):
         self.num_levels = num_levels
         self.num_points = num_points
         taps = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(embed_dim, taps * 2)
-        self.attention_weights = nn.Linear(embed_dim, taps)
-        self.value_proj = nn.Linear(embed_dim, value_dim)
-        self.output_proj = nn.Linear(value_dim, embed_dim)
+        self.sampling_offsets = Linear(embed_dim, taps * 2)
+        self.attention_weights = Linear(embed_dim, taps)
+        self.value_proj = Linear(embed_dim, value_dim)
+        self.output_proj = Linear(value_dim, embed_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -14,6 +14,8 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from vitadapter.layers.linear import linear, linear_backward
+
 __all__ = ["gelu_linear", "run_and_recompute"]
 
 
@@ -21,37 +23,30 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)
+        return linear(F.gelu(x), weight, bias)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_x = grad_weight = grad_bias = None
-        # Under autocast grad is of a half type, the weight float32.
-        if needs_x:
-            grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
-        rows = grad.flatten(0, -2)
-        if needs_weight:
-            grad_weight = rows.transpose(0, 1) @ F.gelu(x).to(grad.dtype).flatten(0, -2)
-        if needs_bias:
-            grad_bias = rows.sum(0)
-        return grad_x, grad_weight, grad_bias
+        grad_x, *others = linear_backward(ctx, grad, F.gelu(x), weight)
+        if grad_x is not None:
+            grad_x = torch.ops.aten.gelu_backward(grad_x.to(x.dtype), x)
+        return grad_x, *others
 
 
-def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    """``linear(gelu(x))`` with the exact GELU, which keeps ``x`` alone for the backward pass.
+def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """``layer(gelu(x))`` with the exact GELU, which keeps ``x`` alone for the backward pass.
 
     Args:
         x: (..., in_features), the input of the activation.
-        linear: the layer behind it, with a bias.
+        layer: the linear layer behind it, with a bias.
 
     Returns:
         (..., out_features).
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return linear(F.gelu(x))
-    return _GeluLinear.apply(x, linear.weight, linear.bias)
+        return layer(F.gelu(x))
+    return _GeluLinear.apply(x, layer.weight, layer.bias)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitadapter.layers.linear import Linear
 from vitadapter.layers.recompute import gelu_linear
 
 __all__ = ["ViT"]
@@ -53,8 +54,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.pad_after_qkv = pad_after_qkv
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.use_rel_pos = use_rel_pos
         if use_rel_pos:
             height, width = (window_size, window_size) if window_size > 0 else input_size
@@ -113,9 +114,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (..., C) to tokens of the same shape."""
