@@ -6,6 +6,7 @@ import torch
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
+from vitadapter.layers.convolution import PointwiseConv2d
 from vitadapter.layers.recompute import run_and_recompute
 
 __all__ = ["SpatialPriorModule"]
@@ -46,10 +47,10 @@ class SpatialPriorModule(nn.Module):
         self.conv2 = nn.Sequential(*conv(conv_dim, 2 * conv_dim, 2))
         self.conv3 = nn.Sequential(*conv(2 * conv_dim, 4 * conv_dim, 2))
         self.conv4 = nn.Sequential(*conv(4 * conv_dim, 4 * conv_dim, 2))
-        self.fc1 = nn.Conv2d(conv_dim, embed_dim, 1)
-        self.fc2 = nn.Conv2d(2 * conv_dim, embed_dim, 1)
-        self.fc3 = nn.Conv2d(4 * conv_dim, embed_dim, 1)
-        self.fc4 = nn.Conv2d(4 * conv_dim, embed_dim, 1)
+        self.fc1 = PointwiseConv2d(conv_dim, embed_dim)
+        self.fc2 = PointwiseConv2d(2 * conv_dim, embed_dim)
+        self.fc3 = PointwiseConv2d(4 * conv_dim, embed_dim)
+        self.fc4 = PointwiseConv2d(4 * conv_dim, embed_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Spatial priors of an image.

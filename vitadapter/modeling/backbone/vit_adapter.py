@@ -12,6 +12,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from vitadapter.layers import MSDeformAttn
+from vitadapter.layers.convolution import UpsampleConv2d
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
 from .padding import pad_images
@@ -126,7 +127,7 @@ class ViTAdapter(PyramidBackbone):
 
         extractors = [1] * (len(self.stages) - 1) + [1 + num_extra_extractors]
         self.interactions = nn.ModuleList(make_interaction(number) for number in extractors)
-        self.up = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+        self.up = UpsampleConv2d(dim, dim)
         for level in range(1, 5):
             self.add_module(f"norm{level}", get_norm(norm, dim) or nn.Identity())
         self._init_weights()
