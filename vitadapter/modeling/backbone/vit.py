@@ -17,6 +17,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitadapter.layers.attention import attend
 from vitadapter.layers.linear import Linear
 from vitadapter.layers.recompute import gelu_linear
 
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         # (3, windows, heads, tokens, head_dim)
         q, k, v = qkv.view(n, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         bias = self._relative_position_bias(q, (h, w)) if self.use_rel_pos else None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = attend(q, k, v, bias)
         x = x.transpose(1, 2).reshape(n, h, w, -1)
         if self.window_size > 0:
             x = window_unpartition(x, self.window_size, padded_hw, hw)
