@@ -44,7 +44,10 @@ class ReferenceAdapter(ViTAdapter):
         plain_gelu = mock.patch.object(
             interaction, "gelu_linear", lambda x, layer: layer(F.gelu(x))
         )
-        with plain_run, plain_gelu:
+        plain_norm = mock.patch.object(
+            interaction, "norm_linear", lambda x, norm, layer: layer(norm(x))
+        )
+        with plain_run, plain_gelu, plain_norm:
             return super().forward(images)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitadapter.layers.recompute import gelu_linear, run_and_recompute
+from vitadapter.layers.recompute import gelu_linear, norm_linear, run_and_recompute
 
 
 def saved_by(run, layers: nn.Module) -> int:
@@ -126,3 +126,68 @@ def test_inference_and_eval_mode():
         torch.testing.assert_close(run_and_recompute(layers, x), layers(x))
     run_and_recompute(layers, x).sum().backward()
     assert layers[0].num_batches_tracked == 0
+
+
+def test_norm_linear_equals_its_parts():
+    torch.manual_seed(0)
+    norm, layer = nn.LayerNorm(6).double(), nn.Linear(6, 4).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(norm_linear(x, norm, layer), layer(norm(x)))
+    inputs = [x, *(p.detach().requires_grad_() for p in (*norm.parameters(), *layer.parameters()))]
+
+    def run(x, *parameters):
+        return norm_linear(x, _with(norm, *parameters[:2]), _with(layer, *parameters[2:]))
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_norm_linear_keeps_its_input_and_statistics_only():
+    norm, layer = nn.LayerNorm(64), nn.Linear(64, 8)
+    layers = nn.ModuleList([norm, layer])
+    hidden = torch.randn(32, 64, requires_grad=True) * 1
+    assert saved_by(lambda: norm_linear(hidden, norm, layer), layers) == hidden.numel() + 2 * 32
+    assert saved_by(lambda: layer(norm(hidden)), layers) == 2 * (hidden.numel() + 32)
+
+
+@pytest.mark.parametrize("frozen", ["norm", "layer", "input", "all but the norm"])
+def test_norm_linear_of_frozen_parts(frozen):
+    grads = []
+    for run in (norm_linear, lambda x, norm, layer: layer(norm(x))):
+        torch.manual_seed(0)
+        norm, layer = nn.LayerNorm(6), nn.Linear(6, 4)
+        x = torch.randn(3, 6, requires_grad=frozen in ("norm", "layer"))
+        norm.requires_grad_(frozen != "norm")
+        layer.requires_grad_(frozen in ("norm", "input"))
+        run(x, norm, layer).square().sum().backward()
+        grads.append([t.grad for t in (x, *norm.parameters(), *layer.parameters())])
+    for ours, plain in zip(*grads, strict=True):
+        assert (ours is None) == (plain is None)
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.Identity(), nn.RMSNorm(6), nn.LayerNorm(6, elementwise_affine=False), nn.BatchNorm1d(6)],
+    ids=str,
+)
+def test_norm_linear_of_other_norms(norm):
+    layer = nn.Linear(6, 4)
+    x = torch.randn(5, 6, requires_grad=True)
+    torch.testing.assert_close(norm_linear(x, norm, layer), layer(norm(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_norm_linear_under_autocast_and_in_half_precision(dtype):
+    norm, layer = nn.LayerNorm(64).to(dtype), nn.Linear(64, 32).to(dtype)
+    x = torch.randn(16, 64, dtype=dtype, requires_grad=True)
+    grads = []
+    for run in (norm_linear, lambda x, norm, layer: layer(norm(x))):
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            output = run(x, norm, layer)
+        output.float().square().sum().backward()
+        grads.append([output, x.grad])
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-2)

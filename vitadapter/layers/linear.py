@@ -60,12 +60,12 @@ def _dense(matrix: Tensor) -> Tensor:
 
 
 def linear_backward(
-    ctx: FunctionCtx, grad: Tensor, x: Tensor, weight: Tensor
+    needs_grad: tuple[bool, bool, bool], grad: Tensor, x: Tensor, weight: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``F.linear(x, weight, bias)``, those that ``ctx`` needs.
+    """Gradients of ``F.linear(x, weight, bias)``, and None for those that nobody needs.
 
     Args:
-        ctx: of a function whose inputs are (what x comes from, weight, bias).
+        needs_grad: whether x, weight and bias need theirs.
         grad: (..., N), of the output.
         x: (..., K).
         weight: (N, K).
@@ -73,7 +73,7 @@ def linear_backward(
     Returns:
         Gradients of x, weight and bias.
     """
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+    needs_x, needs_weight, needs_bias = needs_grad
     grad_x = grad_weight = grad_bias = None
     # Gradients of gradients (create_graph) need operators that have one.
     onednn = uses_onednn(grad, x, weight) and not torch.is_grad_enabled()
@@ -99,7 +99,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return linear_backward(ctx, grad, *ctx.saved_tensors)
+        return linear_backward(ctx.needs_input_grad, grad, *ctx.saved_tensors)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.linear import linear, linear_backward
 
-__all__ = ["gelu_linear", "run_and_recompute"]
+__all__ = ["gelu_linear", "norm_linear", "run_and_recompute"]
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -28,7 +28,7 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x, *others = linear_backward(ctx, grad, F.gelu(x), weight)
+        grad_x, *others = linear_backward(ctx.needs_input_grad, grad, F.gelu(x), weight)
         if grad_x is not None:
             grad_x = torch.ops.aten.gelu_backward(grad_x.to(x.dtype), x)
         return grad_x, *others
@@ -47,6 +47,62 @@ def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return layer(F.gelu(x))
     return _GeluLinear.apply(x, layer.weight, layer.bias)
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        ctx.eps = eps
+        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight, mean, rstd)
+        return linear(normed, weight, bias)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm_weight, norm_bias, weight, mean, rstd = ctx.saved_tensors
+        needs_norm, needs_linear = ctx.needs_input_grad[:3], ctx.needs_input_grad[3:5]
+        normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
+        grad_normed, *grads_linear = linear_backward(
+            (any(needs_norm), *needs_linear), grad, normed, weight
+        )
+        grads_norm = (None, None, None)
+        if grad_normed is not None:
+            grads_norm = torch.ops.aten.native_layer_norm_backward(
+                grad_normed, x, x.shape[-1:], mean, rstd, norm_weight, norm_bias, needs_norm
+            )
+        return *grads_norm, *grads_linear, None
+
+
+def norm_linear(x: Tensor, norm: nn.Module, layer: nn.Linear) -> Tensor:
+    """``layer(norm(x))``, which keeps ``x`` alone for the backward pass if it is a layer norm.
+
+    Args:
+        x: (..., C).
+        norm: the norm of C channels.
+        layer: the linear layer behind it.
+
+    Returns:
+        (..., out_features).
+    """
+    known = type(norm) is nn.LayerNorm and len(norm.normalized_shape) == 1
+    if (
+        not known
+        or norm.weight is None
+        or norm.bias is None
+        or torch.compiler.is_compiling()
+        or not torch.is_grad_enabled()
+        or torch.is_autocast_enabled(x.device.type)
+    ):
+        return layer(norm(x))
+    return _NormLinear.apply(x, norm.weight, norm.bias, layer.weight, layer.bias, norm.eps)
 
 
 @contextmanager

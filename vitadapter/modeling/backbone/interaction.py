@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.linear import Linear
-from vitadapter.layers.recompute import gelu_linear
+from vitadapter.layers.recompute import gelu_linear, norm_linear
 
 __all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
 
@@ -87,9 +87,10 @@ class ConvFFN(nn.Module):
         self.dwconv = DepthwiseConv(hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
-        """Tokens (B, N, C) to tokens of the same shape."""
-        return gelu_linear(self.dwconv(self.fc1(x), grids), self.fc2)
+    def forward(self, x: Tensor, grids: TokenGrids, norm: nn.Module | None = None) -> Tensor:
+        """Tokens (B, N, C), through the norm first, to tokens of the same shape."""
+        hidden = self.fc1(x) if norm is None else norm_linear(x, norm, self.fc1)
+        return gelu_linear(self.dwconv(hidden, grids), self.fc2)
 
 
 class Injector(nn.Module):
@@ -156,7 +157,7 @@ class Extractor(nn.Module):
         c = c + self.attn(self.query_norm(c), points, self.feat_norm(x), shapes)
         if self.ffn is None:
             return c
-        return c + self.drop_path(self.ffn(self.ffn_norm(c), grids))
+        return c + self.drop_path(self.ffn(c, grids, self.ffn_norm))
 
 
 class InteractionBlock(nn.Module):

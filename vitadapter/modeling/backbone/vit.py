@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.attention import attend
 from vitadapter.layers.linear import Linear
-from vitadapter.layers.recompute import gelu_linear
+from vitadapter.layers.recompute import gelu_linear, norm_linear
 
 __all__ = ["ViT"]
 
@@ -67,18 +67,17 @@ class Attention(nn.Module):
                 nn.init.trunc_normal_(self.rel_pos_h, std=0.02)
                 nn.init.trunc_normal_(self.rel_pos_w, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attends over tokens (B, H, W, C) and returns the same shape."""
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """Attends over tokens (B, H, W, C), through the norm first; returns the same shape."""
         hw = x.shape[1:3]
-        qkv = self.qkv(x)
+        qkv = self.qkv(x) if norm is None else norm_linear(x, norm, self.qkv)
         if self.window_size > 0:
             qkv, padded_hw = window_partition(self._pad_to_windows(qkv), self.window_size)
         n, h, w, _ = qkv.shape
         # (3, windows, heads, tokens, head_dim)
         q, k, v = qkv.view(n, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         bias = self._relative_position_bias(q, (h, w)) if self.use_rel_pos else None
-        x = attend(q, k, v, bias)
-        x = x.transpose(1, 2).reshape(n, h, w, -1)
+        x = attend(q, k, v, bias).transpose(1, 2).reshape(n, h, w, -1)
         if self.window_size > 0:
             x = window_unpartition(x, self.window_size, padded_hw, hw)
         return self.proj(x)
@@ -87,7 +86,7 @@ class Attention(nn.Module):
         """Fills (B, H, W, 3C) up to whole windows, at the bottom and at the right."""
         height, width = qkv.shape[1:3]
         pad_h, pad_w = -height % self.window_size, -width % self.window_size
-        if pad_h == 0 and pad_w == 0:
+        if pad_h == pad_w == 0:
             return qkv
         padded = F.pad(qkv, (0, 0, 0, pad_w, 0, pad_h))
         if self.pad_after_qkv or self.qkv.bias is None:
@@ -119,9 +118,9 @@ class Mlp(nn.Module):
         self.act = act_layer()
         self.fc2 = Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (..., C) to tokens of the same shape."""
-        hidden = self.fc1(x)
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """Tokens (..., C), through the norm first, to tokens of the same shape."""
+        hidden = self.fc1(x) if norm is None else norm_linear(x, norm, self.fc1)
         if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
             return gelu_linear(hidden, self.fc2)
         return self.fc2(self.act(hidden))
@@ -162,9 +161,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, H, W, C) to tokens of the same shape."""
-        attn = self.attn(self.norm1(x))
+        attn = self.attn(x, self.norm1)
         x = x + self.drop_path(attn if self.gamma1 is None else self.gamma1 * attn)
-        mlp = self.mlp(self.norm2(x))
+        mlp = self.mlp(x, self.norm2)
         x = x + self.drop_path(mlp if self.gamma2 is None else self.gamma2 * mlp)
         if self.residual is not None:
             x = self.residual(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
