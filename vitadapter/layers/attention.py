@@ -11,18 +11,21 @@ from vitadapter.layers.linear import product, uses_onednn
 
 __all__ = ["attend"]
 
-# Queries whose logits are computed together: with 4,000 keys they still fit the level-2 cache.
-_ROWS = 256
+# Logits that are computed together: they fit the caches, and keep several threads busy.
+_LOGITS = 2**19
+_LEAST_ROWS = 256
 # Below, PyTorch's kernel is as quick.
 _LEAST_TOKENS = 512
 
 
 def _blocks(q: Tensor) -> Iterator[tuple[int, int, slice]]:
+    """(image, head, queries) that are computed together."""
     batch, heads, tokens, _ = q.shape
+    rows = max(_LEAST_ROWS, _LOGITS // tokens)
     for image in range(batch):
         for head in range(heads):
-            for start in range(0, tokens, _ROWS):
-                yield image, head, slice(start, start + _ROWS)
+            for start in range(0, tokens, rows):
+                yield image, head, slice(start, start + rows)
 
 
 class _Attention(torch.autograd.Function):

@@ -20,5 +20,6 @@ def pad_images(images: Tensor, multiple: int) -> Tensor:
         raise ValueError(
             f"images must be (B, 3, H, W) with H and W at least 1, got {tuple(images.shape)}"
         )
-    height, width = images.shape[2:]
-    return F.pad(images, (0, -width % multiple, 0, -height % multiple))
+    # Not "-size % multiple", which torch.compile cannot take for sizes that it does not know.
+    bottom, right = ((multiple - size % multiple) % multiple for size in images.shape[2:])
+    return F.pad(images, (0, right, 0, bottom))

@@ -84,8 +84,8 @@ class Attention(nn.Module):
 
     def _pad_to_windows(self, qkv: Tensor) -> Tensor:
         """Fills (B, H, W, 3C) up to whole windows, at the bottom and at the right."""
-        height, width = qkv.shape[1:3]
-        pad_h, pad_w = -height % self.window_size, -width % self.window_size
+        (height, width), side = qkv.shape[1:3], self.window_size
+        pad_h, pad_w = (side - height % side) % side, (side - width % side) % side
         if pad_h == pad_w == 0:
             return qkv
         padded = F.pad(qkv, (0, 0, 0, pad_w, 0, pad_h))
