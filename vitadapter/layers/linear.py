@@ -117,8 +117,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N).
     """
-    fits = x.dim() > 1 and x.shape[-1] == weight.shape[-1]
-    if not fits or not uses_onednn(x, weight, bias):
+    if not uses_onednn(x, weight, bias) or x.dim() < 2 or x.shape[-1] != weight.shape[-1]:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
