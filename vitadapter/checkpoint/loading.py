@@ -261,11 +261,11 @@ def check_plan(
     wrong_shape = [f"{name} is {shapes}" for name, shapes in report.wrong_shape.items()]
     lacking = [*report.missing, *wrong_shape]
     parameters = [name for name, _ in model.named_parameters()]
-    if parameters and not any(name in plan.tensors for name in parameters):
+    if parameters and all(n in report.missing or n in report.wrong_shape for n in parameters):
+        found = wrong_shape[:1] or report.unexpected or list(report.dropped)
         raise ValueError(
-            f"{report.source} has none of the {len(parameters)} parameters of the model: it has "
-            f"{_first(report.unexpected) or 'no other'}, the model has {_first(parameters)}"
-            f"{f' ({wrong_shape[0]})' if wrong_shape else ''}"
+            f"{report.source} has none of the {len(parameters)} parameters of the model: "
+            f"it has {_first(found)}, the model has {_first(parameters)}"
         )
     if complete and lacking:
         raise ValueError(

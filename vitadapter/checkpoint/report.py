@@ -9,17 +9,24 @@ from pathlib import Path
 __all__ = ["LoadReport", "Resized"]
 
 _LINES_PER_GROUP = 6
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 def _pattern(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
+    return _NUMBER.sub(".#.", name)
 
 
-def _grouped(names: Mapping[str, str]) -> list[str]:
+def _module(name: str) -> str:
+    """What a name belongs to: what stands before its first number."""
+    return _NUMBER.split(name, maxsplit=1)[0]
+
+
+def _grouped(names: Mapping[str, str], by_module: bool) -> list[str]:
     """One line for the names that differ in their numbers only, most frequent first."""
     counts: dict[tuple[str, str], int] = defaultdict(int)
     for name, text in names.items():
-        counts[_pattern(name), _pattern(text)] += 1
+        key = (_module(name), "") if by_module else (_pattern(name), _pattern(text))
+        counts[key] += 1
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     lines = [
         f"{name}{text}" + (f" ({number})" if number > 1 else "")
@@ -91,7 +98,7 @@ class LoadReport:
         for title, names in self._sections():
             if names:
                 lines.append(f"  {title}: {len(names)}")
-                lines += [f"    {line}" for line in _grouped(names)]
+                lines += [f"    {line}" for line in _grouped(names, title == "missing")]
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
