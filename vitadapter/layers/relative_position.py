@@ -49,7 +49,7 @@ def resize_relative_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
         if excess > 0:
             table = table.narrow(dim, excess // 2, side)
         elif excess < 0:
-            matrix = torch.as_tensor(
+            matrix = torch.tensor(
                 spline_matrix(table.shape[dim], side), dtype=table.dtype, device=table.device
             )
             table = (matrix @ table.transpose(dim, 1)).transpose(dim, 1)
