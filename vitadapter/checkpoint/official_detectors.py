@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 _BACKBONE = "backbone."
+_PYRAMIDS = ("level_embed", "up1.0.weight", "fpn1.0.weight")
+_PATCH_KERNELS = ("patch_embed.proj.weight", "visual_embed.patch_embed.proj.weight")
+_INDEX = ".relative_position_index"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class OfficialLayout:
         return all(name in state_dict for name in self.markers)
 
 
+# The norms of convolutions that have them; with them the convolutions have no bias.
 FPN = (
+    ("neck.lateral_convs.{i}.bn.", "backbone.fpn_lateral{i+2}.norm."),
+    ("neck.fpn_convs.{i}.bn.", "backbone.fpn_output{i+2}.norm."),
     ("neck.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+2}."),
     ("neck.fpn_convs.{i}.conv.", "backbone.fpn_output{i+2}."),
 )
@@ -86,6 +92,7 @@ MASK_RCNN = OfficialLayout(
         ("roi_head.bbox_head.shared_fcs.{i}.", "roi_heads.box_head.fc{i+1}."),
         ("roi_head.bbox_head.fc_cls.", "roi_heads.box_predictor.cls_score."),
         ("roi_head.bbox_head.fc_reg.", "roi_heads.box_predictor.bbox_pred."),
+        ("roi_head.mask_head.convs.{i}.bn.", "roi_heads.mask_head.mask_fcn{i+1}.norm."),
         ("roi_head.mask_head.convs.{i}.conv.", "roi_heads.mask_head.mask_fcn{i+1}."),
         ("roi_head.mask_head.upsample.", "roi_heads.mask_head.deconv."),
         ("roi_head.mask_head.conv_logits.", "roi_heads.mask_head.predictor."),
@@ -113,6 +120,12 @@ def _split(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return backbone, rest
 
 
+def _indexes(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """What ``convert_official_backbone`` leaves out, and why."""
+    why = "follows from the size of the bias table"
+    return {name: why for name in state_dict if name.endswith(_INDEX)}
+
+
 def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> Conversion:
     """A whole official model to ours.
 
@@ -127,7 +140,7 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
         ValueError: a name that the layout does not know, or a backbone that is not official.
     """
     backbone, rest = _split(state_dict)
-    tensors, renamed, dropped, unknown = {}, {}, {}, []
+    tensors, renamed, dropped, unknown = {}, {}, _indexes(state_dict), []
     for name, tensor in convert_official_backbone(backbone).items():
         tensors[f"{layout.backbone_path}.{name}"] = tensor
     for name, tensor in rest.items():
@@ -192,7 +205,10 @@ def _backbone_alone(state_dict: Mapping[str, Tensor]) -> Conversion:
     return Conversion(
         convert_official_backbone(backbone),
         scope="backbone",
-        dropped=dict.fromkeys(rest, "no converter for this neck or head"),
+        dropped={
+            **_indexes(state_dict),
+            **dict.fromkeys(rest, "no converter for this neck or head"),
+        },
         implied=_ones_for_layer_scale(backbone),
     )
 
@@ -201,14 +217,15 @@ def _bare_backbone(state_dict: Mapping[str, Tensor]) -> Conversion:
     return Conversion(
         convert_official_backbone(state_dict),
         scope="backbone",
+        dropped=_indexes(state_dict),
         implied=_ones_for_layer_scale(state_dict),
     )
 
 
 def _is_bare_backbone(state_dict: Mapping[str, Tensor]) -> bool:
-    """A plain ViT has no norm1 outside its blocks; the official backbones have."""
-    return "norm1.weight" in state_dict and any(
-        name.startswith(("patch_embed.", "visual_embed.")) for name in state_dict
+    """A pre-trained ViT has nothing of a pyramid; the official adapters and baselines have."""
+    return any(name in state_dict for name in _PYRAMIDS) and any(
+        name in state_dict for name in _PATCH_KERNELS
     )
 
 
