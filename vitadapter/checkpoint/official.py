@@ -51,10 +51,9 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
     """Official backbone to ``ViTAdapter`` or ``ViTBaseline`` over its net.
 
     The official backbones are subclasses of their net (a plain ViT, BEiT or Uni-Perceiver), ours
-    wrap it: the net's entries move under
-    ``net.``, the BEiT baseline's deconvolutions to the plain-ViT baseline's names and
-    Uni-Perceiver's ``layers`` to ``blocks``; all other names agree. Only BEiT's
-    ``relative_position_index`` buffers are left out.
+    wrap it: the net's entries move under ``net.``, the BEiT baseline's deconvolutions to the
+    plain-ViT baseline's names and Uni-Perceiver's ``layers`` to ``blocks``; all other names agree.
+    Only BEiT's ``relative_position_index`` buffers are left out.
 
     Args:
         state_dict: entries of an official adapter or baseline on a plain ViT, BEiT or
