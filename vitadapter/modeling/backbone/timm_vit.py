@@ -79,10 +79,10 @@ class TimmViT(Backbone):
         _check_name(model_name)
         _check_numbers(patch_size, pretrain_img_size, embed_dim, depth, num_heads, drop_path_rate)
         with torch.device("meta"):  # refuse before memory is spent
-            outline = timm.create_model(model_name, num_classes=0)
+            outline = timm.create_model(model_name, num_classes=0, depth=depth)
         _check_model(model_name, outline, len(window_block_indexes) > 0)
         _check_heads(outline, embed_dim, num_heads)
-        _check_windows(window_size, window_block_indexes, depth or len(outline.blocks))
+        _check_windows(window_size, window_block_indexes, len(outline.blocks))
         if pretrain_img_size is None:
             img_size = tuple(side * patch_size for side in outline.patch_embed.grid_size)
         else:
@@ -132,10 +132,12 @@ class TimmViT(Backbone):
         Raises:
             ValueError: another size.
         """
-        if images.dim() != 4 or images.shape[2] % self.patch_size or 0 in images.shape[2:]:
-            raise self._size_error(images)
-        if images.shape[3] % self.patch_size:
-            raise self._size_error(images)
+        sides = images.shape[2:]
+        if images.dim() != 4 or any(side < 1 or side % self.patch_size for side in sides):
+            raise ValueError(
+                f"images must be (B, 3, H, W) with H and W multiples of {self.patch_size} pixels, "
+                f"got {tuple(images.shape)}"
+            )
         x = self.patch_embed(images)
         batch, h, w, _ = x.shape
         x = x.flatten(1, 2)
@@ -202,12 +204,6 @@ class TimmViT(Backbone):
             new_size=hw,
             old_size=self.patch_embed.grid_size,
             num_prefix_tokens=num_prefix,
-        )
-
-    def _size_error(self, images: Tensor) -> ValueError:
-        return ValueError(
-            f"images must be (B, 3, H, W) with H and W multiples of {self.patch_size} pixels, "
-            f"got {tuple(images.shape)}"
         )
 
 
