@@ -102,9 +102,7 @@ def test_our_own_checkpoints(family: str) -> None:
     planned = plan(model, state)
     planned.apply(model)
     ours = model.backbone.bottom_up.state_dict()
-    assert all(
-        torch.equal(ours[n], t) for n, t in source.backbone.bottom_up.state_dict().items()
-    )
+    assert all(torch.equal(ours[n], t) for n, t in source.backbone.bottom_up.state_dict().items())
     assert planned.report.family == "vitadapter"
     wrong = {"head.weight", "head.bias"} if family == "vitadapter" else set()
     assert planned.report.wrong_shape.keys() == wrong

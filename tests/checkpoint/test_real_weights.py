@@ -83,9 +83,7 @@ def test_vit_has_timms_tokens(weights: dict[str, Tensor], pretrain_img_size: int
     assert report.resized.keys() == resized
     assert len(report.renamed) == 24
     images = torch.randn(1, 3, IMAGE_SIDE, IMAGE_SIDE, generator=torch.Generator().manual_seed(0))
-    expected = timm_tokens(
-        weights, images, img_size=IMAGE_SIDE, class_token=False, global_pool=""
-    )
+    expected = timm_tokens(weights, images, img_size=IMAGE_SIDE, class_token=False, global_pool="")
     actual = net_tokens(net, images)
     assert expected.std() > 1
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -167,9 +167,7 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
     )
 
 
-def export_official(
-    state_dict: Mapping[str, Tensor], layout: OfficialLayout
-) -> dict[str, Tensor]:
+def export_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> dict[str, Tensor]:
     """Our whole model to the official names: the inverse of :func:`convert_official`.
 
     Args:
