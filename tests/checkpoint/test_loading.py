@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from vitadapter.checkpoint.loading import LoadPlan, check_plan, plan_load
-from vitadapter.modeling.backbone import BEiT, SimpleFeaturePyramid, TimmViT, ViT, ViTAdapter
+from vitadapter.modeling.backbone import (
+    BEiT,
+    SimpleFeaturePyramid,
+    TimmViT,
+    UniPerceiver,
+    ViT,
+    ViTAdapter,
+)
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
 
 SIZE = {"embed_dim": 32, "depth": 4, "num_heads": 2}
@@ -135,6 +142,43 @@ def test_tables_of_relative_positions_are_resized() -> None:
     assert len(tables) == 4
     assert planned.report.net_share == 1.0
     assert planned.report.family == "beit"
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("vit_small_patch16_dinov3", "dinov3"),
+        ("eva02_base_patch14_224", "eva02"),
+        ("beit3_base_patch16_224", "timm_vit"),
+        ("deit3_small_patch16_224", "timm_vit"),
+        ("vit_base_patch16_siglip_224", "timm_vit"),
+    ],
+)
+def test_timms_files_go_into_timm_vit(name: str, family: str) -> None:
+    model = Model(ViTAdapter(TimmViT(name, **SIZE), conv_dim=8, deform_num_heads=2))
+    state = timm.create_model(name, **SIZE).state_dict()
+    planned = plan(model, state)
+    planned.apply(model)
+    assert (planned.report.family, planned.report.net_share) == (family, 1.0)
+    net = model.backbone.bottom_up.net.state_dict()
+    same = [key for key in state if key in net and state[key].shape == net[key].shape]
+    assert len(same) >= len(net) - 1  # the patches of EVA-02 are resized
+    assert all(torch.equal(net[key], state[key]) for key in same)
+
+
+def test_uni_perceiver() -> None:
+    net = UniPerceiver(**SIZE, pretrain_img_size=64)
+    state = {
+        key.replace("blocks.", "layers."): torch.randn_like(tensor)
+        for key, tensor in net.state_dict().items()
+    }
+    state |= {"loss_prepare.x": torch.ones(1), "type_embed.weight": torch.ones(1)}
+    planned = plan(Model(ViTAdapter(net, conv_dim=8, deform_num_heads=2)), state)
+    assert (planned.report.family, planned.report.net_share) == ("uni_perceiver", 1.0)
+    assert planned.report.dropped == {
+        "loss_prepare.x": "head of the pre-training task",
+        "type_embed.weight": "not of the image encoder",
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from detectron2.modeling import SimpleFeaturePyramid
@@ -63,24 +63,18 @@ def _find_backbone(model: nn.Module) -> str | None:
     return paths[0] if paths else None
 
 
-def _place(conversion: Conversion, backbone_path: str | None) -> Conversion:
+def _place(conversion: Conversion, backbone_path: str) -> Conversion:
     """The conversion with names relative to the model."""
-    if conversion.scope == "model":
-        old, new = conversion.backbone_path, backbone_path
-        if old is None or new is None or old == new:
-            return conversion
-        prefix = f"{old}." if old else ""
+    old = conversion.backbone_path
 
-        def place(name: str) -> str:
-            inside = name.startswith(prefix)
-            return _join(new, name.removeprefix(prefix)) if inside else name
-    else:
-        if backbone_path is None:
-            raise ValueError("it is a plain ViT, but the model has none that it could go into")
-        path = _join(backbone_path, "net") if conversion.scope == "net" else backbone_path
-
-        def place(name: str) -> str:
-            return _join(path, name)
+    def place(name: str) -> str:
+        if conversion.scope == "net":
+            return _join(_join(backbone_path, "net"), name)
+        if conversion.scope == "backbone" or old == "":
+            return _join(backbone_path, name)
+        if old is not None and name.startswith(f"{old}."):
+            return _join(backbone_path, name.removeprefix(f"{old}."))
+        return name
 
     return Conversion(
         {place(name): tensor for name, tensor in conversion.tensors.items()},
@@ -95,7 +89,7 @@ def _convert(
     state_dict: Mapping[str, Tensor],
     family: Family,
     names: Mapping[str, Tensor],
-    backbone_path: str | None,
+    backbone_path: str,
 ) -> Conversion:
     """The family's conversion that fits the model best."""
     placed = [_place(convert(state_dict), backbone_path) for convert in family.converters]
@@ -166,6 +160,52 @@ def plan_load(
         raise ValueError(f"{source} cannot be loaded: {error}") from error
 
 
+@dataclass
+class _Fitted:
+    """What fits into the model, and what does not."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    resized: dict[str, Resized] = field(default_factory=dict)
+    wrong_shape: dict[str, str] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+    needless: dict[str, str] = field(default_factory=dict)
+
+
+def _fit_tensors(
+    found: Mapping[str, Tensor], state: Mapping[str, Tensor], prefix: str | None, resize: bool
+) -> _Fitted:
+    """Brings tensors to the shapes of the model.
+
+    Args:
+        found: by the model's names.
+        state: of the model.
+        prefix: of the net's names; None without a net.
+        resize: whether tensors of the net may be resized.
+    """
+    net = {} if prefix is None else _below(state, prefix)
+    result = _Fitted()
+    for name, tensor in found.items():
+        in_net = prefix is not None and name.startswith(prefix)
+        if name not in state:
+            if in_net and _TOKENS.search(name):
+                result.needless[name] = _NO_SUCH_TOKEN
+            else:
+                result.unexpected.append(name)
+            continue
+        shape = state[name].shape
+        _check_kind(name, tensor, state[name])
+        fitted: tuple[Tensor, str | None] | None = (tensor, None)
+        if tensor.shape != shape:
+            fitted = fit_tensor(name[len(prefix) :], tensor, net) if in_net and resize else None
+        if fitted is None:
+            result.wrong_shape[name] = f"{tuple(tensor.shape)} in the file, {tuple(shape)} here"
+            continue
+        result.tensors[name], method = fitted
+        if method is not None:
+            result.resized[name] = Resized(tuple(tensor.shape), tuple(shape), method)
+    return result
+
+
 def _fit(
     model: nn.Module,
     conversion: Conversion,
@@ -176,44 +216,23 @@ def _fit(
 ) -> LoadPlan:
     state = model.state_dict()
     prefix = None if net_path is None else f"{net_path}."
-    net = {} if prefix is None else _below(state, prefix)
-    tensors, resized, wrong_shape, unexpected = {}, {}, {}, []
-    dropped = dict(conversion.dropped)
-    for name, tensor in conversion.tensors.items():
-        in_net = prefix is not None and name.startswith(prefix)
-        if name not in state:
-            if in_net and _TOKENS.search(name):
-                dropped[name] = _NO_SUCH_TOKEN
-            else:
-                unexpected.append(name)
-            continue
-        wanted = state[name]
-        _check_kind(name, tensor, wanted)
-        fitted: tuple[Tensor, str | None] | None = (tensor, None)
-        if tensor.shape != wanted.shape:
-            fitted = fit_tensor(name[len(prefix) :], tensor, net) if in_net and resize else None
-        if fitted is None:
-            wrong_shape[name] = f"{tuple(tensor.shape)} in the file, {tuple(wanted.shape)} here"
-            continue
-        tensors[name], method = fitted
-        if method is not None:
-            resized[name] = Resized(tuple(tensor.shape), tuple(wanted.shape), method)
-    missing = [name for name in _unshared(model, tensors) if name not in wrong_shape]
+    fitted = _fit_tensors(conversion.tensors, state, prefix, resize)
+    loaded = tuple(fitted.tensors)
+    missing = [n for n in _unshared(model, fitted.tensors) if n not in fitted.wrong_shape]
     implied = _imply(conversion.implied, missing, prefix)
-    for name, value in implied.items():
-        tensors[name] = torch.full_like(state[name], value)
+    tensors = fitted.tensors | {n: torch.full_like(state[n], v) for n, v in implied.items()}
     report = LoadReport(
         source=source,
         family=family_name,
         net_share=None if net_path is None else _share(model, net_path, tensors),
-        loaded=tuple(name for name in tensors if name not in implied),
-        resized=resized,
+        loaded=loaded,
+        resized=fitted.resized,
         renamed=conversion.renamed,
-        dropped=dropped,
+        dropped={**conversion.dropped, **fitted.needless},
         implied=implied,
         missing={name: _initial(state[name]) for name in missing if name not in implied},
-        wrong_shape=wrong_shape,
-        unexpected=tuple(unexpected),
+        wrong_shape=fitted.wrong_shape,
+        unexpected=tuple(fitted.unexpected),
     )
     return LoadPlan(tensors, report, net_path)
 
