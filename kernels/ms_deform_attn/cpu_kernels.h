@@ -45,7 +45,7 @@ struct CpuArguments {
 
   // Backward only.
   const T* grad_output; // as output
-  T* grad_value; // added to
+  T* grad_value; // all of it is written
   T* grad_taps;
   T* grad_per_tap;
   T* grad_reference; // (batch, heads, queries, levels, 2), or null
@@ -94,12 +94,16 @@ constexpr int64_t value_chunks(int64_t head_dim) {
   return chunks > 0 ? chunks : 1;
 }
 
-// Elements of scratch that one thread needs.
-constexpr int64_t cpu_scratch_elements(int64_t taps_per_query) {
+// Elements of scratch that one thread needs: for taps, and for copies of a head's
+// value and of its gradient (head_elements = tokens * head_dim each).
+constexpr int64_t cpu_scratch_elements(
+    int64_t taps_per_query,
+    int64_t head_elements) {
   const int64_t lanes = kMaxLanes;
   const int64_t taps = kQueryBlock * taps_per_query + lanes;
   const int64_t tables = lanes * taps_per_query;
-  return taps * 16 + tables * 5 + (taps_per_query + 4) * lanes;
+  return taps * 16 + tables * 5 + (taps_per_query + 4) * lanes +
+      2 * head_elements;
 }
 
 } // namespace vitadapter
