@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.ms_deform_attn_checks import coordinate_dtype
 from vitadapter.layers.ms_deform_attn_fused import ms_deform_attn_fused
@@ -110,8 +111,17 @@ class MSDeformAttn(nn.Module):
         logits = self.attention_weights(query).reshape(taps)
         value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
         reference_points = reference_points.to(coordinate_dtype(value.dtype))
-        return self.output_proj(
-            ms_deform_attn_fused(value, spatial_shapes, reference_points, offsets, logits)
+
+        def attend(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+            return self.output_proj(
+                ms_deform_attn_fused(value, spatial_shapes, reference_points, offsets, logits)
+            )
+
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return attend(value, offsets, logits)
+        # What output_proj reads is as large as the query, and sampled again in a few milliseconds.
+        return checkpoint(
+            attend, value, offsets, logits, use_reentrant=False, preserve_rng_state=False
         )
 
     def _check_forward(
