@@ -8,7 +8,7 @@ besides inputs and parameters.
 Rounds are interleaved; the turn of a contender is one call that is not timed, then up to five that
 are, of which the median counts. Reported are medians of CPU time (of all threads), of wall time and
 of page faults, ratios (the median over rounds of the baseline's time over the contender's, CPU time
-on CPUs and wall time on GPUs), and the bytes that must cross the memory bus per second of wall time,
+on CPUs, wall time on GPUs), and the bytes that must cross the memory bus per second of wall time,
 beside the measured bandwidth of a copy. Operators whose output or values exceed 32 MiB have a table
 of their own, since glibc gives such blocks back and every contender page-faults at every call.
 Writes benchmark_ops.json and benchmark_ops.png.

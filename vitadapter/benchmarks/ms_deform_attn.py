@@ -207,6 +207,9 @@ class ModuleProblem:
             module = kind(channels, heads, len(self.shapes), _POINTS, ratio).to(device, dtype)
             if self.modules:
                 module.load_state_dict(self.modules["unfused module"].state_dict())
+            else:  # offsets of a pixel about the initial ones
+                for layer in (module.sampling_offsets, module.attention_weights):
+                    nn.init.normal_(layer.weight, std=channels**-0.5)
             self.modules[name] = module
 
     def contenders(self) -> dict[str, Contender]:
