@@ -210,7 +210,8 @@ struct BackwardItems {
   void run() const {
     const int64_t taps = args.num_levels * args.points;
     T* free = scratch;
-    T* const packed = take(free, 2 * args.tokens * args.head_dim);
+    const bool often = reads_often(args.queries, taps, args.tokens);
+    T* const packed = take(free, often ? 2 * args.tokens * args.head_dim : 0);
     const LevelTable<T> table(args, free);
     TapBlock<T> block(taps, free);
     T* const products = take(free, 4 * (kQueryBlock * taps + kMaxLanes));
@@ -241,12 +242,11 @@ struct BackwardItems {
     const int64_t channel = chunk * kChunk;
     const int64_t channels =
         chunk + 1 == chunks ? args.head_dim - channel : kChunk;
-    const int64_t reads = args.queries * args.num_levels * args.points * 4;
     const HeadRows<const T> value = rows_in_place(args, args.value, image_and_head);
     if (!VALUE) {
       return {channel, channels, value.rows, nullptr, value.stride, false};
     }
-    if (reads < kOften * args.tokens) {
+    if (!reads_often(args.queries, args.num_levels * args.points, args.tokens)) {
       const HeadRows<T> grad = rows_in_place(args, args.grad_value, image_and_head);
       for (int64_t token = 0; token < args.tokens; ++token) {
         memset(grad.rows + channel + token * grad.stride, 0, channels * sizeof(T));

@@ -118,10 +118,6 @@ VITADAPTER_INLINE HeadRows<U> query_rows(
   return {all + first * stride + block.head * args.head_dim, stride};
 }
 
-// Reads per row from which on rows are copied together first. In place those of
-// one head lie heads * head_dim apart, and so fall into a part of each cache only.
-constexpr int64_t kOften = 16;
-
 template <typename T>
 inline void pack_rows(
     const CpuArguments<T>& args,

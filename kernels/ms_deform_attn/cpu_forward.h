@@ -67,7 +67,8 @@ struct ForwardItems {
   void run() const {
     const int64_t taps = args.num_levels * args.points;
     T* free = scratch;
-    T* const packed = take(free, args.tokens * args.head_dim);
+    const bool often = reads_often(args.queries, taps, args.tokens);
+    T* const packed = take(free, often ? args.tokens * args.head_dim : 0);
     const LevelTable<T> table(args, free);
     TapBlock<T> block(taps, free);
     const int64_t blocks = (args.queries + kQueryBlock - 1) / kQueryBlock;
@@ -76,7 +77,8 @@ struct ForwardItems {
       const int64_t next_head = (image_and_head + 1) * blocks;
       const int64_t stop = next_head < end ? next_head : end;
       HeadRows<const T> head = rows_in_place(args, args.value, image_and_head);
-      if ((stop - item) * kQueryBlock * taps * 4 >= kOften * args.tokens) {
+      // A thread may have few of the blocks of this head.
+      if (often && reads_often((stop - item) * kQueryBlock, taps, args.tokens)) {
         pack_rows(args, head, packed);
         head = {packed, args.head_dim};
       }

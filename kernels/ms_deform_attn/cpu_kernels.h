@@ -94,16 +94,24 @@ constexpr int64_t value_chunks(int64_t head_dim) {
   return chunks > 0 ? chunks : 1;
 }
 
+// Whether a head's rows are read so often that they are copied together first. In
+// place they lie heads * head_dim apart, and so fall into a part of each cache only.
+constexpr bool reads_often(int64_t queries, int64_t taps_per_query, int64_t tokens) {
+  return queries * taps_per_query * 4 >= 16 * tokens;
+}
+
 // Elements of scratch that one thread needs: for taps, and for copies of a head's
-// value and of its gradient (head_elements = tokens * head_dim each).
-constexpr int64_t cpu_scratch_elements(
-    int64_t taps_per_query,
-    int64_t head_elements) {
+// rows and of their gradients.
+template <typename T>
+constexpr int64_t cpu_scratch_elements(const CpuArguments<T>& args) {
   const int64_t lanes = kMaxLanes;
+  const int64_t taps_per_query = args.num_levels * args.points;
   const int64_t taps = kQueryBlock * taps_per_query + lanes;
   const int64_t tables = lanes * taps_per_query;
+  const int64_t copies =
+      reads_often(args.queries, taps_per_query, args.tokens) ? 2 : 0;
   return taps * 16 + tables * 5 + (taps_per_query + 4) * lanes +
-      2 * head_elements;
+      copies * args.tokens * args.head_dim;
 }
 
 } // namespace vitadapter

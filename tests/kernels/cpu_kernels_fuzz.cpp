@@ -52,8 +52,7 @@ void run(CpuRange<T> range, const CpuArguments<T>& args, int64_t items) {
   if (items == 0) {
     return;
   }
-  std::vector<T> scratch(cpu_scratch_elements(
-      args.num_levels * args.points, args.tokens * args.head_dim));
+  std::vector<T> scratch(cpu_scratch_elements(args));
   const int64_t middle = pick(0, static_cast<int>(items));
   range(args, scratch.data(), 0, middle);
   range(args, scratch.data(), middle, items);
