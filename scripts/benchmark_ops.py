@@ -5,7 +5,7 @@ Operators are compared with grid_sample and every installed peer; the module (pr
 with one that computes softmax and locations in PyTorch, also in what it keeps for the backward pass
 besides inputs and parameters.
 
-Rounds are interleaved; the turn of a contender is one call that is not timed, then up to five that
+Rounds are interleaved; the turn of a contender is one call that is not timed, then up to 15 that
 are, of which the median counts. Reported are medians of CPU time (of all threads), of wall time and
 of page faults, ratios (the median over rounds of the baseline's time over the contender's, CPU time
 on CPUs, wall time on GPUs), and the bytes that must cross the memory bus per second of wall time,

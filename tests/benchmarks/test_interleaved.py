@@ -14,7 +14,7 @@ def test_every_contender_warms_up_in_every_turn() -> None:
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2, device="cpu"
     )
     # Three rounds, of which the first does not count; a call more per turn than is timed.
-    assert order == (["a"] * 6 + ["b"] * 6) * 3
+    assert order == (["a"] * 16 + ["b"] * 16) * 3
     assert {name: len(taken) for name, taken in turns.items()} == {"a": 2, "b": 2}
 
 

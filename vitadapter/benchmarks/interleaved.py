@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["Turn", "copy_bandwidth", "interleave", "ratio", "saved_bytes"]
 
-_MAX_CALLS = 5
+_MAX_CALLS = 15
 
 
 @dataclass
@@ -61,7 +61,7 @@ def interleave(
     """Give each contender one turn per round, so that a busy machine slows all of them alike.
 
     A turn is one call that is not timed, then timed ones of which the median counts: at least one,
-    at most five, and no further one after ``seconds``. The first calls after another contender's
+    at most 15, and no further one after ``seconds``. The first calls after another contender's
     page-fault more than any later one, since the heap is not theirs; in training each call follows
     its like.
 
