@@ -45,7 +45,7 @@ struct CpuArguments {
 
   // Backward only.
   const T* grad_output; // as output
-  T* grad_value; // added to
+  T* grad_value; // all of it is written
   T* grad_taps;
   T* grad_per_tap;
   T* grad_reference; // (batch, heads, queries, levels, 2), or null
@@ -94,12 +94,24 @@ constexpr int64_t value_chunks(int64_t head_dim) {
   return chunks > 0 ? chunks : 1;
 }
 
-// Elements of scratch that one thread needs.
-constexpr int64_t cpu_scratch_elements(int64_t taps_per_query) {
+// Whether a head's rows are read so often that they are copied together first. In
+// place they lie heads * head_dim apart, and so fall into a part of each cache only.
+constexpr bool reads_often(int64_t queries, int64_t taps_per_query, int64_t tokens) {
+  return queries * taps_per_query * 4 >= 16 * tokens;
+}
+
+// Elements of scratch that one thread needs: for taps, and for copies of a head's
+// rows and of their gradients.
+template <typename T>
+constexpr int64_t cpu_scratch_elements(const CpuArguments<T>& args) {
   const int64_t lanes = kMaxLanes;
+  const int64_t taps_per_query = args.num_levels * args.points;
   const int64_t taps = kQueryBlock * taps_per_query + lanes;
   const int64_t tables = lanes * taps_per_query;
-  return taps * 16 + tables * 5 + (taps_per_query + 4) * lanes;
+  const int64_t copies =
+      reads_often(args.queries, taps_per_query, args.tokens) ? 2 : 0;
+  return taps * 16 + tables * 5 + (taps_per_query + 4) * lanes +
+      copies * args.tokens * args.head_dim;
 }
 
 } // namespace vitadapter

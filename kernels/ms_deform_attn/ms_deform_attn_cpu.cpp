@@ -81,7 +81,7 @@ template <typename T>
 void run(CpuRange<T> range, const CpuArguments<T>& args, int64_t items) {
   at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
     constexpr int64_t kLine = 64 / sizeof(T); // scratch starts a cache line
-    const int64_t elements = cpu_scratch_elements(args.num_levels * args.points);
+    const int64_t elements = cpu_scratch_elements(args);
     const std::unique_ptr<T[]> scratch(new T[elements + kLine]);
     const auto address = reinterpret_cast<uintptr_t>(scratch.get()) / sizeof(T);
     range(args, scratch.get() + (kLine - address % kLine), begin, end);
@@ -118,7 +118,7 @@ Gradients backward(
     const at::Tensor& grad_output) {
   const auto& options = operands.value.options();
   Gradients grads{
-      at::zeros(operands.value.sizes(), options),
+      at::empty(operands.value.sizes(), options),
       at::empty(operands.taps.sizes(), options),
       at::empty(operands.per_tap.sizes(), options),
       {}};

@@ -52,7 +52,7 @@ void run(CpuRange<T> range, const CpuArguments<T>& args, int64_t items) {
   if (items == 0) {
     return;
   }
-  std::vector<T> scratch(cpu_scratch_elements(args.num_levels * args.points));
+  std::vector<T> scratch(cpu_scratch_elements(args));
   const int64_t middle = pick(0, static_cast<int>(items));
   range(args, scratch.data(), 0, middle);
   range(args, scratch.data(), middle, items);
@@ -105,7 +105,7 @@ bool one_case(const CpuFunctions<T>& kernels) {
   Gradients<T> results[2];
   for (int passes = 1; passes <= 2; ++passes) {
     Gradients<T>& grads = results[passes - 1];
-    grads.value.assign(value.size(), T(0));
+    grads.value.assign(value.size(), T(7));
     grads.taps.assign(coordinates.size(), T(7));
     grads.per_tap.assign(per_tap.size(), T(7));
     grads.reference.assign(fused ? rows * args.num_levels * 2 : 0, T(7));

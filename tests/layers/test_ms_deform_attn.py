@@ -131,6 +131,38 @@ def test_far_locations_are_zero(
 
 
 @pytest.mark.parametrize("function", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [math.nan, -1e30, 1.5])
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
+def test_far_locations_are_zero_whatever_their_weight(
+    function: Operator, dtype: torch.dtype, far: float, weight: float, device: torch.device
+) -> None:
+    value, locations, weights = make_inputs(dtype=dtype, device=device)
+    locations[:, 1, ..., 0, 0] = far
+    weights[:, 1, ..., 0] = 0
+    grad_output = torch.ones(2, 4, 15, dtype=dtype, device=device)
+    expected = gradients(function, (value, locations, weights), grad_output)
+    weights[:, 1, ..., 0] = weight
+    results = gradients(function, (value, locations, weights), grad_output)
+    assert all(tensor.isfinite().all() for tensor in results)
+    assert_same(results, expected, 0)
+
+
+@pytest.mark.parametrize("function", IMPLEMENTATIONS)
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weights_inside_that_are_not_finite(
+    function: Operator, weight: float, device: torch.device
+) -> None:
+    """They spoil their own query, and no other."""
+    value, locations, weights = make_inputs(device=device)
+    locations[:, 1] = 0.4
+    weights[:, 1, :, 0, 0] = weight
+    output = function(value, SHAPES, locations, weights)
+    assert not output[:, 1].isfinite().any()
+    assert output[:, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("function", IMPLEMENTATIONS)
 def test_on_borders_and_pixel_centres(function: Operator, device: torch.device) -> None:
     """A ramp ``f(x) = x + 1`` over four pixels, zero outside, at places known by hand."""
     value = torch.arange(1.0, 5.0, dtype=torch.float64, device=device).reshape(1, 4, 1, 1)

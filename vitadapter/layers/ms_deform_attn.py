@@ -127,7 +127,8 @@ def ms_deform_attn(
 ) -> Tensor:
     """Sum bilinear samples of several feature maps, weighted (Deformable DETR, equation 3).
 
-    Samples are zero outside the maps, and at NaN or infinite locations, which get no gradient.
+    A sample outside its map, or at a NaN or infinite location, adds nothing whatever its weight,
+    NaN included, and gets no gradient.
     Locations are never handled in half precision: at a width of 152 it would shift them by up to
     0.07 pixels.
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.linear import Linear
 from vitadapter.layers.ms_deform_attn_checks import coordinate_dtype
@@ -107,13 +109,28 @@ class MSDeformAttn(nn.Module):
         self._check_forward(query, reference_points, value, spatial_shapes)
         batch, queries, _ = query.shape
         taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).reshape(*taps, 2)
-        logits = self.attention_weights(query).reshape(taps)
+        # One product for both reads the queries once, and gives one gradient of them.
+        layers = (self.sampling_offsets, self.attention_weights)
+        both = F.linear(
+            query,
+            torch.cat([layer.weight for layer in layers]),
+            torch.cat([layer.bias for layer in layers]),
+        )
+        offsets, logits = both.split([layer.out_features for layer in layers], -1)
+        offsets, logits = offsets.reshape(*taps, 2), logits.reshape(taps)
         value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
         reference_points = reference_points.to(coordinate_dtype(value.dtype))
-        return self.output_proj(
-            ms_deform_attn_fused(value, spatial_shapes, reference_points, offsets, logits)
-        )
+
+        def attend(value: Tensor, points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+            return self.output_proj(
+                ms_deform_attn_fused(value, spatial_shapes, points, offsets, logits)
+            )
+
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return attend(value, reference_points, offsets, logits)
+        # What output_proj reads is as large as the query, and sampled again in a few milliseconds.
+        inputs = (value, reference_points, offsets, logits)
+        return checkpoint(attend, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def _check_forward(
         self,

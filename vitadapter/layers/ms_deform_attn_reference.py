@@ -45,11 +45,22 @@ def _sampling_grids(locations: Tensor) -> list[Tensor]:
     return list(grids.reshape(levels, batch * heads, queries, points, 2))
 
 
-def _level_weights(weights: Tensor) -> Tensor:
-    """The weights as ``(levels, B * heads, 1, Q, points)``."""
+def _level_weights(weights: Tensor, inside: Tensor) -> Tensor:
+    """The weights as ``(levels, B * heads, 1, Q, points)``, zero where a tap touches no pixel."""
     batch, queries, heads, levels, points = weights.shape
-    weights = weights.permute(3, 0, 2, 1, 4)
+    weights = weights.where(inside, 0).permute(3, 0, 2, 1, 4)
     return weights.reshape(levels, batch * heads, 1, queries, points)
+
+
+def _touches_a_pixel(locations: Tensor, spatial_shapes: Sequence[int]) -> Tensor:
+    """Which taps ``(B, Q, heads, levels, points)`` lie within a pixel of a pixel's centre."""
+    inside = []
+    for level, (_, height, width) in enumerate(split_levels(spatial_shapes)):
+        x, y = locations[:, :, :, level].unbind(-1)
+        x, y = x * width - 0.5, y * height - 0.5
+        # As the kernels have it, where (-1, -1) still counts for its gradient. NaN does not.
+        inside.append((x >= -1) & (x < width) & (y >= -1) & (y < height))
+    return torch.stack(inside, 3)
 
 
 def forward_reference(
@@ -69,7 +80,7 @@ def forward_reference(
     check_inputs(value, spatial_shapes, locations, weights)
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
-    level_weights = _level_weights(weights)
+    level_weights = _level_weights(weights, _touches_a_pixel(locations, spatial_shapes))
     output = weights.new_zeros(batch * heads, head_dim, queries)
     for level, (feature_map, grid) in enumerate(
         zip(_feature_maps(value, spatial_shapes), _sampling_grids(locations), strict=True)
@@ -105,7 +116,8 @@ def backward_reference(
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     grad = grad_output.to(weights.dtype).transpose(1, 2)
     grad = grad.reshape(batch * heads, head_dim, queries, 1)
-    level_weights = _level_weights(weights)
+    inside = _touches_a_pixel(locations, spatial_shapes)
+    level_weights = _level_weights(weights, inside)
     grad_maps, grad_grids, grad_weights = [], [], []
     for level, (feature_map, grid) in enumerate(
         zip(_feature_maps(value, spatial_shapes), _sampling_grids(locations), strict=True)
@@ -124,7 +136,7 @@ def backward_reference(
     return (
         grad_value.permute(0, 3, 1, 2).to(value.dtype).contiguous(),
         grad_locations.permute(1, 3, 2, 0, 4, 5).contiguous(),
-        grad_weight.permute(1, 3, 2, 0, 4).contiguous(),
+        grad_weight.permute(1, 3, 2, 0, 4).where(inside, 0).contiguous(),
     )
 
 

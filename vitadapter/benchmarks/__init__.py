@@ -1,0 +1,1 @@
+"""Measuring code of the benchmark scripts."""

@@ -1,0 +1,125 @@
+"""Times of several contenders in interleaved turns, with the same rules for each of them."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+__all__ = ["Turn", "copy_bandwidth", "interleave", "ratio", "saved_bytes"]
+
+_MAX_CALLS = 15
+
+
+@dataclass
+class Turn:
+    """Medians over the timed calls of one turn."""
+
+    cpu: float  # seconds, of all threads
+    wall: float  # seconds
+    page_faults: float  # 0 where the system does not count them
+
+
+def _page_faults() -> int:
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _timed_call(call: Callable[[], object], device: str) -> Turn:
+    faults = _page_faults()
+    cpu, wall = time.process_time(), time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return Turn(cpu, wall, _page_faults() - faults)
+
+
+def _take_turn(call: Callable[[], object], device: str, seconds: float) -> Turn:
+    call()  # caches and the heap are its predecessor's until then
+    if device == "cuda":
+        torch.cuda.synchronize()
+    calls = [_timed_call(call, device)]
+    while len(calls) < _MAX_CALLS and sum(taken.wall for taken in calls) < seconds:
+        calls.append(_timed_call(call, device))
+    return Turn(
+        median(taken.cpu for taken in calls),
+        median(taken.wall for taken in calls),
+        median(taken.page_faults for taken in calls),
+    )
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: str, seconds: float = 0.3
+) -> dict[str, list[Turn]]:
+    """Give each contender one turn per round, so that a busy machine slows all of them alike.
+
+    A turn is one call that is not timed, then timed ones of which the median counts: at least one,
+    at most 15, and no further one after ``seconds``. The first calls after another contender's
+    page-fault more than any later one, since the heap is not theirs; in training each call follows
+    its like.
+
+    Args:
+        calls: the contenders.
+        rounds: turns of each that count; there is one before them that does not.
+        device: ``"cpu"`` or ``"cuda"``.
+        seconds: length of a turn.
+
+    Returns:
+        The turns of each contender, in order.
+    """
+    turns: dict[str, list[Turn]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            turn = _take_turn(call, device, seconds)
+            if number > 0:
+                turns[name].append(turn)
+    return turns
+
+
+def ratio(baseline: list[Turn], contender: list[Turn], device: str) -> float:
+    """Median over rounds of the baseline's time over the contender's.
+
+    CPU time on CPUs, which other processes disturb least; wall time on GPUs.
+    """
+    clock = "wall" if device == "cuda" else "cpu"
+    return median(
+        getattr(a, clock) / getattr(b, clock) for a, b in zip(baseline, contender, strict=True)
+    )
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes read and written per second by a copy that no cache holds."""
+    source = torch.zeros(2**26, device=device)
+    target = torch.zeros_like(source)
+    turn = _take_turn(lambda: target.copy_(source), device, 1.0)
+    return 2 * source.numel() * source.element_size() / turn.wall
+
+
+def saved_bytes(call: Callable[[], Tensor], besides: list[Tensor]) -> int:
+    """Bytes that ``call`` keeps for its backward pass, each storage counted once.
+
+    Args:
+        call: a forward pass.
+        besides: tensors that are kept anyway and not counted: inputs and parameters.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in known:
+            kept[address] = tensor  # alive, so that no other storage gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = call()
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    return size
