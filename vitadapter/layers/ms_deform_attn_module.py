@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.linear import Linear
+from vitadapter.layers.linear import Linear, linear
 from vitadapter.layers.ms_deform_attn_checks import coordinate_dtype
 from vitadapter.layers.ms_deform_attn_fused import ms_deform_attn_fused
 
@@ -111,7 +110,7 @@ class MSDeformAttn(nn.Module):
         taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         # One product for both reads the queries once, and gives one gradient of them.
         layers = (self.sampling_offsets, self.attention_weights)
-        both = F.linear(
+        both = linear(
             query,
             torch.cat([layer.weight for layer in layers]),
             torch.cat([layer.bias for layer in layers]),
