@@ -4,6 +4,7 @@ from .beit import BEiT
 from .channel_mapper import ChannelMapper, LastLevelMaxPool2x2
 from .extra_attention import ExtraAttention
 from .simple_feature_pyramid import SimpleFeaturePyramid
+from .timm_vit import TimmViT
 from .uni_perceiver import UniPerceiver
 from .vit import ViT
 from .vit_adapter import ViTAdapter
@@ -15,6 +16,7 @@ __all__ = [
     "ExtraAttention",
     "LastLevelMaxPool2x2",
     "SimpleFeaturePyramid",
+    "TimmViT",
     "UniPerceiver",
     "ViT",
     "ViTAdapter",
