@@ -33,7 +33,7 @@ run() {
     touch "$output/$name/done"
 }
 
-run random "$@"
+run random train.init_checkpoint="" "$@"
 run trainable train.init_checkpoint="$weights" "$@"
 run frozen train.init_checkpoint="$weights" model.backbone.bottom_up.freeze_net=True "$@"
 "$python" scripts/compare_runs.py "random=$output/random" "pre-trained=$output/trainable" \
