@@ -10,8 +10,10 @@ from torch import Tensor, nn
 __all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
 
 _BLOCK = re.compile(r"(?:^|\.)net\.blocks\.(\d+)\.")
+# Of all nets; tables of relative positions lie in the blocks.
 _EMBED = re.compile(
-    r"(?:^|\.)net\.(?:patch_embed\.|norm_pre\.|rope\.|pos_embed$|cls_token$|reg_token$)"
+    r"(?:^|\.)net\.(?:(?:patch_embed|visual_embed|norm_pre|rope)\.|"
+    r"(?:pos_embed|cls_token|reg_token|register_tokens|mask_token)$)"
 )
 
 
