@@ -68,7 +68,8 @@ def _shrink_net(wrapper: DictConfig) -> None:
     net.depth = len(kept)
     net.embed_dim, net.num_heads = _CHANNELS, 2
     net.window_block_indexes = _renumber(net.window_block_indexes, kept)
-    net.residual_block_indexes = _renumber(net.residual_block_indexes, kept)
+    if "residual_block_indexes" in net:
+        net.residual_block_indexes = _renumber(net.residual_block_indexes, kept)
     if "block_indexes" in wrapper:
         wrapper.block_indexes = _renumber(wrapper.block_indexes, kept)
     if "deform_num_heads" in wrapper:
