@@ -42,7 +42,7 @@ __device__ inline Slopes<typename Config::acc_t> visit_vector(
     const Tap<Config>& tap,
     int64_t first,
     int32_t width,
-    int32_t token_stride,
+    typename Config::index_t token_stride,
     const HeadMaps<Config>& maps) {
   using acc_t = typename Config::acc_t;
   constexpr int kCorners = Config::kCornersAtOnce;
