@@ -273,10 +273,15 @@ void run_block() {
 
 } // namespace
 
-// For tests: from the last thread to the first, or back to the usual order.
-extern "C" __attribute__((visibility("default"))) void
-emulation_set_descending(bool descending) {
+#define FOR_TESTS extern "C" __attribute__((visibility("default")))
+
+// From the last thread to the first, or back to the usual order.
+FOR_TESTS void emulation_set_descending(bool descending) {
   order = descending ? Order::kDescending : Order::kAscending;
+}
+
+FOR_TESTS void emulation_set_fault(int number) {
+  fault = number;
 }
 
 void fail(const char* what) {

@@ -1,5 +1,7 @@
 """The CUDA operators, host code and kernels, on an emulated device, against PyTorch in float64."""
 
+import ctypes
+import faulthandler
 import math
 import mmap
 import multiprocessing
@@ -212,56 +214,88 @@ def test_more_images_than_a_grid_holds(emulated: _OpNamespace) -> None:
 # --- sanitizers, and whether faults are seen ------------------------------------------------------
 
 
+# Name -> file, what is right, and what is wrong in its place when FAULT holds.
 FAULTS = {
     "off_by_one_corner": (
         "taps_cuda.cuh",
-        "corner % 2 + (corner / 2 == 1 ? width : 0)",
-        "corner % 2 + (corner / 2 == 1 ? width - 1 : 0)",
+        "(corner / 2 == 1 ? width : 0)",
+        "(corner / 2 == 1 ? (FAULT ? width - 1 : width) : 0)",
     ),
     "off_by_one_query": (
         "taps_cuda.cuh",
         "place.active = place.query < sizes.queries",
-        "place.active = place.query <= sizes.queries",
+        "place.active = place.query < sizes.queries + (FAULT ? 1 : 0)",
     ),
-    "dropped_lane_of_mask": ("lanes_cuda.cuh", "0xffffffff", "0x7fffffff"),
+    "dropped_lane_of_mask": (
+        "lanes_cuda.cuh",
+        "constexpr unsigned kWholeWarp = 0xffffffff;",
+        "#define kWholeWarp (FAULT ? 0x7fffffff : 0xffffffff)",
+    ),
     "dropped_lane_of_sum": (
         "lanes_cuda.cuh",
         "    term += __shfl_xor_sync(kWholeWarp, term, distance);",
-        "    if (threadIdx.x % kWarp != 3)\n"
+        "    if (!(FAULT && threadIdx.x % kWarp == 3))\n"
         "      term += __shfl_xor_sync(kWholeWarp, term, distance);",
     ),
     "image_of_the_block_ignored": (
         "taps_cuda.cuh",
         "sizes.first_image + blockIdx.z",
-        "sizes.first_image",
+        "sizes.first_image + (FAULT ? 0 : blockIdx.z)",
     ),
     "atomic_replaced_by_store": (
         "lanes_cuda.cuh",
-        "atomicAdd(to + i, scale * channels[i]);",
-        "to[i] = scale * channels[i];",
+        "      atomicAdd(to + i, scale * channels[i]);",
+        "      if (FAULT) to[i] = scale * channels[i];\n"
+        "      else atomicAdd(to + i, scale * channels[i]);",
     ),
     "read_by_another_thread_without_barrier": (
         "backward_cuda.cuh",
         "acc_t right = own.weight * rights[threadIdx.x];",
-        "acc_t right = own.weight * rights[threadIdx.x ^ 1];",
+        "acc_t right = own.weight * rights[threadIdx.x ^ (FAULT ? 1 : 0)];",
     ),
     "no_device_guard": (
         "ms_deform_attn_cuda.cpp",
-        """  const c10::cuda::CUDAGuard guard(value_.device());
-  const auto locations = aligned(sampling_locations);
-  const auto weights = aligned(attention_weights);
-  return""",
-        """  const auto locations = aligned(sampling_locations);
-  const auto weights = aligned(attention_weights);
-  return""",
+        "  const c10::cuda::CUDAGuard guard(value_.device());\n"
+        "  const auto locations = aligned(sampling_locations);\n"
+        "  const auto weights = aligned(attention_weights);\n"
+        "  return",
+        "  std::unique_ptr<c10::cuda::CUDAGuard> guard;\n"
+        "  if (!(FAULT)) guard.reset(new c10::cuda::CUDAGuard(value_.device()));\n"
+        "  const auto locations = aligned(sampling_locations);\n"
+        "  const auto weights = aligned(attention_weights);\n"
+        "  return",
+    ),
+    "unaligned_vectors": (
+        "ms_deform_attn_cuda.cpp",
+        "return address % 16 == 0 ? dense : dense.clone();",
+        "return address % 16 == 0 || FAULT ? dense : dense.clone();",
+    ),
+    "wrong_axis_of_map_sizes": (
+        "ms_deform_attn_cuda.cpp",
+        ".select(1, 1 - i % 2)",
+        ".select(1, FAULT ? i % 2 : 1 - i % 2)",
     ),
 }
 
 
-def _status(library: Path, cases: list[tuple[Case, list[Tensor]]]) -> None:
+@pytest.fixture(scope="module")
+def faulty(kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build with all faults, none of them at work until it is chosen."""
+    folder = shutil.copytree(kernels, tmp_path_factory.mktemp("faulty") / "kernels")
+    for number, (name, right, wrong) in enumerate(FAULTS.values(), 1):
+        text = (folder / name).read_text()
+        assert text.count(right) == 1, "the planted fault no longer fits the source"
+        wrong = wrong.replace("FAULT", f"emulation::fault == {number}")
+        (folder / name).write_text(text.replace(right, wrong))
+    return build(folder, True, ["-O0", "-DVITADAPTER_ATOMIC_FLOAT4=0"])
+
+
+def _status(library: Path, fault: int, cases: list[tuple[Case, list[Tensor]]]) -> None:
     """Exits with 3 where a case fails, 0 if none does."""
+    faulthandler.disable()
     torch.set_num_threads(1)
     emulated = load(library, float_only=True)
+    ctypes.CDLL(str(library)).emulation_set_fault(fault)
     try:
         for case, expected in cases:
             check(emulated, case, expected)
@@ -270,25 +304,24 @@ def _status(library: Path, cases: list[tuple[Case, list[Tensor]]]) -> None:
         sys.exit(3)
 
 
-@pytest.mark.parametrize("fault", [None, *FAULTS])
-def test_planted_fault_is_seen(kernels: Path, tmp_path: Path, fault: str | None) -> None:
+@pytest.mark.parametrize("fault", ["none", *FAULTS])
+def test_planted_fault_is_seen(faulty: Path, fault: str) -> None:
     """In a process of its own, since some faults write where they must not."""
-    if fault is not None:
-        name, right, wrong = FAULTS[fault]
-        kernels = shutil.copytree(kernels, tmp_path / "kernels")
-        text = (kernels / name).read_text()
-        assert text.count(right) == 1, "the planted fault no longer fits the source"
-        (kernels / name).write_text(text.replace(right, wrong))
-    library = build(kernels, True, ["-O0", "-DVITADAPTER_ATOMIC_FLOAT4=0"])
+    number = ["none", *FAULTS].index(fault)
     both = [Case(fused=fused, shapes=PYRAMID, queries=5) for fused in (False, True)]
+    # Begins in the midst of 16 bytes.
+    memory = torch.empty(both[0].value.numel() + 1)
+    both[0].value = memory[1:].view(both[0].value.shape).copy_(both[0].value)
     cases = [(case, reference_gradients(case)) for case in both]
-    process = multiprocessing.get_context("fork").Process(target=_status, args=(library, cases))
+    process = multiprocessing.get_context("fork").Process(
+        target=_status, args=(faulty, number, cases)
+    )
     process.start()
     process.join(120)
     process.kill()
     assert process.exitcode is not None, "the kernels hang"
     # A signal ends those that spoil the heap.
-    assert (process.exitcode == 0) == (fault is None)
+    assert (process.exitcode == 0) == (fault == "none")
 
 
 REVERSAL = """

@@ -65,6 +65,9 @@ enum class Wait : int { kNone, kBarrier, kShuffle, kBallot, kExited };
 // shuffle `source` is the lane of the warp that it reads.
 std::uint64_t exchange(Wait wait, unsigned mask, std::uint64_t bits, int source);
 
+// Which of the faults that a test has planted is at work; 0 for none.
+inline int fault = 0;
+
 // How many device guards live; without one, the stream is of no known device.
 inline int guards = 0;
 inline cudaStream_t current_stream() {
