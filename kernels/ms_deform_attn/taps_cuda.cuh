@@ -87,6 +87,9 @@ struct Tap {
   __device__ bool inside(int corner) const {
     return (corners >> corner & 1) != 0;
   }
+  __device__ bool touches() const {
+    return (corners & 15) != 0;
+  }
   // A corner's part of the sample, in either direction.
   __device__ acc_t across(int corner) const {
     return corner % 2 == 1 ? right : acc_t(1) - right;

@@ -143,6 +143,18 @@ def test_weight_of_a_tap_outside_does_not_count(emulated: _OpNamespace, head_dim
     assert gradients(emulated, case)[0][:, 1].isfinite().logical_not().all()
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("head_dim", [5, 32])
+def test_tap_outside_gets_no_gradient(emulated: _OpNamespace, head_dim: int, fused: bool) -> None:
+    """Not even where the gradient of the output is NaN."""
+    case = Case(head_dim=head_dim, shapes=PYRAMID, fused=fused)
+    case.taps[0][:, 1, ..., 0] = 70.0
+    case.grad_output[:, 1] = math.nan
+    _, grad_value, *grad_taps = gradients(emulated, case)
+    assert grad_value.isfinite().all()
+    assert all(gradient[:, 1].eq(0).all() for gradient in grad_taps)
+
+
 def test_nothing_outside_a_map_is_touched(emulated: _OpNamespace) -> None:
     """NaN in the other level, head and image does not reach a query's output."""
     case = Case(shapes=((4, 6), (4, 6)), queries=20, head_dim=16)
