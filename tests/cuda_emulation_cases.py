@@ -137,16 +137,20 @@ def descending(library: Path) -> Iterator[None]:
     """Run the threads of each block from the last to the first."""
     choose = ctypes.CDLL(str(library)).emulation_set_descending
     choose(True)
-    yield
-    choose(False)
+    try:
+        yield
+    finally:
+        choose(False)
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Deterministic algorithms; memory that nobody has written to holds NaN."""
     torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # --- cases --------------------------------------------------------------------------------------

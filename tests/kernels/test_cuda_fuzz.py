@@ -35,7 +35,7 @@ def test_under_sanitizers(kernels: Path, repository: Path) -> None:
     environment = {
         "LD_PRELOAD": " ".join(preload),
         # Python does not free all that it has at its end.
-        "ASAN_OPTIONS": "detect_leaks=0",
+        "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=64",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONPATH": os.pathsep.join([str(repository / "tests"), str(repository)]),
     }
