@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,21 @@ class CudaToolkit:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
+    def failure(self) -> str | None:
+        """The first error that a smallest kernel meets, None if it compiles.
+
+        pip's packages come in parts, which may be missing or of versions that do not go together.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "kernel.cu")
+            source.write_text("#include <cuda_fp16.h>\n__global__ void kernel() {}\n")
+            include = [f"-I{path}" for path in self.include]
+            said = self.nvcc(
+                "-cubin", *include, "-o", str(source.with_suffix(".cubin")), str(source)
+            )
+        errors = re.findall(r"^.*(?:error|fatal).*$", said, re.MULTILINE)
+        return errors[0] if errors else None
+
 
 def cuda_homes() -> list[Path]:
     """Where an nvcc may be: the environment, the search path, pip's packages; in this order."""
@@ -95,9 +111,18 @@ def cuda_toolkit() -> CudaToolkit | str:
         toolkit = CudaToolkit(home, "", include, runtimes[0])
         found = re.search(r"release (\d+\.\d+)", toolkit.nvcc("--version"))
         toolkit.version = found[1] if found else "unknown"
-        if toolkit.version.partition(".")[0] == major:
+        if toolkit.version.partition(".")[0] != major:
+            reason = (
+                f"nvcc {toolkit.version} in {home} does not fit torch's CUDA {torch.version.cuda}"
+            )
+            continue
+        failure = toolkit.failure()
+        if failure is None:
             return toolkit
-        reason = f"nvcc {toolkit.version} in {home} does not fit torch's CUDA {torch.version.cuda}"
+        reason = (
+            f"nvcc {toolkit.version} in {home} compiles nothing ({failure}); by pip it takes "
+            "nvidia-cuda-nvcc, -crt, -cccl, -runtime and nvidia-nvvm of one release"
+        )
     return reason
 
 

@@ -25,7 +25,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 MOST_REGISTERS = 64
 NAME = re.compile(
     r"(forward|backward|grad_value_rows)_kernelINS0_6ConfigI(f|d|N3c104HalfE|N3c108BFloat16E)"
-    r"Li(\d+)ELi(\d+)ELi(\d+)E"
+    r"Li(\d+)ELi(\d+)ELi(\d+)ELb([01])E"
 )
 DTYPES = {"f": "float32", "d": "float64", "N3c104HalfE": "float16", "N3c108BFloat16E": "bfloat16"}
 PTXAS = re.compile(
@@ -55,9 +55,10 @@ class Kernel:
 
     @property
     def title(self) -> str:
-        kind, dtype, head_dim, levels, points = NAME.search(self.name).groups()
+        kind, dtype, head_dim, levels, points, wide = NAME.search(self.name).groups()
         fused = "fused " if "7RawTaps" in self.name else ""
-        return f"{fused}{kind} {DTYPES[dtype]} head_dim={head_dim} taps={levels}x{points}"
+        wide = " wide" if wide == "1" else ""
+        return f"{fused}{kind} {DTYPES[dtype]} head_dim={head_dim} taps={levels}x{points}{wide}"
 
     @property
     def is_fast(self) -> bool:
@@ -117,7 +118,10 @@ class Kernel:
 
 
 def find_tool(name: str) -> str | None:
-    """A program of the CUDA toolkit: on the path, beside nvcc, or from pip's packages."""
+    """A program of the CUDA toolkit: on the path, beside nvcc, or from pip's packages.
+
+    Triton, which comes with PyTorch for CUDA, brings a disassembler along.
+    """
     found = shutil.which(name)
     if found:
         return found
@@ -125,6 +129,7 @@ def find_tool(name: str) -> str | None:
     folders = [nvcc.parent, Path("/usr/local/cuda/bin")]
     for site in {sysconfig.get_paths()["purelib"], *sys.path}:
         folders += sorted(Path(site or ".", "nvidia").glob("c*/bin"))
+        folders.append(Path(site or ".", "triton", "backends", "nvidia", "bin"))
     return next((str(path / name) for path in folders if (path / name).is_file()), None)
 
 

@@ -1,29 +1,46 @@
-"""Builds the CUDA kernels for the emulated device, and runs them there.
+"""Builds the CUDA operators for the emulated device, and the cases that they are tested with.
 
-``tests/cuda_emulation`` gives CUDA a meaning on CPU; this is the Python side of its driver.
+``tests/cuda_emulation`` gives CUDA a meaning on CPU. The library made here holds the operators'
+own host code and kernels, registered in another namespace, where CPU tensors stand in for those of
+the device.
 """
 
+import ctypes
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.cpp_extension import include_paths
+from torch._ops import _OpNamespace
+from torch.utils.cpp_extension import include_paths, library_paths
 
 from vitadapter.layers import ms_deform_attn_reference
 
-__all__ = ["FOLDER", "SANITIZERS", "Case", "EmulationError", "build", "reference_gradients", "run"]
+__all__ = [
+    "FOLDER",
+    "PYRAMID",
+    "SANITIZERS",
+    "Case",
+    "build",
+    "descending",
+    "deterministic",
+    "gradients",
+    "load",
+    "reference_gradients",
+]
 
 FOLDER = Path(__file__).parent / "cuda_emulation"
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+PYRAMID = ((5, 7), (3, 2), (1, 3))
 SANITIZERS = (
-    "-O0",
+    "-O1",
     "-fsanitize=address,undefined,float-cast-overflow",
     # Slow to compile, and seen by AddressSanitizer anyway.
     "-fno-sanitize=null,object-size,vptr",
@@ -31,53 +48,112 @@ SANITIZERS = (
 )
 
 
-class EmulationError(Exception):
-    """The emulated device refused what a kernel did."""
+# --- building -----------------------------------------------------------------------------------
 
 
-def _compile(source: Path, target: Path, include: Path, flags: Sequence[str]) -> None:
-    command = ["g++", "-std=c++20", "-O1", "-Wno-unknown-pragmas", "-fno-strict-aliasing", *flags]
-    command += [f"-I{FOLDER / 'include'}", f"-I{include}"]
-    command += [f"-I{path}" for path in include_paths()]
-    command += ["-x", "c++", "-c", str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+def _namespace(float_only: bool) -> str:
+    return "vitadapter_emulated_float32" if float_only else "vitadapter_emulated"
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    """Compiles single files, unless an object of the same sources and flags is kept."""
+
+    kernels: Path
+    flags: tuple[str, ...]
+    cache: Path
+
+    def __call__(self, source: Path) -> Path:
+        command = ["g++", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"]
+        command += ["-fno-strict-aliasing", "-Wno-unknown-pragmas", *self.flags]
+        digest = hashlib.sha256(f"{torch.__version__} {command}".encode())
+        for path in (source, *self._read_by(source)):
+            digest.update(path.read_bytes())
+        target = self.cache / f"{source.stem}.{digest.hexdigest()[:16]}.o"
+        if not target.is_file():
+            command += [f"-I{path}" for path in (FOLDER / "include", self.kernels)]
+            command += [f"-I{path}" for path in include_paths()]
+            with tempfile.TemporaryDirectory() as folder:
+                made = Path(folder, "made.o")
+                command += ["-x", "c++", "-c", str(source), "-o", str(made)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, done.stderr[-4000:]
+                shutil.copy2(made, target)
+        return target
+
+    def _read_by(self, source: Path) -> list[Path]:
+        """Our headers; device code is in .cuh files, which host code does not include."""
+        endings = ["h", "cuh"] if source.suffix == ".cu" or source.parent == FOLDER else ["h"]
+        ours = [path for ending in endings for path in self.kernels.glob(f"*.{ending}")]
+        return sorted([*ours, *FOLDER.rglob("*.h")])
 
 
 def build(kernels: Path, float_only: bool = False, flags: Sequence[str] = ()) -> Path:
-    """Compile the kernels in a folder with the C++ compiler; kept until a source changes.
+    """Compile the operators in a folder with the C++ compiler; kept until a source changes.
 
     Args:
         kernels: A folder such as ``kernels/ms_deform_attn``.
-        float_only: Whether to compile the kernels of float32 only, which is quicker.
+        float_only: Whether to compile for float32 only, which is quicker.
         flags: More flags for the compiler.
 
     Returns:
-        The executable.
+        The shared library, for :func:`load`.
     """
+    cache = Path(tempfile.gettempdir(), f"vitadapter_cuda_emulation_{os.getuid()}")
+    cache.mkdir(exist_ok=True)
     sources = sorted(kernels.glob("*_cuda.cu"))
+    flags = (*flags, f"-DEMULATED_NAMESPACE={_namespace(float_only)}")
     if float_only:
         sources = [path for path in sources if "grad_value_rows" in path.name]
-        flags = [*flags, "-DEMULATED_DTYPES=1", "-include", str(kernels / "dispatch_cuda.cuh")]
-    else:
-        flags = [*flags, "-DEMULATED_DTYPES=4"]
-    sources += sorted(FOLDER.glob("*.cpp"))
-    digest = hashlib.sha256(f"{torch.__version__} {flags}".encode())
-    for path in sorted([*kernels.glob("*_cuda.*"), *FOLDER.rglob("*.*"), Path(__file__)]):
-        digest.update(path.read_bytes())
-    cache = Path(tempfile.gettempdir(), f"vitadapter_cuda_emulation_{os.getuid()}")
-    executable = cache / digest.hexdigest()[:16]
-    if not executable.is_file():
+        sources.append(FOLDER / "float_launches.cpp")
+        flags = (*flags, "-DEMULATED_FLOAT_ONLY")
+    sources += [kernels / name for name in ("ms_deform_attn.cpp", "ms_deform_attn_cuda.cpp")]
+    sources.append(FOLDER / "emulation.cpp")
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(_Compiler(kernels, flags, cache), sources))
+    command = ["g++", "-shared", *(flag for flag in flags if "-fsanitize=" in flag)]
+    command += [*map(str, objects), *(f"-L{path}" for path in library_paths())]
+    command += ["-lc10", "-ltorch_cpu"]
+    library = cache / f"{hashlib.sha256(' '.join(command).encode()).hexdigest()[:16]}.so"
+    if not library.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            objects = [Path(folder, f"{source.stem}.o") for source in sources]
-            for source, target in zip(sources, objects, strict=True):
-                _compile(source, target, kernels, flags)
-            linked = Path(folder, "linked")
-            sanitizers = [flag for flag in flags if "-fsanitize=" in flag]
-            subprocess.run(["g++", *sanitizers, *objects, "-o", linked], check=True)
-            cache.mkdir(exist_ok=True)
-            shutil.copy2(linked, executable)
-    return executable
+            linked = Path(folder, "linked.so")
+            subprocess.run([*command, "-o", str(linked)], check=True)
+            shutil.copy2(linked, library)
+    return library
+
+
+def load(library: Path, float_only: bool = False) -> _OpNamespace:
+    """The operators of a build, to be called with CPU tensors; one build of either kind a process.
+
+    The emulated device answers what a GPU does not define with a ``RuntimeError``.
+    """
+    torch.ops.load_library(str(library))
+    return getattr(torch.ops, _namespace(float_only))
+
+
+@contextmanager
+def descending(library: Path) -> Iterator[None]:
+    """Run the threads of each block from the last to the first."""
+    choose = ctypes.CDLL(str(library)).emulation_set_descending
+    choose(True)
+    try:
+        yield
+    finally:
+        choose(False)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Deterministic algorithms; memory that nobody has written to holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# --- cases --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -127,78 +203,19 @@ class Case:
             ]
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def _request(case: Case, launch: int, descending: bool, atomics: bool) -> bytes:
-    sizes = [launch, case.fused, DTYPES.index(case.dtype), descending]
-    sizes += [*case.value.shape, case.queries, len(case.shapes), case.points]
-    sizes += [case.reference_images, case.reference_levels, atomics]
-    sizes += [size for shape in case.shapes for size in shape]
-    arrays = list(case.taps)
-    if launch > 0:
-        arrays.append(case.grad_output)
-    if launch < 2:
-        arrays.append(case.value)
-    return b"".join(map(_bytes, [torch.tensor(sizes), *arrays]))
-
-
-def _answer_like(case: Case, launch: int, atomics: bool) -> list[Tensor]:
-    coordinate = case.taps[0].dtype
-    grad_value = case.value.to(coordinate)
-    if launch == 0:
-        return [case.grad_output]
-    if launch == 2:
-        return [grad_value]
-    # Offsets and logits: the caller sums up the gradients of the reference points.
-    taps = [case.taps[1].to(coordinate), case.taps[2]] if case.fused else case.taps
-    return [grad_value, *taps] if atomics else taps
-
-
-def run(
-    executable: Path,
-    case: Case,
-    launch: str,
-    descending: bool = False,
-    atomics: bool = True,
+def gradients(
+    operators: _OpNamespace, case: Case, device: torch.device | str = "cpu"
 ) -> list[Tensor]:
-    """Launch a kernel on the emulated device.
-
-    Args:
-        executable: From :func:`build`.
-        case: The inputs.
-        launch: "forward", "backward" or "grad_value_rows".
-        descending: Whether the threads of a block run from the last to the first.
-        atomics: Whether "backward" computes the gradient of the value.
-
-    Returns:
-        What the kernel writes: the output, or the gradients (of the value if ``atomics``, of the
-        locations and weights; or of the offsets and logits).
-
-    Raises:
-        EmulationError: if the kernel did what a GPU does not define.
-    """
-    number = ("forward", "backward", "grad_value_rows").index(launch)
-    with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder, "request"), Path(folder, "answer")
-        request.write_bytes(_request(case, number, descending, atomics))
-        done = subprocess.run(
-            [executable, request, answer], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise EmulationError(done.stderr[:2000])
-        data = bytearray(answer.read_bytes())
-    results, first = [], 0
-    for like in _answer_like(case, number, atomics):
-        results.append(
-            torch.frombuffer(data, dtype=like.dtype, count=like.numel(), offset=first).reshape(
-                like.shape
-            )
-        )
-        first += like.numel() * like.element_size()
-    assert first == len(data)
-    return results
+    """Output and gradients (value, then the taps) by the operators of a namespace, on CPU."""
+    forward, backward = operators.ms_deform_attn, operators.ms_deform_attn_backward
+    if case.fused:
+        forward, backward = operators.ms_deform_attn_fused, operators.ms_deform_attn_fused_backward
+    value, grad_output = case.value.to(device), case.grad_output.to(device)
+    taps = [tensor.to(device) for tensor in case.taps]
+    flat = [size for shape in case.shapes for size in shape]
+    output = forward(value, flat, *taps)
+    grads = backward(grad_output, value, flat, *taps)
+    return [tensor.cpu() for tensor in (output, *grads)]
 
 
 def _sampled(case: Case, taps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,14 @@ FUSED_BACKWARD_OP = torch.ops.vitadapter.ms_deform_attn_fused_backward
 SHAPES = [(5, 7), (3, 2)]
 FLAT = [5, 7, 3, 2]
 TOKENS = 41
+# All that torch.library.opcheck() knows; by default it leaves out the static one.
+OPCHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_static",
+    "test_aot_dispatch_dynamic",
+)
 
 
 def make_inputs(

@@ -34,6 +34,23 @@ def fake_toolkit(folder: Path, version: str) -> Path:
     return folder
 
 
+def test_toolkit_that_lacks_a_part(repository: Path, tmp_path: Path) -> None:
+    """As pip's packages do where only some are installed."""
+    if torch.version.cuda is None:
+        pytest.skip("gpu: this torch is built without CUDA")
+    toolkit = fake_toolkit(tmp_path / "cuda", torch.version.cuda)
+    nvcc = toolkit / "bin" / "nvcc"
+    failing = (
+        "case $* in *kernel.cu*) echo 'fatal error: nv/target: no such file' >&2; exit 1;; esac"
+    )
+    nvcc.write_text(nvcc.read_text() + f"{failing}\n")
+    environment = dict(CUDA_HOME=str(toolkit), PATH=path_without_nvcc())
+    done = ask_setup(repository, VITADAPTER_CUDA="1", **environment)
+    assert done.returncode != 0
+    assert "compiles nothing (fatal error: nv/target: no such file)" in done.stderr
+    assert ask_setup(repository, TORCH_CUDA_ARCH_LIST="8.0", **environment).returncode == 0
+
+
 def path_without_nvcc() -> str:
     folders = os.environ["PATH"].split(os.pathsep)
     return os.pathsep.join(folder for folder in folders if not Path(folder, "nvcc").exists())

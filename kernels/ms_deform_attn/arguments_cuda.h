@@ -11,6 +11,13 @@ namespace vitadapter::cuda {
 template <typename scalar_t>
 using acc_of = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
+// One feature map inside the token axis.
+struct LevelSize {
+  int64_t first_token;
+  int32_t height;
+  int32_t width;
+};
+
 // Arguments of ms_deform_attn: (images, queries, heads, levels, points, 2) and
 // (images, queries, heads, levels, points).
 template <typename Scalar>

@@ -42,7 +42,7 @@ __device__ inline Slopes<typename Config::acc_t> visit_vector(
     const Tap<Config>& tap,
     int64_t first,
     int32_t width,
-    int32_t token_stride,
+    typename Config::index_t token_stride,
     const HeadMaps<Config>& maps) {
   using acc_t = typename Config::acc_t;
   constexpr int kCorners = Config::kCornersAtOnce;
@@ -169,9 +169,11 @@ __device__ inline typename Config::acc_t mean_sample(
     for (int lane = 0;
          lane < Config::kLanes && base + lane < sizes.num_taps(); ++lane) {
       const Tap<Config> tap = from_lane(own, lane);
-      mean += tap.weight *
-          visit_tap(tap, sizes.level[cursor.level], sizes, place, maps)
-              .sample;
+      if (tap.touches()) {
+        mean += tap.weight *
+            visit_tap(tap, sizes.level[cursor.level], sizes, place, maps)
+                .sample;
+      }
       cursor.advance();
     }
   }
@@ -222,7 +224,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(
     for (int lane = 0; lane < kLanes && base + lane < num_taps; ++lane) {
       const Tap<Config> tap = from_lane(own, lane);
       const LevelSize& level = sizes.level[cursor.level];
-      Slopes<acc_t> slopes = visit_tap(tap, level, sizes, place, maps);
+      // A tap outside has no gradient, not even where that of the output is NaN.
+      Slopes<acc_t> slopes;
+      if (tap.touches()) {
+        slopes = visit_tap(tap, level, sizes, place, maps);
+      }
       slopes.sample = sum_over_lanes<kLanes>(slopes.sample);
       slopes.right = sum_over_lanes<kLanes>(slopes.right);
       slopes.down = sum_over_lanes<kLanes>(slopes.down);

@@ -26,6 +26,9 @@ struct Problem {
   std::vector<Level> levels;
 };
 
+// For heads * head_dim and levels * points, which kernels count in 32 bits.
+constexpr int64_t kMostPerQuery = int64_t(1) << 30;
+
 // The dtype of coordinates, and of all sums.
 inline at::ScalarType coordinate_dtype(const at::Tensor& value) {
   return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -88,6 +91,10 @@ inline Problem check_shapes(
       ": value must have shape (batch, tokens, heads, head_dim) with at least "
       "one head and channel, got ",
       value.sizes());
+  TORCH_CHECK_VALUE(
+      value.size(2) <= kMostPerQuery / value.size(3), op,
+      ": value must have at most ", kMostPerQuery,
+      " channels in all its heads, got ", value.sizes());
   auto levels = check_levels(op, spatial_shapes, value.size(1));
   const auto num_levels = static_cast<int64_t>(levels.size());
   TORCH_CHECK_VALUE(
@@ -97,6 +104,10 @@ inline Problem check_shapes(
       op, ": ", taps_name, " must have shape (batch=", value.size(0),
       ", queries, heads=", value.size(2), ", levels=", num_levels,
       ", points >= 1, 2), got ", taps.sizes());
+  TORCH_CHECK_VALUE(
+      taps.size(4) <= kMostPerQuery / num_levels, op, ": ", taps_name,
+      " must have at most ", kMostPerQuery, " points in all levels, got ",
+      taps.sizes());
   TORCH_CHECK_VALUE(
       per_tap.sizes() == taps.sizes().slice(0, 5), op, ": ", per_tap_name,
       " must have the shape of ", taps_name, " without its last axis, ",

@@ -20,13 +20,10 @@ Sizes<Config> sizes_of(const Dimensions& dimensions) {
   sizes.head_dim = static_cast<int32_t>(dimensions.head_dim);
   sizes.levels = static_cast<int32_t>(dimensions.levels);
   sizes.points = static_cast<int32_t>(dimensions.points);
-  int64_t first_token = 0;
-  for (int64_t i = 0; i < dimensions.levels; ++i) {
-    const int64_t height = dimensions.spatial_shapes[2 * i];
-    const int64_t width = dimensions.spatial_shapes[2 * i + 1];
-    sizes.level[i] = {
-        first_token, static_cast<int32_t>(height), static_cast<int32_t>(width)};
-    first_token += height * width;
+  if constexpr (Config::kWide) {
+    sizes.level = dimensions.device_levels;
+  } else {
+    fill_levels(dimensions, sizes.level);
   }
   return sizes;
 }
@@ -92,6 +89,9 @@ cudaError_t with_taps(const Dimensions& dimensions, const Use& use) {
 // Calls use(Config) with the fastest Config for these sizes.
 template <typename Scalar, typename Use>
 cudaError_t with_config(const Dimensions& dimensions, const Use& use) {
+  if (is_wide(dimensions)) {
+    return use(Config<Scalar, 0, 0, 0, true>());
+  }
   switch (dimensions.head_dim) {
     case 16:
       return with_taps<Scalar, 16>(dimensions, use);

@@ -14,7 +14,7 @@ __device__ inline void add_sample(
     const Tap<Config>& tap,
     const typename Config::scalar_t* map,
     int32_t width,
-    int32_t token_stride,
+    typename Config::index_t token_stride,
     typename Config::acc_t (&sum)[Config::kVector]) {
   constexpr int kCorners = Config::kCornersAtOnce;
 #pragma unroll 1

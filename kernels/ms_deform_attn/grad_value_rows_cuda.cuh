@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) grad_value_rows_kernel(
       typename Config::acc_t x, y;
       item.place_of(index, level_index, level, x, y);
       const auto own = locate<Config>(x, y, item.weight(index), level);
-      const bool samples = place.active && (own.corners & 15) != 0;
+      const bool samples = place.active && own.touches();
       const int64_t upper_row = samples ? static_cast<int64_t>(std::floor(y)) : 0;
       const unsigned upper =
           __ballot_sync(kWholeWarp, samples && upper_row == row);

@@ -31,10 +31,14 @@ constexpr int kThreads = 128; // per block
 constexpr int kBlocks = 8;
 
 // What the compiler knows of a problem; 0 stands for "only known at run time".
-template <typename Scalar, int head_dim, int levels, int points>
+// `wide` kernels count with 64 bits inside a level too, and read the levels from
+// device memory: for problems that is_wide() finds too large for the others.
+template <typename Scalar, int head_dim, int levels, int points, bool wide = false>
 struct Config {
   using scalar_t = Scalar;
   using acc_t = acc_of<Scalar>;
+  using index_t = std::conditional_t<wide, int64_t, int32_t>;
+  static constexpr bool kWide = wide;
   static constexpr bool kAnyHeadDim = head_dim == 0;
   static constexpr int kTaps = levels * points;
   static constexpr int kPoints = points;

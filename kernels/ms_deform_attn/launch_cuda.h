@@ -19,12 +19,16 @@ struct Dimensions {
   int64_t queries;
   int64_t levels;
   int64_t points;
-  const int64_t* spatial_shapes; // (h0, w0, h1, w1, ...)
+  const int64_t* spatial_shapes; // (h0, w0, h1, w1, ...), on the host
+  const LevelSize* device_levels; // in device memory if is_wide(), else unused
 };
 
-// Whether the kernels can index such a problem: offsets inside one level of one
-// image are 32-bit numbers, and kernel parameters hold 128 levels.
-bool is_supported(const Dimensions& dimensions);
+// Whether only the slower kernels can index such a problem: the others have 32
+// bits for an offset inside one level of one image, and 128 levels at most.
+bool is_wide(const Dimensions& dimensions);
+
+// The levels as kernels read them, `dimensions.levels` of them.
+void fill_levels(const Dimensions& dimensions, LevelSize* levels);
 
 // Taps: GivenTaps or RawTaps. Nothing may be empty. All pointers lie at
 // multiples of 16 bytes.

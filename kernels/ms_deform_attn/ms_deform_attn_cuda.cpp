@@ -6,6 +6,7 @@
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
@@ -29,26 +30,39 @@ at::Tensor aligned(const at::Tensor& tensor) {
   return address % 16 == 0 ? dense : dense.clone();
 }
 
-cuda::Dimensions dimensions_of(
-    const Problem& problem,
-    at::IntArrayRef spatial_shapes) {
-  const cuda::Dimensions dimensions{
-      problem.batch,
-      problem.tokens,
-      problem.heads,
-      problem.head_dim,
-      problem.queries,
-      static_cast<int64_t>(problem.levels.size()),
-      problem.points,
-      spatial_shapes.data()};
-  TORCH_CHECK_VALUE(
-      cuda::is_supported(dimensions),
-      "ms_deform_attn: on CUDA, a level may have at most 2^31 numbers per image, "
-      "and there may be at most 128 levels, got spatial_shapes ",
-      spatial_shapes, " with ", problem.heads, " heads of ", problem.head_dim,
-      " channels");
-  return dimensions;
-}
+// What the launches are told of the sizes, with the memory that it points to.
+struct LaunchSizes {
+  cuda::Dimensions dimensions;
+  at::Tensor device_levels; // undefined unless the problem is wide
+
+  LaunchSizes(
+      const Problem& problem,
+      at::IntArrayRef spatial_shapes,
+      const at::Tensor& value)
+      : dimensions{
+            problem.batch,
+            problem.tokens,
+            problem.heads,
+            problem.head_dim,
+            problem.queries,
+            static_cast<int64_t>(problem.levels.size()),
+            problem.points,
+            spatial_shapes.data(),
+            nullptr} {
+    if (!cuda::is_wide(dimensions)) {
+      return;
+    }
+    std::vector<cuda::LevelSize> levels(problem.levels.size());
+    cuda::fill_levels(dimensions, levels.data());
+    const auto bytes =
+        static_cast<int64_t>(levels.size() * sizeof(cuda::LevelSize));
+    // Waits for the device, since the vector does not outlive this function.
+    device_levels = at::from_blob(levels.data(), {bytes}, at::kByte)
+                        .to(value.device(), at::kByte, false, /*copy=*/true);
+    dimensions.device_levels = reinterpret_cast<const cuda::LevelSize*>(
+        device_levels.const_data_ptr());
+  }
+};
 
 bool is_empty(const Problem& problem) {
   return problem.batch == 0 || problem.queries == 0;
@@ -93,11 +107,11 @@ at::Tensor forward(
   if (is_empty(problem)) {
     return output;
   }
-  const auto dimensions = dimensions_of(problem, spatial_shapes);
+  const LaunchSizes sizes(problem, spatial_shapes, value);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn", [&] {
         C10_CUDA_CHECK(cuda::launch_forward(
-            dimensions, make_taps(scalar_t()),
+            sizes.dimensions, make_taps(scalar_t()),
             value.const_data_ptr<scalar_t>(),
             output.mutable_data_ptr<scalar_t>(),
             c10::cuda::getCurrentCUDAStream().stream()));
@@ -179,17 +193,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cuda(
   if (is_empty(problem)) {
     return {at::zeros(value.sizes(), value.options()), grad_locations, grad_weights};
   }
-  const auto dimensions = dimensions_of(problem, spatial_shapes);
+  const LaunchSizes sizes(problem, spatial_shapes, value);
   const bool by_rows = at::globalContext().deterministicAlgorithms();
   auto grad_value = by_rows
-      ? deterministic_grad_value(dimensions, grad_output, value, locations, weights)
+      ? deterministic_grad_value(
+            sizes.dimensions, grad_output, value, locations, weights)
       : at::zeros(value.sizes(), sums_like(value));
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn_backward",
       [&] {
         using acc_t = cuda::acc_of<scalar_t>;
         C10_CUDA_CHECK(cuda::launch_backward(
-            dimensions, given_taps<scalar_t>(locations, weights),
+            sizes.dimensions, given_taps<scalar_t>(locations, weights),
             grad_output.const_data_ptr<scalar_t>(),
             value.const_data_ptr<scalar_t>(),
             by_rows ? nullptr : grad_value.mutable_data_ptr<acc_t>(),
@@ -249,7 +264,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> fused_backward_cuda(
         at::zeros(references.sizes(), references.options()),
         at::empty(offsets.sizes(), offsets.options()), grad_logits};
   }
-  const auto dimensions = dimensions_of(problem, spatial_shapes);
+  const LaunchSizes sizes(problem, spatial_shapes, value);
   auto grad_offsets = at::empty(offsets.sizes(), references.options());
   const bool by_rows = at::globalContext().deterministicAlgorithms();
   at::Tensor grad_value;
@@ -261,7 +276,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> fused_backward_cuda(
                              .softmax(-1)
                              .view(logits.sizes());
     grad_value = deterministic_grad_value(
-        dimensions, grad_output, value, locations.contiguous(),
+        sizes.dimensions, grad_output, value, locations.contiguous(),
         weights.contiguous());
   } else {
     grad_value = at::zeros(value.sizes(), sums_like(value));
@@ -271,7 +286,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> fused_backward_cuda(
       "ms_deform_attn_fused_backward", [&] {
         using acc_t = cuda::acc_of<scalar_t>;
         C10_CUDA_CHECK(cuda::launch_backward(
-            dimensions, raw_taps<scalar_t>(references, offsets, logits),
+            sizes.dimensions, raw_taps<scalar_t>(references, offsets, logits),
             grad_output.const_data_ptr<scalar_t>(),
             value.const_data_ptr<scalar_t>(),
             by_rows ? nullptr : grad_value.mutable_data_ptr<acc_t>(),

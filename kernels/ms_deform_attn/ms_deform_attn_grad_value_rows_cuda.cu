@@ -7,11 +7,10 @@
 
 namespace vitadapter::cuda {
 
-bool is_supported(const Dimensions& dimensions) {
+bool is_wide(const Dimensions& dimensions) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  if (dimensions.levels > kMostLevels || dimensions.points > kMost / 256 ||
-      dimensions.heads > kMost / dimensions.head_dim) {
-    return false;
+  if (dimensions.levels > kMostLevels) {
+    return true;
   }
   // One row and column more on each side, for taps that touch the border from
   // outside; at least 16, since four bits of a pixel's number tell its corners.
@@ -21,10 +20,21 @@ bool is_supported(const Dimensions& dimensions) {
     const int64_t height = dimensions.spatial_shapes[2 * i];
     const int64_t width = dimensions.spatial_shapes[2 * i + 1];
     if (height + 2 > kMost / stride / (width + 2)) {
-      return false;
+      return true;
     }
   }
-  return true;
+  return false;
+}
+
+void fill_levels(const Dimensions& dimensions, LevelSize* levels) {
+  int64_t first_token = 0;
+  for (int64_t i = 0; i < dimensions.levels; ++i) {
+    const int64_t height = dimensions.spatial_shapes[2 * i];
+    const int64_t width = dimensions.spatial_shapes[2 * i + 1];
+    levels[i] = {
+        first_token, static_cast<int32_t>(height), static_cast<int32_t>(width)};
+    first_token += height * width;
+  }
 }
 
 template <typename Scalar>
@@ -38,11 +48,15 @@ cudaError_t launch_grad_value_rows(
   for (int64_t i = 0; i < dimensions.levels; ++i) {
     rows += dimensions.spatial_shapes[2 * i];
   }
-  using Any = Config<Scalar, 0, 0, 0>;
-  return launch_over_heads<Any>(
-      &grad_value_rows_kernel<Any>, dimensions,
-      (rows + kRowsPerBlock - 1) / kRowsPerBlock, stream, taps, grad_output,
-      grad_value);
+  const auto launch = [&](auto config) {
+    using Any = decltype(config);
+    return launch_over_heads<Any>(
+        &grad_value_rows_kernel<Any>, dimensions,
+        (rows + kRowsPerBlock - 1) / kRowsPerBlock, stream, taps, grad_output,
+        grad_value);
+  };
+  return is_wide(dimensions) ? launch(Config<Scalar, 0, 0, 0, true>())
+                             : launch(Config<Scalar, 0, 0, 0>());
 }
 
 template cudaError_t launch_grad_value_rows<float>(

@@ -11,12 +11,6 @@
 
 namespace vitadapter::cuda {
 
-struct LevelSize {
-  int64_t first_token;
-  int32_t height;
-  int32_t width;
-};
-
 // Kernel parameters hold 4 KiB, this many levels at most.
 constexpr int kMostLevels = 128;
 
@@ -31,7 +25,9 @@ struct Sizes {
   int32_t head_dim;
   int32_t levels;
   int32_t points;
-  LevelSize level[Config::kLevels > 0 ? Config::kLevels : kMostLevels];
+  static constexpr int kHeld = Config::kLevels > 0 ? Config::kLevels : kMostLevels;
+  // In device memory, or here.
+  std::conditional_t<Config::kWide, const LevelSize*, LevelSize[kHeld]> level;
 
   __device__ int num_levels() const {
     return Config::kLevels > 0 ? Config::kLevels : levels;
@@ -42,8 +38,8 @@ struct Sizes {
   __device__ int num_taps() const {
     return num_levels() * num_points();
   }
-  __device__ int32_t token_stride() const {
-    return heads * head_dim;
+  __device__ typename Config::index_t token_stride() const {
+    return static_cast<typename Config::index_t>(heads) * head_dim;
   }
 };
 
@@ -80,15 +76,19 @@ __device__ inline Place find_place(const Sizes<Config>& sizes) {
 template <typename Config>
 struct Tap {
   using acc_t = typename Config::acc_t;
+  using index_t = typename Config::index_t;
   // 16 * (pixel of the upper left corner, from -width - 1 on), plus one bit
   // for each corner inside the map. 0 for a tap that samples nothing.
-  int32_t corners = 0;
+  index_t corners = 0;
   acc_t right = 0; // distance from the left column, of a pixel
   acc_t lower = 0; // distance from the upper row
   acc_t weight = 0;
 
   __device__ bool inside(int corner) const {
     return (corners >> corner & 1) != 0;
+  }
+  __device__ bool touches() const {
+    return (corners & 15) != 0;
   }
   // A corner's part of the sample, in either direction.
   __device__ acc_t across(int corner) const {
@@ -102,11 +102,11 @@ struct Tap {
     return weight * across(corner) * down(corner);
   }
   // In elements from the first pixel of the level.
-  __device__ int32_t offset(
+  __device__ index_t offset(
       int corner,
       int32_t width,
-      int32_t token_stride) const {
-    const int32_t step =
+      index_t token_stride) const {
+    const index_t step =
         corner % 2 + (corner / 2 == 1 ? width : 0);
     return ((corners >> 4) + step) * token_stride;
   }
@@ -134,7 +134,9 @@ __device__ inline Tap<Config> locate(
         (column < level.width - 1 ? 2 : 0);
     const int bits = (row >= 0 && row < level.height ? columns : 0) +
         (row < level.height - 1 ? columns * 4 : 0);
-    tap.corners = (row * level.width + column) * 16 + bits;
+    tap.corners =
+        (static_cast<typename Config::index_t>(row) * level.width + column) * 16 +
+        bits;
   }
   return tap;
 }

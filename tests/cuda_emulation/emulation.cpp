@@ -1,23 +1,91 @@
 // The scheduler behind include/cuda_runtime.h.
 
 #include <cuda_runtime.h>
-#include <ucontext.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
+#include <exception>
 #include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+// Functions that never returned have left their marks there.
+#define USED_ANEW(stack, size) __asan_unpoison_memory_region(stack, size)
 #define SWITCHES_TO(save, stack, size) \
   __sanitizer_start_switch_fiber(save, stack, size)
 #define SWITCHED(saved, stack, size) \
   __sanitizer_finish_switch_fiber(saved, stack, size)
 #else
+#define USED_ANEW(stack, size) ((void)0)
 #define SWITCHES_TO(save, stack, size) ((void)(stack), (void)(size))
 #define SWITCHED(saved, stack, size) ((void)0)
+#endif
+
+// A stack to run on. Where we know how, switching keeps to the registers that
+// functions preserve: swapcontext() asks the system for the signal mask each time,
+// which would be most of the emulation's work.
+#if defined(__x86_64__)
+extern "C" void emulation_switch(void** save, void* to);
+asm(R"(
+  .text
+  .type emulation_switch, @function
+emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+
+class Context {
+ public:
+  void start(char* stack, std::size_t size, void (*function)()) {
+    // What emulation_switch() pops, and no caller to return to.
+    void* frame[8] = {};
+    frame[6] = reinterpret_cast<void*>(function);
+    top_ = stack + size - sizeof(frame);
+    std::memcpy(top_, frame, sizeof(frame));
+  }
+  static void change(Context& from, Context& to) {
+    emulation_switch(&from.top_, to.top_);
+  }
+
+ private:
+  void* top_ = nullptr;
+};
+#else
+#include <ucontext.h>
+
+class Context {
+ public:
+  void start(char* stack, std::size_t size, void (*function)()) {
+    getcontext(&context_);
+    context_.uc_stack.ss_sp = stack;
+    context_.uc_stack.ss_size = size;
+    context_.uc_link = nullptr;
+    makecontext(&context_, function, 0);
+  }
+  static void change(Context& from, Context& to) {
+    swapcontext(&from.context_, &to.context_);
+  }
+
+ private:
+  ucontext_t context_;
+};
 #endif
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -32,7 +100,7 @@ constexpr std::size_t kStack = 256 * 1024;
 constexpr int kWarp = 32;
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   void* sanitizer = nullptr;
   dim3 index;
@@ -42,25 +110,31 @@ struct Fiber {
   int source = 0;
 };
 
-ucontext_t scheduler;
+Context scheduler;
 [[maybe_unused]] void* scheduler_sanitizer = nullptr;
 const void* scheduler_stack = nullptr;
 std::size_t scheduler_size = 0;
 std::vector<Fiber> fibers;
 int running = 0; // index of the fiber
 const std::function<void()>* program = nullptr;
+std::exception_ptr failure; // of the fiber that ran last
 
 void to_scheduler(bool for_good) {
   Fiber& fiber = fibers[running];
   SWITCHES_TO(
       for_good ? nullptr : &fiber.sanitizer, scheduler_stack, scheduler_size);
-  swapcontext(&fiber.context, &scheduler);
+  Context::change(fiber.context, scheduler);
   SWITCHED(fiber.sanitizer, &scheduler_stack, &scheduler_size);
 }
 
 void enter() {
   SWITCHED(nullptr, &scheduler_stack, &scheduler_size);
-  (*program)();
+  // An exception cannot leave the fiber's stack by itself.
+  try {
+    (*program)();
+  } catch (...) {
+    failure = std::current_exception();
+  }
   fibers[running].wait = Wait::kExited;
   to_scheduler(true);
 }
@@ -69,8 +143,11 @@ void resume(int index) {
   running = index;
   threadIdx = fibers[index].index;
   SWITCHES_TO(&scheduler_sanitizer, fibers[index].stack.get(), kStack);
-  swapcontext(&scheduler, &fibers[index].context);
+  Context::change(scheduler, fibers[index].context);
   SWITCHED(scheduler_sanitizer, nullptr, nullptr);
+  if (failure) {
+    std::rethrow_exception(std::exchange(failure, nullptr));
+  }
 }
 
 bool in_warp(Wait wait) {
@@ -163,11 +240,8 @@ void start_block() {
     const unsigned x = blockDim.x, y = blockDim.y;
     fiber.index = dim3(i % x, i / x % y, i / (x * y));
     fiber.wait = Wait::kNone;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &enter, 0);
+    USED_ANEW(fiber.stack.get(), kStack);
+    fiber.context.start(fiber.stack.get(), kStack, &enter);
   }
 }
 
@@ -199,11 +273,23 @@ void run_block() {
 
 } // namespace
 
+#define FOR_TESTS extern "C" __attribute__((visibility("default")))
+
+// From the last thread to the first, or back to the usual order.
+FOR_TESTS void emulation_set_descending(bool descending) {
+  order = descending ? Order::kDescending : Order::kAscending;
+}
+
+FOR_TESTS void emulation_set_fault(int number) {
+  fault = number;
+}
+
 void fail(const char* what) {
-  std::fprintf(
-      stderr, "cuda_emulation: %s (block %u %u %u, thread %u)\n", what,
-      blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
-  std::exit(3);
+  throw std::runtime_error(
+      std::string("cuda_emulation: ") + what + " (block " +
+      std::to_string(blockIdx.x) + " " + std::to_string(blockIdx.y) + " " +
+      std::to_string(blockIdx.z) + ", thread " + std::to_string(threadIdx.x) +
+      ")");
 }
 
 int lane() {
@@ -233,12 +319,20 @@ cudaError_t run_grid(
       gridDim.z > 65535) {
     return cudaErrorInvalidValue;
   }
-  fibers.resize(threads);
+  // Anew after a failure: some fibers never came to their end.
+  if (fibers.size() != threads) {
+    fibers = std::vector<Fiber>(threads);
+  }
   program = &thread;
   for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z) {
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
       for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-        run_block();
+        try {
+          run_block();
+        } catch (...) {
+          fibers.clear();
+          throw;
+        }
       }
     }
   }

@@ -1,41 +1,24 @@
 """The CUDA operators on a real GPU: the cases of the emulated device, and what only a GPU has."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
-from cuda_emulation_cases import Case, reference_gradients
+from cuda_emulation_cases import PYRAMID, Case, deterministic, gradients, reference_gradients
 from torch import Tensor
 
 pytestmark = pytest.mark.gpu
 
-PYRAMID = ((5, 7), (3, 2), (1, 3))
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def gradients(case: Case, device: str = "cuda") -> list[Tensor]:
-    """Output and gradients by the operator on a GPU, on the CPU."""
-    ops = torch.ops.vitadapter
-    forward = ops.ms_deform_attn_fused if case.fused else ops.ms_deform_attn
-    backward = ops.ms_deform_attn_fused_backward if case.fused else ops.ms_deform_attn_backward
-    value, grad_output = case.value.to(device), case.grad_output.to(device)
-    taps = [tensor.to(device) for tensor in case.taps]
-    flat = [size for shape in case.shapes for size in shape]
-    output = forward(value, flat, *taps)
-    grads = backward(grad_output, value, flat, *taps)
-    return [tensor.cpu() for tensor in (output, *grads)]
+def on_device(case: Case, device: str = "cuda") -> list[Tensor]:
+    """Output and gradients by the operators on a GPU, on the CPU."""
+    return gradients(torch.ops.vitadapter, case, device)
 
 
 def check(case: Case) -> None:
-    for got, expected in zip(gradients(case), reference_gradients(case), strict=True):
+    for got, expected in zip(on_device(case), reference_gradients(case), strict=True):
         rounding = torch.finfo(got.dtype).eps
         tolerance = 1e-12 if got.dtype == torch.float64 else max(1e-5, rounding)
         scale = max(expected.abs().max().item(), 1.0)
@@ -69,10 +52,11 @@ def test_equals_reference(dtype: torch.dtype, fused: bool, head_dim: int, levels
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_deterministic(deterministic: None, fused: bool, dtype: torch.dtype) -> None:
+def test_deterministic(fused: bool, dtype: torch.dtype) -> None:
     case = Case(dtype=dtype, fused=fused, shapes=PYRAMID, queries=3000)
-    check(case)
-    first, second = gradients(case), gradients(case)
+    with deterministic():
+        check(case)
+        first, second = on_device(case), on_device(case)
     assert all(map(torch.equal, first, second))
 
 
@@ -81,15 +65,34 @@ def test_deterministic(deterministic: None, fused: bool, dtype: torch.dtype) -> 
 def test_far_locations_sample_nothing(fused: bool, far: float) -> None:
     case = Case(fused=fused, shapes=PYRAMID)
     case.taps[0][:, 1] = far
-    output, grad_value, *grad_taps = gradients(case)
+    output, grad_value, *grad_taps = on_device(case)
     assert output[:, 1].eq(0).all()
     assert grad_value.isfinite().all()
     assert all(gradient[:, 1].eq(0).all() for gradient in grad_taps)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_more_levels_than_kernel_parameters_hold(fused: bool) -> None:
+    check(Case(fused=fused, shapes=((2, 1), (1, 2), (1, 1)) * 50, points=1, queries=3))
+
+
+def test_level_of_more_numbers_than_32_bits_count() -> None:
+    if torch.cuda.get_device_properties(0).total_memory < 16e9:
+        pytest.skip("gpu: needs 16 GB of memory")
+    height, width = 2**14, 2**13
+    value = torch.zeros(1, height * width, 1, 17, device="cuda", dtype=torch.float16)
+    value[0, -1] = torch.arange(17.0)
+    place = torch.tensor([1 - 0.5 / width, 1 - 0.5 / height], device="cuda")
+    weights = torch.ones(1, 1, 1, 1, 1, device="cuda")
+    output = torch.ops.vitadapter.ms_deform_attn(
+        value, [height, width], place.view(1, 1, 1, 1, 1, 2), weights
+    )
+    torch.testing.assert_close(output.flatten().cpu(), torch.arange(17.0).half())
+
+
 def test_misaligned_memory() -> None:
     case = Case(shapes=PYRAMID)
-    expected = gradients(case)
+    expected = on_device(case)
     buffer = torch.empty(case.value.numel() + 1, device="cuda")
     value = buffer[1:].view(case.value.shape).copy_(case.value)
     flat = [size for shape in case.shapes for size in shape]
@@ -99,16 +102,16 @@ def test_misaligned_memory() -> None:
 
 def test_runs_on_the_current_stream() -> None:
     case = Case(shapes=PYRAMID)
-    expected = gradients(case)[0]
+    expected = on_device(case)[0]
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(10_000_000)
-        assert torch.equal(gradients(case)[0], expected)
+        assert torch.equal(on_device(case)[0], expected)
 
 
 def test_on_another_device_than_the_current() -> None:
     device = f"cuda:{torch.cuda.device_count() - 1}"
     case = Case(shapes=PYRAMID)
-    assert torch.equal(gradients(case, device)[0], gradients(case)[0])
+    assert torch.equal(on_device(case, device)[0], on_device(case)[0])
 
 
 def test_more_numbers_than_32_bits_index() -> None:

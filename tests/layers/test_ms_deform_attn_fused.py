@@ -9,6 +9,7 @@ from ms_deform_attn_cases import (
     FLAT,
     FUSED_BACKWARD_OP,
     FUSED_OP,
+    OPCHECKS,
     SHAPES,
     assert_same,
     gradients,
@@ -163,13 +164,16 @@ def test_gradcheck(device: torch.device) -> None:
     assert torch.autograd.gradcheck(function, leaves, nondet_tol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
 def test_opcheck(dtype: torch.dtype, device: torch.device) -> None:
     value, *others = (t.requires_grad_() for t in make_fused_inputs(dtype=dtype, device=device))
-    torch.library.opcheck(FUSED_OP.default, (value, FLAT, *others))
+    torch.library.opcheck(FUSED_OP.default, (value, FLAT, *others), test_utils=OPCHECKS)
     value, *others = make_fused_inputs(dtype=dtype, device=device)
     grad_output = torch.randn(2, 4, 15).to(device, dtype)
-    torch.library.opcheck(FUSED_BACKWARD_OP.default, (grad_output, value, FLAT, *others))
+    arguments = (grad_output, value, FLAT, *others)
+    torch.library.opcheck(FUSED_BACKWARD_OP.default, arguments, test_utils=OPCHECKS)
 
 
 def test_opcheck_non_contiguous() -> None:
@@ -201,15 +205,18 @@ def test_saves_only_its_inputs() -> None:
     assert sorted(saved) == sorted(leaf.data_ptr() for leaf in leaves)
 
 
-def test_autocast() -> None:
-    value, reference, offsets, logits = make_fused_inputs(dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("function", [ms_deform_attn_fused, FUSED_OP])
+def test_autocast(function: Operator, dtype: torch.dtype) -> None:
+    value, reference, offsets, logits = make_fused_inputs(dtype=dtype)
+    shapes = FLAT if function is FUSED_OP else SHAPES
     expected = ms_deform_attn_fused(value, SHAPES, reference, offsets, logits)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = FUSED_OP(value, FLAT, reference, offsets.float(), logits.float())
-        full = FUSED_OP(value.float(), FLAT, reference.bfloat16(), offsets, logits)
+    with torch.autocast("cpu", dtype):
+        output = function(value, shapes, reference, offsets.float(), logits.float())
+        full = function(value.float(), shapes, reference.to(dtype), offsets, logits)
     assert torch.equal(output, expected)
     assert full.dtype == torch.float32
-    torch.testing.assert_close(full.bfloat16(), expected)
+    torch.testing.assert_close(full.to(dtype), expected)
 
 
 # --- wrong inputs -------------------------------------------------------------------------------
@@ -310,3 +317,17 @@ def test_more_tokens_than_kernels_can_number() -> None:
     cpu = [torch.zeros(tensor.shape) for tensor in (reference, offsets, logits)]
     with pytest.raises(ValueError, match="at most 2147483647 tokens"):
         FUSED_OP(value, [2**16, 2**15], *cpu)
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "meta"])
+def test_more_channels_or_points_than_kernels_can_number(device_type: str) -> None:
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(1, device=device_type).expand(shape)
+
+    reference = zeros(1, 1, 1, 2)
+    few = (zeros(1, 1, 2**16, 1, 1, 2), zeros(1, 1, 2**16, 1, 1))
+    with pytest.raises(ValueError, match="at most 1073741824 channels in all its heads"):
+        FUSED_OP(zeros(1, 1, 2**16, 2**15), [1, 1], reference, *few)
+    many = (zeros(1, 1, 1, 1, 2**31, 2), zeros(1, 1, 1, 1, 2**31))
+    with pytest.raises(ValueError, match="at most 1073741824 points in all levels"):
+        FUSED_OP(zeros(1, 1, 1, 1), [1, 1], reference, *many)

@@ -7,10 +7,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 from ms_deform_attn_cases import SHAPES, TOKENS, assert_same
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from vitadapter.layers import MSDeformAttn
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.layers import MSDeformAttn, MSDeformAttnReference
+from vitadapter.model_zoo import get_config
 
 
 def make_module(**changes: int | float) -> MSDeformAttn:
@@ -83,6 +87,32 @@ def test_module_initialisation() -> None:
             assert 0.8 * bound < parameter.abs().max() <= bound
         elif name != "sampling_offsets.bias":
             assert parameter.eq(0).all()
+
+
+def test_reference_module_computes_the_same_without_the_kernels() -> None:
+    module, inputs = make_module(), module_inputs()
+    reference = MSDeformAttnReference(16, 4, 2, 3, 0.5)
+    reference.load_state_dict(module.state_dict())
+    results = []
+    for each in (module, reference):
+        with torch.profiler.profile() as profile:
+            output = each(*inputs, SHAPES)
+            output.square().sum().backward()
+        ran = {event.key for event in profile.key_averages()}
+        assert ("vitadapter::ms_deform_attn_fused" in ran) == (each is module)
+        assert ("aten::grid_sampler_2d" in ran) == (each is reference)
+        results.append([output, *(p.grad for p in each.parameters())])
+    assert_same(*results, 1e-5)
+
+
+def test_operator_is_one_override() -> None:
+    config = get_config("common/models/vit_adapter.py")
+    model = {"backbone": {"bottom_up": config.vit_adapter_tiny}}
+    config = OmegaConf.create({"model": model}, flags={"allow_objects": True})
+    key = "model.backbone.bottom_up.attention"
+    assert instantiate(OmegaConf.select(config, key)) is MSDeformAttn
+    apply_overrides(config, [f"{key}.name=vitadapter.layers.MSDeformAttnReference"])
+    assert instantiate(OmegaConf.select(config, key)) is MSDeformAttnReference
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

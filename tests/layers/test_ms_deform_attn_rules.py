@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from ms_deform_attn_cases import BACKWARD_OP, FLAT, OP, SHAPES, make_inputs
+from ms_deform_attn_cases import BACKWARD_OP, FLAT, OP, OPCHECKS, SHAPES, make_inputs
 from torch import Tensor
 
 from vitadapter.layers import ms_deform_attn
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def _separated_locations(batch: int, queries: int, heads: int) -> Tensor:
@@ -34,19 +36,20 @@ def test_gradcheck(device: torch.device) -> None:
     assert torch.autograd.gradcheck(function, leaves, nondet_tol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck_forward(dtype: torch.dtype, device: torch.device) -> None:
     value, locations, weights = (
         t.requires_grad_() for t in make_inputs(dtype=dtype, device=device)
     )
-    torch.library.opcheck(OP.default, (value, FLAT, locations, weights))
+    torch.library.opcheck(OP.default, (value, FLAT, locations, weights), test_utils=OPCHECKS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck_backward(dtype: torch.dtype, device: torch.device) -> None:
     value, locations, weights = make_inputs(dtype=dtype, device=device)
     grad_output = torch.randn(2, 4, 15).to(device, dtype)
-    torch.library.opcheck(BACKWARD_OP.default, (grad_output, value, FLAT, locations, weights))
+    arguments = (grad_output, value, FLAT, locations, weights)
+    torch.library.opcheck(BACKWARD_OP.default, arguments, test_utils=OPCHECKS)
 
 
 def test_opcheck_non_contiguous() -> None:
@@ -67,15 +70,16 @@ def test_double_backward_is_refused() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("function", [ms_deform_attn, OP])
-def test_autocast(function: Callable[..., Tensor]) -> None:
-    value, locations, weights = make_inputs(dtype=torch.bfloat16)
+def test_autocast(function: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    value, locations, weights = make_inputs(dtype=dtype)
     shapes = FLAT if function is OP else SHAPES
-    expected = ms_deform_attn(value, SHAPES, locations.bfloat16().float(), weights)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = function(value, shapes, locations.bfloat16(), weights)
-        full = function(value.float(), shapes, locations.bfloat16(), weights)
-    assert output.dtype == torch.bfloat16
+    expected = ms_deform_attn(value, SHAPES, locations.to(dtype).float(), weights)
+    with torch.autocast("cpu", dtype):
+        output = function(value, shapes, locations.to(dtype), weights)
+        full = function(value.float(), shapes, locations.to(dtype), weights)
+    assert output.dtype == dtype
     assert torch.equal(output, expected)
     assert full.dtype == torch.float32
 

@@ -17,6 +17,8 @@ __all__ = [
 
 # Kernels number the tokens of an image in 32 bits.
 _MAX_TOKENS = 2**31 - 1
+# For heads * head_dim and levels * points, which kernels count in 32 bits.
+_MOST_PER_QUERY = 2**30
 _VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -79,6 +81,11 @@ def _check_value(op: str, value: Tensor, spatial_shapes: Sequence[int]) -> None:
             f"{op}: value must have shape (batch, tokens, heads, head_dim) with at least one head "
             f"and channel, got {tuple(value.shape)}"
         )
+    if value.shape[2] * value.shape[3] > _MOST_PER_QUERY:
+        raise ValueError(
+            f"{op}: value must have at most {_MOST_PER_QUERY} channels in all its heads, "
+            f"got {tuple(value.shape)}"
+        )
     _check_levels(op, spatial_shapes, value.shape[1])
 
 
@@ -115,6 +122,10 @@ def _check_taps(
         raise ValueError(
             f"{op}: {name} must have shape (batch={batch}, queries, heads={heads}, "
             f"levels={levels}, points >= 1, 2), got {shape}"
+        )
+    if levels * shape[4] > _MOST_PER_QUERY:
+        raise ValueError(
+            f"{op}: {name} must have at most {_MOST_PER_QUERY} points in all levels, got {shape}"
         )
 
 

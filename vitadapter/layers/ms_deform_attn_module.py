@@ -10,15 +10,19 @@ from torch.utils.checkpoint import checkpoint
 from vitadapter.layers.linear import Linear, linear
 from vitadapter.layers.ms_deform_attn_checks import coordinate_dtype
 from vitadapter.layers.ms_deform_attn_fused import ms_deform_attn_fused
+from vitadapter.layers.ms_deform_attn_fused_reference import ms_deform_attn_fused_reference
 
-__all__ = ["MSDeformAttn"]
+__all__ = ["MSDeformAttn", "MSDeformAttnReference"]
 
 
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention with its projections (paper §3.3, Deformable DETR §4.1).
 
-    Parameter names, layouts and initialisation are those of the official release.
+    Parameter names, layouts and initialisation are those of the official release. ``operator`` is
+    what samples and sums between the projections; subclasses may bring another one.
     """
+
+    operator = staticmethod(ms_deform_attn_fused)
 
     def __init__(
         self,
@@ -121,9 +125,7 @@ class MSDeformAttn(nn.Module):
         reference_points = reference_points.to(coordinate_dtype(value.dtype))
 
         def attend(value: Tensor, points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-            return self.output_proj(
-                ms_deform_attn_fused(value, spatial_shapes, points, offsets, logits)
-            )
+            return self.output_proj(self.operator(value, spatial_shapes, points, offsets, logits))
 
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return attend(value, reference_points, offsets, logits)
@@ -164,3 +166,15 @@ class MSDeformAttn(nn.Module):
                 f"reference_points must have shape (1 or batch={batch}, queries={queries}, 1 or "
                 f"levels={self.num_levels}, 2), got {shape}"
             )
+
+
+class MSDeformAttnReference(MSDeformAttn):
+    """:class:`MSDeformAttn` by PyTorch's own operators, to compare with or to look for a fault.
+
+    Slower and with more memory, but with the same parameters, so that it takes the same
+    checkpoints. On the command line of a config::
+
+        model.backbone.bottom_up.attention.name=vitadapter.layers.MSDeformAttnReference
+    """
+
+    operator = staticmethod(ms_deform_attn_fused_reference)

@@ -5,8 +5,8 @@
 // barrier until all threads of the block are there, at a shuffle or ballot until
 // all lanes that its mask names are. Then these go on, the results exchanged.
 // What would be undefined on a GPU (a lane that the mask leaves out, one that
-// never comes, misaligned vectors, an impossible grid) ends the launch with an
-// error. Blocks run one after the other.
+// never comes, misaligned vectors, an impossible grid) is an exception out of the
+// launch. Blocks run one after the other.
 
 #pragma once
 
@@ -65,6 +65,16 @@ enum class Wait : int { kNone, kBarrier, kShuffle, kBallot, kExited };
 // shuffle `source` is the lane of the warp that it reads.
 std::uint64_t exchange(Wait wait, unsigned mask, std::uint64_t bits, int source);
 
+// Which of the faults that a test has planted is at work; 0 for none.
+inline int fault = 0;
+
+// How many device guards live; without one, the stream is of no known device.
+inline int guards = 0;
+inline cudaStream_t current_stream() {
+  static int stream;
+  return guards > 0 ? &stream : nullptr;
+}
+
 [[noreturn]] void fail(const char* what);
 cudaError_t run_grid(
     const cudaLaunchConfig_t& config, const std::function<void()>& thread);
@@ -89,6 +99,11 @@ T* aligned(T* pointer) {
 }
 
 } // namespace emulation
+
+// Launches are complete when they return.
+inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
 
 inline void __syncthreads() {
   emulation::exchange(emulation::Wait::kBarrier, 0, 0, 0);
@@ -151,6 +166,9 @@ cudaError_t cudaLaunchKernelEx(
     void (*kernel)(Parameters...),
     Arguments&&... arguments) {
   static_assert((sizeof(Parameters) + ...) <= 4096, "parameter space");
+  if (config->stream == nullptr || config->stream != emulation::current_stream()) {
+    emulation::fail("a launch on another stream than the current one");
+  }
   const std::tuple<Parameters...> parameters(
       std::forward<Arguments>(arguments)...);
   return emulation::run_grid(
