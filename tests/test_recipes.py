@@ -15,6 +15,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from fvcore.common.param_scheduler import CosineParamScheduler
+from official_recipes import recipe_name
 from omegaconf import DictConfig
 from project_configs import CONFIGS, count_parameters, full_size_model, load, net_wrapper
 
@@ -24,13 +25,7 @@ from vitadapter.modeling.backbone import ViT
 Recipe = dict[str, object]
 
 # Rows without a recipe: paper table 4 (AugReg-B), and nets newer than the official release.
-OURS = re.compile(r"_b_augreg_3x$|_dinov3_|_eva02_")
-# Names that are not made of net, size, pre-training and schedule alone.
-RECIPES = {
-    "mask_rcnn_vit_adapter_s_deit_3x_nofpn": "mask_rcnn_deit_adapter_small_3x_coco",
-    "mask_rcnn_vit_adapter_b_mae_lsj_25ep": "mask_rcnn_mae_adapter_base_lsj_fpn_25ep_coco",
-    "mask_rcnn_vit_adapter_b_mae_lsj_50ep": "mask_rcnn_mae_adapter_base_lsj_fpn_50ep_coco",
-}
+OURS = re.compile(r"_b_augreg_3x$|_dinov3_|_eva02_|_finetune$")
 # Millions of parameters: backbone and whole detector, of the official models.
 PARAMETERS = {
     "vit_adapter_t_deit": ("7.967", "28.069"),
@@ -65,14 +60,13 @@ class Row(NamedTuple):
 
 def _row(path: Path) -> Row:
     name = re.sub(r"mask_rcnn_|_lsj|_[0-9]+(x|ep)", "", path.stem)
-    if path.stem in RECIPES:
-        return Row(path, load(path), name, RECIPES[path.stem], RECIPES[path.stem])
-    _, _, *backbone, size, pretrain, schedule = path.stem.split("_")
-    size_name = {"t": "tiny", "s": "small", "b": "base", "l": "large"}[size]
-    adapter = f"mask_rcnn_{pretrain}_adapter_{size_name}_fpn_{schedule}_coco"
-    plain = f"mask_rcnn_{pretrain}_{size_name}_fpn_3x_coco"
-    if "adapter" in backbone:
-        return Row(path, load(path), name, adapter, adapter)
+    recipe = recipe_name(path)
+    if "vit_adapter" in path.stem:
+        return Row(path, load(path), name, recipe, recipe)
+    # Table 1's rows of the plain ViT: one recipe, and the adapter's for the shorter schedule.
+    _, _, _, size, pretrain, schedule = path.stem.split("_")
+    plain = recipe_name(path.with_stem(f"mask_rcnn_vit_{size}_{pretrain}_3x"))
+    adapter = recipe_name(path.with_stem(f"mask_rcnn_vit_adapter_{size}_{pretrain}_{schedule}"))
     return Row(path, load(path), name, plain, plain if schedule == "3x" else adapter)
 
 
