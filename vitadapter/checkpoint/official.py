@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-__all__ = ["convert_official_backbone"]
+__all__ = ["convert_official_backbone", "export_official_backbone"]
 
 _REQUIRED = ("patch_embed.proj.weight", "pos_embed", "norm1.weight")
 # What the official classes, which subclass their ViT, keep beside the adapter's own entries.
@@ -38,3 +38,15 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
         f"net.{name}" if name.startswith(_NET_PREFIXES) else name: tensor
         for name, tensor in state_dict.items()
     }
+
+
+def export_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_official_backbone`.
+
+    Args:
+        state_dict: of ``ViTAdapter`` or ``ViTBaseline``.
+
+    Returns:
+        A new dict with the same tensors.
+    """
+    return {name.removeprefix("net."): tensor for name, tensor in state_dict.items()}
