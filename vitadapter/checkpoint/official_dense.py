@@ -10,10 +10,10 @@ _FPN_P3_P7 = (
     ("neck.fpn_convs.{i}.conv.", "backbone.fpn_output{i+3}."),
 )
 _TOWERS = (
-    ("bbox_head.cls_convs.{i}.conv.", "head.cls_subnet.{i}."),
     ("bbox_head.cls_convs.{i}.gn.", "head.cls_subnet.{i}.norm."),
-    ("bbox_head.reg_convs.{i}.conv.", "head.bbox_subnet.{i}."),
+    ("bbox_head.cls_convs.{i}.conv.", "head.cls_subnet.{i}."),
     ("bbox_head.reg_convs.{i}.gn.", "head.bbox_subnet.{i}.norm."),
+    ("bbox_head.reg_convs.{i}.conv.", "head.bbox_subnet.{i}."),
     ("bbox_head.scales.{i}.scale", "head.scales.{i}"),
 )
 

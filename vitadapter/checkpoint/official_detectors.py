@@ -24,6 +24,7 @@ from torch import Tensor
 from vitadapter.checkpoint.family import Conversion, Family
 from vitadapter.checkpoint.name_table import NameTable
 from vitadapter.checkpoint.official import convert_official_backbone, export_official_backbone
+from vitadapter.checkpoint.official_dense import ATSS_ROWS, GFL_ROWS
 
 __all__ = [
     "LAYOUTS",
@@ -92,7 +93,20 @@ MASK_RCNN = OfficialLayout(
     ),
 )
 
-LAYOUTS: tuple[OfficialLayout, ...] = (MASK_RCNN,)
+ATSS = OfficialLayout(
+    name="official_atss",
+    description="official ViT-Adapter ATSS (mmdet names)",
+    markers=("bbox_head.atss_cls.weight",),
+    rows=ATSS_ROWS,
+)
+GFL = OfficialLayout(
+    name="official_gfl",
+    description="official ViT-Adapter GFL (mmdet names)",
+    markers=("bbox_head.gfl_cls.weight",),
+    rows=GFL_ROWS,
+)
+
+LAYOUTS: tuple[OfficialLayout, ...] = (MASK_RCNN, ATSS, GFL)
 
 
 def _ones_for_layer_scale(state_dict: Mapping[str, Tensor]) -> dict[str, float]:
@@ -154,9 +168,7 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
     )
 
 
-def export_official(
-    state_dict: Mapping[str, Tensor], layout: OfficialLayout
-) -> dict[str, Tensor]:
+def export_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> dict[str, Tensor]:
     """Our whole model to the official names: the inverse of :func:`convert_official`.
 
     Args:

@@ -81,6 +81,7 @@ class GFL(SingleAnchorDetector):
         head_in_features: Sequence[str] | None = None,
         anchor_generator: DefaultAnchorGenerator,
         anchor_matcher: Callable[[Sequence[Boxes], Boxes], Tensor],
+        anchor_scale: float = 8.0,
         num_classes: int,
         quality_focal_beta: float = 2.0,
         box_loss_weight: float = 2.0,
@@ -95,6 +96,7 @@ class GFL(SingleAnchorDetector):
     ) -> None:
         """
         Args:
+            anchor_scale: width of an anchor in strides, as `anchor_generator` makes them.
             quality_focal_beta: of the class loss.
             box_loss_weight: of the GIoU loss.
             distribution_loss_weight: of the distribution focal loss.
@@ -102,7 +104,7 @@ class GFL(SingleAnchorDetector):
         Others: as in `SingleAnchorDetector`.
 
         Raises:
-            ValueError: anchors that are not the same multiple of the stride on every level.
+            ValueError: an anchor that is not so wide, or more than one per location.
         """
         super().__init__(
             backbone=backbone,
@@ -122,17 +124,18 @@ class GFL(SingleAnchorDetector):
         self.quality_focal_beta = quality_focal_beta
         self.box_loss_weight = box_loss_weight
         self.distribution_loss_weight = distribution_loss_weight
-        self._strides_per_anchor = _strides_per_anchor(anchor_generator)
+        _check_anchor_scale(anchor_generator, anchor_scale)
+        self.anchor_scale = anchor_scale
         self._transform = Box2BoxTransformLinear(normalize_by_size=True)
 
     def decode(self, box_predictions: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (n, 4) from distributions (n, 4 * bins) and anchors (n, 4)."""
-        distances = self.head.distances(box_predictions) / self._strides_per_anchor
+        distances = self.head.distances(box_predictions) / self.anchor_scale
         return self._transform.apply_deltas(distances, anchors)
 
     def _distance_targets(self, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
         """Distances (n, 4) in strides, cut to what the bins hold."""
-        distances = self._transform.get_deltas(anchors, gt_boxes) * self._strides_per_anchor
+        distances = self._transform.get_deltas(anchors, gt_boxes) * self.anchor_scale
         return distances.clamp(min=0, max=len(self.head.bins) - 1 - _MARGIN)
 
     def losses(
@@ -179,15 +182,10 @@ class GFL(SingleAnchorDetector):
         }
 
 
-def _strides_per_anchor(anchor_generator: DefaultAnchorGenerator) -> float:
-    """How many strides an anchor is wide."""
-    widths = {
-        float(box[0, 2] - box[0, 0]) / stride
-        for box, stride in zip(anchor_generator.cell_anchors, anchor_generator.strides, strict=True)
-    }
-    if len(widths) != 1:
-        raise ValueError(
-            "anchor_generator's sizes must be the same multiple of the stride on every level, got "
-            f"multiples {sorted(widths)}"
-        )
-    return widths.pop()
+def _check_anchor_scale(anchor_generator: DefaultAnchorGenerator, anchor_scale: float) -> None:
+    for box, stride in zip(anchor_generator.cell_anchors, anchor_generator.strides, strict=True):
+        if not box.is_meta and float(box[0, 2] - box[0, 0]) != anchor_scale * stride:
+            raise ValueError(
+                f"every anchor must be anchor_scale={anchor_scale} strides wide, got one of "
+                f"{float(box[0, 2] - box[0, 0])} pixels at stride {stride}"
+            )
