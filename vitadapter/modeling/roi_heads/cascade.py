@@ -160,6 +160,10 @@ class CascadeROIHeads(_CascadeROIHeads):
         self, proposals: Instances, target: Instances, stage: int
     ) -> Instances:
         boxes = proposals.proposal_boxes
+        if len(boxes) == 0 and len(target) == 0:
+            # Batch norm cannot train on nothing: the whole image is background.
+            height, width = proposals.image_size
+            boxes = Boxes(boxes.tensor.new_tensor([[0, 0, width, height]]))
         matches, labels = self.proposal_matchers[stage](pairwise_iou(target.gt_boxes, boxes))
         is_gt = torch.zeros_like(labels, dtype=torch.bool)
         if self.proposal_append_gt:
@@ -245,26 +249,33 @@ class CascadeROIHeads(_CascadeROIHeads):
         return [self.mask_head[stage].layers(x) for stage in stages]
 
     def _detect(self, features: Features, proposals: list[Instances]) -> list[Instances]:
-        logits, probabilities = [], []
-        for stage, predictor in enumerate(self.box_predictor):
+        all_predictions = []
+        for stage in range(self.num_cascade_stages):
             if stage > 0:
-                proposals = self._refine(predictions, proposals, stage - 1)
-            predictions = self._predict(features, proposals, stage)
-            logits.append(predictions[0])
-            probabilities.append(predictor.predict_probs(predictions, proposals))
-        if self.average_logits:
-            mean = torch.stack(logits).mean(dim=0)
-            scores = predictor.predict_probs((mean, predictions[1]), proposals)
-        else:
-            scores = [torch.stack(image).mean(dim=0) for image in zip(*probabilities, strict=True)]
+                proposals = self._refine(all_predictions[-1], proposals, stage - 1)
+            all_predictions.append(self._predict(features, proposals, stage))
+        predictor, predictions = self.box_predictor[-1], all_predictions[-1]
         return fast_rcnn_inference(
             predictor.predict_boxes(predictions, proposals),
-            scores,
+            self._average_scores(all_predictions, proposals),
             [p.image_size for p in proposals],
             predictor.test_score_thresh,
             self.nms or HardNMS(predictor.test_nms_thresh),
             predictor.test_topk_per_image,
         )
+
+    def _average_scores(
+        self, predictions: Sequence[Predictions], proposals: list[Instances]
+    ) -> list[Tensor]:
+        """Class probabilities (R, K + 1) of each image from those of all stages."""
+        if self.average_logits:
+            mean = torch.stack([logits for logits, _ in predictions]).mean(dim=0)
+            return list(self.box_predictor[-1].predict_probs((mean, predictions[-1][1]), proposals))
+        stages = [
+            predictor.predict_probs(of_stage, proposals)
+            for predictor, of_stage in zip(self.box_predictor, predictions, strict=True)
+        ]
+        return [torch.stack(image).mean(dim=0) for image in zip(*stages, strict=True)]
 
     def _forward_mask(self, features: Features, instances: list[Instances]) -> list[Instances]:
         """Adds "pred_masks" (R, 1, M, M) in [0, 1], the stages' mean, to detections."""
@@ -290,4 +301,5 @@ def _boxes_of(boxes: Tensor, classes: Tensor) -> Tensor:
     """(R, 4) of (R, K * 4): those of each row's class; (R, 4) of the same shape as they are."""
     if boxes.shape[1] == 4:
         return boxes
-    return boxes.view(len(boxes), -1, 4)[torch.arange(len(boxes), device=boxes.device), classes]
+    rows = torch.arange(len(boxes), device=boxes.device)
+    return boxes.view(len(boxes), boxes.shape[1] // 4, 4)[rows, classes]

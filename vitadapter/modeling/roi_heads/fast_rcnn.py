@@ -50,7 +50,7 @@ def _detect(
     boxes, scores = boxes[finite], scores[finite, :-1]  # (R, K * 4), (R, K)
     clipped = Boxes(boxes.reshape(-1, 4))
     clipped.clip(image_shape)
-    boxes = clipped.tensor.view(len(boxes), -1, 4)  # (R, K or 1, 4)
+    boxes = clipped.tensor.view(len(boxes), boxes.shape[1] // 4, 4)  # (R, K or 1, 4)
     rows, classes = (scores > score_thresh).nonzero().unbind(1)
     boxes = boxes[rows, classes if boxes.shape[1] > 1 else torch.zeros_like(classes)]
     keep, kept_scores = nms(boxes, scores[rows, classes], classes, None if topk < 0 else topk)
