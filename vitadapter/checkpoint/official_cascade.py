@@ -1,51 +1,40 @@
-"""Names of the official cascade and HTC heads, and of ours."""
+"""Names of the official cascade and HTC heads, and ours: rows of a ``NameTable``."""
 
-__all__ = ["CASCADE_HEADS", "HTC_HEADS"]
+__all__ = ["CASCADE_HEADS", "EXTRA_ATTENTION_FPN", "HTC_HEADS"]
 
-_STAGES = range(3)
-_CONVS = range(4)
+CASCADE_HEADS = (
+    ("roi_head.bbox_head.{s}.shared_convs.{i}.bn.", "roi_heads.box_head.{s}.conv{i+1}.norm."),
+    ("roi_head.bbox_head.{s}.shared_convs.{i}.conv.", "roi_heads.box_head.{s}.conv{i+1}."),
+    ("roi_head.bbox_head.{s}.shared_fcs.{i}.", "roi_heads.box_head.{s}.fc{i+1}."),
+    ("roi_head.bbox_head.{s}.fc_cls.", "roi_heads.box_predictor.{s}.cls_score."),
+    ("roi_head.bbox_head.{s}.fc_reg.", "roi_heads.box_predictor.{s}.bbox_pred."),
+    ("roi_head.mask_head.{s}.convs.{i}.conv.", "roi_heads.mask_head.{s}.mask_fcn{i+1}."),
+    ("roi_head.mask_head.{s}.upsample.", "roi_heads.mask_head.{s}.deconv."),
+    ("roi_head.mask_head.{s}.conv_logits.", "roi_heads.mask_head.{s}.predictor."),
+)
+"""Of three box and mask heads."""
 
+HTC_HEADS = (
+    *CASCADE_HEADS,
+    ("roi_head.mask_head.{s}.conv_res.conv.", "roi_heads.mask_head.{s}.conv_res."),
+    (
+        "roi_head.semantic_head.lateral_convs.{i}.conv.",
+        "roi_heads.semantic_head.lateral_convs.{i}.",
+    ),
+    ("roi_head.semantic_head.convs.{i}.conv.", "roi_heads.semantic_head.convs.{i}."),
+    ("roi_head.semantic_head.conv_embedding.conv.", "roi_heads.semantic_head.conv_embedding."),
+    ("roi_head.semantic_head.conv_logits.", "roi_heads.semantic_head.conv_logits."),
+)
+"""As :data:`CASCADE_HEADS`, with the semantic branch and the flow between mask heads."""
 
-def _box_heads() -> dict[str, str]:
-    names = {}
-    for stage in _STAGES:
-        official = f"roi_head.bbox_head.{stage}"
-        names |= {
-            f"{official}.fc_cls.": f"roi_heads.box_predictor.{stage}.cls_score.",
-            f"{official}.fc_reg.": f"roi_heads.box_predictor.{stage}.bbox_pred.",
-            f"{official}.shared_fcs.0.": f"roi_heads.box_head.{stage}.fc1.",
-        }
-        for i in _CONVS:
-            conv = f"roi_heads.box_head.{stage}.conv{i + 1}"
-            names[f"{official}.shared_convs.{i}.conv."] = f"{conv}."
-            names[f"{official}.shared_convs.{i}.bn."] = f"{conv}.norm."
-    return names
-
-
-def _mask_heads() -> dict[str, str]:
-    names = {}
-    for stage in _STAGES:
-        official, ours = f"roi_head.mask_head.{stage}", f"roi_heads.mask_head.{stage}"
-        names |= {
-            f"{official}.upsample.": f"{ours}.deconv.",
-            f"{official}.conv_logits.": f"{ours}.predictor.",
-            f"{official}.conv_res.conv.": f"{ours}.conv_res.",
-        }
-        names |= {f"{official}.convs.{i}.conv.": f"{ours}.mask_fcn{i + 1}." for i in _CONVS}
-    return names
-
-
-def _semantic_head() -> dict[str, str]:
-    convs = [f"lateral_convs.{level}" for level in range(5)]
-    convs += [f"convs.{i}" for i in _CONVS]
-    convs.append("conv_embedding")
-    official, ours = "roi_head.semantic_head", "roi_heads.semantic_head"
-    names = {f"{official}.{conv}.conv.": f"{ours}.{conv}." for conv in convs}
-    return names | {f"{official}.conv_logits.": f"{ours}.conv_logits."}
-
-
-CASCADE_HEADS = _box_heads() | _mask_heads()
-"""Our prefix by official prefix, of the three box and mask heads."""
-
-HTC_HEADS = CASCADE_HEADS | _semantic_head()
-"""As :data:`CASCADE_HEADS`, with the semantic branch."""
+EXTRA_ATTENTION_FPN = (
+    ("neck.0.norm{i}.", "backbone.bottom_up.norm{i}."),
+    ("neck.0.attn.", "backbone.bottom_up.attn."),
+    ("neck.0.ffn.", "backbone.bottom_up.ffn."),
+    ("neck.0.final_norm.", "backbone.bottom_up.final_norm."),
+    ("neck.1.lateral_convs.{i}.gn.", "backbone.fpn_lateral{i+2}.norm."),
+    ("neck.1.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+2}."),
+    ("neck.1.fpn_convs.{i}.gn.", "backbone.fpn_output{i+2}.norm."),
+    ("neck.1.fpn_convs.{i}.conv.", "backbone.fpn_output{i+2}."),
+)
+"""The neck of HTC++: ``FPN`` over ``ExtraAttention``, over a backbone with a path of its own."""

@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from vitadapter.checkpoint.name_table import NameTable
 from vitadapter.checkpoint.official_cascade import HTC_HEADS
 
 # Boxes, in pixels, are float32 in Detectron2 whatever the heads compute in.
@@ -20,12 +21,11 @@ BEST = 15  # detections of an image
 
 def _renamed(official: dict[str, Tensor]) -> dict[str, Tensor]:
     """The golden file has the names below `roi_head.`, the state dict those below `roi_heads.`."""
-    renamed = {}
-    for name, tensor in official.items():
-        (prefix,) = (p for p in HTC_HEADS if f"roi_head.{name}".startswith(p))
-        new = HTC_HEADS[prefix] + f"roi_head.{name}".removeprefix(prefix)
-        renamed[new.removeprefix("roi_heads.")] = tensor
-    return renamed
+    table = NameTable(HTC_HEADS)
+    return {
+        table.to_ours(f"roi_head.{name}").removeprefix("roi_heads."): tensor
+        for name, tensor in official.items()
+    }
 
 
 @pytest.fixture(scope="module")
