@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["convert_official_backbone"]
+__all__ = ["convert_official_backbone", "export_official_backbone"]
 
 # The pyramid's own entries: of the adapters, of the plain-ViT baseline, of the BEiT baseline.
 _PYRAMIDS = ("level_embed", "up1.0.weight", "fpn1.0.weight")
@@ -51,10 +51,9 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
     """Official backbone to ``ViTAdapter`` or ``ViTBaseline`` over its net.
 
     The official backbones are subclasses of their net (a plain ViT, BEiT or Uni-Perceiver), ours
-    wrap it: the net's entries move under
-    ``net.``, the BEiT baseline's deconvolutions to the plain-ViT baseline's names and
-    Uni-Perceiver's ``layers`` to ``blocks``; all other names agree. Only BEiT's
-    ``relative_position_index`` buffers are left out.
+    wrap it: the net's entries move under ``net.``, the BEiT baseline's deconvolutions to the
+    plain-ViT baseline's names and Uni-Perceiver's ``layers`` to ``blocks``; all other names agree.
+    Only BEiT's ``relative_position_index`` buffers are left out.
 
     Args:
         state_dict: entries of an official adapter or baseline on a plain ViT, BEiT or
@@ -75,11 +74,38 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
             f"an official backbone has one of {', '.join(_PYRAMIDS)} and the entries of one family "
             f"({known}), got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
         )
-    prefixes = families[0].prefixes
-    converted = {}
-    for name, tensor in state_dict.items():
-        if name.endswith(_DROPPED):
-            continue
-        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        converted[prefixes.get(prefix, "") + name.removeprefix(prefix)] = tensor
-    return converted
+    return {
+        _with_prefix(name, families[0].prefixes): tensor
+        for name, tensor in state_dict.items()
+        if not name.endswith(_DROPPED)
+    }
+
+
+def export_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_official_backbone`.
+
+    Args:
+        state_dict: of ``ViTAdapter`` or ``ViTBaseline`` over one of the official nets.
+
+    Returns:
+        A new dict with the same tensors, in the same order; without BEiT's
+        ``relative_position_index``.
+
+    Raises:
+        ValueError: the entries are not those of such a backbone.
+    """
+    for family in _FAMILIES:
+        required = (_with_prefix(name, family.prefixes) for name in family.required)
+        if all(name in state_dict for name in required):
+            back = {ours: official for official, ours in family.prefixes.items()}
+            return {_with_prefix(name, back): tensor for name, tensor in state_dict.items()}
+    raise ValueError(
+        "a backbone over a ViT, BEiT or UniPerceiver is needed, "
+        f"got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
+    )
+
+
+def _with_prefix(name: str, prefixes: Mapping[str, str]) -> str:
+    """``name`` with the one of the prefixes that begins it replaced."""
+    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+    return prefixes.get(prefix, "") + name.removeprefix(prefix)

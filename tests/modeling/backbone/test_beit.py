@@ -5,7 +5,7 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from vitadapter.checkpoint import convert_beit
+from vitadapter.checkpoint import convert_beit, resize_relative_position_bias_table
 from vitadapter.modeling.backbone import BEiT, SimpleFeaturePyramid, ViTAdapter, ViTBaseline
 
 DIM, DEPTH, HEADS = 32, 4, 2
@@ -93,6 +93,19 @@ def test_a_smaller_image_keeps_the_biases_of_its_offsets() -> None:
         torch.testing.assert_close(_tokens(net, images), expected, rtol=0, atol=1e-5)
 
 
+def test_a_larger_image_takes_the_tables_that_fine_tuning_would_start_from() -> None:
+    net = _net(64, use_cls_token=True)
+    larger = _net(112, use_cls_token=True)
+    state = net.state_dict()
+    for name, tensor in net.state_dict().items():
+        if "table" in name:
+            state[name] = resize_relative_position_bias_table(tensor, 13**2 + 3)
+    larger.load_state_dict(state)
+    images = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        torch.testing.assert_close(_tokens(net, images), _tokens(larger, images), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(96, 96), (32, 112), (16, 16)])
 @pytest.mark.parametrize("use_cls_token", [True, False])
 def test_any_size_with_global_attention(size: Size, use_cls_token: bool) -> None:
@@ -171,7 +184,7 @@ def test_residual_branches_start_as_in_beit() -> None:
     assert last.attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert last.attn.proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
     assert last.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
-    assert set(last.gamma_1.tolist()) == {pytest.approx(1e-6)}
+    torch.testing.assert_close(last.gamma_1.data, torch.full((64,), 1e-6))
 
 
 @pytest.mark.parametrize("form", ["windows", "cls_token"])
