@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from torch import Tensor, nn
 
@@ -18,9 +19,10 @@ from vitadapter.checkpoint.official_detectors import (
     export_official,
 )
 from vitadapter.model_zoo import get_config
+from vitadapter.modeling.backbone import ChannelMapper, LastLevelMaxPool2x2, UniPerceiver
 
 # Our backbone for each official recipe; the rest of the model is common to all.
-PLAIN = {
+RECIPES = {
     "mask_rcnn_augreg_adapter_large_fpn_1x_coco": "vit_adapter_large",
     "mask_rcnn_augreg_large_fpn_3x_coco": "vit_baseline_large",
     "mask_rcnn_deit_adapter_base_fpn_1x_coco": "vit_adapter_base",
@@ -32,7 +34,9 @@ PLAIN = {
     "mask_rcnn_dinov2_adapter_base_fpn_3x_coco": "vit_adapter_base",
     "mask_rcnn_dinov2_adapter_large_fpn_3x_coco": "vit_adapter_large",
     "mask_rcnn_dinov2_adapter_small_fpn_3x_coco": "vit_adapter_small",
+    "mask_rcnn_deit_adapter_small_3x_coco": "vit_adapter_small",
     "mask_rcnn_mae_adapter_base_lsj_fpn_25ep_coco": "vit_adapter_base",
+    "mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco": "vit_adapter_base",
 }
 
 
@@ -53,22 +57,35 @@ def make_official(shared: Path, name: str, device: str = "meta") -> dict[str, Te
 def build_model(name: str) -> nn.Module:
     """Our Mask R-CNN of an official recipe, without memory."""
     cfg = get_config("common/models/mask_rcnn_vit_adapter.py").model
-    kind = "vit_baseline.py" if "baseline" in PLAIN[name] else "vit_adapter.py"
-    bottom_up = get_config(f"common/models/{kind}")[PLAIN[name]]
-    cfg.backbone.bottom_up = bottom_up
+    kind = "vit_baseline.py" if "baseline" in RECIPES[name] else "vit_adapter.py"
+    cfg.backbone.bottom_up = get_config(f"common/models/{kind}")[RECIPES[name]]
+    bottom_up = cfg.backbone.bottom_up
     if "dinov2" in name:
         bottom_up.net.pretrain_img_size = 592
     if "mae" in name:
         bottom_up.net.layer_scale_init = None
         bottom_up.num_extra_extractors = 0
-        cfg.roi_heads.box_head.update(conv_dims=[256] * 4, fc_dims=[1024], conv_norm="BN")
+        cfg.backbone.norm = "BN"
         cfg.proposal_generator.head.conv_dims = [-1, -1]
+        cfg.roi_heads.box_head.update(conv_dims=[256] * 4, fc_dims=[1024], conv_norm="BN")
+        cfg.roi_heads.mask_head.conv_norm = "BN"
+    if "uniperceiver" in name:
+        bottom_up.net = L(UniPerceiver)(embed_dim=768, depth=12, num_heads=12)
+        bottom_up.drop_path_rate = 0.0
+        bottom_up.use_act_checkpoint = False
+    if "fpn" not in name:
+        cfg.backbone = L(ChannelMapper)(
+            bottom_up=bottom_up,
+            in_features=["res2", "res3", "res4", "res5"],
+            out_channels=256,
+            top_block=L(LastLevelMaxPool2x2)(),
+        )
     cfg.roi_heads.num_classes = 80
     with torch.device("meta"):
         return instantiate(cfg)
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN))
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_names_and_shapes_are_ours_and_come_back(name: str, shared: Path) -> None:
     official = make_official(shared, name)
     conversion = convert_official(official, MASK_RCNN)
@@ -101,9 +118,7 @@ def test_values_go_through_the_model_and_back(name: str, shared: Path) -> None:
         torch.testing.assert_close(back[key].double(), tensor.double(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "name", ["mask_rcnn_deit_adapter_small_3x_coco", *sorted(PLAIN)]
-)
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_mask_rcnn_is_recognised(name: str, shared: Path) -> None:
     official = make_official(shared, name)
     assert recognise(official).name == "official_mask_rcnn"
@@ -117,7 +132,7 @@ def test_every_layout_keeps_every_name_of_its_key_lists(shared: Path) -> None:
     for name in names:
         official = make_official(shared, name)
         for layout in LAYOUTS:
-            if not layout.recognises(official) or "backbone.pos_embed" not in official:
+            if not layout.recognises(official):
                 continue
             tried.add(layout.name)
             conversion = convert_official(official, layout)
@@ -161,11 +176,16 @@ def test_a_file_without_layer_scale_has_ones(shared: Path) -> None:
 def test_bad_input() -> None:
     backbone = {
         f"backbone.{name}": torch.zeros(1)
-        for name in ("patch_embed.proj.weight", "pos_embed", "norm1.weight")
+        for name in (
+            "patch_embed.proj.weight",
+            "pos_embed",
+            "blocks.0.attn.qkv.weight",
+            "level_embed",
+        )
     }
     with pytest.raises(ValueError, match=r"mmdet names\) has no neck\.a, neck\.b, neck\.c and 1 o"):
         convert_official(backbone | {f"neck.{c}": torch.zeros(1) for c in "abcd"}, MASK_RCNN)
-    with pytest.raises(ValueError, match="official plain-ViT backbone"):
+    with pytest.raises(ValueError, match="an official backbone has one of"):
         convert_official({"backbone.layer1.0.conv1.weight": torch.zeros(1)}, MASK_RCNN)
     with pytest.raises(ValueError, match=r"nothing like sem_seg_head\.x"):
         export_official({"sem_seg_head.x": torch.zeros(1)}, MASK_RCNN)

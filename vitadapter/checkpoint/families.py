@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from vitadapter.checkpoint.augreg import AUGREG
-from vitadapter.checkpoint.family import Conversion, Family
+from vitadapter.checkpoint.beit import convert_beit
+from vitadapter.checkpoint.family import Conversion, Family, describe
 from vitadapter.checkpoint.official_detectors import OFFICIAL_FAMILIES
-from vitadapter.checkpoint.plain_vit import DINOV2, MAE, TIMM_VIT
+from vitadapter.checkpoint.plain_vit import DINOV2, HEADS, MAE, TIMM_VIT
+from vitadapter.checkpoint.uni_perceiver import convert_uni_perceiver
 
 __all__ = ["FAMILIES", "find_family", "recognise"]
 
@@ -35,11 +37,40 @@ _OWN = Family(
     (_convert_own,),
 )
 
+_BEIT_REASONS = {
+    r"relative_position_index$": "follows from the size of the bias table",
+    r"rel_pos_bias\.relative_position_bias_table$": "copied to every block",
+    **HEADS,
+}
+_BEIT = Family(
+    "beit",
+    "BEiT and BEiTv2, pre-trained or fine-tuned, original or timm's names",
+    lambda state_dict: any(n.endswith("relative_position_bias_table") for n in state_dict),
+    (lambda state_dict: describe(state_dict, convert_beit(state_dict), _BEIT_REASONS),),
+)
+
+_UNI_PERCEIVER_REASONS = {
+    r"loss_prepare|token_embed": "head of the pre-training task",
+    r".": "not of the image encoder",
+}
+_UNI_PERCEIVER = Family(
+    "uni_perceiver",
+    "Uni-Perceiver, as published or as converted for the official ViT-Adapter",
+    lambda state_dict: any(n.startswith(("visual_embed.", "video_embed.")) for n in state_dict),
+    (
+        lambda state_dict: describe(
+            state_dict, convert_uni_perceiver(state_dict), _UNI_PERCEIVER_REASONS
+        ),
+    ),
+)
+
 # The first that recognises a file has it: what is more special comes first.
 FAMILIES: tuple[Family, ...] = (
     _OWN,
     *OFFICIAL_FAMILIES,
     AUGREG,
+    _UNI_PERCEIVER,
+    _BEIT,
     MAE,
     DINOV2,
     TIMM_VIT,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["Conversion", "Converter", "Family", "Scope", "convert_names"]
+__all__ = ["Conversion", "Converter", "Family", "Scope", "convert_names", "describe"]
 
 Scope = Literal["net", "backbone", "model"]
 
@@ -87,4 +87,30 @@ def convert_names(
         tensors[new] = tensor
         if new != name:
             renamed[name] = new
+    return Conversion(tensors, renamed=renamed, dropped=dropped)
+
+
+def describe(
+    state_dict: Mapping[str, Tensor], tensors: Mapping[str, Tensor], reasons: Mapping[str, str]
+) -> Conversion:
+    """What a pure function from state dict to state dict has renamed and left out.
+
+    Args:
+        state_dict: what it was given.
+        tensors: what it returned, names relative to the net.
+        reasons: why, by regular expression of the names that it leaves out; the first that
+            matches.
+
+    Returns:
+        Conversion: tensors that it passed on unchanged count as renamed, where their name is new.
+    """
+    new_names = {id(tensor): name for name, tensor in tensors.items()}
+    renamed, dropped = {}, {}
+    for old, tensor in state_dict.items():
+        new = new_names.get(id(tensor))
+        if new is None and old not in tensors:
+            found = (why for pattern, why in reasons.items() if re.search(pattern, old))
+            dropped[old] = next(found, "no part of the net")
+        elif new is not None and new != old:
+            renamed[old] = new
     return Conversion(tensors, renamed=renamed, dropped=dropped)

@@ -24,6 +24,7 @@ from torch import Tensor
 from vitadapter.checkpoint.family import Conversion, Family
 from vitadapter.checkpoint.name_table import NameTable
 from vitadapter.checkpoint.official import convert_official_backbone, export_official_backbone
+from vitadapter.checkpoint.official_cascade import CASCADE_HEADS, EXTRA_ATTENTION_FPN, HTC_HEADS
 from vitadapter.checkpoint.official_dense import ATSS_ROWS, GFL_ROWS
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 _BACKBONE = "backbone."
+_PYRAMIDS = ("level_embed", "up1.0.weight", "fpn1.0.weight")
+_PATCH_KERNELS = ("patch_embed.proj.weight", "visual_embed.patch_embed.proj.weight")
+_INDEX = ".relative_position_index"
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,10 @@ class OfficialLayout:
         return all(name in state_dict for name in self.markers)
 
 
+# The norms of convolutions that have them; with them the convolutions have no bias.
 FPN = (
+    ("neck.lateral_convs.{i}.bn.", "backbone.fpn_lateral{i+2}.norm."),
+    ("neck.fpn_convs.{i}.bn.", "backbone.fpn_output{i+2}.norm."),
     ("neck.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+2}."),
     ("neck.fpn_convs.{i}.conv.", "backbone.fpn_output{i+2}."),
 )
@@ -87,6 +94,7 @@ MASK_RCNN = OfficialLayout(
         ("roi_head.bbox_head.shared_fcs.{i}.", "roi_heads.box_head.fc{i+1}."),
         ("roi_head.bbox_head.fc_cls.", "roi_heads.box_predictor.cls_score."),
         ("roi_head.bbox_head.fc_reg.", "roi_heads.box_predictor.bbox_pred."),
+        ("roi_head.mask_head.convs.{i}.bn.", "roi_heads.mask_head.mask_fcn{i+1}.norm."),
         ("roi_head.mask_head.convs.{i}.conv.", "roi_heads.mask_head.mask_fcn{i+1}."),
         ("roi_head.mask_head.upsample.", "roi_heads.mask_head.deconv."),
         ("roi_head.mask_head.conv_logits.", "roi_heads.mask_head.predictor."),
@@ -106,7 +114,26 @@ GFL = OfficialLayout(
     rows=GFL_ROWS,
 )
 
-LAYOUTS: tuple[OfficialLayout, ...] = (MASK_RCNN, ATSS, GFL)
+CASCADE_MASK_RCNN = OfficialLayout(
+    name="official_cascade_mask_rcnn",
+    description="official ViT-Adapter Cascade Mask R-CNN (mmdet names)",
+    markers=(
+        "neck.lateral_convs.0.conv.weight",
+        "roi_head.bbox_head.0.fc_cls.weight",
+        "roi_head.mask_head.0.conv_logits.weight",
+    ),
+    rows=(*FPN, *RPN, *CASCADE_HEADS),
+)
+HTC = OfficialLayout(
+    name="official_htc",
+    description="official ViT-Adapter HTC++ (mmdet names)",
+    markers=("neck.1.lateral_convs.0.conv.weight", "roi_head.semantic_head.conv_logits.weight"),
+    rows=(*EXTRA_ATTENTION_FPN, *RPN, *HTC_HEADS),
+    # Below the FPN and the extra attention.
+    backbone_path="backbone.bottom_up.bottom_up",
+)
+
+LAYOUTS: tuple[OfficialLayout, ...] = (MASK_RCNN, CASCADE_MASK_RCNN, HTC, ATSS, GFL)
 
 
 def _ones_for_layer_scale(state_dict: Mapping[str, Tensor]) -> dict[str, float]:
@@ -127,6 +154,12 @@ def _split(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return backbone, rest
 
 
+def _indexes(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """What ``convert_official_backbone`` leaves out, and why."""
+    why = "follows from the size of the bias table"
+    return {name: why for name in state_dict if name.endswith(_INDEX)}
+
+
 def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> Conversion:
     """A whole official model to ours.
 
@@ -141,7 +174,7 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
         ValueError: a name that the layout does not know, or a backbone that is not official.
     """
     backbone, rest = _split(state_dict)
-    tensors, renamed, dropped, unknown = {}, {}, {}, []
+    tensors, renamed, dropped, unknown = {}, {}, _indexes(state_dict), []
     for name, tensor in convert_official_backbone(backbone).items():
         tensors[f"{layout.backbone_path}.{name}"] = tensor
     for name, tensor in rest.items():
@@ -204,7 +237,10 @@ def _backbone_alone(state_dict: Mapping[str, Tensor]) -> Conversion:
     return Conversion(
         convert_official_backbone(backbone),
         scope="backbone",
-        dropped=dict.fromkeys(rest, "no converter for this neck or head"),
+        dropped={
+            **_indexes(state_dict),
+            **dict.fromkeys(rest, "no converter for this neck or head"),
+        },
         implied=_ones_for_layer_scale(backbone),
     )
 
@@ -213,14 +249,15 @@ def _bare_backbone(state_dict: Mapping[str, Tensor]) -> Conversion:
     return Conversion(
         convert_official_backbone(state_dict),
         scope="backbone",
+        dropped=_indexes(state_dict),
         implied=_ones_for_layer_scale(state_dict),
     )
 
 
 def _is_bare_backbone(state_dict: Mapping[str, Tensor]) -> bool:
-    """A plain ViT has no norm1 outside its blocks; the official backbones have."""
-    return "norm1.weight" in state_dict and any(
-        name.startswith(("patch_embed.", "visual_embed.")) for name in state_dict
+    """A pre-trained ViT has nothing of a pyramid; the official adapters and baselines have."""
+    return any(name in state_dict for name in _PYRAMIDS) and any(
+        name in state_dict for name in _PATCH_KERNELS
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -99,12 +100,14 @@ def _packed_checkpoint(path: Path) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence: PyTorch's own goes on to advise to switch the protection off."""
+    """The point of a message: PyTorch's own goes on to advise to switch the protection off."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in text:
-        start = text.find("GLOBAL")
-        return f"it asks for code to be run ({text[start:].split(' was not')[0]}), which is refused"
-    return text.split(". ")[0]
+    if not isinstance(error, pickle.UnpicklingError):
+        return text.split(". ")[0]
+    if code := re.search(r"GLOBAL (\S+)", text):
+        return f"loading it would run code ({code[1]}), which is refused"
+    detail = re.search(r"WeightsUnpickler error: (.*?)(?: Check |$)", text)
+    return f"it is not made of tensors alone{f' ({detail[1]})' if detail else ''}"
 
 
 def read_state_dict(path: str | Path) -> StateDict:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from timm.models import adapt_input_conv
 from torch import Tensor
 
+from vitadapter.checkpoint.beit_tables import resize_relative_position_bias_table
+
 __all__ = ["fit_tensor", "resize_patch_kernel", "resize_pos_embed"]
 
-_POS_EMBED = "pos_embed"
-_PATCH_KERNEL = "patch_embed.proj.weight"
 # Tokens that may stand before the patches in a table of positions: class, distillation, registers.
 _MOST_PREFIX_ROWS = 16
 
@@ -98,11 +98,29 @@ def _fit_patch_kernel(
     return tensor if tensor.shape == shape else resize_patch_kernel(tensor, tuple(shape[2:]))
 
 
+def _fit_spatial_embed(
+    tensor: Tensor, shape: torch.Size, net: Mapping[str, Tensor]
+) -> Tensor | None:
+    fitted = _fit_pos_embed(tensor[None], torch.Size((1, *shape)), net)
+    return None if fitted is None else fitted[0]
+
+
+def _fit_bias_table(tensor: Tensor, shape: torch.Size, net: Mapping[str, Tensor]) -> Tensor | None:
+    if tensor.shape[1:] != shape[1:]:
+        return None
+    try:
+        return resize_relative_position_bias_table(tensor, shape[0])
+    except ValueError:
+        return None
+
+
 _Rule = Callable[[Tensor, torch.Size, Mapping[str, Tensor]], Tensor | None]
 # By the end of the name: the rule and how the report calls it.
 _RULES: Mapping[str, tuple[_Rule, str]] = {
-    _POS_EMBED: (_fit_pos_embed, "bicubic"),
-    _PATCH_KERNEL: (_fit_patch_kernel, "bilinear"),
+    "spatial_pos_embed.weight": (_fit_spatial_embed, "bicubic"),  # Uni-Perceiver
+    "pos_embed": (_fit_pos_embed, "bicubic"),
+    "patch_embed.proj.weight": (_fit_patch_kernel, "bilinear"),
+    "relative_position_bias_table": (_fit_bias_table, "spline through geometric offsets"),
 }
 
 

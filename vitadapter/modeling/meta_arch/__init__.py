@@ -1,6 +1,7 @@
-"""Detectors that Detectron2 lacks."""
+"""Whole models beyond Detectron2's."""
 
 from .atss import ATSS, ATSSHead
 from .gfl import GFL, GFLHead
+from .htc import HybridTaskCascade
 
-__all__ = ["ATSS", "GFL", "ATSSHead", "GFLHead"]
+__all__ = ["ATSS", "GFL", "ATSSHead", "GFLHead", "HybridTaskCascade"]
