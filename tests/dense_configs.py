@@ -1,7 +1,20 @@
 """Experiments of dense detectors, cut down to train fast; see project_configs.py."""
 
+import copy
+import functools
+
 from omegaconf import DictConfig
-from project_configs import _CHANNELS, _shrink_net, net_wrapper
+from project_configs import _CHANNELS, CONFIGS, _shrink_net, load, net_wrapper
+
+
+@functools.cache
+def _loaded(detector: str) -> DictConfig:
+    return load(next(p for p in CONFIGS if p.stem == f"{detector}_vit_adapter_s_deit_3x"))
+
+
+def dense_config(detector: str) -> DictConfig:
+    """The experiment of "atss" or "gfl" with ViT-Adapter-S, to change at will."""
+    return copy.deepcopy(_loaded(detector))
 
 
 def shrink_dense(cfg: DictConfig) -> DictConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_configs import shrink_dense
+from dense_configs import dense_config, shrink_dense
 from detectron2.config import instantiate
 from detectron2.structures import Instances
 from omegaconf import DictConfig
@@ -32,8 +32,8 @@ def _few_detections(cfg: DictConfig) -> DictConfig:
 
 CASES: dict[str, Callable[[], DictConfig]] = {
     "mask_rcnn": lambda: _few_detections(shrink(load(_config("mask_rcnn_vit_adapter_s_deit_3x")))),
-    "atss": lambda: shrink_dense(load(_config("atss_vit_adapter_s_deit_3x"))),
-    "gfl": lambda: shrink_dense(load(_config("gfl_vit_adapter_s_deit_3x"))),
+    "atss": lambda: shrink_dense(dense_config("atss")),
+    "gfl": lambda: shrink_dense(dense_config("gfl")),
 }
 
 

@@ -193,7 +193,8 @@ class SingleAnchorDetector(DenseDetector):
         """
         levels = [self._candidates(*level) for level in zip(anchors, *predictions, strict=True)]
         boxes, scores, classes = (torch.cat(kind) for kind in zip(*levels, strict=True))
-        boxes = Boxes(boxes)
+        finite = boxes.isfinite().all(1) & scores.isfinite()
+        boxes, scores, classes = Boxes(boxes[finite]), scores[finite], classes[finite]
         boxes.clip(image_size)
         there = boxes.nonempty()
         boxes, scores, classes = boxes.tensor[there], scores[there], classes[there]
