@@ -26,6 +26,7 @@ from vitadapter.checkpoint.name_table import NameTable
 from vitadapter.checkpoint.official import convert_official_backbone, export_official_backbone
 from vitadapter.checkpoint.official_cascade import CASCADE_HEADS, EXTRA_ATTENTION_FPN, HTC_HEADS
 from vitadapter.checkpoint.official_dense import ATSS_ROWS, GFL_ROWS
+from vitadapter.checkpoint.official_sparse import SPARSE_RCNN_HEADS
 
 __all__ = [
     "LAYOUTS",
@@ -132,8 +133,21 @@ HTC = OfficialLayout(
     # Below the FPN and the extra attention.
     backbone_path="backbone.bottom_up.bottom_up",
 )
+SPARSE_RCNN = OfficialLayout(
+    name="official_sparse_rcnn",
+    description="official ViT-Adapter Sparse R-CNN (mmdet names)",
+    markers=("rpn_head.init_proposal_features.weight",),
+    rows=(*FPN, *SPARSE_RCNN_HEADS),
+)
 
-LAYOUTS: tuple[OfficialLayout, ...] = (MASK_RCNN, CASCADE_MASK_RCNN, HTC, ATSS, GFL)
+LAYOUTS: tuple[OfficialLayout, ...] = (
+    MASK_RCNN,
+    CASCADE_MASK_RCNN,
+    HTC,
+    ATSS,
+    GFL,
+    SPARSE_RCNN,
+)
 
 
 def _ones_for_layer_scale(state_dict: Mapping[str, Tensor]) -> dict[str, float]:
