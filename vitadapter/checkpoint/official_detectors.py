@@ -25,6 +25,7 @@ from vitadapter.checkpoint.family import Conversion, Family
 from vitadapter.checkpoint.name_table import NameTable
 from vitadapter.checkpoint.official import convert_official_backbone, export_official_backbone
 from vitadapter.checkpoint.official_cascade import CASCADE_HEADS, EXTRA_ATTENTION_FPN, HTC_HEADS
+from vitadapter.checkpoint.official_dense import ATSS_ROWS, GFL_ROWS
 
 __all__ = [
     "LAYOUTS",
@@ -100,6 +101,19 @@ MASK_RCNN = OfficialLayout(
     ),
 )
 
+ATSS = OfficialLayout(
+    name="official_atss",
+    description="official ViT-Adapter ATSS (mmdet names)",
+    markers=("bbox_head.atss_cls.weight",),
+    rows=ATSS_ROWS,
+)
+GFL = OfficialLayout(
+    name="official_gfl",
+    description="official ViT-Adapter GFL (mmdet names)",
+    markers=("bbox_head.gfl_cls.weight",),
+    rows=GFL_ROWS,
+)
+
 CASCADE_MASK_RCNN = OfficialLayout(
     name="official_cascade_mask_rcnn",
     description="official ViT-Adapter Cascade Mask R-CNN (mmdet names)",
@@ -119,7 +133,7 @@ HTC = OfficialLayout(
     backbone_path="backbone.bottom_up.bottom_up",
 )
 
-LAYOUTS: tuple[OfficialLayout, ...] = (MASK_RCNN, CASCADE_MASK_RCNN, HTC)
+LAYOUTS: tuple[OfficialLayout, ...] = (MASK_RCNN, CASCADE_MASK_RCNN, HTC, ATSS, GFL)
 
 
 def _ones_for_layer_scale(state_dict: Mapping[str, Tensor]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from .beit import BEiT
 from .channel_mapper import ChannelMapper, LastLevelMaxPool2x2
 from .extra_attention import ExtraAttention
+from .last_level_convs import LastLevelConvs
 from .simple_feature_pyramid import SimpleFeaturePyramid
 from .uni_perceiver import UniPerceiver
 from .vit import ViT
@@ -13,6 +14,7 @@ __all__ = [
     "BEiT",
     "ChannelMapper",
     "ExtraAttention",
+    "LastLevelConvs",
     "LastLevelMaxPool2x2",
     "SimpleFeaturePyramid",
     "UniPerceiver",
