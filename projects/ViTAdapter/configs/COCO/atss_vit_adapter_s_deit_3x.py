@@ -7,4 +7,6 @@ model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapte
 dataloader.train.dataset.masks = False
 dataloader.evaluator.tasks = ["bbox"]
 train.amp.enabled = True
+# The backbone's stride-4 output is not used.
+train.ddp.find_unused_parameters = True
 train.output_dir = "./output/atss_vit_adapter_s_deit_3x"
