@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vitadapter.engine.inference import InferenceModel, build_inference
-from vitadapter.engine.trainer import do_test
+from vitadapter.engine.run_checks import SetupError
+from vitadapter.engine.trainer import do_test, do_train
 from vitadapter.model_zoo import get_config
 from vitadapter.modeling.test_time_augmentation import DetectorWithTTA
 
@@ -42,6 +43,13 @@ def test_mixed_precision(amp_dtype: str | None, dtype: torch.dtype) -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"amp_dtype must be one of .* or None, got 'half'"):
         InferenceModel(_Probe(), amp_dtype="half")
+
+
+def test_a_fault_is_found_before_training(cfg: DictConfig) -> None:
+    cfg.train.inference.amp_dtype = "half"
+    with pytest.raises(SetupError, match="amp_dtype must be one of"):
+        do_train(cfg)
+    assert not Path(cfg.train.output_dir, "metrics.json").exists()
 
 
 def test_mixed_precision_hardly_changes_a_detector(cfg: DictConfig) -> None:

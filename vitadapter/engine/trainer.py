@@ -90,7 +90,7 @@ def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     evaluator = instantiate(cfg.dataloader.evaluator)
 
     def evaluate(model: torch.nn.Module) -> Results:
-        results = inference_on_dataset(build_inference(cfg, model), loader, evaluator)
+        results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results)
         return results
@@ -198,7 +198,7 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
         dict: metrics by task, for instance `{"bbox": {"AP": ...}}`; empty without an evaluator
         and in all processes but the first.
     """
-    return _build_evaluation(cfg)(model)
+    return _build_evaluation(cfg)(build_inference(cfg, model))
 
 
 def do_eval_only(cfg: DictConfig) -> Results:
@@ -217,9 +217,10 @@ def do_eval_only(cfg: DictConfig) -> Results:
         check_run(cfg, eval_only=True)
         evaluate = _build_evaluation(cfg)
         model = instantiate(cfg.model).to(cfg.train.device)
+        inference = build_inference(cfg, model)
         checkpointer = AtomicCheckpointer(model)
         load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, complete=True)
-    return evaluate(model)
+    return evaluate(inference)
 
 
 def do_train(cfg: DictConfig, resume: bool = False) -> Results:
@@ -244,7 +245,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
 
     def evaluate_and_keep() -> Results:
         results.clear()
-        results.update(evaluate(trainer.model))
+        results.update(evaluate(inference))
         return results
 
     with setup_errors():
@@ -254,6 +255,8 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         evaluate = _build_evaluation(cfg)
         _check_same_classes(cfg)
         trainer = _build_trainer(cfg, loader)
+        # Now, so that a fault of train.inference is found before training.
+        inference = build_inference(cfg, trainer.model)
         checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
         trainer.register_hooks(_build_hooks(cfg, checkpointer, evaluate_and_keep))
         start = _restore(cfg, trainer, checkpointer, resume)
