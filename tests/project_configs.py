@@ -20,8 +20,11 @@ def load(path: Path) -> DictConfig:
 
 
 def net_wrapper(cfg: DictConfig) -> DictConfig:
-    """The part of a config that holds `net`: below an FPN, or ViTDet's feature pyramid itself."""
-    return cfg.model.backbone.get("bottom_up", cfg.model.backbone)
+    """The part of a config that holds `net`: below necks, or ViTDet's feature pyramid itself."""
+    wrapper = cfg.model.backbone
+    while "net" not in wrapper:
+        wrapper = wrapper.bottom_up
+    return wrapper
 
 
 @functools.cache
@@ -36,7 +39,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def shrink(cfg: DictConfig) -> DictConfig:
-    """Cuts a Faster or Mask R-CNN down in place: 32 channels everywhere, eight blocks.
+    """Cuts an R-CNN down in place: 32 channels everywhere, eight blocks.
 
     Of each quarter of the net its first and its last block stay, with what the config says of
     them (window, residual block, output of the baseline). In the nets of the paper these are a
@@ -48,17 +51,32 @@ def shrink(cfg: DictConfig) -> DictConfig:
     _shrink_net(net_wrapper(cfg))
     cfg.model.backbone.out_channels = _CHANNELS
     cfg.model.proposal_generator.head.in_channels = _CHANNELS
-    roi_heads = cfg.model.roi_heads
-    roi_heads.batch_size_per_image = 32
-    roi_heads.box_head.input_shape.channels = _CHANNELS
-    roi_heads.box_head.fc_dims = [_CHANNELS, _CHANNELS]
-    roi_heads.box_predictor.input_shape.channels = _CHANNELS
-    # Untrained scores are about 1 / (classes + 1).
-    roi_heads.box_predictor.test_score_thresh = 0.0
-    if roi_heads.mask_head is not None:
-        roi_heads.mask_head.input_shape.channels = _CHANNELS
-        roi_heads.mask_head.conv_dims = [_CHANNELS, _CHANNELS]
+    _shrink_roi_heads(cfg.model.roi_heads)
     return cfg
+
+
+def _shrink_roi_heads(roi_heads: DictConfig) -> None:
+    roi_heads.batch_size_per_image = 32
+    for box_head in heads_of(roi_heads, "box_head"):
+        box_head.input_shape.channels = _CHANNELS
+        box_head.conv_dims = [_CHANNELS] * min(1, len(box_head.conv_dims))
+        box_head.fc_dims = [_CHANNELS] * len(box_head.fc_dims)
+    for box_predictor in heads_of(roi_heads, "box_predictor"):
+        box_predictor.input_shape.channels = _CHANNELS
+        # Untrained scores are about 1 / (classes + 1).
+        box_predictor.test_score_thresh = 0.0
+    for mask_head in heads_of(roi_heads, "mask_head"):
+        mask_head.input_shape.channels = _CHANNELS
+        mask_head.conv_dims = [_CHANNELS, _CHANNELS]
+    if "semantic_head" in roi_heads:
+        roi_heads.semantic_head.update(in_channels=_CHANNELS, conv_dim=_CHANNELS)
+
+
+def heads_of(roi_heads: DictConfig, name: str) -> Sequence[DictConfig]:
+    """Heads of a kind, such as "box_head": one, or one for each stage of a cascade, or none."""
+    if f"{name}s" in roi_heads:
+        return roi_heads[f"{name}s"]
+    return [] if roi_heads[name] is None else [roi_heads[name]]
 
 
 def _shrink_net(wrapper: DictConfig) -> None:

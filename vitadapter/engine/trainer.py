@@ -29,6 +29,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.hooks import EvalHook, StateKeeper
+from vitadapter.engine.inference import build_inference
 from vitadapter.engine.resume import resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
 
@@ -190,14 +191,14 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
     """Evaluates `model` on the test set of `cfg` and prints the table.
 
     Args:
-        cfg: its `dataloader.test` and `dataloader.evaluator` are used.
+        cfg: its `dataloader.test`, `dataloader.evaluator` and `train.inference` are used.
         model: on its device; its training mode is kept.
 
     Returns:
         dict: metrics by task, for instance `{"bbox": {"AP": ...}}`; empty without an evaluator
         and in all processes but the first.
     """
-    return _build_evaluation(cfg)(model)
+    return _build_evaluation(cfg)(build_inference(cfg, model))
 
 
 def do_eval_only(cfg: DictConfig) -> Results:
@@ -216,9 +217,10 @@ def do_eval_only(cfg: DictConfig) -> Results:
         check_run(cfg, eval_only=True)
         evaluate = _build_evaluation(cfg)
         model = instantiate(cfg.model).to(cfg.train.device)
+        inference = build_inference(cfg, model)
         checkpointer = AtomicCheckpointer(model)
         load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, complete=True)
-    return evaluate(model)
+    return evaluate(inference)
 
 
 def do_train(cfg: DictConfig, resume: bool = False) -> Results:
@@ -243,7 +245,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
 
     def evaluate_and_keep() -> Results:
         results.clear()
-        results.update(evaluate(trainer.model))
+        results.update(evaluate(inference))
         return results
 
     with setup_errors():
@@ -253,6 +255,8 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         evaluate = _build_evaluation(cfg)
         _check_same_classes(cfg)
         trainer = _build_trainer(cfg, loader)
+        # Now, so that a fault of train.inference is found before training.
+        inference = build_inference(cfg, trainer.model)
         checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
         trainer.register_hooks(_build_hooks(cfg, checkpointer, evaluate_and_keep))
         start = _restore(cfg, trainer, checkpointer, resume)

@@ -1,6 +1,21 @@
-"""Parameter groups and learning-rate schedules."""
+"""Optimizers, parameter groups and learning-rate schedules."""
 
-from .param_groups import LayerDecay, NoDecayByName, NoDecayOneDim, get_optimizer_params
+from .clipped_adamw import ClippedAdamW
+from .param_groups import (
+    FactorByName,
+    LayerDecay,
+    NoDecayByName,
+    NoDecayOneDim,
+    get_optimizer_params,
+)
 from .schedule import warm_up
 
-__all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params", "warm_up"]
+__all__ = [
+    "ClippedAdamW",
+    "FactorByName",
+    "LayerDecay",
+    "NoDecayByName",
+    "NoDecayOneDim",
+    "get_optimizer_params",
+    "warm_up",
+]

@@ -1,13 +1,13 @@
 """Parameter groups with the rules of the official recipes."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 from detectron2.solver.build import reduce_param_groups
 from torch import Tensor, nn
 
-__all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
+__all__ = ["FactorByName", "LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
 
 _BLOCK = re.compile(r"(?:^|\.)net\.blocks\.(\d+)\.")
 # Of all nets; tables of relative positions lie in the blocks.
@@ -63,11 +63,32 @@ class LayerDecay:
         return self.rate ** (self.num_layers + 1 - layer)
 
 
+class FactorByName:
+    """A factor for parameters whose dotted name contains a string, 1 for others.
+
+    Args:
+        factors: string to factor; of several that a name contains the first counts.
+
+    Raises:
+        ValueError: a negative factor.
+    """
+
+    def __init__(self, factors: Mapping[str, float]) -> None:
+        if any(factor < 0 for factor in factors.values()):
+            raise ValueError(f"factors must not be negative, got {dict(factors)}")
+        self.factors = dict(factors)
+
+    def __call__(self, name: str) -> float:
+        """Factor of the parameter with this dotted name."""
+        return next((factor for part, factor in self.factors.items() if part in name), 1.0)
+
+
 class NoDecayByName:
     """Exempts parameters whose dotted name contains one of some strings from weight decay.
 
     The default strings are those of the official recipes without layer decay. As in the official
-    code, norms that are not called so (``spm.stem.1``) and layer scale do decay.
+    code, norms that are not called so (``spm.stem.1``) and layer scale do decay. So do the norms
+    that belong to a convolution (``cls_subnet.0.norm``): officially they are called bn or gn.
 
     Args:
         substrings: parts of names.
@@ -80,6 +101,7 @@ class NoDecayByName:
 
     def __call__(self, name: str, parameter: Tensor) -> bool:
         """Whether the parameter is exempt."""
+        name = name.replace(".norm.", ".")
         return any(part in name for part in self.substrings)
 
 
@@ -101,6 +123,7 @@ def get_optimizer_params(
     weight_decay: float,
     no_decay: Callable[[str, Tensor], bool],
     lr_factor_func: Callable[[str], float] | None = None,
+    decay_factor_func: Callable[[str], float] | None = None,
 ) -> list[ParamGroup]:
     """Parameter groups for a torch optimizer; use it as Detectron2's function of similar name.
 
@@ -110,6 +133,7 @@ def get_optimizer_params(
         weight_decay: for parameters that are not exempt.
         no_decay: (dotted name, parameter) to whether its weight decay is 0.
         lr_factor_func: dotted name to learning-rate factor; None for 1 everywhere.
+        decay_factor_func: the same for the weight decay of parameters that are not exempt.
 
     Returns:
         Groups with ``params``, ``lr`` and ``weight_decay``, one for each pair of values.
@@ -121,7 +145,9 @@ def get_optimizer_params(
         {
             "params": [parameter],
             "lr": base_lr * (lr_factor_func(name) if lr_factor_func is not None else 1.0),
-            "weight_decay": 0.0 if no_decay(name, parameter) else weight_decay,
+            "weight_decay": 0.0
+            if no_decay(name, parameter)
+            else weight_decay * (decay_factor_func(name) if decay_factor_func is not None else 1.0),
         }
         for name, parameter in model.named_parameters()
         if parameter.requires_grad

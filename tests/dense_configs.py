@@ -1,0 +1,38 @@
+"""Experiments of dense detectors and Sparse R-CNN, cut down to train fast."""
+
+import copy
+import functools
+
+from omegaconf import DictConfig
+from project_configs import _CHANNELS, CONFIGS, _shrink_net, load, net_wrapper
+
+DETECTORS = ("atss", "gfl", "sparse_rcnn")
+
+
+@functools.cache
+def _loaded(detector: str) -> DictConfig:
+    return load(next(p for p in CONFIGS if p.stem == f"{detector}_vit_adapter_s_deit_3x"))
+
+
+def dense_config(detector: str) -> DictConfig:
+    """The experiment of one of `DETECTORS` with ViT-Adapter-S, to change at will."""
+    return copy.deepcopy(_loaded(detector))
+
+
+def shrink_dense(cfg: DictConfig) -> DictConfig:
+    """Cuts an ATSS, GFL or Sparse R-CNN down in place, as `project_configs.shrink` the others."""
+    _shrink_net(net_wrapper(cfg))
+    model = cfg.model
+    model.backbone.out_channels = _CHANNELS
+    if "box_heads" in model:
+        model.num_proposals = 20
+        model.box_heads = model.box_heads[:2]
+        for head in model.box_heads:
+            head.update(feedforward_dim=64, dynamic_dim=8)
+        return cfg
+    # Group norm of one channel and one pixel would be undefined.
+    model.head.conv_dims = [2 * _CHANNELS, 2 * _CHANNELS]
+    # Untrained scores are about 0.01.
+    model.test_score_thresh = 0.0
+    model.test_topk_candidates = 100
+    return cfg

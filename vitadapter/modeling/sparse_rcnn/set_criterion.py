@@ -1,0 +1,143 @@
+"""Set prediction loss of Sparse R-CNN: each object is learned by exactly one proposal."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Instances
+from fvcore.nn import sigmoid_focal_loss
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
+
+from vitadapter.layers.mean_over_processes import mean_over_processes
+
+__all__ = ["HungarianMatcher", "SetCriterion"]
+
+# In place of a cost that is not finite, which the assignment does not accept. The loss is not
+# finite then either, and stops the training with a message of its own.
+_WORST = 1e6
+
+
+def _sizes(instances: Instances) -> Tensor:
+    """(width, height, width, height) of an image in pixels, without padding."""
+    height, width = instances.image_size
+    return instances.gt_boxes.tensor.new_tensor([width, height, width, height])
+
+
+class HungarianMatcher:
+    """Assigns one proposal to each object so that the sum of costs is least."""
+
+    def __init__(
+        self,
+        cls_weight: float = 2.0,
+        box_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+    ) -> None:
+        """
+        Args:
+            cls_weight: of the class cost, what the focal loss gains by saying yes.
+            box_weight: of the L1 distance of boxes, in image sizes.
+            giou_weight: of the negative generalised IoU.
+            focal_loss_alpha, focal_loss_gamma: of the class cost.
+        """
+        self.cls_weight = cls_weight
+        self.box_weight = box_weight
+        self.giou_weight = giou_weight
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+
+    @torch.no_grad()
+    def __call__(
+        self, logits: Tensor, boxes: Tensor, instances: Instances
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            logits: (P, K) of one image.
+            boxes: (P, 4) in pixels.
+            instances: M objects.
+
+        Returns:
+            tuple[Tensor, Tensor]: (min(P, M),) indexes of proposals, and of their objects.
+        """
+        gt_boxes, size = instances.gt_boxes.tensor, _sizes(instances)
+        cost = (
+            self.cls_weight * self._class_cost(logits)[:, instances.gt_classes]
+            + self.box_weight * torch.cdist(boxes / size, gt_boxes / size, p=1)
+            - self.giou_weight * generalized_box_iou(boxes, gt_boxes)
+        )  # (P, M)
+        cost = cost.nan_to_num(_WORST, _WORST, -_WORST).cpu().numpy()
+        rows, columns = linear_sum_assignment(cost)
+        device = logits.device
+        return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
+
+    def _class_cost(self, logits: Tensor) -> Tensor:
+        """Focal loss of yes minus that of no, (P, K)."""
+        yes, no = torch.ones_like(logits), torch.zeros_like(logits)
+        alpha, gamma = self.focal_loss_alpha, self.focal_loss_gamma
+        return sigmoid_focal_loss(logits, yes, alpha, gamma) - sigmoid_focal_loss(
+            logits, no, alpha, gamma
+        )
+
+
+class SetCriterion:
+    """Focal, L1 and GIoU loss of one stage after the matching."""
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        *,
+        cls_weight: float = 2.0,
+        box_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+    ) -> None:
+        """
+        Args:
+            matcher: assigns proposals to objects.
+            cls_weight, box_weight, giou_weight: of the losses.
+            focal_loss_alpha, focal_loss_gamma: of the class loss.
+        """
+        self.matcher = matcher
+        self.cls_weight = cls_weight
+        self.box_weight = box_weight
+        self.giou_weight = giou_weight
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+
+    def __call__(
+        self, logits: Tensor, boxes: Tensor, gt_instances: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            logits: (B, P, K).
+            boxes: (B, P, 4) in pixels.
+            gt_instances: per image, with `gt_boxes` and `gt_classes`.
+
+        Returns:
+            dict[str, Tensor]: "loss_cls", "loss_box_reg" and "loss_giou", divided by the number
+            of matched proposals.
+        """
+        targets = torch.zeros_like(logits)
+        predicted, expected, sizes = [], [], []
+        for i, instances in enumerate(gt_instances):
+            rows, columns = self.matcher(logits[i], boxes[i], instances)
+            targets[i, rows, instances.gt_classes[columns]] = 1
+            predicted.append(boxes[i, rows])
+            expected.append(instances.gt_boxes.tensor[columns])
+            sizes.append(_sizes(instances).expand(len(rows), 4))
+        predicted, expected, sizes = (torch.cat(x) for x in (predicted, expected, sizes))
+        cls_loss = sigmoid_focal_loss(
+            logits, targets, self.focal_loss_alpha, self.focal_loss_gamma, reduction="sum"
+        )
+        box_loss = F.l1_loss(predicted / sizes, expected / sizes, reduction="sum")
+        giou_loss = generalized_box_iou_loss(predicted, expected, reduction="sum")
+        number = mean_over_processes(logits.new_tensor(float(len(predicted)))).clamp(min=1)
+        return {
+            "loss_cls": cls_loss * (self.cls_weight / number),
+            "loss_box_reg": box_loss * (self.box_weight / number),
+            "loss_giou": giou_loss * (self.giou_weight / number),
+        }

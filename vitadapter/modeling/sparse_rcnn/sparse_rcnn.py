@@ -1,0 +1,148 @@
+"""Sparse R-CNN (arXiv 2011.12450) as in the official release."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from detectron2.layers import move_device_like
+from detectron2.modeling import Backbone
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+__all__ = ["SparseRCNN"]
+
+Input = dict[str, object]
+
+
+class SparseRCNN(nn.Module):
+    """Learned proposal boxes and features, refined by a sequence of heads.
+
+    Every stage pools the regions of the boxes before it, and is trained by itself: no gradient
+    flows through a box into the stage before. The detections are the best pairs of a proposal and
+    a class of the last stage; nothing is suppressed.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head_in_features: Sequence[str],
+        box_pooler: ROIPooler,
+        box_heads: Sequence[nn.Module],
+        num_proposals: int = 300,
+        feature_dim: int = 256,
+        box2box_transform: Box2BoxTransform,
+        criterion: Callable[[Tensor, Tensor, Sequence[Instances]], dict[str, Tensor]],
+        max_detections_per_image: int = 300,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: feature pyramid.
+            head_in_features: its features to pool from.
+            box_pooler: boxes to regions.
+            box_heads: one `DynamicHead` per stage.
+            num_proposals: number of proposals.
+            feature_dim: channels of a proposal.
+            box2box_transform: of boxes and deltas to refined boxes.
+            criterion: (logits, boxes, ground truth) to the losses of a stage, as `SetCriterion`.
+            max_detections_per_image: at most so many detections.
+            pixel_mean, pixel_std: of the input's channels.
+            input_format: channel order of the input, for who reads the images.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head_in_features = list(head_in_features)
+        self.box_pooler = box_pooler
+        # (x, y, width, height) of the box and its centre, in [0, 1]: initially the whole image
+        self.init_proposal_boxes = nn.Embedding(num_proposals, 4)
+        self.init_proposal_features = nn.Embedding(num_proposals, feature_dim)
+        nn.init.constant_(self.init_proposal_boxes.weight[:, :2], 0.5)
+        nn.init.constant_(self.init_proposal_boxes.weight[:, 2:], 1.0)
+        self.stages = nn.ModuleList(box_heads)
+        self.box2box_transform = box2box_transform
+        self.criterion = criterion
+        self.max_detections_per_image = max_detections_per_image
+        self.input_format = input_format
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    def forward(
+        self, batched_inputs: Sequence[Input]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: Detectron2's standard inputs; "instances" in training.
+
+        Returns:
+            In training the losses of all stages by name, else {"instances": ...} for each image.
+        """
+        images = self._preprocess(batched_inputs)
+        pyramid = self.backbone(images.tensor)
+        features = [pyramid[name] for name in self.head_in_features]
+        if self.training:
+            gt_instances = [x["instances"].to(self.pixel_mean.device) for x in batched_inputs]
+            return {
+                f"{name}_stage{stage}": loss
+                for stage, (logits, boxes) in enumerate(self._stages(features, images.image_sizes))
+                for name, loss in self.criterion(logits, boxes, gt_instances).items()
+            }
+        *_, (logits, boxes) = self._stages(features, images.image_sizes)
+        results = []
+        for i, (single, image_size) in enumerate(
+            zip(batched_inputs, images.image_sizes, strict=True)
+        ):
+            found = self._detections(logits[i], boxes[i], image_size)
+            height = single.get("height", image_size[0])
+            width = single.get("width", image_size[1])
+            results.append({"instances": detector_postprocess(found, height, width)})
+        return results
+
+    def _preprocess(self, batched_inputs: Sequence[Input]) -> ImageList:
+        images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
+        return ImageList.from_tensors(
+            [(image - self.pixel_mean) / self.pixel_std for image in images],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _initial_boxes(self, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """(B, P, 4) in pixels of each image."""
+        center, size = self.init_proposal_boxes.weight.split(2, dim=1)
+        boxes = torch.cat([center - size / 2, center + size / 2], dim=1)  # (P, 4)
+        scale = boxes.new_tensor([[width, height] * 2 for height, width in image_sizes])
+        return boxes * scale[:, None]
+
+    def _stages(
+        self, features: list[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Class logits (B, P, K) and boxes (B, P, 4) after each stage."""
+        boxes = self._initial_boxes(image_sizes)
+        proposals = self.init_proposal_features.weight.expand(len(boxes), -1, -1)
+        outputs = []
+        for stage in self.stages:
+            regions = self.box_pooler(features, [Boxes(image) for image in boxes])
+            logits, deltas, proposals = stage(proposals, regions)
+            refined = self.box2box_transform.apply_deltas(
+                deltas.flatten(0, 1), boxes.flatten(0, 1)
+            ).view_as(boxes)
+            outputs.append((logits, refined))
+            boxes = refined.detach()
+        return outputs
+
+    def _detections(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Instances:
+        """The best (proposal, class) pairs of one image."""
+        finite = boxes.isfinite().all(1) & logits.isfinite().all(1)
+        boxes, scores = boxes[finite], logits[finite].sigmoid()
+        number = min(self.max_detections_per_image, scores.numel())
+        best, places = scores.flatten().topk(number)
+        return Instances(
+            image_size,
+            pred_boxes=Boxes(boxes[places // scores.shape[1]]),
+            scores=best,
+            pred_classes=places % scores.shape[1],
+        )
