@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
@@ -15,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from project_configs import CONFIGS, load, net_wrapper, shrink
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from vitadapter.model_zoo import get_config
@@ -43,8 +45,22 @@ def test_has_what_the_training_script_reads(path: Path) -> None:
     assert {"train", "test", "evaluator"} <= set(cfg.dataloader)
     # Two experiments must not write into one folder.
     assert Path(cfg.train.output_dir).name == path.stem
-    assert cfg.train.init_checkpoint == ""
     assert cfg.dataloader.evaluator.output_dir.startswith(cfg.train.output_dir)
+
+
+@each_config
+def test_the_pretrained_weights_are_of_the_nets_size(path: Path) -> None:
+    cfg = load(path)
+    name = cfg.train.init_checkpoint
+    if name == "":
+        assert path.parent.name == "Digits" or "uniperceiver" in path.stem
+        return
+    tag = name.removeprefix("timm://")
+    assert get_pretrained_cfg(tag) is not None, "timm has no such weights"
+    with torch.device("meta"):
+        model = timm.create_model(tag.partition(".")[0])
+    net = net_wrapper(cfg).net
+    assert (model.embed_dim, len(model.blocks)) == (net.embed_dim, net.depth)
 
 
 def _imported_bases() -> list[str]:

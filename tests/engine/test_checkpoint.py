@@ -91,7 +91,9 @@ def test_weights_of_another_model(tmp_path: Path, caplog) -> None:
         load_init_checkpoint(checkpointer, partial)  # a new head
     assert "bias: (3,) in the file, (1,) here" in caplog.text
     assert checkpointer.model.weight.item() == 1.0
-    with pytest.raises(ValueError, match=r"part\.pth .* 1 of the 2 .*: bias is \(3,\) in .*, \(1,\) here$"):
+    with pytest.raises(
+        ValueError, match=r"part\.pth .* 1 of the 2 .*: bias is \(3,\) in .*, \(1,\) here$"
+    ):
         load_init_checkpoint(make_checkpointer(tmp_path, 0.0), partial, complete=True)
 
 

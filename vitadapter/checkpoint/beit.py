@@ -9,8 +9,8 @@ __all__ = ["convert_beit"]
 
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
-# Final norms; heads, further layers (BEiTv2) and mask of the pre-training; and indexes, which follow
-# from the tables.
+# Final norms; heads, further layers (BEiTv2) and mask of the pre-training; and indexes, which
+# follow from the tables.
 _DROPPED = re.compile(
     r"(?:fc_norm|norm|head|lm_head|cls_pt_\w+)\.|mask_token$|.*relative_position_index$"
 )

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vitadapter.checkpoint.augreg import AUGREG
 from vitadapter.checkpoint.beit import convert_beit
+from vitadapter.checkpoint.dinov3 import convert_dinov3
+from vitadapter.checkpoint.eva02 import convert_eva02
 from vitadapter.checkpoint.family import Conversion, Family, describe
 from vitadapter.checkpoint.official_detectors import OFFICIAL_FAMILIES
 from vitadapter.checkpoint.plain_vit import DINOV2, HEADS, MAE, TIMM_VIT
@@ -64,6 +66,49 @@ _UNI_PERCEIVER = Family(
     ),
 )
 
+_REGISTERS = ("storage_tokens", "reg_token", "embeddings.register_tokens")
+_DINOV3_REASONS = {
+    r"rope": "rotary positions, which the net computes",
+    r"\.[qkv]_proj\.weight$": "joined into attn.qkv",
+    r"bias_mask$": "applied to the bias",
+    r"\.attn\.|\.attention\.": "biases are split by query and value, and left out where all are 0",
+    r"local_cls_norm\.": "final norm, which the adapter does without",
+    r"mask_token$": "token of the pre-training task",
+    **HEADS,
+}
+
+
+def _is_dinov3(state_dict: Mapping[str, Tensor]) -> bool:
+    """Registers and no table of positions, which DINOv2 has."""
+    return any(name in state_dict for name in _REGISTERS) and not any(
+        name.endswith(("pos_embed", "position_embeddings")) for name in state_dict
+    )
+
+
+_DINOV3 = Family(
+    "dinov3",
+    "DINOv3 in its original, transformers' or timm's names",
+    _is_dinov3,
+    (lambda state_dict: describe(state_dict, convert_dinov3(state_dict), _DINOV3_REASONS),),
+)
+
+_EVA02_MLP = re.compile(r"(visual\.(trunk\.)?)?blocks\.0\.mlp\.(w12|w3|ffn_ln|fc1_g)\.")
+_EVA02_REASONS = {
+    r"(^|\.)rope\.": "rotary positions, which the net computes",
+    r"(^|\.)(norm|fc_norm|head|lm_head)\.": "final norm or head, which the adapter does without",
+    r"mask_token$": "token of the pre-training task",
+    r".": "not of the image tower",
+}
+_EVA02 = Family(
+    "eva02",
+    "EVA-02 and its CLIP, original or timm's names",
+    lambda state_dict: (
+        any(_EVA02_MLP.match(name) for name in state_dict)
+        and "blocks.0.ls1.gamma" not in state_dict
+    ),
+    (lambda state_dict: describe(state_dict, convert_eva02(state_dict), _EVA02_REASONS),),
+)
+
 # The first that recognises a file has it: what is more special comes first.
 FAMILIES: tuple[Family, ...] = (
     _OWN,
@@ -71,6 +116,8 @@ FAMILIES: tuple[Family, ...] = (
     AUGREG,
     _UNI_PERCEIVER,
     _BEIT,
+    _DINOV3,
+    _EVA02,
     MAE,
     DINOV2,
     TIMM_VIT,

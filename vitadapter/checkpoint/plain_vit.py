@@ -16,7 +16,7 @@ HEADS = {
     r"mask_token$": _HEAD,
 }
 _MAE_DECODER = {r"decoder_": _HEAD}
-_NEEDED = ("patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.attn.qkv.weight")
+_NEEDED = ("patch_embed.proj.weight", "blocks.0.norm1.weight")
 
 
 def _check(state_dict: Mapping[str, Tensor]) -> None:
@@ -78,6 +78,29 @@ def convert_dinov2(state_dict: Mapping[str, Tensor]) -> Conversion:
     )
 
 
+def convert_dinov2_to_timm(state_dict: Mapping[str, Tensor]) -> Conversion:
+    """DINOv2 to ``TimmViT``.
+
+    timm's models with registers have no position of the class token: it is in the token itself.
+
+    Args:
+        state_dict: in the original or timm's names.
+
+    Returns:
+        Conversion: to the names of the net.
+
+    Raises:
+        ValueError: the entries are not those of a plain ViT.
+    """
+    _check(state_dict)
+    tensors = dict(state_dict)
+    if "register_tokens" in tensors:
+        pos_embed = tensors["pos_embed"]
+        tensors["cls_token"] = tensors["cls_token"] + pos_embed[:, :1]
+        tensors["pos_embed"] = pos_embed[:, 1:]
+    return convert_names(tensors, drop=HEADS, rename=[("^register_tokens$", "reg_token")])
+
+
 def _is_plain_vit(state_dict: Mapping[str, Tensor]) -> bool:
     return all(name in state_dict for name in _NEEDED)
 
@@ -102,7 +125,7 @@ DINOV2 = Family(
     "dinov2",
     "DINOv2 and other plain ViTs with layer scale, original or timm's names",
     _is_dinov2,
-    (convert_dinov2, convert_timm_vit),
+    (convert_dinov2, convert_dinov2_to_timm),
 )
 MAE = Family("mae", "MAE, encoder alone or with decoder", _is_mae, (convert_mae,))
 TIMM_VIT = Family(

@@ -5,6 +5,7 @@ from .channel_mapper import ChannelMapper, LastLevelMaxPool2x2
 from .extra_attention import ExtraAttention
 from .last_level_convs import LastLevelConvs
 from .simple_feature_pyramid import SimpleFeaturePyramid
+from .timm_vit import TimmViT
 from .uni_perceiver import UniPerceiver
 from .vit import ViT
 from .vit_adapter import ViTAdapter
@@ -17,6 +18,7 @@ __all__ = [
     "LastLevelConvs",
     "LastLevelMaxPool2x2",
     "SimpleFeaturePyramid",
+    "TimmViT",
     "UniPerceiver",
     "ViT",
     "ViTAdapter",
