@@ -86,7 +86,9 @@ def _shrink_net(wrapper: DictConfig) -> None:
     net.depth = len(kept)
     net.embed_dim, net.num_heads = _CHANNELS, 2
     net.window_block_indexes = _renumber(net.window_block_indexes, kept)
-    if "residual_block_indexes" in net:
+    if net.get("layer_scale_init"):
+        net.layer_scale_init = 1.0  # at BEiT's 1e-6 a step would be lost in rounding
+    if "residual_block_indexes" in net:  # not of BEiT and Uni-Perceiver
         net.residual_block_indexes = _renumber(net.residual_block_indexes, kept)
     if "block_indexes" in wrapper:
         wrapper.block_indexes = _renumber(wrapper.block_indexes, kept)

@@ -250,3 +250,37 @@ def test_scales(row: Row) -> None:
     assert flip.horizontal
     assert row.cfg.model.pixel_mean == steps["normalize"]["mean"]
     assert row.cfg.model.pixel_std == steps["normalize"]["std"]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if p.match("htcpp_*_ms.py")], ids=lambda p: p.stem
+)
+def test_test_time_augmentation(path: Path, recipes: dict[str, Recipe]) -> None:
+    recipe = recipes[RECIPES[path.stem.removesuffix("_ms")] + "_ms"]
+    cfg = load(path)
+    tta, (longest,) = cfg.train.inference.tta, {s["max_long"] for s in recipe["test"]["scales"]}
+    assert list(tta.tta_mapper.min_sizes) == [s["short"] for s in recipe["test"]["scales"]]
+    assert tta.tta_mapper.max_size == longest
+    assert tta.tta_mapper.flip == recipe["test"]["hflip_tta"]
+    # The mapper hands over the whole image.
+    assert len(cfg.dataloader.test.mapper.augmentations) == 0
+    expected = recipe["head"]["test_tta"]
+    assert tta.max_detections_per_image == expected["max_per_image"]
+    nms = instantiate(tta.nms)
+    assert isinstance(nms, SoftNMS)
+    assert (nms.min_score, nms.decay.iou_threshold) == (
+        expected["nms"]["min_score"],
+        expected["nms"]["iou"],
+    )
+    for predictor in cfg.model.roi_heads.box_predictors:
+        assert predictor.test_score_thresh == expected["score_thr"]
+        assert predictor.test_topk_per_image == recipe["head"]["test"]["max_per_image"]
+    # Same model as the row that it evaluates.
+    evaluated = load(path.with_stem(path.stem.removesuffix("_ms")))
+    assert repr(cfg.model.backbone) == repr(evaluated.model.backbone)
+
+
+def test_every_evaluation_has_an_experiment(recipes: dict[str, Recipe]) -> None:
+    official = {name for name in recipes if name.startswith("htc") and name.endswith("_ms")}
+    ours = {p.stem.removesuffix("_ms") for p in CONFIGS if p.match("htcpp_*_ms.py")}
+    assert {RECIPES[stem] + "_ms" for stem in ours} == official

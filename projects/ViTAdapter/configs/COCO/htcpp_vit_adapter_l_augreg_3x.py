@@ -40,4 +40,5 @@ optimizer.params.lr_factor_func = L(LayerDecay)(
 lr_multiplier = get_config("common/schedule.py").schedule_3x
 train = get_config("common/train.py").train
 train.max_iter = 263880
+train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
 train.output_dir = "./output/htcpp_vit_adapter_l_augreg_3x"

@@ -13,4 +13,5 @@ model.backbone.bottom_up.bottom_up = get_config("common/models/beit.py").vit_ada
 model.backbone.bottom_up.drop_path_rate = 0.3
 for _predictor in model.roi_heads.box_predictors:
     _predictor.test_topk_per_image = 100
+train.init_checkpoint = "timm://beit_large_patch16_224.in22k_ft_in22k"
 train.output_dir = "./output/htcpp_vit_adapter_l_beit_3x"

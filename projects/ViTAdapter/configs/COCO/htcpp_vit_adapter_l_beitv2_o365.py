@@ -39,4 +39,6 @@ optimizer.max_norm = 0.1
 optimizer.params.lr_factor_func.rate = 0.8
 lr_multiplier.scheduler = L(ConstantParamScheduler)(value=1.0)
 train.max_iter = 20000
+# Set it to the official HTC++ that was trained on Objects365, a whole model.
+train.init_checkpoint = ""
 train.output_dir = "./output/htcpp_vit_adapter_l_beitv2_o365"
