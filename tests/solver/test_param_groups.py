@@ -7,7 +7,13 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
 from vitadapter.modeling.backbone import BEiT, TimmViT, UniPerceiver, ViT, ViTAdapter
-from vitadapter.solver import LayerDecay, NoDecayByName, NoDecayOneDim, get_optimizer_params
+from vitadapter.solver import (
+    FactorByName,
+    LayerDecay,
+    NoDecayByName,
+    NoDecayOneDim,
+    get_optimizer_params,
+)
 
 PREFIX = "backbone.bottom_up."
 DEPTH = 4
@@ -278,3 +284,36 @@ def test_a_step_moves_each_parameter_by_its_rate() -> None:
     assert moved[f"{PREFIX}net.pos_embed"] == pytest.approx(1e-3 * 0.5**5, rel=1e-2)
     assert moved[f"{PREFIX}net.blocks.3.norm1.bias"] == pytest.approx(1e-3 * 0.5, rel=1e-2)
     assert moved["head.bias"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_factors_by_name() -> None:
+    factor = FactorByName({"init_proposal": 0.25, "init": 2.0})
+    assert factor("init_proposal_boxes.weight") == 0.25
+    assert factor("head.init.weight") == 2.0
+    assert factor("head.weight") == 1.0
+    with pytest.raises(ValueError, match=r"factors must not be negative, got \{'a': -1\}"):
+        FactorByName({"a": -1})
+
+
+def test_factors_of_rate_and_decay() -> None:
+    model = nn.ModuleDict({"slow": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
+    groups = get_optimizer_params(
+        model,
+        base_lr=1.0,
+        weight_decay=0.5,
+        no_decay=NoDecayByName(),
+        lr_factor_func=FactorByName({"slow": 0.25}),
+        decay_factor_func=FactorByName({"slow": 0.1}),
+    )
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found[id(model.slow.weight)] == pytest.approx((0.25, 0.05))
+    assert found[id(model.slow.bias)] == (0.25, 0.0)
+    assert found[id(model.other.weight)] == (1.0, 0.5)
+
+
+def test_norms_of_convolutions_decay() -> None:
+    """Officially they are called bn or gn, which the rule does not name."""
+    rule = NoDecayByName()
+    assert not rule("head.cls_subnet.0.norm.weight", torch.zeros(4))
+    assert rule("head.cls_subnet.0.norm.bias", torch.zeros(4))
+    assert rule("backbone.norm1.weight", torch.zeros(4))
