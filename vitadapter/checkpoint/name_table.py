@@ -15,8 +15,7 @@ class _Pattern:
         self.text = text
         parts = _INDEX.split(text)  # literal, index, offset, literal, ...
         self._offsets = {
-            index: int(offset or 0)
-            for index, offset in zip(parts[1::3], parts[2::3], strict=True)
+            index: int(offset or 0) for index, offset in zip(parts[1::3], parts[2::3], strict=True)
         }
         groups = [rf"(?P<{index}>\d+)" for index in parts[1::3]]
         literals = [re.escape(literal) for literal in parts[::3]]

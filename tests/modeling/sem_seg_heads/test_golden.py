@@ -18,6 +18,7 @@ from vitadapter.modeling.sem_seg_heads import FCNHead, SemanticFPNHead, UPerHead
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 SHAPES = {name: ShapeSpec(channels=256, stride=stride) for name, stride in STRIDES.items()}
+FPN_SHAPES = {name.replace("res", "p"): shape for name, shape in SHAPES.items()}
 HEADS = {
     "mmdet2_uper": (UPerHead, UPER_HEAD, "decode_head."),
     "mmdet2_fcn_aux": (FCNHead, AUXILIARY_FCN_HEAD, "auxiliary_head."),
@@ -37,15 +38,15 @@ def _load(head: nn.Module, state: dict[str, Tensor], rows: list, prefix: str) ->
 
 @pytest.mark.parametrize("case", HEADS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_logits_and_loss(
-    case: str, dtype: torch.dtype, golden: ModuleType, shared: Path
-) -> None:
+def test_logits_and_loss(case: str, dtype: torch.dtype, golden: ModuleType, shared: Path) -> None:
     meta, keys, arrays = golden.load(shared / "golden" / f"{case}.npz")
     make_head, rows, prefix = HEADS[case]
     state = golden.make_state_dict(keys)
     assert golden.check_weights(keys, arrays, state) < 1e-6
     # The FPN's names, which Detectron2 calls the modules by.
-    shapes = {f"p{2 + i}": s for i, s in enumerate(SHAPES.values())} if "fpnhead" in case else SHAPES
+    shapes = (
+        {f"p{2 + i}": s for i, s in enumerate(SHAPES.values())} if "fpnhead" in case else SHAPES
+    )
     head = make_head(shapes, num_classes=150, norm="BN")
     _load(head, state, rows, prefix)
     head.to(dtype).eval()
