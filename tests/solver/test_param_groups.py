@@ -6,7 +6,7 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
-from vitadapter.modeling.backbone import ViT, ViTAdapter
+from vitadapter.modeling.backbone import TimmViT, ViT, ViTAdapter
 from vitadapter.solver import LayerDecay, NoDecayByName, NoDecayOneDim, get_optimizer_params
 
 PREFIX = "backbone.bottom_up."
@@ -61,6 +61,31 @@ def test_layer_decay_of_every_parameter(model: nn.Module, rate: float) -> None:
         exponent = 0 if start is None else expected[start]
         assert lr == pytest.approx(0.5 * rate**exponent), name
     assert used == {None, *expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding"),
+    [
+        ("vit_small_patch16_dinov3", {"cls_token", "reg_token"}),
+        ("eva02_base_patch14_224", {"cls_token", "pos_embed"}),
+        ("vit_small_patch14_reg4_dinov2", {"cls_token", "reg_token", "pos_embed"}),
+        ("vit_base_patch16_siglip_256", {"pos_embed"}),
+        ("vit_base_patch16_clip_224", {"cls_token", "pos_embed", "norm_pre"}),
+        ("vit_small_patch16_rope_mixed_224", {"cls_token", "rope"}),
+    ],
+)
+def test_layer_decay_of_timms_nets(name: str, embedding: set[str]) -> None:
+    """timm's own grouping puts tokens and embeddings before the first block as well."""
+    net = TimmViT(name, embed_dim=32, depth=2, num_heads=2)
+    decay = LayerDecay(0.5, 2)
+    factors = {n: decay(f"backbone.bottom_up.net.{n}") for n, _ in net.named_parameters()}
+    assert {n.split(".")[0] for n, factor in factors.items() if factor == 0.125} == embedding | {
+        "patch_embed"
+    }
+    for n, factor in factors.items():
+        if n.startswith("blocks."):
+            assert factor == {"0": 0.25, "1": 0.5}[n.split(".")[1]], n
+    assert set(factors.values()) == {0.125, 0.25, 0.5}
 
 
 def test_layer_decay_equals_detectron2s_on_a_vit() -> None:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 __all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
 
 _BLOCK = re.compile(r"(?:^|\.)net\.blocks\.(\d+)\.")
-_EMBED = re.compile(r"(?:^|\.)net\.(?:patch_embed\.|pos_embed$|cls_token$)")
+_EMBED = re.compile(
+    r"(?:^|\.)net\.(?:patch_embed\.|norm_pre\.|rope\.|pos_embed$|cls_token$|reg_token$)"
+)
 
 
 class ParamGroup(TypedDict, total=False):
