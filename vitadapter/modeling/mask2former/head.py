@@ -34,6 +34,7 @@ class Mask2FormerHead(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
         self.num_classes = predictor.num_classes
+        self.common_stride = pixel_decoder.common_stride
 
     def forward(self, features: Mapping[str, Tensor]) -> list[MaskPrediction]:
         """

@@ -1,4 +1,4 @@
-"""Mask2Former's pixel decoder: deformable attention over three scales, then a pyramid to the finest.
+"""Mask2Former's pixel decoder: deformable attention over three scales, then a pyramid.
 
 Paper: arXiv 2112.01527, section 3.2.2; its encoder is Deformable DETR's (arXiv 2010.04159).
 """
