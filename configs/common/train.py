@@ -5,6 +5,8 @@ import torch
 train = dict(
     output_dir="./output",
     init_checkpoint="",
+    # Whether a checkpoint may have less than 90 % of the plain ViT's parameters.
+    init_allow_partial=False,
     max_iter=87960,
     amp=dict(enabled=False),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),

@@ -304,7 +304,7 @@ def test_weights_of_another_number_of_classes(cfg: DictConfig, tmp_path: Path, c
     with pytest.raises(SetupError, match=r"coco\.pth is of another model: 6 of .*cls_score"):
         do_eval_only(cfg)
     cfg.train.max_iter = 1
-    with caplog.at_level(logging.WARNING, "fvcore"):
+    with caplog.at_level(logging.WARNING, "vitadapter"):
         do_train(cfg)  # with a new head
     assert "cls_score.weight" in caplog.text
 

@@ -98,8 +98,8 @@ class DatasetMapper(_DatasetMapper):
     - polygon and RLE masks may be mixed: an image with an RLE mask gets bitmasks, others keep
       polygons, which a crop moves but does not cut.
 
-    Boxes are cut to the crop and not drawn anew around what is left of the mask, as in the
-    official recipes.
+    Boxes are cut to the crop and, unless `recompute_boxes`, not drawn anew around what is left of
+    the mask, as in the official recipes.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class DatasetMapper(_DatasetMapper):
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
         use_instance_mask: bool = False,
+        recompute_boxes: bool = False,
         max_skipped: int = 100,
     ) -> None:
         """
@@ -117,18 +118,23 @@ class DatasetMapper(_DatasetMapper):
             augmentations: applied in this order.
             image_format: "RGB" or "BGR", as the model's pixel statistics ask.
             use_instance_mask: whether to hand over masks.
+            recompute_boxes: whether to draw boxes anew around the masks after the augmentations
+                (large-scale jitter); masks are bitmasks then.
             max_skipped: number of different unusable images after which a worker gives up.
 
         Raises:
-            ValueError: `max_skipped` is not positive.
+            ValueError: `max_skipped` is not positive, or boxes are to be recomputed without masks.
         """
         if max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, got {max_skipped}")
+        if recompute_boxes and not use_instance_mask:
+            raise ValueError("recompute_boxes=True needs use_instance_mask=True, got False")
         super().__init__(
             is_train,
             augmentations=augmentations,
             image_format=image_format,
             use_instance_mask=use_instance_mask,
+            recompute_boxes=recompute_boxes,
         )
         self.max_skipped = max_skipped
         self._skipped: set[str] = set()
@@ -203,10 +209,13 @@ class DatasetMapper(_DatasetMapper):
                 f"an annotation of {file_name} has no mask: load the data set with masks=True, "
                 "or set use_instance_mask=False"
             )
-        # Polygons, which crop and scale without loss, cannot hold an RLE mask.
-        mask_format = "bitmask" if any(isinstance(m, dict) for m in masks) else "polygon"
+        # Polygons, which crop and scale without loss, cannot hold an RLE mask, nor tell the box
+        # of the part of them that a crop leaves.
+        bitmasks = self.recompute_boxes or any(isinstance(m, dict) for m in masks)
         annotations = [_transform(a, transforms, image_size) for a in annotations]
         instances = detection_utils.annotations_to_instances(
-            annotations, image_size, mask_format=mask_format
+            annotations, image_size, mask_format="bitmask" if bitmasks else "polygon"
         )
+        if self.recompute_boxes and len(instances) > 0:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return detection_utils.filter_empty_instances(instances)

@@ -1,14 +1,19 @@
 """Checkpoints that a kill cannot corrupt, and the weights that a run starts from."""
 
+import logging
 import os
-import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import nn
+
+from vitadapter.checkpoint.loading import check_plan, plan_load
+from vitadapter.checkpoint.reading import StateDict, read_state_dict
+from vitadapter.checkpoint.sources import fetch, is_remote
 
 __all__ = [
     "AtomicCheckpointer",
@@ -18,19 +23,13 @@ __all__ = [
     "load_init_checkpoint",
 ]
 
+logger = logging.getLogger(__name__)
+
 # Fixed, so that what a killed save leaves behind is overwritten by the next one.
 _PARTIAL_NAME = "checkpoint.partial"
-# What unpickling an arbitrary file may raise.
-_NOT_WEIGHTS = (
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
+_REPORT_NAME = "init_checkpoint_report.txt"
+# Detectron2's query that has names guessed; by default they are recognised.
+_HEURISTICS = ("matching_heuristics=True", "matching_heuristics=False")
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -40,12 +39,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         saved_iteration: the iteration of the last save, None before it.
         missing: names of the parameters and buffers that the last load did not find, with their
             shapes where these do not fit.
-        unexpected: names in the file that the model does not have.
     """
 
     saved_iteration: int | None = None
     missing: Mapping[str, str] = {}
-    unexpected: Sequence[str] = ()
 
     def save(self, name: str, **extra: object) -> None:
         """Saves the model and all checkpointables as `name.pth` and tags it as the last one.
@@ -86,7 +83,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
             # Only counts, and PyTorch's files of before version 0.4.1 lack it.
             if id(state[name]) not in found and not name.endswith("num_batches_tracked")
         }
-        self.unexpected = incompatible.unexpected_keys
         return incompatible
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -111,67 +107,75 @@ def check_weights_exist(path: str) -> None:
         ValueError: the file does not exist.
     """
     file_name = path.partition("?")[0]
-    if "://" not in file_name and not PathManager.isfile(file_name):
+    if not is_remote(file_name) and not Path(file_name).is_file():
         raise ValueError(
             f"the weights {file_name} do not exist: set train.init_checkpoint=... "
             "(train.init_checkpoint='' starts from random weights)"
         )
 
 
-def _first(names: Iterable[str]) -> str:
-    return ", ".join(list(names)[:3])
-
-
-def check_loaded(checkpointer: AtomicCheckpointer, path: str, *, complete: bool) -> None:
-    """Refuses weights that belong to another model.
+def check_loaded(checkpointer: AtomicCheckpointer, path: str) -> None:
+    """Refuses a checkpoint to resume from that belongs to another model.
 
     Args:
         checkpointer: has just loaded `path`.
         path: named in the message.
-        complete: whether every weight of the model must have been in the file, in its shape;
-            else one is enough.
 
     Raises:
         ValueError: names the first three weights that are missing.
     """
-    missing = checkpointer.missing
-    parameters = [name for name, _ in checkpointer.model.named_parameters()]
-    if parameters and all(name in missing for name in parameters):
-        raise ValueError(
-            f"{path} has none of the {len(parameters)} parameters of the model: it has "
-            f"{_first(checkpointer.unexpected) or 'no other'}, ..., the model has "
-            f"{_first(missing.values())}, ...: convert its names first (vitadapter.checkpoint)"
-        )
-    if complete and missing:
+    missing = list(checkpointer.missing.values())
+    if missing:
         raise ValueError(
             f"{path} is of another model: {len(missing)} of the "
             f"{len(checkpointer.model.state_dict())} weights are missing or of another shape: "
-            f"{_first(missing.values())}"
+            f"{', '.join(missing[:3])}"
         )
 
 
+def _read(model: nn.Module, path: str) -> StateDict:
+    """The checkpoint of a path that may end in Detectron2's query."""
+    file_name, _, query = path.partition("?")
+    if query not in ("", *_HEURISTICS):
+        raise ValueError(f"a path may end in ?{_HEURISTICS[0]} only, got {path}")
+    state_dict = read_state_dict(fetch(file_name))
+    if query == _HEURISTICS[0]:
+        return align_and_update_state_dicts(model.state_dict(), state_dict, c2_conversion=False)
+    return state_dict
+
+
 def load_init_checkpoint(
-    checkpointer: AtomicCheckpointer, path: str, *, complete: bool = False
+    checkpointer: AtomicCheckpointer,
+    path: str,
+    *,
+    complete: bool = False,
+    allow_partial: bool = False,
 ) -> None:
     """Loads the weights that training or evaluation starts from; nothing for an empty path.
 
+    The file may be of any family that `vitadapter.checkpoint` knows: it is converted and fitted to
+    the model first, and the model is touched only if everything is as it should be. What became
+    of each entry is logged, and written to `init_checkpoint_report.txt` in the output folder.
+
     Args:
         checkpointer: only its model is loaded, not the state of a trainer.
-        path: file or URL in a form that Detectron2 reads.
-        complete: whether every weight of the model must be in the file; else those that are not,
-            such as a new head's, are named in a warning.
+        path: a file, a URL, `hf://org/repo/file` or `timm://name`.
+        complete: whether every weight of the model must be in the file, in its shape; else those
+            that are not, such as a new head's, stay as initialised.
+        allow_partial: whether the plain ViT may be loaded in part.
 
     Raises:
         ValueError: the file does not exist, is no checkpoint, or is one of another model.
     """
+    if not path:
+        return
     path = expand_home(path)
-    if path:
-        check_weights_exist(path)
-    try:
-        checkpointer.load(path, checkpointables=[])
-    except _NOT_WEIGHTS as error:
-        raise ValueError(
-            f"train.init_checkpoint={path} cannot be loaded as weights: {error}"
-        ) from error
-    if path:
-        check_loaded(checkpointer, path, complete=complete)
+    check_weights_exist(path)
+    model = checkpointer.model
+    plan = plan_load(model, _read(model, path), path, resize=not complete)
+    check_plan(plan, model, complete=complete, allow_partial=allow_partial)
+    plan.apply(model)
+    is_doubtful = plan.report.wrong_shape or plan.report.unexpected
+    logger.log(logging.WARNING if is_doubtful else logging.INFO, "%s", plan.report.summary())
+    if checkpointer.save_dir and checkpointer.save_to_disk:
+        plan.report.write(Path(checkpointer.save_dir, _REPORT_NAME))

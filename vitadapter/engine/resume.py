@@ -70,6 +70,6 @@ def resume_training(checkpointer: AtomicCheckpointer, trainer: SimpleTrainer) ->
             f"{path} cannot be resumed with this config ({error}): take back what has changed, or "
             f"start another run with train.init_checkpoint={path} train.output_dir=..."
         ) from error
-    check_loaded(checkpointer, path, complete=True)
+    check_loaded(checkpointer, path)
     _apply_settings(trainer.optimizer, settings, path)
     return trainer.iter + 1

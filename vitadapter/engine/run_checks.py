@@ -31,6 +31,10 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_positive(value: object) -> bool:
     return _is_int(value) and value >= 1
 
@@ -66,6 +70,7 @@ def _is_device(value: object) -> bool:
 _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
     ("train.output_dir", False, _is_folder, "name a folder"),
     ("train.init_checkpoint", False, _is_text_or_null, "be a file, a URL or ''"),
+    ("train.init_allow_partial", True, _is_bool, "be True or False"),
     ("train.device", False, _is_device, "be a device such as cuda, cuda:1 or cpu"),
     ("train.max_iter", False, _is_positive, "be a positive integer"),
     ("train.log_period", False, _is_positive, "be a positive integer"),

@@ -171,7 +171,8 @@ def _restore(
     """Loads what training starts from; returns the iteration to start with."""
     if resume and checkpointer.has_checkpoint():
         return resume_training(checkpointer, trainer)
-    load_init_checkpoint(checkpointer, cfg.train.init_checkpoint)
+    allow_partial = cfg.train.get("init_allow_partial", False)
+    load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, allow_partial=allow_partial)
     return 0
 
 

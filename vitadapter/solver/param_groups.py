@@ -10,7 +10,11 @@ from torch import Tensor, nn
 __all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
 
 _BLOCK = re.compile(r"(?:^|\.)net\.blocks\.(\d+)\.")
-_EMBED = re.compile(r"(?:^|\.)net\.(?:patch_embed\.|pos_embed$|cls_token$)")
+# Of all nets; tables of relative positions lie in the blocks.
+_EMBED = re.compile(
+    r"(?:^|\.)net\.(?:(?:patch_embed|visual_embed|norm_pre|rope)\.|"
+    r"(?:pos_embed|cls_token|reg_token|register_tokens|mask_token)$)"
+)
 
 
 class ParamGroup(TypedDict, total=False):

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from vitadapter.modeling.backbone import ViT, ViTBaseline
+from vitadapter.modeling.backbone import BEiT, ViT, ViTBaseline
+
+UP = ("up1.0", "up1.1", "up1.3", "up2")
 
 
 def make_net() -> ViT:
@@ -39,3 +41,17 @@ def test_any_size_is_padded():
     expected, found = baseline(padded), baseline(images)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
+
+
+def test_the_norms_of_the_official_beit_baseline():
+    net = BEiT(64, embed_dim=32, depth=4, num_heads=2, use_cls_token=True)
+    baseline = ViTBaseline(net, norm_layer=None, norm="BN").eval()
+    names = {name for name, _ in baseline.named_parameters() if not name.startswith("net.")}
+    assert names == {f"{part}.{kind}" for part in UP for kind in ("weight", "bias")}
+    images = torch.randn(2, 3, 64, 64)
+    x, _ = net.forward_blocks(*net.embed(images), 0, 4)
+    outputs = baseline(images)
+    # No norm between the last block and the pooling.
+    expected = torch.nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 2)
+    torch.testing.assert_close(outputs["res5"], expected)
+    assert isinstance(baseline.up1[1], torch.nn.BatchNorm2d)

@@ -1,8 +1,24 @@
-"""Backbones: plain ViTs (nets) and what turns them into feature pyramids."""
+"""Backbones: plain ViTs (nets), what turns them into feature pyramids, and necks."""
 
+from .beit import BEiT
+from .channel_mapper import ChannelMapper, LastLevelMaxPool2x2
+from .extra_attention import ExtraAttention
 from .simple_feature_pyramid import SimpleFeaturePyramid
+from .timm_vit import TimmViT
+from .uni_perceiver import UniPerceiver
 from .vit import ViT
 from .vit_adapter import ViTAdapter
 from .vit_baseline import ViTBaseline
 
-__all__ = ["SimpleFeaturePyramid", "ViT", "ViTAdapter", "ViTBaseline"]
+__all__ = [
+    "BEiT",
+    "ChannelMapper",
+    "ExtraAttention",
+    "LastLevelMaxPool2x2",
+    "SimpleFeaturePyramid",
+    "TimmViT",
+    "UniPerceiver",
+    "ViT",
+    "ViTAdapter",
+    "ViTBaseline",
+]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from detectron2.layers import get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
@@ -22,7 +23,9 @@ class ViTBaseline(PyramidBackbone):
         net: the plain ViT, patch size 16 (see ``ViT`` for the contract).
         block_indexes: the four blocks whose outputs are used, for strides 4, 8, 16, 32; one block
             serves all four. None: the last block of each quarter of the net.
-        norm_layer: norm of each block output.
+        norm_layer: norm of each block output; None for none, as the official BEiT baseline.
+        norm: Detectron2's norm name or a callable, of the deconvolutions for stride 4: "GN", or
+            "SyncBN" in the official BEiT baseline.
 
     Raises:
         ValueError: a patch size other than 16, or block indexes outside the net or out of order.
@@ -33,7 +36,8 @@ class ViTBaseline(PyramidBackbone):
         net: Backbone,
         *,
         block_indexes: Sequence[int] | None = None,
-        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: Callable[[int], nn.Module] | None = partial(nn.LayerNorm, eps=1e-6),
+        norm: str | Callable[[int], nn.Module] = "GN",
     ) -> None:
         super().__init__(net)
         if block_indexes is None:
@@ -41,10 +45,12 @@ class ViTBaseline(PyramidBackbone):
         self.block_indexes = _check_block_indexes(block_indexes, net.depth)
         dim = net.embed_dim
         for level in range(1, 5):
-            self.add_module(f"norm{level}", norm_layer(dim))
+            self.add_module(
+                f"norm{level}", nn.Identity() if norm_layer is None else norm_layer(dim)
+            )
         self.up1 = nn.Sequential(
             nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
-            nn.GroupNorm(32, dim),
+            get_norm(norm, dim) or nn.Identity(),
             nn.GELU(),
             nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
         )

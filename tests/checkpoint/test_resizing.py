@@ -1,0 +1,109 @@
+import pytest
+import torch
+from detectron2.modeling.backbone.utils import get_abs_pos
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+from vitadapter.checkpoint.resizing import fit_tensor, resize_patch_kernel, resize_pos_embed
+
+
+@pytest.mark.parametrize("new_side", [7, 14, 20])
+def test_positions_as_detectron2_resizes_them(new_side: int) -> None:
+    pos_embed = torch.randn(1, 1 + 14 * 14, 8)
+    resized = resize_pos_embed(pos_embed, 1 + new_side**2)
+    expected = get_abs_pos(pos_embed, True, (new_side, new_side)).flatten(1, 2)
+    torch.testing.assert_close(resized[:, 1:], expected)
+    assert torch.equal(resized[:, :1], pos_embed[:, :1])
+
+
+@pytest.mark.parametrize(("prefix", "new_prefix"), [(1, 0), (0, 1), (2, 1), (5, 0), (1, 2)])
+@pytest.mark.parametrize("new_side", [14, 10])
+def test_prefix_rows(prefix: int, new_prefix: int, new_side: int) -> None:
+    pos_embed = torch.randn(1, prefix + 14 * 14, 4)
+    resized = resize_pos_embed(pos_embed, new_prefix + new_side**2)
+    assert resized.shape == (1, new_prefix + new_side**2, 4)
+    kept = min(prefix, new_prefix)
+    assert torch.equal(resized[:, :kept], pos_embed[:, :kept])
+    assert not resized[:, kept:new_prefix].any()
+    assert torch.equal(
+        resized[:, new_prefix:], resize_pos_embed(pos_embed[:, prefix:], new_side**2)
+    )
+
+
+def test_rows_that_are_no_square() -> None:
+    with pytest.raises(ValueError, match="220 positions are no square"):
+        resize_pos_embed(torch.ones(1, 220, 4), 197)
+    with pytest.raises(ValueError, match="220 positions are no square"):
+        resize_pos_embed(torch.ones(1, 197, 4), 220)
+
+
+def test_patches_grow_bilinearly() -> None:
+    """A ramp stays a ramp, with its steps scaled: half-pixel centres, no rescaled values."""
+    ramp = torch.arange(14.0).expand(2, 3, 14, 14)
+    resized = resize_patch_kernel(ramp, (16, 16))
+    expected = ((torch.arange(16.0) + 0.5) * 14 / 16 - 0.5).clamp(0, 13)
+    torch.testing.assert_close(resized, expected.expand(2, 3, 16, 16))
+    assert resize_patch_kernel(ramp.half(), (16, 16)).dtype == torch.float16
+
+
+def fit(name: str, tensor: Tensor, shape: tuple[int, ...], **others: Tensor) -> object:
+    return fit_tensor(name, tensor, {name: torch.empty(shape), **others})
+
+
+def test_what_fits_is_passed_on() -> None:
+    tensor = torch.ones(3)
+    fitted, method = fit("blocks.0.norm1.weight", tensor, (3,))
+    assert fitted is tensor
+    assert method is None
+
+
+def test_methods_are_named() -> None:
+    fitted, method = fit("pos_embed", torch.ones(1, 197, 4), (1, 50, 4))
+    assert (tuple(fitted.shape), method) == ((1, 50, 4), "bicubic")
+    kernel = torch.randn(4, 3, 14, 14)
+    fitted, method = fit("patch_embed.proj.weight", kernel, (4, 3, 16, 16))
+    assert method == "bilinear"
+    assert torch.equal(fitted, resize_patch_kernel(kernel, (16, 16)))
+    name = "blocks.0.attn.relative_position_bias_table"
+    fitted, method = fit(name, torch.ones(732, 2), (729, 2))
+    assert tuple(fitted.shape) == (729, 2)
+    assert "spline" in method
+    name = "visual_embed.patch_embed.spatial_pos_embed.weight"
+    fitted, method = fit(name, torch.ones(196, 2), (100, 2))
+    assert (tuple(fitted.shape), method) == ((100, 2), "bicubic")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_input_channels_as_timm_adapts_them(channels: int) -> None:
+    kernel = torch.randn(4, 3, 16, 16)
+    fitted, _ = fit("patch_embed.proj.weight", kernel, (4, channels, 16, 16))
+    assert torch.equal(fitted, adapt_input_conv(channels, kernel))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("blocks.0.norm1.weight", (4,), (8,)),
+        ("blocks.0.attn.qkv.weight", (12, 4), (24, 8)),
+        ("pos_embed", (1, 197, 4), (1, 197, 8)),
+        ("pos_embed", (197, 4), (1, 197, 4)),
+        ("pos_embed", (1, 220, 4), (1, 197, 4)),
+        ("patch_embed.proj.weight", (4, 3, 14, 14), (8, 3, 16, 16)),
+        ("patch_embed.proj.weight", (4, 5, 16, 16), (4, 3, 16, 16)),
+        ("patch_embed.proj.weight", (4, 768), (4, 3, 16, 16)),
+        ("blocks.0.attn.relative_position_bias_table", (732, 2), (732, 4)),
+        ("blocks.0.attn.relative_position_bias_table", (729, 2), (732, 2)),
+        ("blocks.0.attn.relative_position_bias_table", (700, 2), (732, 2)),
+    ],
+)
+def test_another_size_is_not_made_to_fit(
+    name: str, old: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    assert fit(name, torch.ones(old), new) is None
+
+
+def test_the_position_of_a_class_token_is_not_made_up() -> None:
+    grid_only = torch.ones(1, 196, 4)
+    assert fit("pos_embed", grid_only, (1, 197, 4), cls_token=torch.ones(1, 1, 4)) is None
+    fitted, _ = fit("pos_embed", grid_only, (1, 197, 4))
+    assert not fitted[:, 0].any()

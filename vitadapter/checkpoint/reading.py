@@ -1,0 +1,177 @@
+"""Checkpoint files as plain state dicts, read without executing what is in them."""
+
+import argparse
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["StateDict", "read_state_dict", "unwrap_state_dict"]
+
+StateDict = dict[str, Tensor]
+
+# Where training codes keep the weights, in the order of preference. The plain weights come before
+# a moving average of them ("ema"), which is what the official ViT-Adapter code loads too; an
+# average is read where there is nothing else. DINO and iBOT publish the "teacher".
+_WRAPPERS = (
+    "state_dict",
+    "model",
+    "module",
+    "model_state",
+    "teacher",
+    "state_dict_ema",
+    "model_ema",
+)
+# Harmless data that training codes save beside the weights and that PyTorch does not know.
+_SAFE_GLOBALS = [
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+# What a file that is no checkpoint, or only part of one, may raise.
+_NOT_WEIGHTS = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _read_safetensors(path: Path) -> object:
+    return load_file(path)
+
+
+def _read_torch(path: Path) -> object:
+    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        # Mapped: what is not asked for, such as an optimizer's state, is not read.
+        return torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+
+
+def _read_npz(path: Path) -> object:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: torch.from_numpy(archive[name]) for name in archive.files}
+
+
+def _read_pickle(path: Path) -> object:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            "a .pkl file (Detectron2's model zoo has these) is a program that loading would run; "
+            "load it where you trust it and save its tensors as .safetensors"
+        )
+    return _read_torch(path)
+
+
+_READERS: Mapping[str, Callable[[Path], object]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".pkl": _read_pickle,
+}
+
+
+def _packed_checkpoint(path: Path) -> str | None:
+    """The checkpoint inside a zip archive, which several official releases are packed into."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = [n for n in archive.namelist() if n.endswith((".pth", ".pth.tar", ".pt"))]
+    return names[0] if names else None
+
+
+def _reason(error: Exception) -> str:
+    """The point of a message: PyTorch's own goes on to advise to switch the protection off."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, pickle.UnpicklingError):
+        return text.split(". ")[0]
+    if code := re.search(r"GLOBAL (\S+)", text):
+        return f"loading it would run code ({code[1]}), which is refused"
+    detail = re.search(r"WeightsUnpickler error: (.*?)(?: Check |$)", text)
+    return f"it is not made of tensors alone{f' ({detail[1]})' if detail else ''}"
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Reads the weights of a checkpoint file; nothing in it is executed.
+
+    Args:
+        path: ``.safetensors``, ``.npz``, or what ``torch.save`` has written (any other suffix).
+
+    Returns:
+        Tensors on the CPU by name, as :func:`unwrap_state_dict` finds them.
+
+    Raises:
+        ValueError: the file is absent, empty, cut off, no checkpoint, or asks for code to be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"the weights {path} do not exist")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} cannot be loaded as weights: the file is empty")
+    reader = _READERS.get(path.suffix.lower(), _read_torch)
+    try:
+        if reader is _read_torch and (packed := _packed_checkpoint(path)):
+            raise ValueError(f"it is an archive, unpack {packed} from it first")
+        return unwrap_state_dict(reader(path))
+    except _NOT_WEIGHTS as error:
+        raise ValueError(f"{path} cannot be loaded as weights: {_reason(error)}") from error
+
+
+def unwrap_state_dict(content: object) -> StateDict:
+    """Finds the state dict in what a training code has saved.
+
+    Follows ``state_dict``, ``model``, ``module``, ``model_state``, ``teacher`` and, where there is
+    none of them, ``state_dict_ema`` and ``model_ema``; removes the ``module.`` of data parallel
+    and the ``_orig_mod.`` of compiled models, and the ``ema_*`` copies that mmcv keeps beside the
+    weights (the weights themselves are used, as officially).
+
+    Args:
+        content: what was read from a file.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        ValueError: there are no tensors, or names that become equal.
+    """
+    while isinstance(content, Mapping):
+        wrapper = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
+        if wrapper is None:
+            break
+        content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a checkpoint is a dict of tensors, got {type(content).__name__}")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"it has no tensors among {sorted(map(str, content))[:5]}")
+    averaged = {f"ema_{name.replace('.', '_')}" for name in tensors}
+    result: StateDict = {}
+    for name, tensor in tensors.items():
+        short = name.replace("_orig_mod.", "")
+        while short.startswith("module."):
+            short = short.removeprefix("module.")
+        if name in averaged:
+            continue
+        if short in result:
+            raise ValueError(f"two of its entries are called {short}")
+        result[short] = tensor
+    return result

@@ -1,0 +1,84 @@
+"""Where checkpoints come from: local files, URLs, the Hugging Face hub and timm's names."""
+
+from pathlib import Path
+
+from detectron2.utils.file_io import PathManager
+from timm.models import get_pretrained_cfg, is_model
+
+__all__ = ["fetch", "is_remote"]
+
+_HUB = "hf://"
+_TIMM = "timm://"
+_TIMM_FILE = "model.safetensors"
+
+
+def is_remote(source: str) -> bool:
+    """Whether `source` names something that is not on this machine's disk."""
+    return "://" in source
+
+
+def fetch(source: str) -> Path:
+    """The file of a checkpoint, downloaded once where it is remote.
+
+    Args:
+        source: a local path; ``hf://org/repo/path/to/file``, with ``@revision`` after ``repo`` for
+            another than the newest; ``timm://name`` for the weights of a timm model, with or
+            without the tag (``timm://vit_small_patch14_dinov2.lvd142m``); or a URL that
+            Detectron2's ``PathManager`` knows. Downloads stay in the caches of the Hugging Face
+            hub (``HF_HOME``) and of Detectron2 (``FVCORE_CACHE``).
+
+    Returns:
+        Path: on this machine.
+
+    Raises:
+        ValueError: there is no such file, it cannot be downloaded, or huggingface_hub is missing.
+    """
+    if source.startswith(_HUB):
+        return _fetch_from_hub(source, *_parse_hub(source))
+    if source.startswith(_TIMM):
+        return _fetch_from_timm(source)
+    if not is_remote(source):
+        return Path(source)
+    try:
+        return Path(PathManager.get_local_path(source))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{source} cannot be downloaded: {error}") from error
+
+
+def _parse_hub(source: str) -> tuple[str, str, str | None]:
+    """(repository, file in it, revision) of ``hf://org/repo@revision/file``."""
+    parts = source.removeprefix(_HUB).split("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise ValueError(f"weights on the hub are written hf://org/repo/file, got {source}")
+    name, _, revision = parts[1].partition("@")
+    return f"{parts[0]}/{name}", parts[2], revision or None
+
+
+def _fetch_from_hub(source: str, repository: str, file: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise ValueError(
+            f"{source} needs huggingface_hub, which is not installed: pip install huggingface_hub, "
+            "or download the file and give its path"
+        ) from error
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{source} cannot be downloaded ({' '.join(str(error).split())[:300]}). Is this "
+            "machine online, and are you allowed to read it (huggingface-cli login)? Else download "
+            "the file elsewhere and give its path"
+        ) from error
+
+
+def _fetch_from_timm(source: str) -> Path:
+    name = source.removeprefix(_TIMM)
+    if not is_model(name.partition(".")[0]):
+        raise ValueError(f"timm has no model {name!r}, got {source}")
+    cfg = get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        raise ValueError(f"timm knows no weights on the Hugging Face hub for {source}")
+    file = cfg.hf_hub_filename or _TIMM_FILE
+    return _fetch_from_hub(source, cfg.hf_hub_id, file, None)

@@ -1,0 +1,97 @@
+"""Relative position bias from a table of offsets, at the table's grid and at others."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+from torch import Tensor
+
+__all__ = ["relative_position_bias", "resize_relative_positions", "spline_matrix"]
+
+
+def relative_position_bias(table: Tensor) -> Tensor:
+    """Logit bias between all tokens of a grid.
+
+    Views of the table take the place of an index as large as the result, and of the scattered
+    additions in its backward pass.
+
+    Args:
+        table: (heads, 2h - 1, 2w - 1), a value for each offset query minus key (dy, dx), from
+            (1 - h, 1 - w) on.
+
+    Returns:
+        (heads, h * w, h * w): row-major queries by row-major keys.
+    """
+    num_heads, rows, columns = table.shape
+    h, w = (rows + 1) // 2, (columns + 1) // 2
+    # [., a, b, k, l] is the value at key minus query (a + k, b + l) - (h - 1, w - 1)
+    windows = table.flip(1, 2).unfold(1, h, 1).unfold(2, w, 1)
+    return windows.flip(1, 2).reshape(num_heads, h * w, h * w)
+
+
+def resize_relative_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """A table for another grid; the identity for the table's own.
+
+    Offsets that the table lacks are interpolated as BEiT's fine-tuning does it: the known ones are
+    moved to a geometric progression that reaches the farthest new offset, so that near offsets
+    nearly keep their values. A smaller grid takes the offsets that it has, unchanged.
+
+    Args:
+        table: (heads, 2h - 1, 2w - 1).
+        size: the new (2h - 1, 2w - 1).
+
+    Returns:
+        (heads, *size), differentiable.
+    """
+    for dim, side in enumerate(size, start=1):
+        excess = table.shape[dim] - side
+        if excess > 0:
+            table = table.narrow(dim, excess // 2, side)
+        elif excess < 0:
+            matrix = torch.tensor(
+                spline_matrix(table.shape[dim], side), dtype=table.dtype, device=table.device
+            )
+            table = (matrix @ table.transpose(dim, 1)).transpose(dim, 1)
+    return table
+
+
+@lru_cache(maxsize=64)
+def spline_matrix(source: int, target: int, lowest_ratio: float = 1.0) -> np.ndarray:
+    """Cubic spline through geometrically spaced points, evaluated at integers.
+
+    The source points lie at 0, +-1, +-(1 + q), +-(1 + q + q^2), ...; the ratio q makes the last of
+    them ``target // 2``. The spline ends "not a knot", as FITPACK's interpolating splines do;
+    targets beyond the last source point take its value.
+
+    Args:
+        source: number of source points, odd.
+        target: number of targets -(target // 2) .. target // 2, odd.
+        lowest_ratio: least q. The official loader has 1.01, which nearly equal sizes do not reach.
+
+    Returns:
+        (target, source), float64, read-only: interpolated = matrix @ values.
+    """
+    ratio = _geometric_ratio(source // 2, target // 2, lowest_ratio)
+    positive = np.cumsum(ratio ** np.arange(source // 2))
+    points = np.concatenate([-positive[::-1], [0.0], positive])
+    targets = np.arange(target) - target // 2
+    matrix = np.ones((target, 1))
+    if source > 1:
+        spline = make_interp_spline(points, np.eye(source), k=min(3, source - 1))
+        matrix = spline(np.clip(targets, points[0], points[-1]))
+    matrix.flags.writeable = False
+    return matrix
+
+
+def _geometric_ratio(terms: int, total: float, lowest: float) -> float:
+    """The ratio in [lowest, 1.5] whose first powers add up to ``total``, to 1e-6 like BEiT's."""
+    low, high = lowest, 1.5
+    ratio = (low + high) / 2
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if np.sum(ratio ** np.arange(terms)) > total:
+            high = ratio
+        else:
+            low = ratio
+    return ratio
