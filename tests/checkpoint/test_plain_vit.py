@@ -3,10 +3,16 @@
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vitadapter.checkpoint.families import FAMILIES, find_family, recognise
-from vitadapter.checkpoint.plain_vit import convert_dinov2, convert_mae, convert_timm_vit
+from vitadapter.checkpoint.plain_vit import (
+    convert_dinov2,
+    convert_dinov2_to_timm,
+    convert_mae,
+    convert_timm_vit,
+)
 from vitadapter.modeling.backbone import ViT
 
 SIZE = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -72,6 +78,20 @@ def test_dinov2_in_both_namings() -> None:
     assert timms.tensors.keys() == state.keys() - {"norm.weight", "norm.bias"}
 
 
+def test_dinov2_with_registers_as_timm_reads_it() -> None:
+    """The original names; timm adds the position of the class token to the token."""
+    original = make_timm("vit_small_patch14_dinov2").state_dict()
+    original |= {"register_tokens": torch.randn(1, 4, 32), "mask_token": torch.zeros(1, 32)}
+    model = timm.create_model("vit_small_patch14_reg4_dinov2", **SIZE)
+    expected = checkpoint_filter_fn(dict(original), model)
+    conversion = convert_dinov2_to_timm(original)
+    assert conversion.tensors.keys() == expected.keys() - {"norm.weight", "norm.bias"}
+    for name, tensor in conversion.tensors.items():
+        torch.testing.assert_close(tensor, expected[name])
+    # Our ViT has no registers: the load drops them.
+    assert "register_tokens" in convert_dinov2(original).tensors
+
+
 @pytest.mark.parametrize("decoder", [{}, DECODER])
 def test_mae(decoder: dict[str, Tensor]) -> None:
     state = mae_state()
@@ -89,7 +109,7 @@ def test_mae(decoder: dict[str, Tensor]) -> None:
     [
         (),
         ("conv1.weight", "layer1.0.conv1.weight"),
-        ("patch_embed.proj.weight", "blocks.0.norm1.weight"),
+        ("patch_embed.proj.weight", "pos_embed"),
         ("net.patch_embed.proj.weight", "net.blocks.0.attn.qkv.weight"),
     ],
 )

@@ -1,14 +1,18 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from detectron2.config import instantiate
 
+from vitadapter.checkpoint.official_detectors import MASK_RCNN, export_official
 from vitadapter.engine import checkpoint as checkpoint_module
 from vitadapter.engine.checkpoint import (
     AtomicCheckpointer,
     check_weights_exist,
     load_init_checkpoint,
 )
+from vitadapter.model_zoo import get_config
 
 
 def make_checkpointer(folder: Path, value: float) -> AtomicCheckpointer:
@@ -121,3 +125,68 @@ def test_a_file_of_another_framework(tmp_path: Path) -> None:
     torch.save({"meta": {"epoch": 3}, "state_dict": {}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth cannot be loaded"):
         load_init_checkpoint(make_checkpointer(tmp_path, 0.0), str(tmp_path / "other.pth"))
+
+
+def make_detector() -> torch.nn.Module:
+    cfg = get_config("common/models/mask_rcnn_vit_adapter.py").model
+    cfg.backbone.bottom_up.update(conv_dim=8, deform_num_heads=2)
+    cfg.backbone.bottom_up.net.update(embed_dim=32, depth=4, num_heads=2, window_size=0)
+    cfg.backbone.bottom_up.net.update(window_block_indexes=[], pretrain_img_size=64)
+    cfg.roi_heads.num_classes = 3
+    cfg.roi_heads.box_head.fc_dims = [16, 16]
+    cfg.roi_heads.box_predictor.input_shape.channels = 16
+    return instantiate(cfg)
+
+
+def test_a_whole_official_detector(tmp_path: Path) -> None:
+    """As `--eval-only` and the demo load it: every weight, under mmdet's names, in mmcv's file."""
+    source, model = make_detector(), make_detector()
+    official = export_official(source.state_dict(), MASK_RCNN)
+    path = tmp_path / "official.pth"
+    torch.save({"meta": {"CLASSES": ("a", "b", "c")}, "state_dict": official}, path)
+    load_init_checkpoint(AtomicCheckpointer(model), str(path), complete=True)
+    expected = source.state_dict()
+    assert all(torch.equal(expected[name], t) for name, t in model.state_dict().items())
+    del official["rpn_head.rpn_reg.bias"]
+    torch.save({"state_dict": official}, path)
+    with pytest.raises(
+        ValueError, match=r"official\.pth is of another model: 1 of .*anchor_deltas"
+    ):
+        load_init_checkpoint(AtomicCheckpointer(make_detector()), str(path), complete=True)
+
+
+def test_a_pre_trained_vit_is_reported(tmp_path: Path, caplog) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=4, num_heads=2)
+    path = tmp_path / "vit.pth"
+    torch.save(vit.state_dict(), path)
+    detector = make_detector()
+    with caplog.at_level("INFO", "vitadapter"):
+        load_init_checkpoint(AtomicCheckpointer(detector, str(tmp_path)), str(path))
+    assert "vit.pth (timm_vit): 51 tensors loaded, 100.0%" in caplog.text
+    net = detector.backbone.bottom_up.net
+    assert torch.equal(net.blocks[3].mlp.fc2.weight, vit.blocks[3].mlp.fc2.weight)
+    report = (tmp_path / "init_checkpoint_report.txt").read_text()
+    assert "\nroi_heads.box_predictor.cls_score.weight: stays as initialised\n" in report
+
+
+def test_part_of_a_vit_is_refused_unless_that_is_wanted(tmp_path: Path) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=3, num_heads=2)
+    path = str(tmp_path / "vit.pth")
+    torch.save(vit.state_dict(), path)
+    checkpointer = AtomicCheckpointer(make_detector())
+    net = checkpointer.model.backbone.bottom_up.net
+    before = net.blocks[0].mlp.fc1.weight.clone()
+    with pytest.raises(ValueError, match=r"vit\.pth .* 90% are needed: .*init_allow_partial=True"):
+        load_init_checkpoint(checkpointer, path)
+    assert torch.equal(net.blocks[0].mlp.fc1.weight, before)
+    load_init_checkpoint(checkpointer, path, allow_partial=True)
+    assert torch.equal(net.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)
+
+
+def test_guessing_names_is_still_possible(tmp_path: Path) -> None:
+    path = save_linear(tmp_path / "w.pth", **{"module_x.weight": torch.full((1, 1), 7.0)})
+    checkpointer = make_checkpointer(tmp_path, 0.0)
+    load_init_checkpoint(checkpointer, f"{path}?matching_heuristics=True")
+    assert checkpointer.model.weight.item() == 7.0
+    with pytest.raises(ValueError, match=r"may end in \?matching_heuristics=True only"):
+        load_init_checkpoint(checkpointer, f"{path}?heuristics=1")

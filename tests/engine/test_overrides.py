@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.engine.overrides import apply_overrides
 
@@ -138,3 +138,10 @@ def test_deleting(cfg: DictConfig) -> None:
     assert "max_iter" not in cfg.train
     with pytest.raises(ValueError, match=r"does not fit the value 80"):
         apply_overrides(cfg, ["~dataset.num_classes=3"])
+
+
+def test_a_key_that_older_configs_lack() -> None:
+    cfg = OmegaConf.create({"train": {"max_iter": 5}, "model": {}})
+    assert apply_overrides(cfg, ["train.init_allow_partial=True"]).train.init_allow_partial is True
+    with pytest.raises(ValueError, match=r"no key 'model\.init_allow_partial'"):
+        apply_overrides(cfg, ["model.init_allow_partial=True"])

@@ -75,7 +75,7 @@ def test_weights_of_another_number_of_classes(cfg: DictConfig, tmp_path: Path) -
     path = tmp_path / "coco.pth"
     torch.save({"model": instantiate(cfg.model).state_dict()}, path)
     cfg.dataset.num_classes = 10
-    message = r"coco\.pth is of another model: 6 of .*cls_score\.weight is \(81, 16\) in the file, \(11, 16\)"
+    message = r"coco\.pth is of another model: 6 of .*cls_score\.weight is \(81, 16\) in"
     with pytest.raises(ValueError, match=message):
         LazyPredictor(cfg, str(path))
 

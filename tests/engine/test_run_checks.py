@@ -13,6 +13,7 @@ from vitadapter.engine.run_checks import SetupError, check_device, check_run, se
     [
         ("train.init_checkpoint=/nowhere/w.pth", r"/nowhere/w\.pth.*train\.init_checkpoint="),
         ("train.init_checkpoint=5", r"train\.init_checkpoint must .*got 5"),
+        ("train.init_allow_partial=1", r"train\.init_allow_partial must be True or False, got 1"),
         ("train.amp.enabled=True", r"set train\.amp\.enabled=False"),
         ("train.max_iter=many", r"train\.max_iter must .*'many'"),
         ("train.max_iter=0", r"train\.max_iter must be a positive integer, got 0"),
@@ -51,6 +52,10 @@ def test_each_rule(cfg: DictConfig, override: str, message: str, monkeypatch) ->
         "~train.seed",
         "train.init_checkpoint=null",
         "train.init_checkpoint=https://host/weights.pth",
+        "train.init_checkpoint=hf://org/repo/model.safetensors",
+        "train.init_checkpoint=timm://vit_small_patch14_dinov2",
+        "train.init_allow_partial=True",
+        "~train.init_allow_partial",
     ],
 )
 def test_what_is_allowed(cfg: DictConfig, override: str) -> None:

@@ -41,7 +41,7 @@ def resize_pos_embed(pos_embed: Tensor, rows: int) -> Tensor:
         rows: the wanted ``P' + G * G``.
 
     Returns:
-        ``(1, rows, C)``.
+        ``(1, rows, C)``, in float32 where it was interpolated.
 
     Raises:
         ValueError: one of the two is no square grid with a few prefix rows.
@@ -52,7 +52,7 @@ def resize_pos_embed(pos_embed: Tensor, rows: int) -> Tensor:
     if side != new_side:
         grid = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, C, g, g)
         grid = F.interpolate(grid, (new_side, new_side), mode="bicubic", align_corners=False)
-        grid = grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)
+        grid = grid.flatten(2).transpose(1, 2)
     kept = pos_embed[:, : min(prefix, new_prefix)]
     empty = pos_embed.new_zeros(1, max(new_prefix - prefix, 0), pos_embed.shape[2])
     return torch.cat([kept, empty, grid], dim=1)
@@ -68,10 +68,9 @@ def resize_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
         size: (height, width) of the wanted patches in pixels.
 
     Returns:
-        ``(C, in_chans, *size)``.
+        ``(C, in_chans, *size)``, in float32.
     """
-    resized = F.interpolate(kernel.float(), size, mode="bilinear", align_corners=False)
-    return resized.to(kernel.dtype)
+    return F.interpolate(kernel.float(), size, mode="bilinear", align_corners=False)
 
 
 def _fit_pos_embed(tensor: Tensor, shape: torch.Size, net: Mapping[str, Tensor]) -> Tensor | None:
@@ -94,7 +93,7 @@ def _fit_patch_kernel(
     if tensor.shape[1] != shape[1]:
         if tensor.shape[1] != 3:
             return None
-        tensor = adapt_input_conv(shape[1], tensor).to(tensor.dtype)
+        tensor = adapt_input_conv(shape[1], tensor)
     return tensor if tensor.shape == shape else resize_patch_kernel(tensor, tuple(shape[2:]))
 
 

@@ -40,9 +40,12 @@ def fetch(source: str) -> Path:
     if not is_remote(source):
         return Path(source)
     try:
-        return Path(PathManager.get_local_path(source))
+        path = Path(PathManager.get_local_path(source))
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{source} cannot be downloaded: {error}") from error
+    if not path.is_file():  # a scheme that nobody has registered is taken for a folder
+        raise ValueError(f"{source} cannot be downloaded: nothing is known of such URLs")
+    return path
 
 
 def _parse_hub(source: str) -> tuple[str, str, str | None]:
@@ -77,7 +80,10 @@ def _fetch_from_timm(source: str) -> Path:
     name = source.removeprefix(_TIMM)
     if not is_model(name.partition(".")[0]):
         raise ValueError(f"timm has no model {name!r}, got {source}")
-    cfg = get_pretrained_cfg(name)
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ValueError(f"{source}: {error}") from error
     if cfg is None or not cfg.hf_hub_id:
         raise ValueError(f"timm knows no weights on the Hugging Face hub for {source}")
     file = cfg.hf_hub_filename or _TIMM_FILE

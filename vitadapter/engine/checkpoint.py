@@ -11,6 +11,8 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import nn
 
+from vitadapter.checkpoint.cache import read_checkpoint
+from vitadapter.checkpoint.family import Family
 from vitadapter.checkpoint.loading import check_plan, plan_load
 from vitadapter.checkpoint.reading import StateDict, read_state_dict
 from vitadapter.checkpoint.sources import fetch, is_remote
@@ -133,15 +135,16 @@ def check_loaded(checkpointer: AtomicCheckpointer, path: str) -> None:
         )
 
 
-def _read(model: nn.Module, path: str) -> StateDict:
-    """The checkpoint of a path that may end in Detectron2's query."""
+def _read(model: nn.Module, path: str) -> tuple[StateDict, Family | None]:
+    """The checkpoint of a path that may end in Detectron2's query, and its family if known."""
     file_name, _, query = path.partition("?")
     if query not in ("", *_HEURISTICS):
         raise ValueError(f"a path may end in ?{_HEURISTICS[0]} only, got {path}")
-    state_dict = read_state_dict(fetch(file_name))
-    if query == _HEURISTICS[0]:
-        return align_and_update_state_dicts(model.state_dict(), state_dict, c2_conversion=False)
-    return state_dict
+    file = fetch(file_name)
+    if query != _HEURISTICS[0]:
+        return read_checkpoint(file)
+    state_dict = read_state_dict(file)
+    return align_and_update_state_dicts(model.state_dict(), state_dict, c2_conversion=False), None
 
 
 def load_init_checkpoint(
@@ -172,7 +175,8 @@ def load_init_checkpoint(
     path = expand_home(path)
     check_weights_exist(path)
     model = checkpointer.model
-    plan = plan_load(model, _read(model, path), path, resize=not complete)
+    state_dict, family = _read(model, path)
+    plan = plan_load(model, state_dict, path, family=family, resize=not complete)
     check_plan(plan, model, complete=complete, allow_partial=allow_partial)
     plan.apply(model)
     is_doubtful = plan.report.wrong_shape or plan.report.unexpected

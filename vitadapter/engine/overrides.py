@@ -13,6 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 __all__ = ["apply_overrides"]
 
+# Keys that configs of older versions, and Detectron2's own, lack.
+_OPTIONAL_KEYS = ("train.init_allow_partial",)
+
 
 def _quoted(text: str) -> str:
     """`key=value` with the value quoted, for values like paths that hydra's grammar cannot read."""
@@ -96,7 +99,7 @@ def _check_known(cfg: DictConfig, node: object, key: str, value: object, full_ke
             f"{full_key!r} cannot be set: what is above {key!r} is {node!r}, which holds no keys"
         )
     if key not in _keys(node):
-        if not _accepts(node, key):
+        if full_key not in _OPTIONAL_KEYS and not _accepts(node, key):
             raise _unknown(cfg, full_key)
         return
     if isinstance(value, Mapping) and isinstance(below := _child(node, key), DictConfig):
@@ -142,9 +145,10 @@ def _add(cfg: DictConfig, key: str, value: object) -> None:
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Sets values of `cfg` in place from `key=value` strings in hydra's grammar.
 
-    As Detectron2's `LazyConfig.apply_overrides`, except that a key must exist, or be an argument
-    that the lazy call above it names in its signature; `+key=value` adds any other key and
-    `~key` deletes one. A key below an interpolation changes what the interpolation refers to.
+    As Detectron2's `LazyConfig.apply_overrides`, except that a key must exist, be known to the
+    training loop, or be an argument that the lazy call above it names in its signature;
+    `+key=value` adds any other key and `~key` deletes one. A key below an interpolation changes
+    what the interpolation refers to.
     A value that hydra's grammar cannot read (a path with "=", parentheses or umlauts) is taken
     as it stands.
 

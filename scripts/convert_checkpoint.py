@@ -1,0 +1,82 @@
+#!/usr/bin/env python
+"""Converts a checkpoint of another project to this project's names.
+
+Training and evaluation do so by themselves (train.init_checkpoint=...); this is for files that go
+elsewhere. Sizes stay those of the file: they are fitted when a model loads it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitadapter.checkpoint import FAMILIES, fetch, find_family, read_state_dict, recognise
+from vitadapter.checkpoint.report import LoadReport
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", help="file, URL, hf://org/repo/file or timm://name")
+    parser.add_argument("output", type=Path, help=f"ends in {' or '.join(SUFFIXES)}")
+    parser.add_argument(
+        "--family",
+        default="auto",
+        choices=["auto", *(family.name for family in FAMILIES)],
+        help="default: recognised from the names",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    args = parser.parse_args(arguments)
+    if args.output.suffix not in SUFFIXES:
+        parser.error(f"output must end in {' or '.join(SUFFIXES)}, got {args.output}")
+    if args.output.exists() and not args.overwrite:
+        parser.error(f"{args.output} exists: add --overwrite to replace it")
+    if not args.output.absolute().parent.is_dir():
+        parser.error(f"the folder of {args.output} does not exist")
+    return args
+
+
+def save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes aside and renames, so that the file is whole or absent."""
+    partial = path.with_name(f"{path.name}.partial")
+    if path.suffix == ".safetensors":
+        save_file(tensors, partial)
+    else:
+        torch.save({"model": tensors}, partial)
+    partial.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_args(arguments)
+    try:
+        state_dict = read_state_dict(fetch(args.input))
+        family = recognise(state_dict) if args.family == "auto" else find_family(args.family)
+        conversion = family.converters[0](state_dict)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    # Own memory for each: safetensors refuses shared storage.
+    tensors = {name: tensor.clone().contiguous() for name, tensor in conversion.tensors.items()}
+    save(tensors, args.output)
+    report = LoadReport(
+        source=args.input,
+        family=family.name,
+        net_share=None,
+        loaded=tuple(tensors),
+        renamed=conversion.renamed,
+        dropped=conversion.dropped,
+    )
+    print(report.summary())
+    print(f"names are those of the {conversion.scope}, written to {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from vitadapter.checkpoint.loading import check_plan, plan_load
+from vitadapter.checkpoint.reading import read_state_dict
+from vitadapter.modeling.backbone import ViT, ViTBaseline
+
+SIZE = {"embed_dim": 32, "depth": 4, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def script(repository: Path) -> ModuleType:
+    path = repository / "scripts" / "convert_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("script_convert_checkpoint", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
+    model = timm.create_model("vit_small_patch14_dinov2", img_size=56, **SIZE)
+    torch.save({"model": model.state_dict()}, tmp_path / "dinov2.pth")
+    return tmp_path / "dinov2.pth", model.state_dict()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("family", ["auto", "dinov2"])
+def test_what_it_writes_loads(
+    suffix: str, family: str, script: ModuleType, source: tuple[Path, dict[str, Tensor]], capsys
+) -> None:
+    path, state = source
+    output = path.with_name(f"out.{suffix}")
+    assert script.main([str(path), str(output), "--family", family]) == 0
+    printed = capsys.readouterr().out
+    assert "blocks.#.ls1.gamma -> blocks.#.gamma1 (4)" in printed
+    assert sorted(p.name for p in path.parent.iterdir()) == ["dinov2.pth", f"out.{suffix}"]
+    converted = read_state_dict(output)
+    assert torch.equal(converted["blocks.2.gamma1"], state["blocks.2.ls1.gamma"])
+    model = ViTBaseline(ViT(**SIZE, pretrain_img_size=64, layer_scale_init=1.0))
+    plan = plan_load(model, converted, str(output))
+    check_plan(plan, model)
+    assert plan.report.net_share == 1.0
+
+
+def test_an_output_is_not_overwritten_by_chance(
+    script: ModuleType, source: tuple[Path, dict[str, Tensor]], capsys
+) -> None:
+    path, _ = source
+    output = path.with_name("out.pth")
+    output.write_text("precious")
+    with pytest.raises(SystemExit):
+        script.main([str(path), str(output)])
+    assert "exists: add --overwrite" in capsys.readouterr().err
+    assert output.read_text() == "precious"
+    assert script.main([str(path), str(output), "--overwrite"]) == 0
+    assert "patch_embed.proj.weight" in read_state_dict(output)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("out.zip", "must end in .pth or .safetensors"), ("no/out.pth", "folder of .* does not")],
+)
+def test_bad_outputs(output: str, message: str, script: ModuleType, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["w.pth", str(tmp_path / output)])
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("content", "family", "message"),
+    [
+        (None, "auto", "do not exist"),
+        ({"conv1.weight": torch.ones(1)}, "auto", "no known family"),
+        ({"conv1.weight": torch.ones(1)}, "augreg", "has embedding/kernel"),
+    ],
+)
+def test_bad_inputs(
+    content: object, family: str, message: str, script: ModuleType, tmp_path: Path, capsys
+) -> None:
+    if content is not None:
+        torch.save(content, tmp_path / "w.pth")
+    output = tmp_path / "out.pth"
+    assert script.main([str(tmp_path / "w.pth"), str(output), "--family", family]) == 1
+    assert message in capsys.readouterr().err
+    assert not output.exists()

@@ -1,0 +1,202 @@
+"""Whole loads: into a small detector-like model with a ViT-Adapter, from each kind of file."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from vitadapter.checkpoint.loading import LoadPlan, check_plan, plan_load
+from vitadapter.modeling.backbone import BEiT, SimpleFeaturePyramid, TimmViT, ViT, ViTAdapter
+from vitadapter.modeling.backbone.pyramid import PyramidBackbone
+
+SIZE = {"embed_dim": 32, "depth": 4, "num_heads": 2}
+
+
+class Model(nn.Module):
+    """A backbone below a neck, with a head."""
+
+    def __init__(self, backbone: PyramidBackbone, classes: int = 5) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = backbone
+        self.head = nn.Linear(8, classes)
+
+
+def make_model(classes: int = 5, **arguments: object) -> Model:
+    net = ViT(**(SIZE | {"pretrain_img_size": 64} | arguments))
+    return Model(ViTAdapter(net, conv_dim=8, deform_num_heads=2), classes)
+
+
+def make_timm(name: str = "vit_tiny_patch16_224", **arguments: object) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = timm.create_model(name, **(SIZE | {"img_size": 64} | arguments))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    return model.state_dict()
+
+
+def plan(model: nn.Module, state: dict[str, Tensor], **arguments: bool) -> LoadPlan:
+    planned = plan_load(model, state, "w.pth", resize=not arguments.get("complete", False))
+    check_plan(planned, model, **arguments)
+    return planned
+
+
+def test_a_pre_trained_vit_reaches_the_net_and_nothing_else() -> None:
+    """Also timm's final norm, which has the width of the adapter's norms."""
+    model, state = make_model(), make_timm(num_classes=32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    planned = plan(model, state)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    planned.apply(model)
+    net = "backbone.bottom_up.net."
+    for name, tensor in model.state_dict().items():
+        expected = state[name.removeprefix(net)] if name.startswith(net) else before[name]
+        assert torch.equal(tensor, expected), name
+    report = planned.report
+    assert report.family == "timm_vit"
+    assert report.net_share == 1.0
+    assert set(report.loaded) == {n for n in before if n.startswith(net)}
+    assert report.dropped.keys() == {
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+        "head.bias",
+        f"{net}cls_token",
+    }
+    assert report.unexpected == ()
+    counts = [n for n in before if not n.startswith(net) and not n.endswith("num_batches_tracked")]
+    assert sorted(report.missing) == sorted(counts)
+    assert report.missing["backbone.bottom_up.interactions.0.injector.gamma"] == "stays 0"
+
+
+@pytest.mark.parametrize(
+    ("make_net", "scale"),
+    [
+        (partial(ViT, pretrain_img_size=64, layer_scale_init=1.0), "gamma1"),
+        (partial(TimmViT, "vit_small_patch14_dinov2", pretrain_img_size=64), "ls1.gamma"),
+    ],
+)
+def test_dinov2_goes_into_both_nets(make_net: Callable[..., nn.Module], scale: str) -> None:
+    model = Model(ViTAdapter(make_net(**SIZE), conv_dim=8, deform_num_heads=2))
+    state = make_timm("vit_small_patch14_dinov2", img_size=56)  # the same 4 x 4 grid
+    planned = plan(model, state)
+    planned.apply(model)
+    net = model.backbone.bottom_up.net
+    for i in range(4):
+        assert torch.equal(net.get_parameter(f"blocks.{i}.{scale}"), state[f"blocks.{i}.ls1.gamma"])
+    assert planned.report.net_share == 1.0
+    (name, resized), *_ = planned.report.resized.items()
+    assert name.endswith("patch_embed.proj.weight")
+    assert str(resized) == "(32, 3, 14, 14) to (32, 3, 16, 16), bilinear"
+
+
+@pytest.mark.parametrize("family", ["vitadapter", "bare"])
+def test_our_own_checkpoints(family: str) -> None:
+    source, model = make_model(), make_model(classes=3)
+    state = source.state_dict()
+    if family == "bare":  # the backbone alone
+        state = source.backbone.bottom_up.state_dict()
+    planned = plan(model, state)
+    planned.apply(model)
+    ours = model.backbone.bottom_up.state_dict()
+    assert all(torch.equal(ours[n], t) for n, t in source.backbone.bottom_up.state_dict().items())
+    assert planned.report.family == "vitadapter"
+    wrong = {"head.weight", "head.bias"} if family == "vitadapter" else set()
+    assert planned.report.wrong_shape.keys() == wrong
+    if wrong:
+        with pytest.raises(ValueError, match=r"2 of the .* head\.weight is \(5, 8\) in the file"):
+            plan(model, state, complete=True)
+    plan(make_model(), source.state_dict(), complete=True)
+
+
+def test_our_own_net_moves_to_another_kind_of_model() -> None:
+    """From below a neck to a pyramid that is the whole backbone."""
+    model = nn.Module()
+    model.backbone = SimpleFeaturePyramid(
+        ViT(**SIZE, pretrain_img_size=64), "last_feat", 16, (4.0, 2.0, 1.0, 0.5)
+    )
+    source = make_model()
+    planned = plan(model, source.state_dict())
+    planned.apply(model)
+    ours, theirs = model.backbone.net.state_dict(), source.backbone.bottom_up.net.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert planned.report.net_share == 1.0
+
+
+def test_tables_of_relative_positions_are_resized() -> None:
+    net = BEiT(**SIZE, window_size=3, window_block_indexes=[0, 1, 2, 3], use_cls_token=False)
+    model = Model(ViTAdapter(net, conv_dim=8, deform_num_heads=2))
+    state = make_timm("beit_base_patch16_224")
+    planned = plan(model, state)
+    tables = [name for name in planned.report.resized if name.endswith("bias_table")]
+    assert len(tables) == 4
+    assert planned.report.net_share == 1.0
+    assert planned.report.family == "beit"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "message"),
+    [
+        ({}, {"embed_dim": 64}, r"has none of the .*net\.\S+ is \(1, 17, 64\) in the file"),
+        ({"depth": 8}, {}, r"has 5\d\.\d% of the net's parameters, 90% are needed: .*blocks\.4"),
+        ({"depth": 2}, {}, r"has 24 tensors that the net does not have: .*net\.blocks\.2"),
+        ({"mlp_ratio": 2.0}, {}, r"of another size than the net: 12 tensors do not fit: .*fc1"),
+        ({}, {"name": "vit_small_patch14_dinov2"}, r"8 tensors that the net does not .*gamma1"),
+    ],
+)
+def test_another_size_is_refused(
+    arguments: dict[str, object], file: dict[str, object], message: str
+) -> None:
+    net = ViT(**(SIZE | {"pretrain_img_size": 64} | arguments))
+    model = Model(ViTAdapter(net, num_interactions=2, conv_dim=8, deform_num_heads=2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"w\.pth.*{message}"):
+        plan(model, make_timm(**file))
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    if not file.get("embed_dim"):
+        planned = plan(model, make_timm(**file), allow_partial=True)
+        planned.apply(model)
+        assert 0 < planned.report.net_share <= 1
+
+
+def test_other_bad_input() -> None:
+    model = make_model()
+    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded: its names are of no known fam"):
+        plan(model, {"conv1.weight": torch.ones(1)})
+    state = make_timm()
+    state["blocks.0.norm1.weight"] = torch.ones(32, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"w\.pth .*norm1\.weight is torch\.int8, the model has"):
+        plan(model, state)
+    with pytest.raises(ValueError, match=r"one plain ViT, but the model has \['0\.b.*', '1\.b"):
+        plan(nn.Sequential(make_model(), make_model()), state)
+    # A detector over a ResNet of Detectron2: only its head fits.
+    foreign = {"backbone.bottom_up.res2.0.conv1.weight": torch.ones(1)}
+    with pytest.raises(ValueError, match="no known family"):
+        plan(model, foreign | nn.Module.state_dict(model.head, prefix="head."))
+
+
+def test_half_precision_is_widened() -> None:
+    model, state = make_model(), make_timm()
+    plan(model, {name: tensor.half() for name, tensor in state.items()}).apply(model)
+    weight = model.backbone.bottom_up.net.blocks[1].mlp.fc1.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, state["blocks.1.mlp.fc1.weight"].half().float())
+
+
+def test_the_report(tmp_path) -> None:
+    state = make_timm("vit_small_patch14_dinov2", img_size=56)
+    planned = plan(make_model(layer_scale_init=1.0), state)
+    lines = planned.report.summary().splitlines()
+    assert lines[0] == "w.pth (dinov2): 59 tensors loaded, 100.0% of the net's parameters"
+    assert "  resized: 1" in lines
+    assert "    blocks.#.ls2.gamma -> backbone.bottom_up.net.blocks.#.gamma2 (4)" in lines
+    assert "    backbone.bottom_up.interactions (172)" in lines
+    assert len(lines) < 40
+    planned.report.write(tmp_path / "report.txt")
+    text = (tmp_path / "report.txt").read_text()
+    for name in planned.report.loaded + tuple(planned.report.missing):
+        assert f"\n{name}" in text
+    assert "blocks.3.ls1.gamma -> backbone.bottom_up.net.blocks.3.gamma1" in text
