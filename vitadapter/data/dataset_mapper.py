@@ -15,6 +15,8 @@ from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
+from vitadapter.data.semantic_maps import read_semantic_map
+
 __all__ = ["IMAGE_ERRORS", "DatasetMapper", "read_image", "read_record_image"]
 
 logger = logging.getLogger(__name__)
@@ -96,7 +98,9 @@ class DatasetMapper(_DatasetMapper):
       is named in one warning and skipped (None is returned, and Detectron2's loader draws
       another image); at test time it is an error, because a skipped image would change the AP;
     - polygon and RLE masks may be mixed: an image with an RLE mask gets bitmasks, others keep
-      polygons, which a crop moves but does not cut.
+      polygons, which a crop moves but does not cut;
+    - a semantic map that cannot be read or has another size than its image counts as such an
+      image.
 
     Boxes are cut to the crop and, unless `recompute_boxes`, not drawn anew around what is left of
     the mask, as in the official recipes.
@@ -145,8 +149,8 @@ class DatasetMapper(_DatasetMapper):
             dataset_dict: one image in Detectron2's standard format.
 
         Returns:
-            dict: with "image" `(C, H, W)` uint8 and, in training, "instances"; None when the
-            image is to be skipped.
+            dict: with "image" `(C, H, W)` uint8 and, in training, "instances" and, for images with
+            a "sem_seg_file_name", "sem_seg" `(H, W)` int64; None when the image is to be skipped.
 
         Raises:
             ValueError: the image cannot be used at test time, or too many in training.
@@ -154,16 +158,21 @@ class DatasetMapper(_DatasetMapper):
         dataset_dict = copy.deepcopy(dict(dataset_dict))
         try:
             image = read_record_image(dataset_dict, self.image_format)
+            sem_seg = read_semantic_map(dataset_dict, image) if self.is_train else None
         except IMAGE_ERRORS as error:
             self._skip_or_raise(str(dataset_dict["file_name"]), error)
             return None
         dataset_dict.setdefault("height", image.shape[0])
         dataset_dict.setdefault("width", image.shape[1])
 
-        aug_input = T.AugInput(image)
+        aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (C, H, W)
         dataset_dict["image"] = torch.as_tensor(image)
+        if sem_seg is not None:
+            # A flip leaves a view of negative strides, which torch does not take.
+            sem_seg = np.ascontiguousarray(aug_input.sem_seg)
+            dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype(np.int64))
 
         annotations = dataset_dict.pop("annotations", None)
         if self.is_train and annotations is not None:

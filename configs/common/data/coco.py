@@ -58,6 +58,7 @@ dataloader = dict(
             ],
             image_format="${model.input_format}",
         ),
+        batch_size=1,
         num_workers=4,
     ),
     evaluator=L(coco_evaluator)(
