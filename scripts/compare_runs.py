@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vitadapter.evaluation.curves import plot_comparison
+from vitadapter.evaluation.curves import plot_comparison, plot_convergence
 from vitadapter.evaluation.metrics_file import (
     RunMetrics,
     format_table,
@@ -23,6 +23,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN_DIR", help="output folder of a run")
     parser.add_argument("--output", metavar="FILE.png", help="default: only the table")
+    parser.add_argument(
+        "--convergence", metavar="FILE.png", help="loss and AP against the iterations"
+    )
     parser.add_argument("--title", help="a line above the figure")
     return parser.parse_args(arguments)
 
@@ -47,11 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = format_table([summarize(name, metrics) for name, metrics in runs.items()])
         if args.output:
             plot_comparison(runs, args.output, args.title)
+        if args.convergence:
+            plot_convergence(runs, args.convergence, args.title)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(table)
-    if args.output:
-        print(f"\nfigure written to {args.output}")
+    for figure in filter(None, (args.output, args.convergence)):
+        print(f"\nfigure written to {figure}")
 
 
 if __name__ == "__main__":

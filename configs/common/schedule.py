@@ -1,7 +1,7 @@
 """Learning-rate schedules over `train.max_iter` iterations: steps are fractions of the whole."""
 
 from detectron2.config import LazyCall as L
-from fvcore.common.param_scheduler import MultiStepParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 
 from vitadapter.solver import warm_up
 
@@ -21,5 +21,13 @@ schedule_3x = L(warm_up)(
     ),
     max_iter="${train.max_iter}",
     warmup_iters=500,
+    warmup_factor=0.001,
+)
+
+# Large-scale jitter: half a cosine down to a hundredth.
+schedule_cosine = L(warm_up)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    max_iter="${train.max_iter}",
+    warmup_iters=2000,
     warmup_factor=0.001,
 )

@@ -30,6 +30,8 @@ def _pretrained(shared_table: bool = False) -> dict[str, Tensor]:
             "rel_pos_bias.relative_position_index": index,
             "mask_token": torch.zeros(1, 1, DIM),
             "lm_head.weight": torch.zeros(5, DIM),
+            # BEiTv2's decoder of the class token
+            "cls_pt_layers.0.attn.qkv.weight": torch.zeros(3 * DIM, DIM),
             "norm.weight": torch.zeros(DIM),
         }
     return state | {f"blocks.{i}.attn.relative_position_index": index for i in range(DEPTH)}

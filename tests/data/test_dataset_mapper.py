@@ -2,6 +2,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from coco_samples import make_content, polygon_of, rle_of, write_coco
@@ -205,3 +206,34 @@ def test_the_record_is_not_changed_and_test_samples_carry_no_annotations(tmp_pat
     assert "annotations" not in sample
     assert "instances" not in sample
     assert (sample["height"], sample["width"], sample["image_id"]) == (32, 32, 1)
+
+
+@pytest.mark.parametrize("form", ["polygon", "rle"])
+def test_boxes_drawn_anew_fit_what_a_crop_leaves(tmp_path: Path, form: str) -> None:
+    """An L: the crop cuts off the limb that makes its box wide."""
+    corners = [[4, 4], [28, 4], [28, 8], [8, 8], [8, 28], [4, 28]]
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[4:8, 4:28] = mask[4:28, 4:8] = 1
+    polygon = [[float(value) for corner in corners for value in corner]]
+    segmentation = polygon if form == "polygon" else mask_util.encode(np.asfortranarray(mask))
+    record = make_record(tmp_path, [segmentation])
+    record["annotations"][0]["bbox"] = [4, 4, 24, 24]
+    crop = T.CropTransform(0, 12, 32, 20)
+    (kept,) = make_mapper(augmentations=[crop])(record)["instances"].gt_boxes.tensor.tolist()
+    assert kept == [4, 0, 28, 16]
+    mapper = make_mapper(augmentations=[crop], recompute_boxes=True)
+    instances = mapper(record)["instances"]
+    (redrawn,) = instances.gt_boxes.tensor.tolist()
+    assert redrawn == [4, 0, 8, 16]
+    assert torch.equal(instances.gt_masks.tensor[0], torch.from_numpy(mask[12:]).bool())
+
+
+def test_an_instance_outside_the_crop_is_dropped(tmp_path: Path) -> None:
+    record = make_record(tmp_path, [polygon_of(BOX)])
+    mapper = make_mapper(augmentations=[T.CropTransform(20, 20, 12, 12)], recompute_boxes=True)
+    assert len(mapper(record)["instances"]) == 0
+
+
+def test_boxes_without_masks_cannot_be_drawn_anew() -> None:
+    with pytest.raises(ValueError, match="use_instance_mask=True"):
+        make_mapper(use_instance_mask=False, recompute_boxes=True)

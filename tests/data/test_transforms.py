@@ -3,7 +3,7 @@ import pytest
 from detectron2.config import LazyCall, instantiate
 from detectron2.data import transforms as T
 
-from vitadapter.data.transforms import RandomChoice
+from vitadapter.data.transforms import PadToSize, RandomChoice
 
 
 def test_each_branch_is_drawn_equally_often() -> None:
@@ -72,3 +72,29 @@ def test_works_in_a_config() -> None:
 def test_needs_a_branch() -> None:
     with pytest.raises(ValueError, match="at least one branch"):
         RandomChoice([])
+
+
+def test_padding_is_the_models_zero_and_no_mask() -> None:
+    aug_input = T.AugInput(np.full((3, 4, 3), 9, dtype=np.uint8))
+    transforms = T.AugmentationList([PadToSize((5, 6), [123.675, 116.28, 103.53])])(aug_input)
+    assert aug_input.image.shape == (5, 6, 3)
+    assert aug_input.image.dtype == np.uint8
+    assert (aug_input.image[:3, :4] == 9).all()
+    outside = np.ones((5, 6), dtype=bool)
+    outside[:3, :4] = False
+    assert (aug_input.image[outside] == [124, 116, 104]).all()
+    padded = transforms.apply_segmentation(np.ones((3, 4), dtype=np.uint8))
+    np.testing.assert_array_equal(padded, ~outside)
+    points = np.array([[1.0, 2.0]])
+    np.testing.assert_array_equal(transforms.apply_coords(points.copy()), points)
+
+
+def test_padding_leaves_a_larger_image() -> None:
+    aug_input = T.AugInput(np.zeros((7, 2, 3), dtype=np.uint8))
+    T.AugmentationList([PadToSize((5, 6), [0.0, 0.0, 0.0], seg_pad_value=255)])(aug_input)
+    assert aug_input.image.shape == (7, 6, 3)
+
+
+def test_padding_to_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"positive sides.*\(0, 5\)"):
+        PadToSize((0, 5), [0.0, 0.0, 0.0])

@@ -190,3 +190,19 @@ def test_compare_runs_script(
             main([argument])
     with pytest.raises(SystemExit, match="must differ, got 'a' twice"):
         main([f"a={folder}", f"a={folder}"])
+
+
+def test_convergence_shows_loss_and_ap_of_each_run(tmp_path: Path, figures: list[Figure]) -> None:
+    runs = make_runs(tmp_path, random={"bbox/AP": 2.0}, pretrained={"bbox/AP": 30.0})
+    curves.plot_convergence(runs, tmp_path / "c.png", "On few images")
+    assert Image.open(tmp_path / "c.png").size == (1600, 600)
+    losses, ap = figures[0].axes
+    assert [line.get_ydata().tolist() for line in ap.lines] == [[2.0], [30.0]]
+    assert len(losses.lines) == 4  # as measured and smoothed
+    assert {"random", "pretrained", "Training loss", "Box AP"} <= set(texts(figures[0]))
+
+
+def test_convergence_of_a_run_without_evaluation_is_refused(tmp_path: Path) -> None:
+    runs = {"never": read_metrics(write_run(tmp_path))}
+    with pytest.raises(ValueError, match=r"run never has no bbox/AP"):
+        curves.plot_convergence(runs, tmp_path / "c.png")

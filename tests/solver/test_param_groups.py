@@ -6,7 +6,7 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
-from vitadapter.modeling.backbone import TimmViT, ViT, ViTAdapter
+from vitadapter.modeling.backbone import BEiT, TimmViT, UniPerceiver, ViT, ViTAdapter
 from vitadapter.solver import LayerDecay, NoDecayByName, NoDecayOneDim, get_optimizer_params
 
 PREFIX = "backbone.bottom_up."
@@ -64,6 +64,44 @@ def test_layer_decay_of_every_parameter(model: nn.Module, rate: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("net", "embedding"),
+    [
+        (
+            BEiT(64, embed_dim=32, depth=4, num_heads=2, use_cls_token=True),
+            {"patch_embed", "cls_token"},
+        ),
+        (
+            BEiT(
+                embed_dim=32,
+                depth=4,
+                num_heads=2,
+                window_size=2,
+                window_block_indexes=[0, 2],
+                global_window_size=4,
+            ),
+            {"patch_embed"},
+        ),
+        (UniPerceiver(embed_dim=32, depth=4, num_heads=2), {"visual_embed"}),
+    ],
+    ids=["beit_global", "beit_windows", "uni_perceiver"],
+)
+def test_layer_decay_of_other_nets(net: nn.Module, embedding: set[str]) -> None:
+    """The official layers: 0 for patch_embed, pos_embed, cls_token, visual_embed; then blocks."""
+    adapter = ViTAdapter(net, conv_dim=8, deform_num_heads=2, norm="BN")
+    decay = LayerDecay(0.5, DEPTH)
+    found: dict[str, set[float]] = {}
+    for name, _ in adapter.named_parameters():
+        parts = name.removeprefix("net.").split(".")
+        part = name.split(".")[0] if not name.startswith("net.") else parts[0]
+        part = ".".join(parts[:2]) if part == "blocks" else part
+        found.setdefault(part, set()).add(decay(f"backbone.bottom_up.{name}"))
+    expected = dict.fromkeys(embedding, 5) | {f"blocks.{i}": 4 - i for i in range(DEPTH)}
+    rest = {"level_embed", "spm", "interactions", "up", "norm1", "norm2", "norm3", "norm4"}
+    expected |= dict.fromkeys(rest, 0)
+    assert found == {part: {0.5**exponent} for part, exponent in expected.items()}
+
+
+@pytest.mark.parametrize(
     ("name", "embedding"),
     [
         ("vit_small_patch16_dinov3", {"cls_token", "reg_token"}),
@@ -110,12 +148,20 @@ def test_layer_decay_of_the_large_recipe() -> None:
     [
         ("net.cls_token", 5),
         ("net.pos_embed", 5),
+        ("net.reg_token", 5),
+        ("net.mask_token", 5),
+        ("net.norm_pre.weight", 5),
+        ("net.visual_embed.embeddings_norm.bias", 5),
+        ("net.blocks.2.attn.relative_position_bias_table", 2),
+        ("net.blocks.2.gamma_1", 2),
         ("net.blocks.0.residual.conv1.weight", 4),
         ("net.blocks.3.mlp.fc1.bias", 1),
         # Only what lies in `net` is pre-trained.
         ("subnet.blocks.0.weight", 0),
         ("head.blocks.0.weight", 0),
         ("head.pos_embed", 0),
+        ("head.visual_embed.weight", 0),
+        ("net.visual_embedding.weight", 0),
         ("net.pos_embed_head.weight", 0),
         ("interactions.0.injector.gamma", 0),
         ("net.norm.weight", 0),

@@ -9,8 +9,11 @@ __all__ = ["convert_beit"]
 
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
-# Heads and final norms, the mask of the pre-training, and indexes that follow from the tables.
-_DROPPED = re.compile(r"(?:fc_norm|norm|head|lm_head)\.|mask_token$|.*relative_position_index$")
+# Final norms; heads, further layers (BEiTv2) and mask of the pre-training; and indexes, which
+# follow from the tables.
+_DROPPED = re.compile(
+    r"(?:fc_norm|norm|head|lm_head|cls_pt_\w+)\.|mask_token$|.*relative_position_index$"
+)
 
 
 def convert_beit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from vitadapter.data.coco_annotations import check_has_masks, drop_unusable
 from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_record_image
+from vitadapter.data.semantic_maps import add_semantic_maps
 
 __all__ = ["coco_metadata", "load_coco_dataset", "register_coco"]
 
@@ -254,6 +255,7 @@ def load_coco_dataset(
     num_classes: int,
     masks: bool = True,
     filter_empty: bool = False,
+    sem_seg_root: str | None = None,
     role: str = "train",
 ) -> list[Record]:
     """Loads and checks a COCO-format data set, registered by name or given by its files.
@@ -268,6 +270,7 @@ def load_coco_dataset(
         num_classes: number of classes that the model predicts.
         masks: whether instance masks are needed.
         filter_empty: whether to leave out images without usable annotations (as for training).
+        sem_seg_root: folder of semantic maps, for :func:`add_semantic_maps`; None for none.
         role: "train" or "test": which override an error names.
 
     Returns:
@@ -289,6 +292,8 @@ def load_coco_dataset(
                 f"no image of '{registered}' has a usable annotation: "
                 f"set dataset.{role}.json_file=..."
             )
+    if sem_seg_root is not None:
+        records = add_semantic_maps(records, sem_seg_root, role=role)
     # Only now: what training is left with must hold an image that can be read.
     _check_images(records, registered, role)
     classes = MetadataCatalog.get(registered).get("thing_classes")

@@ -15,6 +15,8 @@ from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
+from vitadapter.data.semantic_maps import read_semantic_map
+
 __all__ = ["IMAGE_ERRORS", "DatasetMapper", "read_image", "read_record_image"]
 
 logger = logging.getLogger(__name__)
@@ -96,10 +98,12 @@ class DatasetMapper(_DatasetMapper):
       is named in one warning and skipped (None is returned, and Detectron2's loader draws
       another image); at test time it is an error, because a skipped image would change the AP;
     - polygon and RLE masks may be mixed: an image with an RLE mask gets bitmasks, others keep
-      polygons, which a crop moves but does not cut.
+      polygons, which a crop moves but does not cut;
+    - a semantic map that cannot be read or has another size than its image counts as such an
+      image.
 
-    Boxes are cut to the crop and not drawn anew around what is left of the mask, as in the
-    official recipes.
+    Boxes are cut to the crop and, unless `recompute_boxes`, not drawn anew around what is left of
+    the mask, as in the official recipes.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class DatasetMapper(_DatasetMapper):
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
         use_instance_mask: bool = False,
+        recompute_boxes: bool = False,
         max_skipped: int = 100,
     ) -> None:
         """
@@ -117,18 +122,23 @@ class DatasetMapper(_DatasetMapper):
             augmentations: applied in this order.
             image_format: "RGB" or "BGR", as the model's pixel statistics ask.
             use_instance_mask: whether to hand over masks.
+            recompute_boxes: whether to draw boxes anew around the masks after the augmentations
+                (large-scale jitter); masks are bitmasks then.
             max_skipped: number of different unusable images after which a worker gives up.
 
         Raises:
-            ValueError: `max_skipped` is not positive.
+            ValueError: `max_skipped` is not positive, or boxes are to be recomputed without masks.
         """
         if max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, got {max_skipped}")
+        if recompute_boxes and not use_instance_mask:
+            raise ValueError("recompute_boxes=True needs use_instance_mask=True, got False")
         super().__init__(
             is_train,
             augmentations=augmentations,
             image_format=image_format,
             use_instance_mask=use_instance_mask,
+            recompute_boxes=recompute_boxes,
         )
         self.max_skipped = max_skipped
         self._skipped: set[str] = set()
@@ -139,8 +149,8 @@ class DatasetMapper(_DatasetMapper):
             dataset_dict: one image in Detectron2's standard format.
 
         Returns:
-            dict: with "image" `(C, H, W)` uint8 and, in training, "instances"; None when the
-            image is to be skipped.
+            dict: with "image" `(C, H, W)` uint8 and, in training, "instances" and, for images with
+            a "sem_seg_file_name", "sem_seg" `(H, W)` int64; None when the image is to be skipped.
 
         Raises:
             ValueError: the image cannot be used at test time, or too many in training.
@@ -148,16 +158,21 @@ class DatasetMapper(_DatasetMapper):
         dataset_dict = copy.deepcopy(dict(dataset_dict))
         try:
             image = read_record_image(dataset_dict, self.image_format)
+            sem_seg = read_semantic_map(dataset_dict, image) if self.is_train else None
         except IMAGE_ERRORS as error:
             self._skip_or_raise(str(dataset_dict["file_name"]), error)
             return None
         dataset_dict.setdefault("height", image.shape[0])
         dataset_dict.setdefault("width", image.shape[1])
 
-        aug_input = T.AugInput(image)
+        aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (C, H, W)
         dataset_dict["image"] = torch.as_tensor(image)
+        if sem_seg is not None:
+            # A flip leaves a view of negative strides, which torch does not take.
+            sem_seg = np.ascontiguousarray(aug_input.sem_seg)
+            dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype(np.int64))
 
         annotations = dataset_dict.pop("annotations", None)
         if self.is_train and annotations is not None:
@@ -203,10 +218,13 @@ class DatasetMapper(_DatasetMapper):
                 f"an annotation of {file_name} has no mask: load the data set with masks=True, "
                 "or set use_instance_mask=False"
             )
-        # Polygons, which crop and scale without loss, cannot hold an RLE mask.
-        mask_format = "bitmask" if any(isinstance(m, dict) for m in masks) else "polygon"
+        # Polygons, which crop and scale without loss, cannot hold an RLE mask, nor tell the box
+        # of the part of them that a crop leaves.
+        bitmasks = self.recompute_boxes or any(isinstance(m, dict) for m in masks)
         annotations = [_transform(a, transforms, image_size) for a in annotations]
         instances = detection_utils.annotations_to_instances(
-            annotations, image_size, mask_format=mask_format
+            annotations, image_size, mask_format="bitmask" if bitmasks else "polygon"
         )
+        if self.recompute_boxes and len(instances) > 0:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return detection_utils.filter_empty_instances(instances)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import transforms as T
+from fvcore.transforms.transform import PadTransform
 
-__all__ = ["RandomChoice"]
+__all__ = ["PadToSize", "RandomChoice"]
 
 
 class RandomChoice(T.Augmentation):
@@ -33,3 +34,56 @@ class RandomChoice(T.Augmentation):
         # The global generator is the one that Detectron2 seeds in each worker.
         drawn = np.random.randint(len(self.branches))  # noqa: NPY002
         return self.branches[drawn](aug_input)
+
+
+class PadToSize(T.Augmentation):
+    """Pads an image at the bottom and at the right to a fixed size, as large-scale jitter needs it.
+
+    Detectron2's `FixedSizeCrop` pads with one value for all channels; with the model's
+    `pixel_mean` here, the padding is zero (up to rounding) after the model's normalisation.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], pixel_value: Sequence[float], seg_pad_value: int = 0
+    ) -> None:
+        """
+        Args:
+            size: (height, width) in pixels; a side that is larger stays as it is.
+            pixel_value: value for each channel, in the image's channel order.
+            seg_pad_value: value of padded pixels in masks and segmentation maps: 0 for masks of
+                instances, the ignored label for semantic maps.
+
+        Raises:
+            ValueError: a side is not positive.
+        """
+        super().__init__()
+        if min(size) < 1:
+            raise ValueError(f"PadToSize needs positive sides (height, width), got {size}")
+        self.size = (int(size[0]), int(size[1]))
+        self.pixel_value = np.asarray(pixel_value, dtype=np.float64)
+        self.seg_pad_value = seg_pad_value
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The padding of an image (H, W, C)."""
+        height, width = image.shape[:2]
+        return _PadChannels(
+            0,
+            0,
+            max(self.size[1] - width, 0),
+            max(self.size[0] - height, 0),
+            width,
+            height,
+            pad_value=self.pixel_value,
+            seg_pad_value=self.seg_pad_value,
+        )
+
+
+class _PadChannels(PadTransform):
+    """fvcore's padding with a value for each channel."""
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        height, width = img.shape[0] + self.y1, img.shape[1] + self.x1
+        padded = np.empty((height, width, img.shape[2]), img.dtype)
+        padded[...] = np.round(self.pad_value).astype(img.dtype)
+        padded[: img.shape[0], : img.shape[1]] = img
+        return padded

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
+from vitadapter.engine.inference import build_inference
 from vitadapter.engine.run_checks import check_device
 
 __all__ = ["LazyPredictor"]
@@ -45,8 +46,9 @@ class LazyPredictor:
     ) -> None:
         """
         Args:
-            cfg: of which the model, the augmentations and image format of the test mapper, and
-                the test data set's class names are used; the data set need not exist.
+            cfg: of which the model, `train.inference`, the augmentations and image format of the
+                test mapper, and the test data set's class names are used; the data set need not
+                exist.
             weights: checkpoint file or URL; None takes `train.init_checkpoint`, "" keeps the
                 random initialisation (to measure time and memory).
             device: None takes `train.device`.
@@ -71,6 +73,7 @@ class LazyPredictor:
         self._augmentations = T.AugmentationList(instantiate(mapper.augmentations))
         self.model = instantiate(cfg.model).to(device).eval()
         load_init_checkpoint(AtomicCheckpointer(self.model), weights, complete=True)
+        self._inference = build_inference(cfg, self.model)
         self.metadata = _test_metadata(cfg)
 
     def __call__(self, image: np.ndarray) -> dict[str, object]:
@@ -88,7 +91,7 @@ class LazyPredictor:
 
     @torch.no_grad()
     def predict(self, images: Sequence[np.ndarray]) -> list[dict[str, object]]:
-        """Predicts several images, which may differ in size, as one batch.
+        """Predicts several images, those of one padded size as one batch.
 
         Args:
             images: each as in :meth:`__call__`.
@@ -101,7 +104,7 @@ class LazyPredictor:
         """
         for image in images:
             _check_image(image)
-        return self.model([self._preprocess(image) for image in images]) if images else []
+        return self._inference([self._preprocess(image) for image in images])
 
     def _preprocess(self, image: np.ndarray) -> dict[str, object]:
         height, width = image.shape[:2]

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.hooks import EvalHook, StateKeeper
+from vitadapter.engine.inference import build_inference
 from vitadapter.engine.resume import resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
 
@@ -89,7 +90,7 @@ def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     evaluator = instantiate(cfg.dataloader.evaluator)
 
     def evaluate(model: torch.nn.Module) -> Results:
-        results = inference_on_dataset(model, loader, evaluator)
+        results = inference_on_dataset(build_inference(cfg, model), loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results)
         return results
@@ -190,7 +191,7 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
     """Evaluates `model` on the test set of `cfg` and prints the table.
 
     Args:
-        cfg: its `dataloader.test` and `dataloader.evaluator` are used.
+        cfg: its `dataloader.test`, `dataloader.evaluator` and `train.inference` are used.
         model: on its device; its training mode is kept.
 
     Returns:

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vitadapter.evaluation.metrics_file import RunMetrics, RunSummary, summarize
 
-__all__ = ["plot_comparison", "plot_loss_against_time", "plot_training"]
+__all__ = ["plot_comparison", "plot_convergence", "plot_loss_against_time", "plot_training"]
 
 _DPI = 100
 _TEXT = "#333333"
@@ -296,4 +296,49 @@ def plot_comparison(
             figure.suptitle(title, fontsize=18, fontweight="bold")
         _draw_bars(left, [summarize(name, metrics) for name, metrics in runs.items()])
         _draw_against_time(right, runs)
+        _save(figure, output)
+
+
+def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], name: str) -> None:
+    """One metric of each run against the iterations, with the name of the run at its end."""
+    ends = []
+    for i, (run, metrics) in enumerate(runs.items()):
+        iterations, values = metrics.curve(name)
+        if len(iterations) == 0:
+            raise ValueError(f"the run {run} has no {name} in its metrics.json")
+        color = _COLORS[i % len(_COLORS)]
+        if name == "total_loss":
+            values = _draw_curve(axes, iterations, values, color)
+        else:
+            axes.plot(iterations, values, color=color, marker="o")
+        ends.append((iterations[-1], values[-1], run, color))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("iteration")
+    _label_ends(axes, ends)
+
+
+def plot_convergence(
+    runs: Mapping[str, RunMetrics], output: str | Path, title: str | None = None
+) -> None:
+    """Draws loss and box AP of runs against their iterations, 1600x600 pixels.
+
+    Args:
+        runs: name to metrics, with evaluations during training (`train.eval_period`).
+        output: the .png file to write.
+        title: a line above both.
+
+    Raises:
+        ValueError: there is no run, one was never evaluated, or `output` is not a .png file.
+    """
+    _check_runs(runs)
+    with mpl.rc_context(_STYLE):
+        figure = _figure(1600, 600)
+        left, right = figure.subplots(1, 2)
+        if title:
+            figure.suptitle(title, fontsize=18, fontweight="bold")
+        _draw_metric(left, runs, "total_loss")
+        left.set_title("Training loss")
+        _draw_metric(right, runs, "bbox/AP")
+        right.set_title("Box AP")
+        right.set_ylim(bottom=0)
         _save(figure, output)

@@ -1,6 +1,14 @@
-"""Parameter groups and learning-rate schedules."""
+"""Optimizers, parameter groups and learning-rate schedules."""
 
+from .clipped_adamw import ClippedAdamW
 from .param_groups import LayerDecay, NoDecayByName, NoDecayOneDim, get_optimizer_params
 from .schedule import warm_up
 
-__all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params", "warm_up"]
+__all__ = [
+    "ClippedAdamW",
+    "LayerDecay",
+    "NoDecayByName",
+    "NoDecayOneDim",
+    "get_optimizer_params",
+    "warm_up",
+]

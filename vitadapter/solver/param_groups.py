@@ -10,8 +10,10 @@ from torch import Tensor, nn
 __all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
 
 _BLOCK = re.compile(r"(?:^|\.)net\.blocks\.(\d+)\.")
+# Of all nets; tables of relative positions lie in the blocks.
 _EMBED = re.compile(
-    r"(?:^|\.)net\.(?:patch_embed\.|norm_pre\.|rope\.|pos_embed$|cls_token$|reg_token$)"
+    r"(?:^|\.)net\.(?:(?:patch_embed|visual_embed|norm_pre|rope)\.|"
+    r"(?:pos_embed|cls_token|reg_token|register_tokens|mask_token)$)"
 )
 
 
@@ -65,7 +67,8 @@ class NoDecayByName:
     """Exempts parameters whose dotted name contains one of some strings from weight decay.
 
     The default strings are those of the official recipes without layer decay. As in the official
-    code, norms that are not called so (``spm.stem.1``) and layer scale do decay.
+    code, norms that are not called so (``spm.stem.1``) and layer scale do decay. So do the norms
+    that belong to a convolution (``cls_subnet.0.norm``): officially they are called bn or gn.
 
     Args:
         substrings: parts of names.
@@ -78,6 +81,7 @@ class NoDecayByName:
 
     def __call__(self, name: str, parameter: Tensor) -> bool:
         """Whether the parameter is exempt."""
+        name = name.replace(".norm.", ".")
         return any(part in name for part in self.substrings)
 
 

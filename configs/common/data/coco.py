@@ -7,7 +7,7 @@ from omegaconf import ListConfig
 
 from vitadapter.data.coco import load_coco_dataset
 from vitadapter.data.dataset_mapper import DatasetMapper
-from vitadapter.data.transforms import RandomChoice
+from vitadapter.data.transforms import PadToSize, RandomChoice
 from vitadapter.evaluation.coco import coco_evaluator
 
 dataset = dict(
@@ -58,6 +58,7 @@ dataloader = dict(
             ],
             image_format="${model.input_format}",
         ),
+        batch_size=1,
         num_workers=4,
     ),
     evaluator=L(coco_evaluator)(
@@ -93,6 +94,17 @@ multi_scale_augmentations = ListConfig(
             ]
         ),
         L(T.RandomCrop)(crop_type="absolute", crop_size=(1024, 1024)),
+    ],
+    flags={"allow_objects": True},
+)
+
+# LSJ: scaled by 0.1 to 2 against 1024 x 1024 pixels, cropped and padded to that size.
+large_scale_jitter_augmentations = ListConfig(
+    [
+        L(T.ResizeScale)(min_scale=0.1, max_scale=2.0, target_height=1024, target_width=1024),
+        L(T.RandomCrop)(crop_type="absolute", crop_size=(1024, 1024)),
+        L(PadToSize)(size=(1024, 1024), pixel_value="${model.pixel_mean}"),
+        L(T.RandomFlip)(horizontal=True),
     ],
     flags={"allow_objects": True},
 )

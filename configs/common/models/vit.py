@@ -45,3 +45,10 @@ vit_large.update(
     window_block_indexes=_windowed_24,
     pretrain_img_size=384,
 )
+
+# DINOv2 at patch size 16: the 37 x 37 position embeddings of 518 pixels at patch size 14.
+vit_small_dinov2, vit_base_dinov2, vit_large_dinov2 = (
+    net.copy() for net in (vit_small, vit_base, vit_large)
+)
+for _net in (vit_small_dinov2, vit_base_dinov2, vit_large_dinov2):
+    _net.pretrain_img_size = 592

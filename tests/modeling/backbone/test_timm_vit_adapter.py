@@ -73,6 +73,25 @@ def test_trains(settings, use_act_checkpoint):
     assert adapter.net.patch_embed.proj.weight.grad.any()
 
 
+@each_net
+def test_an_image_alone_and_in_a_batch_agree_in_outputs_and_gradients(settings):
+    """Tokens behind a prefix have strides of their own, which kernels must not stumble over."""
+    adapter = make_adapter(settings).double().eval()
+    batch = images().double()
+    grads = []
+    for batches in ([batch], [batch[:1], batch[1:]]):
+        adapter.zero_grad()
+        outputs = [adapter(part) for part in batches]
+        loss_of({name: torch.cat([out[name] for out in outputs]) for name in outputs[0]}).backward()
+        grads.append({name: p.grad.clone() for name, p in adapter.named_parameters()})
+    for name, expected in grads[0].items():
+        # timm resizes positions in float32.
+        tolerance = 1e-5 if name == "net.pos_embed" else 1e-9
+        torch.testing.assert_close(
+            grads[1][name], expected, rtol=tolerance, atol=tolerance, msg=name
+        )
+
+
 @contextmanager
 def saved_inside_the_net(adapter: ViTAdapter) -> Iterator[list[int]]:
     """Sizes of the tensors that autograd stores while the net runs."""

@@ -3,6 +3,7 @@
 from .beit import BEiT
 from .channel_mapper import ChannelMapper, LastLevelMaxPool2x2
 from .extra_attention import ExtraAttention
+from .last_level_convs import LastLevelConvs
 from .simple_feature_pyramid import SimpleFeaturePyramid
 from .timm_vit import TimmViT
 from .uni_perceiver import UniPerceiver
@@ -14,6 +15,7 @@ __all__ = [
     "BEiT",
     "ChannelMapper",
     "ExtraAttention",
+    "LastLevelConvs",
     "LastLevelMaxPool2x2",
     "SimpleFeaturePyramid",
     "TimmViT",

@@ -211,7 +211,8 @@ def _split(tokens: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(B, P + h * w, C) to (B, h, w, C) and (B, P, C)."""
     num_patches = hw[0] * hw[1]
     prefix, x = tokens.split([tokens.shape[1] - num_patches, num_patches], dim=1)
-    return x.unflatten(1, hw), prefix
+    # One copy here instead of one in every norm of the adapter.
+    return x.contiguous().unflatten(1, hw), prefix
 
 
 def _check_name(model_name: str) -> None:

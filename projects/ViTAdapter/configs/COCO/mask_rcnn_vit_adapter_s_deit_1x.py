@@ -7,4 +7,5 @@ model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapte
 optimizer = get_config("common/optim.py").AdamW
 lr_multiplier = get_config("common/schedule.py").schedule_1x
 train = get_config("common/train.py").train
+train.init_checkpoint = "timm://deit_small_patch16_224.fb_in1k"
 train.output_dir = "./output/mask_rcnn_vit_adapter_s_deit_1x"

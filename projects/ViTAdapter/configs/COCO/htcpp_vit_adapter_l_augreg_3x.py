@@ -1,0 +1,43 @@
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+
+from vitadapter.model_zoo import get_config
+from vitadapter.modeling.backbone import ExtraAttention
+from vitadapter.solver import LayerDecay, NoDecayOneDim
+
+_data = get_config("common/data/coco.py")
+dataset, dataloader = _data.dataset, _data.dataloader
+# COCO-Stuff's maps, such as "datasets/coco/stuffthingmaps/train2017"; without them the semantic
+# branch learns the things.
+dataset.train.sem_seg_root = None
+dataloader.train.dataset.sem_seg_root = "${dataset.train.sem_seg_root}"
+# The official recipe also pastes instances (InstaBoost), before all else.
+dataloader.train.mapper.augmentations = [
+    L(T.ResizeShortestEdge)(short_edge_length=(400, 1400), sample_style="range", max_size=1600),
+    L(T.RandomFlip)(horizontal=True),
+]
+dataloader.test.mapper.augmentations = [
+    L(T.ResizeShortestEdge)(short_edge_length=1400, max_size=1600)
+]
+
+model = get_config("common/models/htc_vit_adapter.py").model
+model.backbone.bottom_up = L(ExtraAttention)(
+    bottom_up=get_config("common/models/vit_adapter.py").vit_adapter_large,
+    num_heads=32,
+    ffn_ratio=4.0,
+    drop_path_rate=0.4,
+    use_act_checkpoint=False,
+)
+model.backbone.bottom_up.bottom_up.net.use_act_checkpoint = True
+for _predictor in model.roi_heads.box_predictors:
+    _predictor.test_topk_per_image = 300
+
+optimizer = get_config("common/optim.py").AdamW
+optimizer.params.no_decay = L(NoDecayOneDim)()
+optimizer.params.lr_factor_func = L(LayerDecay)(
+    rate=0.9, num_layers="${model.backbone.bottom_up.bottom_up.net.depth}"
+)
+lr_multiplier = get_config("common/schedule.py").schedule_3x
+train = get_config("common/train.py").train
+train.max_iter = 263880
+train.output_dir = "./output/htcpp_vit_adapter_l_augreg_3x"

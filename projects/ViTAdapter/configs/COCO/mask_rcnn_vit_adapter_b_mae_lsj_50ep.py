@@ -1,0 +1,13 @@
+from .mask_rcnn_vit_adapter_b_mae_lsj_25ep import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone.bottom_up.net.drop_path_rate = 0.2
+train.max_iter = 366500
+train.init_checkpoint = "timm://vit_base_patch16_224.mae"
+train.output_dir = "./output/mask_rcnn_vit_adapter_b_mae_lsj_50ep"

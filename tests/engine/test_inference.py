@@ -1,0 +1,116 @@
+"""`train.inference`: precision, wrapping, and how it comes out of a config."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from vitadapter.engine.inference import InferenceModel, build_inference
+from vitadapter.engine.trainer import do_test
+from vitadapter.model_zoo import get_config
+from vitadapter.modeling.test_time_augmentation import DetectorWithTTA
+
+
+class _Probe(nn.Module):
+    """Says in which type a product is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+        self.backbone = nn.Identity()
+        self.backbone.size_divisibility = 32
+
+    def forward(self, batched_inputs: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [{"dtype": (self.weight @ self.weight).dtype} for _ in batched_inputs]
+
+
+IMAGE = {"image": torch.zeros(3, 40, 40, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("amp_dtype", "dtype"),
+    [(None, torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+)
+def test_mixed_precision(amp_dtype: str | None, dtype: torch.dtype) -> None:
+    assert InferenceModel(_Probe(), amp_dtype=amp_dtype)([IMAGE]) == [{"dtype": dtype}]
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"amp_dtype must be one of .* or None, got 'half'"):
+        InferenceModel(_Probe(), amp_dtype="half")
+
+
+def test_mixed_precision_hardly_changes_a_detector(cfg: DictConfig) -> None:
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).eval()
+    sample = next(iter(instantiate(cfg.dataloader.test)))
+    cfg.train.inference.amp_dtype = "bfloat16"
+    with torch.no_grad():
+        (exact,), (half,) = model(sample), build_inference(cfg, model)(sample)
+    exact, half = exact["instances"], half["instances"]
+    assert len(half) > 0
+    assert half.pred_boxes.tensor.dtype == torch.float32
+    assert half.scores[0].item() == pytest.approx(exact.scores[0].item(), abs=0.02)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_training_mode_is_kept(training: bool, cfg: DictConfig) -> None:
+    model = instantiate(cfg.model).train(training)
+    assert build_inference(cfg, model).training == training
+    do_test(cfg, model)
+    assert model.training == training
+    assert model.roi_heads.training == training
+
+
+def test_a_config_without_the_block_runs_plainly(cfg: DictConfig) -> None:
+    del cfg.train["inference"]
+    model = instantiate(cfg.model)
+    inference = build_inference(cfg, model)
+    assert inference.model is model
+    assert inference.tta is None
+    assert inference.amp_dtype is None
+
+
+def test_augmentation_from_a_config(cfg: DictConfig) -> None:
+    cfg.train.inference.tta = get_config("common/tta.py").multi_scale_flip
+    cfg = LazyConfig.apply_overrides(
+        cfg,
+        [
+            "train.inference.tta.tta_mapper.min_sizes=[64,96]",
+            "train.inference.tta.tta_mapper.max_size=128",
+            "dataloader.test.mapper.augmentations=[]",
+        ],
+    )
+    model = instantiate(cfg.model)
+    inference = build_inference(cfg, model)
+    assert isinstance(inference.tta, DetectorWithTTA)
+    assert inference.tta.model is inference.model is model
+    assert cfg.train.inference.model is None  # the config itself stays free of it
+    assert do_test(cfg, model).keys() == {"bbox", "segm"}
+
+
+def _saved_detections(cfg: DictConfig) -> list[dict[str, object]]:
+    file = Path(cfg.dataloader.evaluator.output_dir, "coco_instances_results.json")
+    return json.loads(file.read_text())
+
+
+def test_batches_at_test_time_do_not_change_the_detections(cfg: DictConfig) -> None:
+    torch.manual_seed(0)
+    model = instantiate(cfg.model)
+    do_test(cfg, model)
+    one_by_one = _saved_detections(cfg)
+    cfg.dataloader.test.batch_size = 2
+    do_test(cfg, model)
+    in_batches = _saved_detections(cfg)
+    assert len(in_batches) == len(one_by_one) > 0
+    for ours, theirs in zip(in_batches, one_by_one, strict=True):
+        assert (ours["image_id"], ours["category_id"]) == (
+            theirs["image_id"],
+            theirs["category_id"],
+        )
+        assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-3)
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)

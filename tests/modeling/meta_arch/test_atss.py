@@ -1,0 +1,97 @@
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.utils.events import EventStorage
+from golden_heads import GoldenHead, batched_inputs, check_detections
+
+from vitadapter.checkpoint.official_dense import ATSS_ROWS
+from vitadapter.layers.nms import HardNMS
+from vitadapter.modeling.atss_matcher import ATSSMatcher
+from vitadapter.modeling.meta_arch import ATSS, ATSSHead
+
+
+@pytest.fixture(scope="module")
+def head(golden: ModuleType, shared: Path) -> GoldenHead:
+    return GoldenHead(golden, shared, "mmdet2_atss")
+
+
+@pytest.fixture(scope="module")
+def model(head: GoldenHead) -> ATSS:
+    atss = ATSS(
+        backbone=head.features("p3"),
+        head=ATSSHead(in_channels=256, num_levels=5, num_classes=80),
+        anchor_generator=DefaultAnchorGenerator(
+            sizes=[[64], [128], [256], [512], [1024]],
+            aspect_ratios=[1.0],
+            strides=[8, 16, 32, 64, 128],
+            offset=0.0,
+        ),
+        anchor_matcher=ATSSMatcher(topk=9),
+        box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
+        num_classes=80,
+        test_nms=HardNMS(0.6),
+        pixel_mean=[0.0, 0.0, 0.0],
+        pixel_std=[1.0, 1.0, 1.0],
+    )
+    head.load(atss.head, ATSS_ROWS, ("bbox_head.", "head."))
+    return atss
+
+
+def test_predictions(head: GoldenHead, model: ATSS) -> None:
+    features = list(model.backbone(torch.empty(0)).values())
+    with torch.no_grad():
+        logits, deltas, centerness = model.head(features)
+    for level in range(5):
+        assert head.difference(f"cls{level}", logits[level]) < 5e-5
+        assert head.difference(f"bbox{level}", deltas[level]) < 5e-5
+        assert head.difference(f"centerness{level}", centerness[level]) < 5e-5
+
+
+def test_anchors_and_labels(head: GoldenHead, model: ATSS) -> None:
+    features = list(model.backbone(torch.empty(0)).values())
+    anchors = model.anchor_generator(features)
+    for level, boxes in enumerate(anchors):
+        assert head.difference(f"anchors{level}", boxes.tensor) == 0
+    instances = [x["instances"] for x in batched_inputs()]
+    labels, boxes = model.label_anchors(anchors, instances, [(128, 160)] * 2)
+    assert labels.tolist() == head.arrays["assigned_labels"].tolist()
+    positive = labels < 80
+    assert int(positive.sum()) == int(head.arrays["num_total_pos"])
+    assert boxes[positive].tolist() == head.arrays["positive_boxes"].tolist()
+
+
+def test_losses_by_level(head: GoldenHead, model: ATSS) -> None:
+    features = list(model.backbone(torch.empty(0)).values())
+    anchors = model.anchor_generator(features)
+    instances = [x["instances"] for x in batched_inputs()]
+    labels, boxes = model.label_anchors(anchors, instances, [(128, 160)] * 2)
+    with torch.no_grad():
+        losses = model.losses(anchors, model.head(features), labels, boxes)
+    for ours, theirs in (
+        ("loss_cls", "loss_cls"),
+        ("loss_box_reg", "loss_bbox"),
+        ("loss_centerness", "loss_centerness"),
+    ):
+        expected = head.arrays[f"r0_loss.{theirs}"]
+        torch.testing.assert_close(losses[ours], torch.from_numpy(expected), rtol=1e-6, atol=5e-6)
+
+
+def test_training_sums_the_levels(head: GoldenHead, model: ATSS) -> None:
+    model.train()
+    with EventStorage():
+        losses = model(batched_inputs())
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_centerness"}
+    expected = float(head.arrays["r0_loss.loss_cls"].sum())
+    assert losses["loss_cls"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_detections(head: GoldenHead, model: ATSS) -> None:
+    model.eval()
+    with torch.no_grad():
+        outputs = model(batched_inputs())
+    for image, output in enumerate(outputs):
+        check_detections(head, image, output["instances"])

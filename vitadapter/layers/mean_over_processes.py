@@ -1,0 +1,25 @@
+"""Normalisers of losses that are the same in every process."""
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor
+
+__all__ = ["mean_over_processes"]
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Mean of a number over all processes of the job, without gradient.
+
+    A loss that each process divides by its own number of objects would weigh objects differently
+    from process to process once the gradients are averaged.
+
+    Args:
+        value: (), on the device of the process group.
+    """
+    processes = comm.get_world_size()
+    value = value.detach()
+    if processes == 1:
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / processes

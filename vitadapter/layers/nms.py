@@ -1,0 +1,69 @@
+"""Non-maximum suppression as a part that a config can exchange."""
+
+from typing import Protocol
+
+from detectron2.layers import batched_nms
+from torch import Tensor
+
+__all__ = ["NMS", "HardNMS", "check_detections"]
+
+
+class NMS(Protocol):
+    """Suppression of one image's detections, each class by itself."""
+
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            boxes: (N, 4), as (x0, y0, x1, y1) in pixels, finite.
+            scores: (N,), finite.
+            idxs: (N,) integers; boxes suppress those of the same index only.
+            max_output: at most so many best boxes are returned; None for all.
+
+        Returns:
+            tuple[Tensor, Tensor]: (K,) indexes of the boxes that stay, best first, and their (K,)
+            scores, which the suppression may have lowered.
+
+        Raises:
+            ValueError: other shapes, or a negative `max_output`.
+        """
+        ...
+
+
+def check_detections(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
+) -> None:
+    """Raises the ValueError of :class:`NMS`."""
+    number = len(boxes)
+    if boxes.shape != (number, 4) or scores.shape != (number,) or idxs.shape != (number,):
+        raise ValueError(
+            "boxes (N, 4), scores (N,) and idxs (N,) are needed, got "
+            f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(idxs.shape)}"
+        )
+    if max_output is not None and max_output < 0:
+        raise ValueError(f"max_output must not be negative, got {max_output}")
+
+
+class HardNMS:
+    """An :class:`NMS` that drops every box which overlaps a better one too much."""
+
+    def __init__(self, iou_threshold: float = 0.5) -> None:
+        """
+        Args:
+            iou_threshold: boxes of a higher IoU with a better one are dropped.
+
+        Raises:
+            ValueError: it is not in [0, 1].
+        """
+        if not 0 <= iou_threshold <= 1:
+            raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
+        self.iou_threshold = iou_threshold
+
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`NMS`."""
+        check_detections(boxes, scores, idxs, max_output)
+        keep = batched_nms(boxes, scores, idxs, self.iou_threshold)[:max_output]
+        return keep, scores[keep]

@@ -1,0 +1,142 @@
+"""Soft-NMS (arXiv 1704.04503): overlapping boxes lose score instead of being dropped."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vitadapter.layers.nms import check_detections
+
+__all__ = ["GaussianDecay", "LinearDecay", "SoftNMS"]
+
+
+class LinearDecay:
+    """Factor `1 - iou` from `iou_threshold` on, and 1 below (the paper's first form)."""
+
+    def __init__(self, iou_threshold: float = 0.5) -> None:
+        """
+        Args:
+            iou_threshold: from which overlap on a box loses score.
+
+        Raises:
+            ValueError: it is not in [0, 1].
+        """
+        if not 0 <= iou_threshold <= 1:
+            raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
+        self.iou_threshold = iou_threshold
+
+    def __call__(self, iou: Tensor) -> Tensor:
+        """Factors of the shape of `iou`."""
+        return torch.where(iou >= self.iou_threshold, 1 - iou, 1.0)
+
+
+class GaussianDecay:
+    """Factor `exp(-iou ** 2 / sigma)`, without a jump (the paper's second form)."""
+
+    def __init__(self, sigma: float = 0.5) -> None:
+        """
+        Args:
+            sigma: the larger, the weaker.
+
+        Raises:
+            ValueError: it is not positive.
+        """
+        if sigma <= 0:
+            raise ValueError(f"sigma must be positive, got {sigma}")
+        self.sigma = sigma
+
+    def __call__(self, iou: Tensor) -> Tensor:
+        """Factors of the shape of `iou`."""
+        return torch.exp(-iou.square() / self.sigma)
+
+
+class SoftNMS:
+    """An :class:`~vitadapter.layers.nms.NMS` that lowers the scores of overlapping boxes.
+
+    The best box of a class stays, the scores of the others are multiplied by a factor of their IoU
+    with it, and so on with the best of these. All classes take their steps at once, and no more
+    steps are taken than `max_output` asks for: scores only fall, so the result is the same.
+    """
+
+    def __init__(
+        self, decay: Callable[[Tensor], Tensor] | None = None, min_score: float = 1e-3
+    ) -> None:
+        """
+        Args:
+            decay: IoU to factor in [0, 1]; None for :class:`LinearDecay`.
+            min_score: boxes whose score is or falls below are dropped.
+
+        Raises:
+            ValueError: `min_score` is not positive, so that no box could ever be dropped.
+        """
+        if min_score <= 0:
+            raise ValueError(f"min_score must be positive, got {min_score}")
+        self.decay = LinearDecay() if decay is None else decay
+        self.min_score = min_score
+
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`~vitadapter.layers.nms.NMS`."""
+        check_detections(boxes, scores, idxs, max_output)
+        candidates = (scores >= self.min_score).nonzero().squeeze(1)
+        if len(candidates) == 0:
+            return candidates, scores[candidates]
+        rows = _rows_by_class(idxs[candidates])  # (C, M)
+        absent = rows < 0
+        rows = candidates[rows.clamp(min=0)]
+        places, picked = self._pick(
+            boxes[rows].float(), scores[rows].float().masked_fill(absent, 0), max_output
+        )
+        keep = rows.gather(1, places)[picked > 0]
+        picked, order = picked[picked > 0].sort(descending=True, stable=True)
+        return keep[order][:max_output], picked[:max_output].to(scores.dtype)
+
+    def _pick(self, boxes: Tensor, scores: Tensor, max_output: int | None) -> tuple[Tensor, Tensor]:
+        """Places (C, S) and scores (C, S) of the boxes that each class picks, in this order.
+
+        Args:
+            boxes: (C, M, 4).
+            scores: (C, M); 0 where there is no box, as in the result where none is left to pick.
+            max_output: limit of S, else M.
+        """
+        areas = _area(boxes)
+        steps = scores.shape[1] if max_output is None else min(max_output, scores.shape[1])
+        places = torch.zeros_like(scores[:, :steps], dtype=torch.long)
+        picked = torch.zeros_like(scores[:, :steps])
+        for step in range(steps):
+            best, place = scores.max(dim=1, keepdim=True)  # (C, 1)
+            places[:, step : step + 1], picked[:, step : step + 1] = place, best
+            box = boxes.gather(1, place[:, :, None].expand(-1, -1, 4))  # (C, 1, 4)
+            iou = _iou(boxes, areas, box, areas.gather(1, place))
+            scores = scores * self.decay(iou)
+            # The picked box is out, as are those that have become too bad.
+            scores = scores.masked_fill(scores < self.min_score, 0).scatter(1, place, 0.0)
+        return places, picked
+
+
+def _rows_by_class(idxs: Tensor) -> Tensor:
+    """Positions (C, M) of each class in `idxs`, in order; -1 where a class has fewer than M."""
+    _, classes, counts = idxs.unique(return_inverse=True, return_counts=True)
+    order = classes.argsort(stable=True)
+    firsts = counts.cumsum(0) - counts
+    classes = classes[order]
+    columns = torch.arange(len(idxs), device=idxs.device) - firsts[classes]
+    rows = torch.full((len(counts), int(counts.max())), -1, device=idxs.device)
+    rows[classes, columns] = order
+    return rows
+
+
+def _area(boxes: Tensor) -> Tensor:
+    width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+    return width * height
+
+
+def _iou(boxes: Tensor, areas: Tensor, others: Tensor, other_areas: Tensor) -> Tensor:
+    """IoU of boxes (..., 4) that broadcast; 0 where neither has an area."""
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    common = width * height
+    union = areas + other_areas - common
+    return torch.where(union > 0, common / union, 0.0)

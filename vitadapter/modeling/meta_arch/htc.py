@@ -1,0 +1,171 @@
+"""Hybrid Task Cascade (arXiv 1901.07518): Detectron2's R-CNN plus labels of the semantic branch."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import ImageList, Instances, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from vitadapter.modeling.roi_heads.htc import HTCROIHeads
+
+__all__ = ["HybridTaskCascade", "rasterize_things"]
+
+Input = Mapping[str, object]
+
+
+def rasterize_things(
+    instances: Instances, *, stride: int, num_classes: int, background: int
+) -> Tensor:
+    """A semantic map made of instance masks; smaller instances lie on top.
+
+    Args:
+        instances: of one image, with "gt_classes" and "gt_masks", polygons or bitmasks.
+        stride: the map has one label for so many pixels, that of its first.
+        num_classes: number of thing classes, labelled by their index.
+        background: label of all other pixels.
+
+    Returns:
+        Tensor: (ceil(H / stride), ceil(W / stride)) int64, on the CPU if the masks are polygons.
+
+    Raises:
+        ValueError: an instance is of no thing class, or there are no masks.
+    """
+    height, width = (-(-side // stride) for side in instances.image_size)
+    if len(instances) == 0:
+        return torch.full((height, width), background)
+    if not instances.has("gt_masks"):
+        raise ValueError("without a semantic map the semantic branch needs instance masks")
+    if not 0 <= int(instances.gt_classes.min()) <= int(instances.gt_classes.max()) < num_classes:
+        raise ValueError(
+            f"classes must be in 0..{num_classes - 1}, got {instances.gt_classes.unique().tolist()}"
+        )
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = torch.stack([_rasterize(m, stride, height, width) for m in masks.polygons])
+    else:
+        masks = masks.tensor[:, ::stride, ::stride]  # (N, H / stride, W / stride)
+    labels = torch.full((height, width), background, device=masks.device)
+    for i in masks.flatten(1).sum(dim=1).argsort(descending=True).tolist():
+        labels[masks[i]] = int(instances.gt_classes[i])
+    return labels
+
+
+def _rasterize(polygons: Sequence[object], stride: int, height: int, width: int) -> Tensor:
+    # The first pixel of a cell is to be its centre.
+    scaled = [(polygon - 0.5) / stride + 0.5 for polygon in polygons]
+    return torch.from_numpy(polygons_to_bitmask(scaled, height, width))
+
+
+class HybridTaskCascade(GeneralizedRCNN):
+    """Detectron2's R-CNN whose heads, :class:`HTCROIHeads`, also learn a semantic map.
+
+    The labels are the data set's map, such as COCO-Stuff's, where every image of a batch has one
+    ("sem_seg"). Where none has, they are the instances' masks: the class index where a thing is,
+    and elsewhere the semantic branch's last class, which COCO-Stuff's maps leave free.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        proposal_generator: RPN,
+        roi_heads: HTCROIHeads,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str | None = None,
+        vis_period: int = 0,
+        semantic_stride: int = 8,
+    ) -> None:
+        """
+        Args:
+            backbone, proposal_generator, roi_heads, pixel_mean, pixel_std, input_format,
+            vis_period: as Detectron2's.
+            semantic_stride: pixels per side of the cells that the semantic head labels.
+        """
+        super().__init__(
+            backbone=backbone,
+            proposal_generator=proposal_generator,
+            roi_heads=roi_heads,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            input_format=input_format,
+            vis_period=vis_period,
+        )
+        self.semantic_stride = semantic_stride
+
+    def forward(
+        self, batched_inputs: Sequence[Input]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: as Detectron2's R-CNN; in training with "instances" and, in every image
+                or in none, "sem_seg" (H, W).
+
+        Returns:
+            The losses in training, and as Detectron2's R-CNN in inference.
+
+        Raises:
+            ValueError: some images have a "sem_seg" and some not, or one of another size.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        images = self.preprocess_image(batched_inputs)
+        sem_seg = self._semantic_labels(batched_inputs, images).to(self.device)
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, targets)
+        _, head_losses = self.roi_heads(images, features, proposals, targets, sem_seg)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+        return head_losses | losses
+
+    def _semantic_labels(self, batched_inputs: Sequence[Input], images: ImageList) -> Tensor:
+        """(N, H / stride, W / stride), where H and W are those of the padded images."""
+        stride = self.semantic_stride
+        with_map = sum("sem_seg" in x for x in batched_inputs)
+        if with_map not in (0, len(batched_inputs)):
+            raise ValueError(
+                "either all images of a batch have a semantic map or none, "
+                f"got {with_map} of {len(batched_inputs)}"
+            )
+        head = self.roi_heads.semantic_head
+        height, width = images.tensor.shape[-2:]
+        labels = torch.full((len(images), height // stride, width // stride), head.ignore_value)
+        for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            image_labels = (
+                _subsample(x["sem_seg"], size, stride) if with_map else self._things(x["instances"])
+            )
+            labels[i, : image_labels.shape[0], : image_labels.shape[1]] = image_labels
+        wrong = labels[
+            ((labels < 0) | (labels >= head.num_classes)) & (labels != head.ignore_value)
+        ]
+        if len(wrong):
+            raise ValueError(
+                f"semantic labels must be in 0..{head.num_classes - 1} or {head.ignore_value} "
+                f"(ignored), got {wrong.unique().tolist()[:5]}"
+            )
+        return labels
+
+    def _things(self, instances: Instances) -> Tensor:
+        things, classes = self.roi_heads.num_classes, self.roi_heads.semantic_head.num_classes
+        if classes <= things:
+            raise ValueError(
+                f"without semantic maps the semantic branch needs a class for the background: "
+                f"more than {things} classes, got {classes}"
+            )
+        return rasterize_things(
+            instances, stride=self.semantic_stride, num_classes=things, background=classes - 1
+        )
+
+
+def _subsample(sem_seg: Tensor, image_size: tuple[int, int], stride: int) -> Tensor:
+    if tuple(sem_seg.shape) != tuple(image_size):
+        raise ValueError(
+            f"a semantic map must have its image's size, got {tuple(sem_seg.shape)} for "
+            f"{tuple(image_size)}"
+        )
+    return sem_seg[::stride, ::stride]

@@ -1,0 +1,124 @@
+"""The semantic branch of Hybrid Task Cascade (arXiv 1901.07518, figure 3)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from detectron2.layers import Conv2d, get_norm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["FusedSemanticHead"]
+
+
+class FusedSemanticHead(nn.Module):
+    """Fuses all levels of a feature pyramid at one stride and segments the image from it.
+
+    Its last features, not the segmentation, go to box and mask heads.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_levels: int = 5,
+        fusion_level: int = 1,
+        num_convs: int = 4,
+        conv_dim: int = 256,
+        num_classes: int = 183,
+        norm: str | Callable[[int], nn.Module] = "",
+        ignore_value: int = 255,
+        loss_weight: float = 0.2,
+    ) -> None:
+        """
+        Args:
+            in_channels: channels of every level.
+            num_levels: number of levels, finest first.
+            fusion_level: index of the level whose size the others take.
+            num_convs: 3x3 convolutions after the fusion.
+            conv_dim: their channels, and those of the features for other heads.
+            num_classes: number of semantic classes; 183 are those of COCO-Stuff.
+            norm: Detectron2's norm name or a callable; the default is none.
+            ignore_value: label of pixels that are not trained on.
+            loss_weight: factor of the loss.
+
+        Raises:
+            ValueError: `fusion_level` is not one of the levels.
+        """
+        super().__init__()
+        if not 0 <= fusion_level < num_levels:
+            raise ValueError(f"fusion_level must be in 0..{num_levels - 1}, got {fusion_level}")
+
+        def conv(in_dim: int, out_dim: int, kernel_size: int) -> Conv2d:
+            return Conv2d(
+                in_dim,
+                out_dim,
+                kernel_size,
+                padding=kernel_size // 2,
+                bias=norm == "",
+                norm=get_norm(norm, out_dim),
+                activation=nn.ReLU(),
+            )
+
+        self.fusion_level = fusion_level
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.loss_weight = loss_weight
+        self.lateral_convs = nn.ModuleList(
+            conv(in_channels, in_channels, 1) for _ in range(num_levels)
+        )
+        self.convs = nn.ModuleList(
+            conv(in_channels if i == 0 else conv_dim, conv_dim, 3) for i in range(num_convs)
+        )
+        embedding_dim = conv_dim if num_convs else in_channels
+        self.conv_embedding = conv(embedding_dim, conv_dim, 1)
+        self.conv_logits = Conv2d(embedding_dim, num_classes, 1)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            features: of each level (N, C, H_l, W_l), finest first.
+
+        Returns:
+            tuple[Tensor, Tensor]: class logits (N, num_classes, H, W) and features for the other
+            heads (N, conv_dim, H, W), of the size of the fusion level.
+        """
+        size = features[self.fusion_level].shape[-2:]
+        fused = torch.zeros((), device=features[0].device)
+        for conv, feature in zip(self.lateral_convs, features, strict=True):
+            fused = fused + conv(self._resize(feature, size))
+        for conv in self.convs:
+            fused = conv(fused)
+        return self.conv_logits(fused), self.conv_embedding(fused)
+
+    def _resize(self, feature: Tensor, size: torch.Size) -> Tensor:
+        if feature.shape[-2:] == size:
+            return feature
+        return F.interpolate(feature, size=size, mode="bilinear", align_corners=True)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy; ignored pixels count as 0 in the mean, as in the official release.
+
+        Args:
+            logits: (N, num_classes, H, W).
+            labels: (N, H, W) integers.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        if labels.shape != (len(logits), *logits.shape[-2:]):
+            raise ValueError(
+                f"labels (N, H, W) are needed for logits {tuple(logits.shape)}, "
+                f"got {tuple(labels.shape)}"
+            )
+        pixels = F.cross_entropy(
+            logits, labels.long(), reduction="none", ignore_index=self.ignore_value
+        )
+        return pixels.mean() * self.loss_weight
