@@ -1,6 +1,6 @@
 """Tables of prefixes for the official Mask2Former heads; see `official_detectors`."""
 
-__all__ = ["mask2former_head"]
+__all__ = ["MASK2FORMER_ROWS", "PANOPTIC_ROWS", "mask2former_head"]
 
 
 def mask2former_head(official: str, ours: str) -> tuple[tuple[str, str], ...]:
@@ -38,3 +38,7 @@ def mask2former_head(official: str, ours: str) -> tuple[tuple[str, str], ...]:
         ("mask_embed.", f"{predictor}.mask_embed."),
     )
     return tuple((f"{official}{theirs}", f"{ours}{own}") for theirs, own in rows)
+
+
+MASK2FORMER_ROWS = mask2former_head("decode_head.", "sem_seg_head.")
+PANOPTIC_ROWS = mask2former_head("panoptic_head.", "sem_seg_head.")

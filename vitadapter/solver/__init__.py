@@ -1,12 +1,14 @@
 """Optimizers, parameter groups and learning-rate schedules."""
 
 from .clipped_adamw import ClippedAdamW
+from .mask2former_layer_decay import Mask2FormerLayerDecay
 from .param_groups import LayerDecay, NoDecayByName, NoDecayOneDim, get_optimizer_params
 from .schedule import warm_up
 
 __all__ = [
     "ClippedAdamW",
     "LayerDecay",
+    "Mask2FormerLayerDecay",
     "NoDecayByName",
     "NoDecayOneDim",
     "get_optimizer_params",
