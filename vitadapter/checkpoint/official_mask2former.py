@@ -13,17 +13,17 @@ def mask2former_head(official: str, ours: str) -> tuple[tuple[str, str], ...]:
     pixel, predictor = "pixel_decoder", "predictor"
     encoder, decoder = "encoder.layers.{i}", "transformer_decoder.layers.{i}"
     rows = (
-        (f"{pixel}.input_convs.{{i}}.conv.", f"{pixel}.input_proj.{{i}}."),
         (f"{pixel}.input_convs.{{i}}.gn.", f"{pixel}.input_proj.{{i}}.norm."),
+        (f"{pixel}.input_convs.{{i}}.conv.", f"{pixel}.input_proj.{{i}}."),
         (f"{pixel}.level_encoding.", f"{pixel}.level_embed."),
         (f"{pixel}.{encoder}.attentions.0.", f"{pixel}.encoder.{{i}}.self_attn."),
         (f"{pixel}.{encoder}.norms.{{j}}.", f"{pixel}.encoder.{{i}}.norm{{j+1}}."),
         (f"{pixel}.{encoder}.ffns.0.layers.0.0.", f"{pixel}.encoder.{{i}}.linear1."),
         (f"{pixel}.{encoder}.ffns.0.layers.1.", f"{pixel}.encoder.{{i}}.linear2."),
-        (f"{pixel}.lateral_convs.{{i}}.conv.", f"{pixel}.lateral_convs.{{i}}."),
         (f"{pixel}.lateral_convs.{{i}}.gn.", f"{pixel}.lateral_convs.{{i}}.norm."),
-        (f"{pixel}.output_convs.{{i}}.conv.", f"{pixel}.output_convs.{{i}}."),
+        (f"{pixel}.lateral_convs.{{i}}.conv.", f"{pixel}.lateral_convs.{{i}}."),
         (f"{pixel}.output_convs.{{i}}.gn.", f"{pixel}.output_convs.{{i}}.norm."),
+        (f"{pixel}.output_convs.{{i}}.conv.", f"{pixel}.output_convs.{{i}}."),
         (f"{pixel}.mask_feature.", f"{pixel}.mask_features."),
         (f"{decoder}.attentions.0.attn.", f"{predictor}.layers.{{i}}.cross_attn."),
         (f"{decoder}.attentions.1.attn.", f"{predictor}.layers.{{i}}.self_attn."),
