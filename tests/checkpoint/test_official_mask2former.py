@@ -125,40 +125,39 @@ def test_every_recipe_has_its_published_size(recipes: dict[str, dict]) -> None:
     assert len(recipes) == 24
     for name, recipe in recipes.items():
         model = build_model(recipe)
-        counts = (
-            sum(p.numel() for p in module.parameters()) for module in (model.backbone, model)
-        )
+        counts = (sum(p.numel() for p in module.parameters()) for module in (model.backbone, model))
         published = recipe["params"]
         expected = published["constructed_backbone_M"], published["constructed_total_M"]
         assert tuple(round(n / 1e6, 3) for n in counts) == expected, name
 
 
-def test_every_recipe_has_our_head_and_losses(recipes: dict[str, dict]) -> None:
-    # One of each head; those of the other recipes differ in what the sizes above depend on.
-    names = [name for name in NAMES if "896" not in name]
-    for name, recipe in ((name, recipes[name]) for name in names):
-        head, matching = recipe["head"]["decode_head"], recipe["head"]["matching"]
-        model = config_of(recipe).model
-        pixel, decoder = model.sem_seg_head.pixel_decoder, model.sem_seg_head.predictor
-        criterion, matcher = model.criterion, model.criterion.matcher
-        assert pixel.mask_dim == head["mask_channels"], name
-        expected = head["pixel_decoder"]
-        assert (pixel.num_heads, pixel.num_points) == (expected["heads"], expected["points"])
-        assert (pixel.num_layers, pixel.num_levels) == (expected["layers"], expected["levels"])
-        expected = head["transformer_decoder"]
-        assert (decoder.num_heads, decoder.num_layers) == (expected["heads"], expected["layers"])
-        assert decoder.ffn_dim == expected["ffn"]
-        assert criterion.no_object_weight == head["loss_cls"]["class_weight"]["no_object"]
-        for kind in ("cls", "mask", "dice"):
-            ours = kind.replace("cls", "class")
-            assert criterion[f"{ours}_weight"] == head[f"loss_{kind}"]["weight"]
-            assert matcher[f"{ours}_weight"] == matching[f"cost_{kind}"]
-        assert criterion.num_points == matcher.num_points == matching["points"]
-        assert criterion.oversample_ratio == matching["oversample_ratio"]
-        assert criterion.importance_sample_ratio == matching["importance_ratio"]
-        if "test" in recipe["head"]:
-            test = recipe["head"]["test"]
-            assert model.instance_inference.max_per_image == test["max_per_image"]
-            assert model.panoptic_inference.overlap_threshold == test["iou_thr"]
-            assert (model.semantic_on, test["semantic_on"]) == (False, False)
-            assert list(model.panoptic_inference.thing_classes) == list(range(head["num_things"]))
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[2], NAMES[3], PANOPTIC])
+def test_settings_without_parameters_are_the_recipes(name: str, recipes: dict[str, dict]) -> None:
+    """One recipe of each width of the head."""
+    recipe = recipes[name]
+    head, matching = recipe["head"]["decode_head"], recipe["head"]["matching"]
+    model = config_of(recipe).model
+    assert model.backbone.drop_path_rate == recipe["backbone"]["drop_path_rate"]
+    pixel, decoder = model.sem_seg_head.pixel_decoder, model.sem_seg_head.predictor
+    criterion, matcher = model.criterion, model.criterion.matcher
+    assert pixel.mask_dim == head["mask_channels"]
+    expected = head["pixel_decoder"]
+    assert (pixel.num_heads, pixel.num_points) == (expected["heads"], expected["points"])
+    assert (pixel.num_layers, pixel.num_levels) == (expected["layers"], expected["levels"])
+    expected = head["transformer_decoder"]
+    assert (decoder.num_heads, decoder.num_layers) == (expected["heads"], expected["layers"])
+    assert decoder.ffn_dim == expected["ffn"]
+    assert criterion.no_object_weight == head["loss_cls"]["class_weight"]["no_object"]
+    for kind in ("cls", "mask", "dice"):
+        ours = kind.replace("cls", "class")
+        assert criterion[f"{ours}_weight"] == head[f"loss_{kind}"]["weight"]
+        assert matcher[f"{ours}_weight"] == matching[f"cost_{kind}"]
+    assert criterion.num_points == matcher.num_points == matching["points"]
+    assert criterion.oversample_ratio == matching["oversample_ratio"]
+    assert criterion.importance_sample_ratio == matching["importance_ratio"]
+    if "test" in recipe["head"]:
+        test = recipe["head"]["test"]
+        assert model.instance_inference.max_per_image == test["max_per_image"]
+        assert model.panoptic_inference.overlap_threshold == test["iou_thr"]
+        assert (model.semantic_on, test["semantic_on"]) == (False, False)
+        assert list(model.panoptic_inference.thing_classes) == list(range(head["num_things"]))

@@ -71,12 +71,17 @@ def make_criterion(**arguments: float) -> SetCriterion:
     return SetCriterion(num_classes=3, matcher=matcher, num_points=32, **arguments)
 
 
-def test_a_perfect_prediction_costs_nothing() -> None:
+def test_a_perfect_prediction_costs_next_to_nothing() -> None:
+    """Next to: on the edge of the mask a point's truth lies between 0 and 1."""
+    torch.manual_seed(0)
     prediction, targets = _prediction(matched=True)
-    losses = make_criterion()([prediction], [targets])
+    criterion = make_criterion(importance_sample_ratio=0.0)
+    losses = criterion([prediction], [targets])
     assert set(losses) == {"loss_ce", "loss_mask", "loss_dice"}
     assert losses["loss_ce"].item() == pytest.approx(0, abs=1e-5)
-    assert losses["loss_dice"].item() < 0.3  # points on the edge are half inside
+    assert losses["loss_dice"].item() < 0.3
+    nowhere = prediction._replace(mask_logits=-prediction.mask_logits.abs())
+    assert criterion([nowhere], [targets])["loss_dice"].item() > 4
 
 
 def test_class_loss_weighs_no_object() -> None:
@@ -106,9 +111,7 @@ def test_losses_of_masks_are_averaged_over_the_batch() -> None:
         torch.testing.assert_close(together[name], alone[name])
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"oversample_ratio": 0.5}, {"importance_sample_ratio": 1.5}]
-)
+@pytest.mark.parametrize("arguments", [{"oversample_ratio": 0.5}, {"importance_sample_ratio": 1.5}])
 def test_arguments(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be at least 1 and importance_sample_ratio"):
         make_criterion(**arguments)

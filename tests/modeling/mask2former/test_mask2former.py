@@ -124,6 +124,28 @@ def test_predictions_do_not_depend_on_the_batch(task: str) -> None:
 
 
 @torch.no_grad()
+def test_three_tasks_at_once() -> None:
+    """One pass serves all, and each output is that of the model which has it alone."""
+    model = make_model("panoptic").eval()
+    model.semantic_on = True
+    (output,) = model([record_of()])
+    assert output.keys() == {"sem_seg", "instances", "panoptic_seg"}
+    (semantic,) = make_model("semantic").eval()([record_of()])
+    assert torch.equal(output["sem_seg"], semantic["sem_seg"])
+
+
+@torch.no_grad()
+def test_nothing_is_found() -> None:
+    model = make_model("panoptic").eval()
+    model.panoptic_inference.score_threshold = 1.0
+    model.instance_inference.thing_classes = []
+    (output,) = model([record_of() | {"height": 10, "width": 20}])
+    segment_ids, segments = output["panoptic_seg"]
+    assert (segments, segment_ids.shape, segment_ids.sum()) == ([], (10, 20), 0)
+    assert output["instances"].pred_masks.shape == (0, 10, 20)
+
+
+@torch.no_grad()
 def test_sliding_windows_and_test_time_augmentation() -> None:
     """Windows as large as the image are the whole image; two windows are two predictions."""
     record = record_of(64, 96)
@@ -182,7 +204,7 @@ def test_diverged_predictions_are_an_error() -> None:
     model = make_model().train()
     with torch.no_grad():
         model.sem_seg_head.predictor.class_embed.bias[0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"48 class logits and 0 mask logits are NaN"):
+    with pytest.raises(FloatingPointError, match=r"8 class logits and 0 mask logits are NaN"):
         model([record_of()])
 
 

@@ -136,6 +136,8 @@ class Mask2Former(SemanticSegmentor):
             output["sem_seg"] = self._resized(scores, record)
 
         def resize(mask_logits: Tensor) -> Tensor:
+            if len(mask_logits) == 0:
+                return mask_logits.new_zeros(0, *self._output_size(record))
             return self._resized(self._upsampled(mask_logits[None], images), record)
 
         class_logits, mask_logits = prediction.class_logits[0], prediction.mask_logits[0]

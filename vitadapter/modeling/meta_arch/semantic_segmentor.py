@@ -82,10 +82,14 @@ class SemanticSegmentor(_SemanticSegmentor):
             padding_constraints=self.backbone.padding_constraints,
         ).tensor
 
+    def _output_size(self, record: Mapping[str, object]) -> tuple[int, int]:
+        """(height, width) that is asked for; the image's if none is."""
+        height, width = record["image"].shape[1:]
+        return record.get("height", height), record.get("width", width)
+
     def _resized(self, logits: Tensor, record: Mapping[str, object]) -> Tensor:
         """Logits (1, K, H, W) at the image's size to (K, height, width) at the output's."""
-        height, width = record["image"].shape[1:]
-        size = (record.get("height", height), record.get("width", width))
+        size = self._output_size(record)
         if size == logits.shape[-2:]:
             # At many classes a map of a large image is gigabytes: none is made in vain.
             return logits[0]
