@@ -1,0 +1,78 @@
+"""Test-time augmentation of semantic segmenters: several scales, and mirrored."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from torch import Tensor, nn
+
+from vitadapter.data.dataset_mapper import read_image
+
+__all__ = ["SemanticSegmentorWithTTA"]
+
+
+class SemanticSegmentorWithTTA(nn.Module):
+    """Averages the class probabilities that a segmenter predicts for versions of an image.
+
+    Args:
+        model: the segmenter.
+        resizes: one augmentation, or list of augmentations, for each scale; applied to the image
+            as it is in its file.
+        flip: whether every scale is predicted mirrored, too.
+        image_format: "RGB" or "BGR", as the model expects.
+
+    Raises:
+        ValueError: there is no scale.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        resizes: Sequence[T.Augmentation | Sequence[T.Augmentation]],
+        flip: bool = True,
+        image_format: str = "RGB",
+    ) -> None:
+        super().__init__()
+        if len(resizes) == 0:
+            raise ValueError("test-time augmentation needs at least one scale, got none")
+        self.model = model
+        self.resizes = [
+            T.AugmentationList(scale if isinstance(scale, Sequence) else [scale])
+            for scale in resizes
+        ]
+        self.flip = flip
+        self.image_format = image_format
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, object]]) -> list[dict[str, Tensor]]:
+        """
+        Args:
+            batched_inputs: dicts with "file_name", or with "image" (3, H, W) where an image has no
+                file, and optionally with "height" and "width" of the output.
+
+        Returns:
+            For each image a dict with "sem_seg", probabilities (K, height, width).
+        """
+        return [{"sem_seg": self._segment(record)} for record in batched_inputs]
+
+    def _segment(self, record: Mapping[str, object]) -> Tensor:
+        if "file_name" in record:
+            image = read_image(str(record["file_name"]), self.image_format)
+        else:
+            image = record["image"].permute(1, 2, 0).numpy(force=True)
+        height, width = image.shape[:2]
+        size = {"height": record.get("height", height), "width": record.get("width", width)}
+        total = None
+        for resize in self.resizes:
+            aug_input = T.AugInput(image)
+            resize(aug_input)
+            pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+            for mirrored in (False, True) if self.flip else (False,):
+                version = pixels.flip(-1) if mirrored else pixels
+                (output,) = self.model([{"image": version, **size}])
+                # In place: at many classes a map of a large image is gigabytes.
+                probabilities = output["sem_seg"].softmax(0)
+                probabilities = probabilities.flip(-1) if mirrored else probabilities
+                total = probabilities if total is None else total.add_(probabilities)
+        return total.div_(len(self.resizes) * (2 if self.flip else 1))

@@ -1,0 +1,98 @@
+"""Inference on overlapping windows of the size that a segmenter was trained with."""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["SlidingWindow", "window_starts"]
+
+
+def window_starts(length: int, crop: int, stride: int) -> list[int]:
+    """First pixel of each window along a side: multiples of the stride, the last shifted back.
+
+    Args:
+        length: of the side in pixels.
+        crop: of a window.
+        stride: between windows.
+
+    Returns:
+        Starts, of which none reaches beyond the side; [0] for a side within one window.
+    """
+    last = max(length - crop, 0)
+    return [*range(0, last, stride), last]
+
+
+class SlidingWindow:
+    """Predicts window by window and averages the logits where windows overlap.
+
+    The sum is the only map of the whole image that is held, beside one window's.
+
+    Args:
+        crop_size: (height, width) of a window in pixels.
+        stride: (vertical, horizontal) distance of windows in pixels.
+        pad_to_crop: whether an image smaller than a window is padded with zeros to one; the
+            padding is cut off the result. Else it is predicted as it is.
+        windows_per_batch: windows that are predicted at once.
+
+    Raises:
+        ValueError: a size that is not positive, or windows that would leave gaps.
+    """
+
+    def __init__(
+        self,
+        crop_size: Sequence[int],
+        stride: Sequence[int],
+        *,
+        pad_to_crop: bool = False,
+        windows_per_batch: int = 1,
+    ) -> None:
+        gaps = any(not 0 < step <= side for step, side in zip(stride, crop_size, strict=True))
+        if len(crop_size) != 2 or gaps or windows_per_batch < 1:
+            raise ValueError(
+                "0 < stride <= crop_size is needed for height and width, and at least one window "
+                f"per batch, got {tuple(stride)}, {tuple(crop_size)}, {windows_per_batch}"
+            )
+        self.crop_size = (int(crop_size[0]), int(crop_size[1]))
+        self.stride = (int(stride[0]), int(stride[1]))
+        self.pad_to_crop = pad_to_crop
+        self.windows_per_batch = windows_per_batch
+
+    def __call__(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """
+        Args:
+            predict: maps images (B, 3, h, w) to logits (B, K, h, w).
+            images: normalised images (B, 3, H, W).
+
+        Returns:
+            Logits (B, K, H, W).
+        """
+        height, width = images.shape[-2:]
+        if self.pad_to_crop:
+            pad_bottom, pad_right = self.crop_size[0] - height, self.crop_size[1] - width
+            images = F.pad(images, (0, max(pad_right, 0), 0, max(pad_bottom, 0)))
+        size = images.shape[-2:]
+        window = [min(side, crop) for side, crop in zip(size, self.crop_size, strict=True)]
+        starts = [
+            window_starts(side, crop, step)
+            for side, crop, step in zip(size, self.crop_size, self.stride, strict=True)
+        ]
+        corners = list(product(*starts))
+        total = None
+        for first in range(0, len(corners), self.windows_per_batch):
+            batch = corners[first : first + self.windows_per_batch]
+            crops = [images[..., y : y + window[0], x : x + window[1]] for y, x in batch]
+            logits = predict(torch.cat(crops))
+            if total is None:
+                total = logits.new_zeros(len(images), logits.shape[1], *size)
+            for (y, x), part in zip(batch, logits.split(len(images)), strict=True):
+                total[..., y : y + window[0], x : x + window[1]] += part
+        # How many windows cover a pixel is a product, since windows form a grid.
+        for axis in (0, 1):
+            counts = total.new_zeros(size[axis])
+            for start in starts[axis]:
+                counts[start : start + window[axis]] += 1
+            total /= counts[:, None] if axis == 0 else counts
+        return total[..., :height, :width]
