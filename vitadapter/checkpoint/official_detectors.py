@@ -198,12 +198,13 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
         ValueError: a name that the layout does not know, or a backbone that is not official.
     """
     backbone, rest = _split(state_dict)
+    table = layout.table
     tensors, renamed, dropped, unknown = {}, {}, _indexes(state_dict), []
     for name, tensor in convert_official_backbone(backbone).items():
         tensors[f"{layout.backbone_path}.{name}"] = tensor
     for name, tensor in rest.items():
         why = next((why for key, why in layout.ignored.items() if re.match(key, name)), None)
-        new = layout.table.to_ours(name)
+        new = table.to_ours(name)
         if why is not None:
             dropped[name] = why
         elif new is None:
