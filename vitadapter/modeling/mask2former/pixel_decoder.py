@@ -12,6 +12,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
 from vitadapter.layers import MSDeformAttn
+from vitadapter.modeling.sem_seg_heads.pixel_head import conv_norm_relu
 
 from .position_encoding import sine_position_embedding
 
@@ -139,22 +140,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
             MSDeformAttnEncoderLayer(embed_dim, num_heads, num_levels, num_points, ffn_dim)
             for _ in range(num_layers)
         )
-        use_bias = norm == ""
         self.lateral_convs = nn.ModuleList(
-            Conv2d(shape.channels, embed_dim, 1, bias=use_bias, norm=get_norm(norm, embed_dim))
+            Conv2d(shape.channels, embed_dim, 1, bias=norm == "", norm=get_norm(norm, embed_dim))
             for _, shape in finer
         )
         self.output_convs = nn.ModuleList(
-            Conv2d(
-                embed_dim,
-                embed_dim,
-                3,
-                padding=1,
-                bias=use_bias,
-                norm=get_norm(norm, embed_dim),
-                activation=F.relu,
-            )
-            for _ in finer
+            conv_norm_relu(embed_dim, embed_dim, 3, norm) for _ in finer
         )
         self.mask_features = nn.Conv2d(embed_dim, mask_dim, 1)
         self._reset_convs()
