@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,12 +17,25 @@ from vitadapter.modeling.mask2former import (
     Mask2FormerHead,
     MaskedTransformerDecoder,
     MaskPrediction,
+    MaskTargets,
     MSDeformAttnPixelDecoder,
     SetCriterion,
 )
-from vitadapter.modeling.mask2former.targets import MaskTargets
+from vitadapter.modeling.mask2former.pixel_decoder import PixelDecoderOutput
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+# Float64 holds the positions in float32, as the official code does.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 5e-5}
+
+
+class Outputs(NamedTuple):
+    """What the head says of the golden features."""
+
+    pixels: PixelDecoderOutput
+    predictions: list[MaskPrediction]
+    tolerance: float
 
 
 class Case:
@@ -50,10 +64,13 @@ class Case:
             for i, (name, shape) in enumerate(zip(STRIDES, self.meta["levels"], strict=True))
         }
 
-    def predictions(self, dtype: torch.dtype) -> list[MaskPrediction]:
+    def run(self, dtype: torch.dtype) -> "Outputs":
         self.head.to(dtype)
         with torch.no_grad():
-            return self.head({name: x.to(dtype) for name, x in self.features.items()})
+            pixels = self.head.pixel_decoder(
+                {name: x.to(dtype) for name, x in self.features.items()}
+            )
+            return Outputs(pixels, self.head.predictor(*pixels), TOLERANCES[dtype])
 
     def targets(self) -> list[MaskTargets]:
         out = []
@@ -85,56 +102,40 @@ def case(golden: ModuleType, shared: Path) -> Case:
     return Case(golden, shared)
 
 
-@pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["f64", "f32"])
-def predictions(request: pytest.FixtureRequest, case: Case) -> list[MaskPrediction]:
-    return case.predictions(request.param)
+@pytest.fixture(scope="module", params=TOLERANCES, ids=["float64", "float32"])
+def outputs(request: pytest.FixtureRequest, case: Case) -> Outputs:
+    return case.run(request.param)
 
 
-def _tolerance(predictions: list[MaskPrediction]) -> float:
-    return 1e-9 if predictions[0].mask_logits.dtype == torch.float64 else 5e-5
+def test_pixel_decoder(case: Case, outputs: Outputs, golden: ModuleType) -> None:
+    maps = {f"memory{i}": x for i, x in enumerate(outputs.pixels.memories)}
+    for name, x in {"mask_feature": outputs.pixels.mask_features, **maps}.items():
+        error = golden.compare(case.arrays, "r0", name, x)["max_abs"]
+        assert error < outputs.tolerance, name
 
 
-def test_predictions_of_all_layers(
-    case: Case, predictions: list[MaskPrediction], golden: ModuleType
-) -> None:
-    assert len(predictions) == 10
-    errors = {
-        f"{name}{i}": golden.compare(case.arrays, "r0", f"{name}{i}", x)["max_abs"]
-        for i, prediction in enumerate(predictions)
-        for name, x in zip(("cls", "mask"), prediction, strict=True)
-    }
-    assert max(errors.values()) < _tolerance(predictions), errors
+def test_predictions_of_all_layers(case: Case, outputs: Outputs, golden: ModuleType) -> None:
+    assert len(outputs.predictions) == 10
+    for i, prediction in enumerate(outputs.predictions):
+        for name, x in zip(("cls", "mask"), prediction, strict=True):
+            error = golden.compare(case.arrays, "r0", f"{name}{i}", x)["max_abs"]
+            assert error < outputs.tolerance, f"{name}{i}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_pixel_decoder(case: Case, dtype: torch.dtype, golden: ModuleType) -> None:
-    case.head.to(dtype)
-    with torch.no_grad():
-        output = case.head.pixel_decoder({name: x.to(dtype) for name, x in case.features.items()})
-    tolerance = 1e-9 if dtype == torch.float64 else 5e-5
-    maps = {f"memory{i}": x for i, x in enumerate(output.memories)}
-    for name, x in {"mask_feature": output.mask_features, **maps}.items():
-        assert golden.compare(case.arrays, "r0", name, x)["max_abs"] < tolerance, name
-
-
-def test_losses_of_all_layers(
-    case: Case, predictions: list[MaskPrediction], golden: ModuleType
-) -> None:
-    losses = case.criterion()(predictions, case.targets())
+def test_losses_of_all_layers(case: Case, outputs: Outputs, golden: ModuleType) -> None:
+    losses = case.criterion()(outputs.predictions, case.targets())
     assert len(losses) == 30
-    errors = {}
     for name, loss in losses.items():
         kind, _, layer = name.removeprefix("loss_").partition("_")
         layer = f"d{layer}." if layer else ""
         official = f"loss.{layer}loss_{'cls' if kind == 'ce' else kind}"
-        result = golden.compare(case.arrays, "r0", official, loss.reshape(1))
-        errors[name] = result["max_abs"]
-    assert max(errors.values()) < _tolerance(predictions), errors
+        error = golden.compare(case.arrays, "r0", official, loss.reshape(1))["max_abs"]
+        assert error < outputs.tolerance, name
 
 
-def test_matching(case: Case, predictions: list[MaskPrediction]) -> None:
+def test_matching(case: Case, outputs: Outputs) -> None:
     matcher = case.criterion().matcher
-    final = predictions[-1]
+    final = outputs.predictions[-1]
     for i, target in enumerate(case.targets()):
         labels = torch.full((final.class_logits.shape[1],), case.num_classes)
         masks = target.masks.to(final.mask_logits.dtype)

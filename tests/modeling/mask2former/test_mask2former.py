@@ -45,13 +45,13 @@ def test_it_learns_one_image() -> None:
     known = labels != 255
     model.train()
     first = None
-    for _ in range(60):
+    for _ in range(40):
         total = total_of(model([record]))
         first = total.item() if first is None else first
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-    assert total.item() < 0.4 * first
+    assert total.item() < 0.5 * first
     with torch.no_grad():
         (output,) = model.eval()([record])
     accuracy = (output["sem_seg"].argmax(0) == labels)[known].float().mean()

@@ -39,15 +39,16 @@ def test_tasks(name: str) -> None:
     assert output.keys() == OUTPUTS[name]
 
 
-@pytest.mark.parametrize(("size", "width"), [("small", 384), ("base", 768), ("large", 1024)])
-@pytest.mark.parametrize("kind", ["model", "model_panoptic"])
-def test_frozen_dinov3(size: str, width: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("model_small", 384), ("model_base", 768), ("model_panoptic_large", 1024)],
+)
+def test_frozen_dinov3(name: str, width: int) -> None:
     with torch.device("meta"):
-        model = build(get_config("common/models/mask2former_dinov3.py")[f"{kind}_{size}"])
+        model = build(get_config("common/models/mask2former_dinov3.py")[name])
     assert model.sem_seg_head.pixel_decoder.input_proj[0].in_channels == width
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    net = {name for name, _ in model.named_parameters() if name.startswith("backbone.net.")}
-    others = {name for name, _ in model.named_parameters()} - net
+    parameters = dict(model.named_parameters())
+    net = {key for key in parameters if key.startswith("backbone.net.")}
     assert net
-    assert trained == others
-    assert (model.panoptic_inference is not None) == (kind == "model_panoptic")
+    assert {key for key, p in parameters.items() if p.requires_grad} == parameters.keys() - net
+    assert (model.panoptic_inference is not None) == ("panoptic" in name)

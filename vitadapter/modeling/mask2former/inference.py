@@ -78,17 +78,42 @@ class InstanceInference:
         if self.thing_classes is not None:
             things = torch.isin(classes, classes.new_tensor(self.thing_classes))
             scores, queries, classes = scores[things], queries[things], classes[things]
-        # A query that serves several classes is resized once.
+        # A query that serves several classes is resized once, and by itself, since a hundred maps
+        # of a large image do not fit into memory.
         queries, index = queries.unique(return_inverse=True)
-        logits = resize(mask_logits[queries])
-        masks = logits > 0
-        inside = (logits.sigmoid() * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) + 1e-6)
-        instances = Instances((logits.shape[-2], logits.shape[-1]))
+        size = resize(mask_logits[:0]).shape[1:]
+        masks = torch.zeros(len(queries), *size, dtype=torch.bool, device=mask_logits.device)
+        inside = scores.new_zeros(len(queries))
+        for i, query in enumerate(queries.tolist()):
+            logits = resize(mask_logits[query][None])[0]
+            masks[i] = logits > 0
+            inside[i] = (logits.sigmoid() * masks[i]).sum() / (masks[i].sum() + 1e-6)
+        instances = Instances((size[0], size[1]))
         instances.pred_masks = masks[index]
         instances.pred_boxes = BitMasks(masks).get_bounding_boxes()[index].to(masks.device)
         instances.scores = scores * inside[index]
         instances.pred_classes = classes
         return instances
+
+
+def _claims(
+    scores: Tensor, mask_logits: Tensor, resize: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Each query's own mask (Q, height, width), and who claims a pixel the most (height, width).
+
+    Queries are resized one by one: all maps of a large image would not fit into memory.
+    """
+    size = resize(mask_logits[:0]).shape[1:]
+    own = torch.zeros(len(scores), *size, dtype=torch.bool, device=scores.device)
+    highest = scores.new_zeros(size)
+    winners = torch.full(size, -1, device=scores.device)
+    for i, score in enumerate(scores):
+        probabilities = resize(mask_logits[i][None])[0].sigmoid()
+        own[i] = probabilities >= 0.5
+        claim = score * probabilities
+        winners[claim > highest] = i
+        highest = torch.maximum(highest, claim)
+    return own, winners
 
 
 class PanopticInference:
@@ -134,18 +159,14 @@ class PanopticInference:
         scores, classes = class_logits.softmax(-1).max(-1)
         kept = (classes != class_logits.shape[1] - 1) & (scores > self.score_threshold)
         scores, classes = scores[kept], classes[kept]
-        masks = resize(mask_logits[kept]).sigmoid()
-        segment_ids = torch.zeros(masks.shape[-2:], dtype=torch.int32, device=masks.device)
-        if len(masks) == 0:
-            return segment_ids, []
-        winners = (scores[:, None, None] * masks).argmax(0)
+        own, winners = _claims(scores, mask_logits[kept], resize)
+        segment_ids = torch.zeros(own.shape[1:], dtype=torch.int32, device=own.device)
         segments: list[SegmentInfo] = []
         stuff: dict[int, int] = {}
         for i, (score, category) in enumerate(zip(scores.tolist(), classes.tolist(), strict=True)):
-            own = masks[i] >= 0.5
             won = winners == i
-            mask = won & own
-            areas = torch.stack([own.sum(), won.sum(), mask.sum()]).tolist()
+            mask = won & own[i]
+            areas = torch.stack([own[i].sum(), won.sum(), mask.sum()]).tolist()
             if min(areas) == 0 or areas[1] / areas[0] < self.overlap_threshold:
                 continue
             if category in stuff:

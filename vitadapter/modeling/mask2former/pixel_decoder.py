@@ -12,6 +12,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
 from vitadapter.layers import MSDeformAttn
+from vitadapter.modeling.sem_seg_heads.pixel_head import conv_norm_relu
 
 from .position_encoding import sine_position_embedding
 
@@ -30,9 +31,10 @@ class PixelDecoderOutput(NamedTuple):
     memories: list[Tensor]
 
 
-def _cell_centres(hw: tuple[int, int], device: torch.device) -> Tensor:
-    """Normalised (x, y) centres (1, h * w, 1, 2) of a map's cells."""
-    y, x = ((torch.arange(n, dtype=torch.float64, device=device) + 0.5) / n for n in hw)
+def _cell_centres(hw: tuple[int, int], like: Tensor) -> Tensor:
+    """Normalised (x, y) centres (1, h * w, 1, 2) of a map's cells, float32 for half precision."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    y, x = ((torch.arange(n, dtype=dtype, device=like.device) + 0.5) / n for n in hw)
     y, x = torch.meshgrid(y, x, indexing="ij")
     return torch.stack((x, y), dim=-1).view(1, -1, 1, 2)
 
@@ -138,22 +140,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
             MSDeformAttnEncoderLayer(embed_dim, num_heads, num_levels, num_points, ffn_dim)
             for _ in range(num_layers)
         )
-        use_bias = norm == ""
         self.lateral_convs = nn.ModuleList(
-            Conv2d(shape.channels, embed_dim, 1, bias=use_bias, norm=get_norm(norm, embed_dim))
+            Conv2d(shape.channels, embed_dim, 1, bias=norm == "", norm=get_norm(norm, embed_dim))
             for _, shape in finer
         )
         self.output_convs = nn.ModuleList(
-            Conv2d(
-                embed_dim,
-                embed_dim,
-                3,
-                padding=1,
-                bias=use_bias,
-                norm=get_norm(norm, embed_dim),
-                activation=F.relu,
-            )
-            for _ in finer
+            conv_norm_relu(embed_dim, embed_dim, 3, norm) for _ in finer
         )
         self.mask_features = nn.Conv2d(embed_dim, mask_dim, 1)
         self._reset_convs()
@@ -193,15 +185,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ]
         shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (B, N, C)
-        device = tokens.device
         pos = torch.cat(
             [
-                sine_position_embedding(hw, self.embed_dim, device).to(level.dtype) + level
+                sine_position_embedding(hw, self.embed_dim, tokens.device).to(level.dtype) + level
                 for hw, level in zip(shapes, self.level_embed.weight, strict=True)
             ],
             dim=1,
         )
-        points = torch.cat([_cell_centres(hw, device) for hw in shapes], dim=1)
+        points = torch.cat([_cell_centres(hw, tokens) for hw in shapes], dim=1)
         for layer in self.encoder:
             tokens = layer(tokens, pos, points, shapes)
         levels = tokens.split([h * w for h, w in shapes], dim=1)
