@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
-from project_configs import CONFIGS, load, net_wrapper, shrink
+from project_configs import CONFIGS, heads_of, load, net_wrapper, shrink
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -30,10 +30,10 @@ each_config = pytest.mark.parametrize(
 )
 
 
-# The other detectors and the segmenters train in the tests of their recipes.
+# Detectors of one stage, Sparse R-CNN and segmenters train in tests of their own.
 each_r_cnn = pytest.mark.parametrize(
     "path",
-    [path for path in CONFIGS if re.match(r"(mask|faster)_rcnn_", path.stem)],
+    [path for path in CONFIGS if re.match(r"(cascade_)?(mask|faster)_rcnn_|htcpp_", path.stem)],
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 
@@ -117,6 +117,21 @@ def _batch(with_masks: bool, num_classes: int) -> list[dict[str, object]]:
     return batch
 
 
+def _has_masks(cfg: DictConfig) -> bool:
+    return len(heads_of(cfg.model.roi_heads, "mask_head")) > 0
+
+
+def _losses(roi_heads: DictConfig) -> set[str]:
+    """Names of the losses that these heads have, with those of the RPN."""
+    names = ["loss_cls", "loss_box_reg"]
+    names += ["loss_mask"] if heads_of(roi_heads, "mask_head") else []
+    if "box_heads" in roi_heads:
+        stages = range(len(roi_heads.box_heads))
+        names = [f"{name}_stage{stage}" for name in names for stage in stages]
+    names += ["loss_sem_seg"] if "semantic_head" in roi_heads else []
+    return {"loss_rpn_cls", "loss_rpn_loc", *names}
+
+
 def _train_one_step(cfg: DictConfig) -> nn.Module:
     """Builds model and optimizer as Detectron2's training script does, and takes a step."""
     torch.manual_seed(0)
@@ -124,12 +139,9 @@ def _train_one_step(cfg: DictConfig) -> nn.Module:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    with_masks = cfg.model.roi_heads.mask_head is not None
     with EventStorage():
-        losses = model(_batch(with_masks, cfg.dataset.num_classes))
-    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"} | (
-        {"loss_mask"} if with_masks else set()
-    )
+        losses = model(_batch(_has_masks(cfg), cfg.dataset.num_classes))
+    assert set(losses) == _losses(cfg.model.roi_heads)
     sum(losses.values()).backward()
     # A parameter without gradient stops distributed training.
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -166,7 +178,7 @@ def _check_inference(model: nn.Module, with_masks: bool) -> None:
 def test_a_small_copy_trains_and_predicts(path: Path) -> None:
     cfg = shrink(load(path))
     model = _train_one_step(cfg)
-    _check_inference(model, with_masks=cfg.model.roi_heads.mask_head is not None)
+    _check_inference(model, _has_masks(cfg))
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_vitdet", "mask_rcnn_vit_adapter"])
@@ -183,10 +195,16 @@ def test_the_classes_are_one_override(path: Path) -> None:
     with torch.device("meta"):
         heads = instantiate(cfg.model.roi_heads)
     assert heads.num_classes == 7
-    assert heads.box_predictor.cls_score.out_features == 7 + 1
-    assert heads.box_predictor.bbox_pred.out_features == 7 * 4
-    if cfg.model.roi_heads.mask_head is not None:
-        assert heads.mask_head.predictor.out_channels == 7
+    configs = heads_of(cfg.model.roi_heads, "box_predictor")
+    is_cascade = "box_heads" in cfg.model.roi_heads
+    predictors = heads.box_predictor if is_cascade else [heads.box_predictor]
+    for predictor, config in zip(predictors, configs, strict=True):
+        assert predictor.cls_score.out_features == 7 + 1
+        box_classes = 1 if config.get("cls_agnostic_bbox_reg", False) else 7
+        assert predictor.bbox_pred.out_features == box_classes * 4
+    if _has_masks(cfg):
+        for mask_head in heads.mask_head if is_cascade else [heads.mask_head]:
+            assert mask_head.predictor.out_channels == 7
     assert cfg.dataloader.train.dataset.num_classes == 7
     assert cfg.dataloader.test.dataset.num_classes == 7
 
@@ -233,14 +251,14 @@ def test_the_mappers_read_an_annotated_image(path: Path, tmp_path: Path) -> None
 
     tested = instantiate(cfg.dataloader.test.mapper)(record)["image"]
     # Test-time augmentation resizes by itself.
-    size, longest = (240, 320), 1333
+    size = (240, 320)
     for step in cfg.dataloader.test.mapper.augmentations:
-        longest = step.max_size
-        size = T.ResizeShortestEdge.get_output_shape(*size, step.short_edge_length, longest)
+        size = T.ResizeShortestEdge.get_output_shape(*size, step.short_edge_length, step.max_size)
     assert tested.shape == (3, *size)
 
     trained = instantiate(cfg.dataloader.train.mapper)(record)
     assert trained["image"].dtype == torch.uint8
-    assert max(trained["image"].shape) <= max(longest, 1600)
+    sizes = re.findall(r"'(?:max_size|target_width)': (\d+)", str(cfg.dataloader.train.mapper))
+    assert max(trained["image"].shape) <= max(map(int, sizes))
     assert trained["instances"].image_size == tuple(trained["image"].shape[1:])
     assert trained["instances"].has("gt_masks") == cfg.dataloader.train.dataset.masks
