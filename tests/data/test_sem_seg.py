@@ -1,6 +1,5 @@
 """Data sets by folders and by name: loaded, checked, and refused with the override to change."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def test_faults_of_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone does not exist: set dataset\.train\.image_root"):
         load(images / "gone", labels)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no image in .*empty with a label map"):
+    with pytest.raises(ValueError, match=r"no image in .*empty with a label map"):
         load(tmp_path / "empty", labels)
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
     with pytest.raises(ValueError, match=r"names 2 classes .* set dataset\.num_classes=2"):
@@ -147,7 +146,6 @@ def test_real_data(shared: Path) -> None:
             str(camvid / "images" / split),
             str(camvid / "annotations" / split),
             num_classes=11,
-            class_names=str(camvid / "classes.txt"),
             role="test",
         )
         assert len(records) == count
@@ -174,8 +172,6 @@ def test_metadata_needs_no_files(tmp_path: Path) -> None:
     assert sem_seg_metadata("own", None, 2).stuff_classes == ["0", "1"]
     assert sem_seg_metadata("own", str(tmp_path / "none.txt"), 2).stuff_classes == ["0", "1"]
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    names: Callable[[int], list[str]] = lambda count: (
-        sem_seg_metadata("own", str(tmp_path / "classes.txt"), count).stuff_classes
-    )
-    assert names(2) == ["a", "b"]
-    assert names(3) == ["0", "1", "2"]
+    own = str(tmp_path / "classes.txt")
+    assert sem_seg_metadata("own", own, 2).stuff_classes == ["a", "b"]
+    assert sem_seg_metadata("own", own, 3).stuff_classes == ["0", "1", "2"]

@@ -1,11 +1,18 @@
 """Optimizers, parameter groups and learning-rate schedules."""
 
 from .clipped_adamw import ClippedAdamW
-from .param_groups import LayerDecay, NoDecayByName, NoDecayOneDim, get_optimizer_params
+from .param_groups import (
+    FactorByName,
+    LayerDecay,
+    NoDecayByName,
+    NoDecayOneDim,
+    get_optimizer_params,
+)
 from .schedule import warm_up
 
 __all__ = [
     "ClippedAdamW",
+    "FactorByName",
     "LayerDecay",
     "NoDecayByName",
     "NoDecayOneDim",

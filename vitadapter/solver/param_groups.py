@@ -7,7 +7,7 @@ from typing import TypedDict
 from detectron2.solver.build import reduce_param_groups
 from torch import Tensor, nn
 
-__all__ = ["LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
+__all__ = ["FactorByName", "LayerDecay", "NoDecayByName", "NoDecayOneDim", "get_optimizer_params"]
 
 _BLOCK = re.compile(r"(?:^|\.)net\.blocks\.(\d+)\.")
 # Of all nets; tables of relative positions lie in the blocks.
@@ -61,6 +61,37 @@ class LayerDecay:
         else:
             layer = 0 if _EMBED.search(name) else self.num_layers + 1
         return self.rate ** (self.num_layers + 1 - layer)
+
+
+class FactorByName:
+    """Learning-rate factor of the parameters whose dotted name contains a string.
+
+    The official recipe of UPerNet with AugReg-B trains its heads ten times as fast, but not their
+    biases: there a parameter takes the first rule that fits, and the one that exempts biases from
+    weight decay comes before. ``except_for=()`` takes them in.
+
+    Args:
+        substring: part of the names.
+        factor: positive.
+        except_for: parts of names that have factor 1 all the same.
+
+    Raises:
+        ValueError: a factor that is not positive.
+    """
+
+    def __init__(
+        self, substring: str, factor: float, except_for: Sequence[str] = ("bias",)
+    ) -> None:
+        if factor <= 0:
+            raise ValueError(f"factor must be positive, got {factor}")
+        self.substring = substring
+        self.factor = factor
+        self.except_for = tuple(except_for)
+
+    def __call__(self, name: str) -> float:
+        """Learning-rate factor of the parameter with this dotted name."""
+        excepted = any(part in name for part in self.except_for)
+        return self.factor if self.substring in name and not excepted else 1.0
 
 
 class NoDecayByName:
