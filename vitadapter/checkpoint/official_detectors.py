@@ -26,6 +26,11 @@ from vitadapter.checkpoint.name_table import NameTable
 from vitadapter.checkpoint.official import convert_official_backbone, export_official_backbone
 from vitadapter.checkpoint.official_cascade import CASCADE_HEADS, EXTRA_ATTENTION_FPN, HTC_HEADS
 from vitadapter.checkpoint.official_dense import ATSS_ROWS, GFL_ROWS
+from vitadapter.checkpoint.official_segmenters import (
+    AUXILIARY_FCN_HEAD,
+    SEMANTIC_FPN_HEAD,
+    UPER_HEAD,
+)
 
 __all__ = [
     "LAYOUTS",
@@ -133,7 +138,30 @@ HTC = OfficialLayout(
     backbone_path="backbone.bottom_up.bottom_up",
 )
 
-LAYOUTS: tuple[OfficialLayout, ...] = (MASK_RCNN, CASCADE_MASK_RCNN, HTC, ATSS, GFL)
+UPERNET = OfficialLayout(
+    name="official_upernet",
+    description="official ViT-Adapter UPerNet (mmseg names)",
+    markers=("decode_head.conv_seg.weight", "decode_head.psp_modules.0.1.conv.weight"),
+    rows=(*UPER_HEAD, *AUXILIARY_FCN_HEAD),
+    backbone_path="backbone",
+)
+
+SEMANTIC_FPN = OfficialLayout(
+    name="official_semantic_fpn",
+    description="ViT-Adapter Semantic FPN in mmseg names",
+    markers=("decode_head.conv_seg.weight", "decode_head.scale_heads.0.0.conv.weight"),
+    rows=(*FPN, *SEMANTIC_FPN_HEAD),
+)
+
+LAYOUTS: tuple[OfficialLayout, ...] = (
+    MASK_RCNN,
+    CASCADE_MASK_RCNN,
+    HTC,
+    ATSS,
+    GFL,
+    UPERNET,
+    SEMANTIC_FPN,
+)
 
 
 def _ones_for_layer_scale(state_dict: Mapping[str, Tensor]) -> dict[str, float]:
