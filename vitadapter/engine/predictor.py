@@ -84,8 +84,8 @@ class LazyPredictor:
             image: `(H, W, 3)` uint8 in BGR order, as `cv2.imread` returns it.
 
         Returns:
-            dict: the model's output for this image, in its pixels: "instances", or "sem_seg" with a map
-            for each class.
+            dict: the model's output for this image, in its pixels: "instances", or "sem_seg" with
+            a map for each class.
 
         Raises:
             ValueError: not such an image.
