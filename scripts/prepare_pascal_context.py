@@ -2,8 +2,8 @@
 """Writes the 59 classes of Pascal Context, and its lists of images.
 
 ROOT is VOCdevkit/VOC2010, as downloaded; LABELS holds Pascal Context's NAME.mat with 459 labels.
-Writes ROOT/SegmentationClassContext/NAME.png and ROOT/ImageSets/SegmentationContext/{train,val}.txt,
-which list VOC 2010's own splits.
+Writes ROOT/SegmentationClassContext/NAME.png and, after VOC 2010's own splits,
+ROOT/ImageSets/SegmentationContext/{train,val}.txt.
 """
 
 import argparse
