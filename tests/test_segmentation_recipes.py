@@ -67,12 +67,12 @@ RECIPES = {
 # Millions, of paper table 3. Those of base are counted with position embeddings of 384 pixels,
 # which DeiT does not have: 0.29 more than is built.
 PAPER_PARAMETERS = {
-    "semantic_fpn_vit_t": 10.2,
-    "semantic_fpn_vit_s": 27.8,
-    "semantic_fpn_vit_b": 98.0 - 0.29,
-    "upernet_vit_t": 34.1,
-    "upernet_vit_s": 53.6,
-    "upernet_vit_b": 127.3 - 0.29,
+    "semantic_fpn_vit_t_deit": 10.2,
+    "semantic_fpn_vit_s_deit": 27.8,
+    "semantic_fpn_vit_b_deit": 98.0 - 0.29,
+    "upernet_vit_t_deit": 34.1,
+    "upernet_vit_s_deit": 53.6,
+    "upernet_vit_b_deit": 127.3 - 0.29,
     "upernet_vit_l_beit_640": 441,
     "upernet_vit_l_beitv2_512": 440.4,  # 441 in the paper, which is that of 640 pixels
     "upernet_vit_adapter_l_beitv2": 451,

@@ -26,6 +26,7 @@ from vitadapter.checkpoint.name_table import NameTable
 from vitadapter.checkpoint.official import convert_official_backbone, export_official_backbone
 from vitadapter.checkpoint.official_cascade import CASCADE_HEADS, EXTRA_ATTENTION_FPN, HTC_HEADS
 from vitadapter.checkpoint.official_dense import ATSS_ROWS, GFL_ROWS
+from vitadapter.checkpoint.official_mask2former import MASK2FORMER_ROWS, PANOPTIC_ROWS
 from vitadapter.checkpoint.official_segmenters import (
     AUXILIARY_FCN_HEAD,
     SEMANTIC_FPN_HEAD,
@@ -137,6 +138,21 @@ HTC = OfficialLayout(
     # Below the FPN and the extra attention.
     backbone_path="backbone.bottom_up.bottom_up",
 )
+MASK2FORMER = OfficialLayout(
+    name="official_mask2former",
+    description="official ViT-Adapter Mask2Former (mmseg names)",
+    markers=("decode_head.query_feat.weight", "decode_head.mask_embed.0.weight"),
+    rows=MASK2FORMER_ROWS,
+    backbone_path="backbone",
+    ignored={r"decode_head\.conv_seg\.": "a classifier that the official code no longer has"},
+)
+MASK2FORMER_PANOPTIC = OfficialLayout(
+    name="official_mask2former_panoptic",
+    description="official ViT-Adapter panoptic Mask2Former (mmdet names)",
+    markers=("panoptic_head.query_feat.weight", "panoptic_head.mask_embed.0.weight"),
+    rows=PANOPTIC_ROWS,
+    backbone_path="backbone",
+)
 
 UPERNET = OfficialLayout(
     name="official_upernet",
@@ -161,6 +177,8 @@ LAYOUTS: tuple[OfficialLayout, ...] = (
     GFL,
     UPERNET,
     SEMANTIC_FPN,
+    MASK2FORMER,
+    MASK2FORMER_PANOPTIC,
 )
 
 

@@ -1,6 +1,7 @@
 """Optimizers, parameter groups and learning-rate schedules."""
 
 from .clipped_adamw import ClippedAdamW
+from .mask2former_layer_decay import Mask2FormerLayerDecay
 from .param_groups import (
     FactorByName,
     LayerDecay,
@@ -14,6 +15,7 @@ __all__ = [
     "ClippedAdamW",
     "FactorByName",
     "LayerDecay",
+    "Mask2FormerLayerDecay",
     "NoDecayByName",
     "NoDecayOneDim",
     "get_optimizer_params",

@@ -64,13 +64,32 @@ class SemanticSegmentor(_SemanticSegmentor):
         return [{"sem_seg": self._segment(x)} for x in batched_inputs]
 
     def _segment(self, record: Mapping[str, object]) -> Tensor:
-        image = (record["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-        images = image[None]
+        images = self._normalised(record)[None]
         logits = (
             self._logits(images) if self.inference is None else self.inference(self._logits, images)
         )
-        height, width = image.shape[1:]
-        size = (record.get("height", height), record.get("width", width))
+        return self._resized(logits, record)
+
+    def _normalised(self, record: Mapping[str, object]) -> Tensor:
+        """The image (3, H, W) as the backbone wants it."""
+        return (record["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def _padded(self, images: Sequence[Tensor]) -> Tensor:
+        """Normalised images (3, h, w) as one batch (B, 3, H, W) of a size the backbone takes."""
+        return ImageList.from_tensors(
+            list(images),
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        ).tensor
+
+    def _output_size(self, record: Mapping[str, object]) -> tuple[int, int]:
+        """(height, width) that is asked for; the image's if none is."""
+        height, width = record["image"].shape[1:]
+        return record.get("height", height), record.get("width", width)
+
+    def _resized(self, logits: Tensor, record: Mapping[str, object]) -> Tensor:
+        """Logits (1, K, H, W) at the image's size to (K, height, width) at the output's."""
+        size = self._output_size(record)
         if size == logits.shape[-2:]:
             # At many classes a map of a large image is gigabytes: none is made in vain.
             return logits[0]
@@ -78,12 +97,7 @@ class SemanticSegmentor(_SemanticSegmentor):
 
     def _logits(self, images: Tensor) -> Tensor:
         """Images (B, 3, h, w) of any size to logits (B, K, h, w)."""
-        padded = ImageList.from_tensors(
-            list(images),
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        ).tensor
-        logits, _ = self.sem_seg_head(self.backbone(padded))
+        logits, _ = self.sem_seg_head(self.backbone(self._padded(images)))
         return logits[..., : images.shape[-2], : images.shape[-1]]
 
 

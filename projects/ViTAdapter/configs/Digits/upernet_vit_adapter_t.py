@@ -29,7 +29,7 @@ _augmentations[0].ratio_range = (0.8, 1.5)
 _augmentations[1].single_category_max_area = 1.0
 # Digits are not flipped: a mirrored 3 is no 3.
 del _augmentations[2]
-dataloader.train.total_batch_size = 8
+dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 0
 dataloader.test.num_workers = 0
 
@@ -45,7 +45,7 @@ lr_multiplier = get_config("common/schedule.py").schedule_poly
 lr_multiplier.warmup_iters = 50
 lr_multiplier.warmup_factor = 0.001
 train = get_config("common/train.py").train
-train.max_iter = 600
+train.max_iter = 700
 train.eval_period = 0
 train.log_period = 10
 train.checkpointer.update(period=100, max_to_keep=2)

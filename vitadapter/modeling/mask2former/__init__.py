@@ -1,0 +1,25 @@
+"""Mask2Former (arXiv 2112.01527): one head for semantic, instance and panoptic segmentation."""
+
+from .criterion import SetCriterion
+from .head import Mask2FormerHead
+from .inference import InstanceInference, PanopticInference
+from .mask2former import Mask2Former
+from .matcher import HungarianMatcher
+from .pixel_decoder import MSDeformAttnPixelDecoder
+from .targets import MaskTargets, SegmentTargets, SemanticTargets
+from .transformer_decoder import MaskedTransformerDecoder, MaskPrediction
+
+__all__ = [
+    "HungarianMatcher",
+    "InstanceInference",
+    "MSDeformAttnPixelDecoder",
+    "Mask2Former",
+    "Mask2FormerHead",
+    "MaskPrediction",
+    "MaskTargets",
+    "MaskedTransformerDecoder",
+    "PanopticInference",
+    "SegmentTargets",
+    "SemanticTargets",
+    "SetCriterion",
+]

@@ -1,0 +1,169 @@
+"""Mask2Former's losses: class, binary cross entropy and dice, after every decoder layer."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from .matcher import HungarianMatcher
+from .point_sampling import RandomPoints, sample_at_points, uncertain_points, uniform_points
+from .targets import MaskTargets
+from .transformer_decoder import MaskPrediction
+
+__all__ = ["SetCriterion", "dice_loss"]
+
+
+def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """One minus the dice coefficient of each mask, smoothed by 1 (arXiv 1606.04797, first powers).
+
+    Args:
+        logits: (M, P) at P points of M masks.
+        truth: (M, P) in [0, 1].
+
+    Returns:
+        (M,).
+    """
+    probabilities = logits.sigmoid()
+    intersection = (probabilities * truth).sum(-1)
+    return 1 - (2 * intersection + 1) / (probabilities.sum(-1) + truth.sum(-1) + 1)
+
+
+def _num_masks(targets: Sequence[MaskTargets]) -> float:
+    """True segments per worker, at least 1."""
+    total = torch.tensor(float(sum(len(x.classes) for x in targets)))
+    if comm.get_world_size() > 1:
+        total = total.to(targets[0].classes.device)
+        torch.distributed.all_reduce(total)
+    return max(total.item() / comm.get_world_size(), 1.0)
+
+
+class SetCriterion(nn.Module):
+    """Matches every layer's predictions with the truth and compares matched pairs.
+
+    All of it is computed in float32 at least, whatever the type of the predictions.
+
+    Args:
+        num_classes: K, without "no object".
+        matcher: of queries and true segments.
+        class_weight: weight of the classes' cross entropy.
+        mask_weight: weight of the masks' binary cross entropy.
+        dice_weight: weight of the masks' dice loss.
+        no_object_weight: of queries without a match in the classes' cross entropy.
+        num_points: points per mask at which masks are compared.
+        oversample_ratio: see `uncertain_points`.
+        importance_sample_ratio: see `uncertain_points`.
+        random_points: draws them.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+        random_points: RandomPoints = uniform_points,
+    ) -> None:
+        super().__init__()
+        if num_points < 1 or oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:
+            raise ValueError(
+                "num_points and oversample_ratio must be at least 1 and importance_sample_ratio "
+                f"lie in [0, 1], got {num_points=}, {oversample_ratio=}, {importance_sample_ratio=}"
+            )
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        self.random_points = random_points
+        self.no_object_weight = no_object_weight
+
+    def forward(
+        self, predictions: Sequence[MaskPrediction], targets: Sequence[MaskTargets]
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            predictions: of the decoder's layers, the final one last.
+            targets: of each image, masks at the size of the padded batch.
+
+        Returns:
+            Weighted losses "loss_ce", "loss_mask" and "loss_dice" of the final prediction, and of
+            the others with the number of the layer behind: "loss_ce_0" and so on. Without any
+            true segment the losses of masks are 0.
+
+        Raises:
+            FloatingPointError: a prediction is not finite.
+        """
+        dtype = torch.promote_types(predictions[-1].mask_logits.dtype, torch.float32)
+        targets = [MaskTargets(x.classes, x.masks.to(dtype)) for x in targets]
+        num_masks = _num_masks(targets)
+        losses = {}
+        with torch.autocast(predictions[-1].mask_logits.device.type, enabled=False):
+            for i, prediction in enumerate(predictions):
+                suffix = "" if i == len(predictions) - 1 else f"_{i}"
+                layer_losses = self._losses(
+                    prediction.class_logits.to(dtype),
+                    prediction.mask_logits.to(dtype),
+                    targets,
+                    num_masks,
+                )
+                losses |= {f"{name}{suffix}": loss for name, loss in layer_losses.items()}
+        return losses
+
+    def _losses(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        targets: Sequence[MaskTargets],
+        num_masks: float,
+    ) -> dict[str, Tensor]:
+        """Losses of class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of one layer."""
+        labels = torch.full(class_logits.shape[:2], self.num_classes, device=class_logits.device)
+        matched_logits, matched_masks = [], []
+        for i, target in enumerate(targets):
+            queries, segments = self.matcher(class_logits[i], mask_logits[i], *target)
+            labels[i, queries] = target.classes[segments]
+            matched_logits.append(mask_logits[i, queries])
+            matched_masks.append(target.masks[segments])
+        weights = class_logits.new_ones(self.num_classes + 1)
+        weights[-1] = self.no_object_weight
+        loss_ce = F.cross_entropy(class_logits.flatten(0, 1), labels.flatten(), weights)
+        loss_mask, loss_dice = self._mask_losses(
+            torch.cat(matched_logits), torch.cat(matched_masks)
+        )
+        return {
+            "loss_ce": self.class_weight * loss_ce,
+            "loss_mask": self.mask_weight * loss_mask / num_masks,
+            "loss_dice": self.dice_weight * loss_dice / num_masks,
+        }
+
+    def _mask_losses(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over M matched masks, (M, h, w) and (M, H, W), of cross entropy and dice loss."""
+        if len(logits) == 0:
+            # A sum of nothing, which still belongs to the graph of the parameters.
+            return logits.sum(), logits.sum()
+        with torch.no_grad():
+            points = uncertain_points(
+                logits,
+                num_points=self.num_points,
+                oversample_ratio=self.oversample_ratio,
+                importance_sample_ratio=self.importance_sample_ratio,
+                random_points=self.random_points,
+            )
+            truth = sample_at_points(masks, points)
+        logits = sample_at_points(logits, points)  # (M, P)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        return cross_entropy.mean(-1).sum(), dice_loss(logits, truth).sum()

@@ -1,0 +1,163 @@
+"""From classes and masks of queries to semantic, instance and panoptic segmentation."""
+
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+import torch
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor
+
+from .transformer_decoder import MaskPrediction
+
+__all__ = ["InstanceInference", "PanopticInference", "SegmentInfo", "semantic_scores"]
+
+
+class SegmentInfo(TypedDict):
+    """A segment of a panoptic map, in Detectron2's format."""
+
+    id: int
+    isthing: bool
+    category_id: int
+    score: float
+
+
+def semantic_scores(prediction: MaskPrediction) -> Tensor:
+    """Class probabilities times mask probabilities, summed over the queries.
+
+    Args:
+        prediction: class logits (B, Q, K + 1) and mask logits (B, Q, h, w).
+
+    Returns:
+        (B, K, h, w), not negative; they need not add up to 1.
+    """
+    classes = prediction.class_logits.softmax(-1)[..., :-1]
+    masks = prediction.mask_logits.sigmoid()
+    # In half precision the sum over queries would make pixels' classes tie.
+    with torch.autocast(masks.device.type, enabled=False):
+        return torch.einsum("bqk,bqhw->bkhw", classes, masks)
+
+
+class InstanceInference:
+    """The best pairs of query and class; a query may be an instance of several classes.
+
+    Args:
+        thing_classes: classes that have instances; None for all.
+        max_per_image: pairs that are looked at, also of classes that have none.
+
+    Raises:
+        ValueError: `max_per_image` is not positive.
+    """
+
+    def __init__(
+        self, *, thing_classes: Sequence[int] | None = None, max_per_image: int = 100
+    ) -> None:
+        if max_per_image < 1:
+            raise ValueError(f"max_per_image must be at least 1, got {max_per_image}")
+        self.thing_classes = None if thing_classes is None else list(thing_classes)
+        self.max_per_image = max_per_image
+
+    def __call__(
+        self, class_logits: Tensor, mask_logits: Tensor, resize: Callable[[Tensor], Tensor]
+    ) -> Instances:
+        """
+        Args:
+            class_logits: (Q, K + 1) of one image.
+            mask_logits: (Q, h, w).
+            resize: mask logits (n, h, w) to the size of the output (n, height, width).
+
+        Returns:
+            Instances by falling class score, with `pred_masks` (N, height, width), bool,
+            `pred_boxes` around them, `pred_classes`, and `scores`: class probability times mean
+            probability of the mask's pixels.
+        """
+        probabilities = class_logits.softmax(-1)[:, :-1]
+        num_classes = probabilities.shape[1]
+        num_pairs = min(self.max_per_image, probabilities.numel())
+        scores, pairs = probabilities.flatten().topk(num_pairs)
+        queries, classes = pairs // num_classes, pairs % num_classes
+        if self.thing_classes is not None:
+            things = torch.isin(classes, classes.new_tensor(self.thing_classes))
+            scores, queries, classes = scores[things], queries[things], classes[things]
+        # A query that serves several classes is resized once.
+        queries, index = queries.unique(return_inverse=True)
+        logits = resize(mask_logits[queries])
+        masks = logits > 0
+        inside = (logits.sigmoid() * masks).flatten(1).sum(1) / (masks.flatten(1).sum(1) + 1e-6)
+        instances = Instances((logits.shape[-2], logits.shape[-1]))
+        instances.pred_masks = masks[index]
+        instances.pred_boxes = BitMasks(masks).get_bounding_boxes()[index].to(masks.device)
+        instances.scores = scores * inside[index]
+        instances.pred_classes = classes
+        return instances
+
+
+class PanopticInference:
+    """Gives every pixel to the query that claims it the most, and drops what is left of few.
+
+    Args:
+        thing_classes: classes whose segments are objects; segments of any other class are merged.
+        score_threshold: probability that a query's class must exceed.
+        overlap_threshold: part of its own mask that a query must win to be kept.
+
+    Raises:
+        ValueError: a threshold outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        thing_classes: Sequence[int],
+        score_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> None:
+        if not 0 <= score_threshold <= 1 or not 0 <= overlap_threshold <= 1:
+            raise ValueError(
+                f"thresholds must lie in [0, 1], got {score_threshold=}, {overlap_threshold=}"
+            )
+        self.thing_classes = frozenset(thing_classes)
+        self.score_threshold = score_threshold
+        self.overlap_threshold = overlap_threshold
+
+    def __call__(
+        self, class_logits: Tensor, mask_logits: Tensor, resize: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, list[SegmentInfo]]:
+        """
+        Args:
+            class_logits: (Q, K + 1) of one image.
+            mask_logits: (Q, h, w).
+            resize: mask logits (n, h, w) to the size of the output (n, height, width).
+
+        Returns:
+            Map of segment ids (height, width), int32, 0 where there is no segment; and what
+            the segments are.
+        """
+        scores, classes = class_logits.softmax(-1).max(-1)
+        kept = (classes != class_logits.shape[1] - 1) & (scores > self.score_threshold)
+        scores, classes = scores[kept], classes[kept]
+        masks = resize(mask_logits[kept]).sigmoid()
+        segment_ids = torch.zeros(masks.shape[-2:], dtype=torch.int32, device=masks.device)
+        if len(masks) == 0:
+            return segment_ids, []
+        winners = (scores[:, None, None] * masks).argmax(0)
+        segments: list[SegmentInfo] = []
+        stuff: dict[int, int] = {}
+        for i, (score, category) in enumerate(zip(scores.tolist(), classes.tolist(), strict=True)):
+            own = masks[i] >= 0.5
+            won = winners == i
+            mask = won & own
+            areas = torch.stack([own.sum(), won.sum(), mask.sum()]).tolist()
+            if min(areas) == 0 or areas[1] / areas[0] < self.overlap_threshold:
+                continue
+            if category in stuff:
+                segment_ids[mask] = stuff[category]
+                continue
+            is_thing = category in self.thing_classes
+            segments.append(
+                SegmentInfo(
+                    id=len(segments) + 1, isthing=is_thing, category_id=category, score=score
+                )
+            )
+            segment_ids[mask] = segments[-1]["id"]
+            if not is_thing:
+                stuff[category] = segments[-1]["id"]
+        return segment_ids, segments

@@ -1,0 +1,165 @@
+"""Mask2Former (arXiv 2112.01527) as a Detectron2 meta architecture."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import Backbone
+from detectron2.structures import Instances
+from torch import Tensor
+
+from vitadapter.modeling.meta_arch import SemanticSegmentor
+
+from .criterion import SetCriterion
+from .head import Mask2FormerHead
+from .inference import InstanceInference, PanopticInference, SegmentInfo, semantic_scores
+from .targets import MaskTargets, pad_masks
+from .transformer_decoder import MaskPrediction
+
+__all__ = ["Mask2Former"]
+
+Output = dict[str, Tensor | Instances | tuple[Tensor, list[SegmentInfo]]]
+
+
+class Mask2Former(SemanticSegmentor):
+    """Backbone and head; predicts each image by itself, in up to three ways at once.
+
+    Args:
+        backbone: maps images to features.
+        sem_seg_head: maps features to a class and a mask for each query.
+        criterion: losses of these.
+        targets: makes the truth, on a device, from a record of the data set; see `targets.py`.
+        pixel_mean: of the images' channels.
+        pixel_std: of the images' channels.
+        semantic_on: whether "sem_seg" is predicted.
+        instance_inference: predicts "instances"; None for none.
+        panoptic_inference: predicts "panoptic_seg"; None for none.
+        inference: how "sem_seg" is predicted, such as `SlidingWindow`; None predicts whole images,
+            as instances and panoptic segments always are.
+
+    Raises:
+        ValueError: nothing is predicted, or head and criterion disagree on the classes, or
+            `inference` is given without `semantic_on`.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: Mask2FormerHead,
+        criterion: SetCriterion,
+        targets: Callable[[Mapping[str, object], torch.device], MaskTargets],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        semantic_on: bool = True,
+        instance_inference: InstanceInference | None = None,
+        panoptic_inference: PanopticInference | None = None,
+        inference: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            sem_seg_head=sem_seg_head,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            inference=inference,
+        )
+        if not semantic_on and instance_inference is None and panoptic_inference is None:
+            raise ValueError(
+                "one of semantic_on, instance_inference and panoptic_inference is needed"
+            )
+        if inference is not None and not semantic_on:
+            raise ValueError(f"inference={inference} serves only semantic_on, which is off")
+        if criterion.num_classes != sem_seg_head.num_classes:
+            raise ValueError(
+                "head and criterion must have the same num_classes, got "
+                f"{sem_seg_head.num_classes} and {criterion.num_classes}"
+            )
+        self.criterion = criterion
+        self.targets = targets
+        self.semantic_on = semantic_on
+        self.instance_inference = instance_inference
+        self.panoptic_inference = panoptic_inference
+
+    def forward(
+        self, batched_inputs: Sequence[Mapping[str, object]]
+    ) -> dict[str, Tensor] | list[Output]:
+        """
+        Args:
+            batched_inputs: dicts with "image" (3, H, W), in training with what `targets` reads, in
+                inference optionally with "height" and "width" of the output in pixels.
+
+        Returns:
+            In training the losses; else for each image a dict with those that are switched on of
+            "sem_seg", scores (K, height, width), "instances", see `InstanceInference`, and
+            "panoptic_seg", see `PanopticInference`.
+
+        Raises:
+            ValueError: an image has no truth in training, or of another size, or of a class that
+                the model does not have.
+            FloatingPointError: the training has diverged.
+        """
+        if not self.training:
+            return [self._predict(record) for record in batched_inputs]
+        targets = [self._checked_targets(record) for record in batched_inputs]
+        images = self._padded([self._normalised(record) for record in batched_inputs])
+        predictions = self.sem_seg_head(self.backbone(images))
+        size = (images.shape[-2], images.shape[-1])
+        return self.criterion(predictions, [pad_masks(x, size) for x in targets])
+
+    def _checked_targets(self, record: Mapping[str, object]) -> MaskTargets:
+        targets = self.targets(record, self.device)
+        name = record.get("file_name", "an image")
+        sizes = tuple(record["image"].shape[1:]), tuple(targets.masks.shape[1:])
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"image and truth must have the same (height, width), got {sizes} of {name}"
+            )
+        if len(targets.classes) > 0:
+            lowest, highest = (int(x) for x in targets.classes.aminmax())
+            if lowest < 0 or highest >= self.sem_seg_head.num_classes:
+                raise ValueError(
+                    f"classes must lie in [0, {self.sem_seg_head.num_classes}), got "
+                    f"{lowest} to {highest} in {name}"
+                )
+        return targets
+
+    def _predict(self, record: Mapping[str, object]) -> Output:
+        images = self._normalised(record)[None]
+        output: Output = {}
+        if self.inference is not None:
+            output["sem_seg"] = self._resized(self.inference(self._logits, images), record)
+            if self.instance_inference is None and self.panoptic_inference is None:
+                return output
+        prediction = self._queries(images)
+        if self.semantic_on and self.inference is None:
+            scores = self._upsampled(semantic_scores(prediction), images)
+            output["sem_seg"] = self._resized(scores, record)
+
+        def resize(mask_logits: Tensor) -> Tensor:
+            if len(mask_logits) == 0:
+                return mask_logits.new_zeros(0, *self._output_size(record))
+            return self._resized(self._upsampled(mask_logits[None], images), record)
+
+        class_logits, mask_logits = prediction.class_logits[0], prediction.mask_logits[0]
+        if self.instance_inference is not None:
+            output["instances"] = self.instance_inference(class_logits, mask_logits, resize)
+        if self.panoptic_inference is not None:
+            output["panoptic_seg"] = self.panoptic_inference(class_logits, mask_logits, resize)
+        return output
+
+    def _queries(self, images: Tensor) -> MaskPrediction:
+        """Images (B, 3, h, w) of any size to the final prediction, in float32 at least."""
+        (prediction,) = self.sem_seg_head(self.backbone(self._padded(images)))
+        return MaskPrediction(
+            *(x.to(torch.promote_types(x.dtype, torch.float32)) for x in prediction)
+        )
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Images (B, 3, h, w) of any size to class scores (B, K, h, w)."""
+        return self._upsampled(semantic_scores(self._queries(images)), images)
+
+    def _upsampled(self, maps: Tensor, images: Tensor) -> Tensor:
+        """Maps (B, n, h, w) at the masks' stride to (B, n, H, W) at that of the images."""
+        scale = self.sem_seg_head.common_stride
+        maps = F.interpolate(maps, scale_factor=scale, mode="bilinear", align_corners=False)
+        return maps[..., : images.shape[-2], : images.shape[-1]]

@@ -1,0 +1,111 @@
+"""Ground truth of an image as a class and a mask for each segment."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Instances, PolygonMasks
+from torch import Tensor
+
+__all__ = ["MaskTargets", "SegmentTargets", "SemanticTargets", "pad_masks"]
+
+
+class MaskTargets(NamedTuple):
+    """Segments of one image.
+
+    Attributes:
+        classes: (N,), int64; N may be 0.
+        masks: (N, H, W); bool until the losses need numbers.
+    """
+
+    classes: Tensor
+    masks: Tensor
+
+
+def pad_masks(targets: MaskTargets, size: tuple[int, int]) -> MaskTargets:
+    """Padded with nothing at the bottom and at the right to (height, width)."""
+    height, width = targets.masks.shape[-2:]
+    padding = (0, size[1] - width, 0, size[0] - height)
+    return MaskTargets(targets.classes, F.pad(targets.masks, padding))
+
+
+def _drop_empty(classes: Tensor, masks: Tensor) -> MaskTargets:
+    kept = masks.flatten(1).any(1)
+    return MaskTargets(classes[kept], masks[kept])
+
+
+class SemanticTargets:
+    """One segment for each class in a label map.
+
+    A map with ignored labels only has no segment; it teaches the queries "no object".
+
+    Args:
+        ignore_value: label of pixels that belong to no segment.
+    """
+
+    def __init__(self, ignore_value: int = 255) -> None:
+        self.ignore_value = ignore_value
+
+    def __call__(self, record: Mapping[str, object], device: torch.device) -> MaskTargets:
+        """
+        Args:
+            record: with "sem_seg" (H, W), labels of the image's pixels.
+            device: of the result.
+
+        Raises:
+            ValueError: there is no label map.
+        """
+        if "sem_seg" not in record:
+            raise ValueError(f'training needs a label map "sem_seg", which {_name(record)} lacks')
+        labels = record["sem_seg"].to(device).long()
+        classes = labels.unique()
+        classes = classes[classes != self.ignore_value]
+        return MaskTargets(classes, labels == classes[:, None, None])
+
+
+class SegmentTargets:
+    """The "instances" of a record: objects, or for panoptic segmentation stuff as well.
+
+    Segments without a pixel, which cropping leaves, are dropped.
+    """
+
+    def __call__(self, record: Mapping[str, object], device: torch.device) -> MaskTargets:
+        """
+        Args:
+            record: with "instances", which have `gt_classes` and `gt_masks` (bit masks, polygons
+                or a tensor (N, H, W)).
+            device: of the result.
+
+        Raises:
+            ValueError: there are no instances, or they have no masks.
+            TypeError: masks of another kind.
+        """
+        instances = record.get("instances")
+        if not isinstance(instances, Instances) or not instances.has("gt_classes"):
+            raise ValueError(
+                f'training needs "instances" with gt_classes, which {_name(record)} lacks'
+            )
+        if not instances.has("gt_masks"):
+            if len(instances) > 0:
+                raise ValueError(f'the "instances" of {_name(record)} have no gt_masks')
+            # Detectron2's mapper leaves masks out where there is no instance.
+            masks = torch.zeros(0, *instances.image_size, dtype=torch.bool)
+        else:
+            masks = _bits(instances.gt_masks, instances.image_size)
+        return _drop_empty(instances.gt_classes.to(device), masks.to(device))
+
+
+def _bits(masks: BitMasks | PolygonMasks | Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks of any kind as (N, H, W), bool."""
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *size)
+    if isinstance(masks, BitMasks):
+        masks = masks.tensor
+    if not isinstance(masks, Tensor):
+        raise TypeError(f"gt_masks must be BitMasks, PolygonMasks or a tensor, got {type(masks)}")
+    return masks.bool()
+
+
+def _name(record: Mapping[str, object]) -> str:
+    return str(record.get("file_name", "an image"))

@@ -1,0 +1,170 @@
+"""Mask2Former's transformer decoder with masked attention (arXiv 2112.01527, section 3.2)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import MaskedAttention
+from .position_encoding import sine_position_embedding
+
+__all__ = ["MaskPrediction", "MaskedTransformerDecoder", "MaskedTransformerDecoderLayer"]
+
+
+class MaskPrediction(NamedTuple):
+    """A class and a mask for each query.
+
+    Attributes:
+        class_logits: (B, Q, K + 1); the last class is "no object".
+        mask_logits: (B, Q, h, w) at the stride of the mask features.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+
+
+class MaskedTransformerDecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward network; each followed by a norm.
+
+    Args:
+        embed_dim: channels C.
+        num_heads: attention heads.
+        ffn_dim: hidden channels of the feed-forward network.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.cross_attn = MaskedAttention(embed_dim, num_heads)
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.self_attn = MaskedAttention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.linear1 = nn.Linear(embed_dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, embed_dim)
+        self.norm3 = nn.LayerNorm(embed_dim)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(
+        self, queries: Tensor, query_pos: Tensor, memory: Tensor, memory_pos: Tensor, mask: Tensor
+    ) -> Tensor:
+        """
+        Args:
+            queries: (B, Q, C).
+            query_pos: their position embedding (1, Q, C).
+            memory: tokens (B, N, C) of one map.
+            memory_pos: their position embedding (1, N, C).
+            mask: (B, Q, N), True where a query may look.
+
+        Returns:
+            (B, Q, C).
+        """
+        x = queries
+        x = self.norm1(x + self.cross_attn(x + query_pos, memory + memory_pos, memory, mask))
+        qk = x + query_pos
+        x = self.norm2(x + self.self_attn(qk, qk, x))
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class MaskedTransformerDecoder(nn.Module):
+    """Queries look at the maps by turns, each only where its last mask is, and predict again.
+
+    Args:
+        num_classes: K, without "no object".
+        num_queries: Q, the most masks that an image can have.
+        embed_dim: channels C of queries and memories.
+        mask_dim: channels of the mask features.
+        num_heads: attention heads.
+        num_layers: decoder layers.
+        ffn_dim: hidden channels of their feed-forward networks.
+        num_levels: memories, which the layers read in turn.
+
+    Raises:
+        ValueError: a number that is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_queries: int = 100,
+        embed_dim: int = 256,
+        mask_dim: int = 256,
+        num_heads: int = 8,
+        num_layers: int = 9,
+        ffn_dim: int = 2048,
+        num_levels: int = 3,
+    ) -> None:
+        super().__init__()
+        sizes = dict(num_classes=num_classes, num_queries=num_queries, num_layers=num_layers)
+        if min(sizes.values()) < 1:
+            raise ValueError(f"classes, queries and layers must be at least 1, got {sizes}")
+        self.num_classes = num_classes
+        self.embed_dim = embed_dim
+        self.mask_dim = mask_dim
+        self.num_levels = num_levels
+        self.layers = nn.ModuleList(
+            MaskedTransformerDecoderLayer(embed_dim, num_heads, ffn_dim) for _ in range(num_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(embed_dim)
+        self.query_feat = nn.Embedding(num_queries, embed_dim)
+        self.query_embed = nn.Embedding(num_queries, embed_dim)
+        self.level_embed = nn.Embedding(num_levels, embed_dim)
+        self.class_embed = nn.Linear(embed_dim, num_classes + 1)
+        self.mask_embed = nn.Sequential(
+            nn.Linear(embed_dim, embed_dim),
+            nn.ReLU(),
+            nn.Linear(embed_dim, embed_dim),
+            nn.ReLU(),
+            nn.Linear(embed_dim, mask_dim),
+        )
+
+    def forward(self, mask_features: Tensor, memories: Sequence[Tensor]) -> list[MaskPrediction]:
+        """
+        Args:
+            mask_features: (B, mask_dim, h, w).
+            memories: maps (B, C, h_l, w_l), from coarse to fine.
+
+        Returns:
+            In training a prediction of the initial queries and of every layer, the final one last;
+            else only the final one, as the masks of a large image are large.
+        """
+        tokens, positions = [], []
+        for level, memory in enumerate(memories):
+            embedding = sine_position_embedding(memory.shape[-2:], memory.shape[1], memory.device)
+            positions.append(embedding.to(memory.dtype))
+            level_embed = self.level_embed.weight[level]
+            tokens.append(memory.flatten(2).transpose(1, 2) + level_embed)  # (B, h_l * w_l, C)
+        batch = len(mask_features)
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        query_pos = self.query_embed.weight[None]
+        predictions = [self.predict(queries, mask_features)]
+        for i, layer in enumerate(self.layers):
+            level = i % self.num_levels
+            mask = attention_mask(predictions[-1].mask_logits, memories[level].shape[-2:])
+            if not self.training:
+                predictions.clear()
+            queries = layer(queries, query_pos, tokens[level], positions[level], mask)
+            predictions.append(self.predict(queries, mask_features))
+        return predictions
+
+    def predict(self, queries: Tensor, mask_features: Tensor) -> MaskPrediction:
+        """Queries (B, Q, C) and mask features (B, mask_dim, h, w) to a class and mask of each."""
+        x = self.decoder_norm(queries)
+        masks = self.mask_embed(x) @ mask_features.flatten(2)  # (B, Q, h * w)
+        return MaskPrediction(self.class_embed(x), masks.unflatten(2, mask_features.shape[-2:]))
+
+
+def attention_mask(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where each query may look: inside its mask, or everywhere if that is empty.
+
+    Args:
+        mask_logits: (B, Q, h, w).
+        size: (height, width) of the map that is looked at.
+
+    Returns:
+        (B, Q, height * width), True where a query may look; no gradient flows through it.
+    """
+    logits = F.interpolate(mask_logits.detach(), size, mode="bilinear", align_corners=False)
+    inside = logits.flatten(2) >= 0
+    return inside | ~inside.any(dim=-1, keepdim=True)
