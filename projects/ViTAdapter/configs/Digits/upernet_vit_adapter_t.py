@@ -29,7 +29,7 @@ _augmentations[0].ratio_range = (0.8, 1.5)
 _augmentations[1].single_category_max_area = 1.0
 # Digits are not flipped: a mirrored 3 is no 3.
 del _augmentations[2]
-dataloader.train.total_batch_size = 4
+dataloader.train.total_batch_size = 8
 dataloader.train.num_workers = 0
 dataloader.test.num_workers = 0
 
