@@ -27,11 +27,10 @@ _LEGEND_ROW = 22
 
 
 def _palette(num_classes: int) -> np.ndarray:
-    """Bright RGB colours `(K, 3)` in 0..255; those of neighbouring labels differ most."""
+    """RGB colours `(K, 3)` in 0..255; those of neighbouring labels differ most."""
+    shades = ((0.9, 1.0), (0.9, 0.6), (0.45, 1.0))  # saturation and value
     colors = [
-        colorsys.hsv_to_rgb(
-            label * _GOLDEN_RATIO % 1, (0.85, 0.5)[label % 2], (1.0, 0.8)[label % 2]
-        )
+        colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1, *shades[label % len(shades)])
         for label in range(num_classes)
     ]
     return (255 * np.array(colors)).round().astype(np.uint8)
