@@ -1,6 +1,10 @@
 """Which official recipe each segmentation experiment follows, and sizes that the paper prints."""
 
-__all__ = ["PAPER_PARAMETERS", "RECIPES"]
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+
+__all__ = ["PAPER_PARAMETERS", "RECIPES", "check_mask2former"]
 
 _BY_SIZE = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 _SMALL = ("t_deit", "s_deit", "b_deit", "b_augreg", "l_augreg", "l_uniperceiver")
@@ -80,3 +84,29 @@ PAPER_PARAMETERS = {
     "upernet_vit_l_beitv2_512": 440.4,  # 441 in the paper, which is that of 640 pixels
     "upernet_vit_adapter_l_beitv2": 451,
 }
+
+
+def check_mask2former(cfg: DictConfig, recipe: Mapping[str, object]) -> None:
+    """Holds head, losses and matching to a recipe."""
+    expected = recipe["head"]["decode_head"]
+    head = cfg.model.sem_seg_head
+    pixel, decoder = expected["pixel_decoder"], expected["transformer_decoder"]
+    assert head.pixel_decoder.embed_dim == expected["feat_channels"] == pixel["embed"]
+    assert head.pixel_decoder.num_layers == pixel["layers"]
+    assert head.pixel_decoder.num_heads == pixel["heads"]
+    assert head.pixel_decoder.num_points == pixel["points"]
+    assert head.pixel_decoder.ffn_dim == pixel["ffn"]
+    assert head.predictor.num_layers == decoder["layers"]
+    assert head.predictor.num_heads == decoder["heads"]
+    assert head.predictor.ffn_dim == decoder["ffn"]
+    assert head.predictor.num_queries == expected["num_queries"]
+    assert head.predictor.num_classes == cfg.dataset.num_classes == expected["num_classes"]
+    criterion = cfg.model.criterion
+    weights = [expected[f"loss_{kind}"]["weight"] for kind in ("cls", "mask", "dice")]
+    assert [criterion[f"{kind}_weight"] for kind in ("class", "mask", "dice")] == weights
+    assert criterion.no_object_weight == expected["loss_cls"]["class_weight"]["no_object"]
+    matching = recipe["head"]["matching"]
+    assert criterion.num_points == matching["points"]
+    assert criterion.oversample_ratio == matching["oversample_ratio"]
+    assert criterion.importance_sample_ratio == matching["importance_ratio"]
+    assert cfg.model.targets.ignore_value == cfg.dataset.ignore_label
