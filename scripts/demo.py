@@ -130,9 +130,13 @@ def plan_outputs(inputs: list[tuple[Path, Path]], output: str) -> list[tuple[Pat
 
 def draw(predictor: LazyPredictor, image: np.ndarray, threshold: float) -> np.ndarray:
     """The BGR `image` (H, W, 3) with its predictions, in the same size and order."""
-    instances = predictor(image)["instances"].to("cpu")
+    output = predictor(image)
     visualizer = Visualizer(image[:, :, ::-1], predictor.metadata, instance_mode=ColorMode.IMAGE)
-    drawn = visualizer.draw_instance_predictions(instances[instances.scores >= threshold])
+    if "instances" in output:
+        instances = output["instances"].to("cpu")
+        drawn = visualizer.draw_instance_predictions(instances[instances.scores >= threshold])
+    else:
+        drawn = visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).to("cpu"), alpha=0.6)
     return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
 
 

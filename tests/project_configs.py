@@ -10,7 +10,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 PROJECT = Path(__file__).resolve().parents[1] / "projects" / "ViTAdapter"
-CONFIGS = sorted(PROJECT.glob("configs/*/*.py"))
+_ALL = sorted(PROJECT.glob("configs/*/*.py"))
+_SEGMENTERS = ("mask2former_", "semantic_fpn_", "upernet_")
+SEGMENTATION_CONFIGS = [path for path in _ALL if path.stem.startswith(_SEGMENTERS)]
+CONFIGS = [path for path in _ALL if not path.stem.startswith(_SEGMENTERS)]
 
 _CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
 

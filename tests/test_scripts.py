@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = ("quickstart.sh", "setup_env.sh", "test.sh")
+SCRIPTS = ("compare_segmentation.sh", "quickstart.sh", "setup_env.sh", "test.sh")
 ADAPTER = "output/digits/mask_rcnn_vit_adapter_t"
 
 
@@ -114,6 +114,26 @@ def test_quickstart_compares_for_the_same_time(tree: Path) -> None:
             f"train.output_dir=output/digits/{name} train.max_iter=123" in call for call in called
         )
     assert called[-1].startswith("compare_runs.py ViT-T=")
+
+
+def test_quickstart_segments(tree: Path) -> None:
+    script = tree / "scripts" / "quickstart.sh"
+    results = tree / "output/digits/upernet_vit_adapter_t/inference/sem_seg_results.md"
+    results.parent.mkdir(parents=True)
+    results.write_text("| mIoU |\n")
+    shown = run(script, "--task", "semantic")
+    assert shown.returncode == 0, shown.stderr
+    assert "| mIoU |" in shown.stdout
+    names = [call.split()[0] for call in calls(tree)]
+    assert names == [
+        "make_sample_dataset.py",
+        "lazyconfig_train_net.py",
+        "visualize_sem_seg.py",
+        "plot_metrics.py",
+    ]
+    refused = run(script, "--task", "panoptic")
+    assert refused.returncode == 2
+    assert "--task must be instance or semantic, got 'panoptic'" in refused.stderr
 
 
 def test_setup_refuses_an_unusable_python(tmp_path: Path, repository: Path) -> None:

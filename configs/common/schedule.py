@@ -1,7 +1,11 @@
 """Learning-rate schedules over `train.max_iter` iterations: steps are fractions of the whole."""
 
 from detectron2.config import LazyCall as L
-from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
+from fvcore.common.param_scheduler import (
+    CosineParamScheduler,
+    MultiStepParamScheduler,
+    PolynomialDecayParamScheduler,
+)
 
 from vitadapter.solver import warm_up
 
@@ -30,4 +34,12 @@ schedule_cosine = L(warm_up)(
     max_iter="${train.max_iter}",
     warmup_iters=2000,
     warmup_factor=0.001,
+)
+
+# Segmentation: linearly down to nothing.
+schedule_poly = L(warm_up)(
+    scheduler=L(PolynomialDecayParamScheduler)(base_value=1.0, power=1.0),
+    max_iter="${train.max_iter}",
+    warmup_iters=1500,
+    warmup_factor=1e-6,
 )

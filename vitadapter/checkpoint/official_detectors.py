@@ -27,6 +27,11 @@ from vitadapter.checkpoint.official import convert_official_backbone, export_off
 from vitadapter.checkpoint.official_cascade import CASCADE_HEADS, EXTRA_ATTENTION_FPN, HTC_HEADS
 from vitadapter.checkpoint.official_dense import ATSS_ROWS, GFL_ROWS
 from vitadapter.checkpoint.official_mask2former import MASK2FORMER_ROWS, PANOPTIC_ROWS
+from vitadapter.checkpoint.official_segmenters import (
+    AUXILIARY_FCN_HEAD,
+    SEMANTIC_FPN_HEAD,
+    UPER_HEAD,
+)
 from vitadapter.checkpoint.official_sparse import SPARSE_RCNN_HEADS
 
 __all__ = [
@@ -156,6 +161,21 @@ MASK2FORMER_PANOPTIC = OfficialLayout(
     backbone_path="backbone",
 )
 
+UPERNET = OfficialLayout(
+    name="official_upernet",
+    description="official ViT-Adapter UPerNet (mmseg names)",
+    markers=("decode_head.conv_seg.weight", "decode_head.psp_modules.0.1.conv.weight"),
+    rows=(*UPER_HEAD, *AUXILIARY_FCN_HEAD),
+    backbone_path="backbone",
+)
+
+SEMANTIC_FPN = OfficialLayout(
+    name="official_semantic_fpn",
+    description="ViT-Adapter Semantic FPN in mmseg names",
+    markers=("decode_head.conv_seg.weight", "decode_head.scale_heads.0.0.conv.weight"),
+    rows=(*FPN, *SEMANTIC_FPN_HEAD),
+)
+
 LAYOUTS: tuple[OfficialLayout, ...] = (
     MASK_RCNN,
     CASCADE_MASK_RCNN,
@@ -163,6 +183,8 @@ LAYOUTS: tuple[OfficialLayout, ...] = (
     ATSS,
     GFL,
     SPARSE_RCNN,
+    UPERNET,
+    SEMANTIC_FPN,
     MASK2FORMER,
     MASK2FORMER_PANOPTIC,
 )

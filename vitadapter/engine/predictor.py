@@ -10,6 +10,7 @@ from detectron2.data.catalog import Metadata
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.inference import build_inference
 from vitadapter.engine.run_checks import check_device
@@ -38,7 +39,8 @@ class LazyPredictor:
 
     Attributes:
         model: in evaluation mode.
-        metadata: of the test data set, with `thing_classes` where they are known.
+        metadata: of the test data set, with `thing_classes` or, for a semantic segmenter,
+            `stuff_classes` where they are known.
     """
 
     def __init__(
@@ -82,7 +84,8 @@ class LazyPredictor:
             image: `(H, W, 3)` uint8 in BGR order, as `cv2.imread` returns it.
 
         Returns:
-            dict: the model's output for this image, with "instances" in its pixels.
+            dict: the model's output for this image, in its pixels: "instances", or "sem_seg" with
+            a map for each class.
 
         Raises:
             ValueError: not such an image.
@@ -120,4 +123,7 @@ def _test_metadata(cfg: DictConfig) -> Metadata:
     test = OmegaConf.select(cfg, "dataset.test")
     if test is None:
         return Metadata()
+    if "label_root" in test:
+        dataset = cfg.dataset
+        return sem_seg_metadata(test.name, dataset.get("class_names"), dataset.num_classes)
     return coco_metadata(test.name, test.get("json_file"), test.get("image_root"))

@@ -1,0 +1,48 @@
+"""UPerNet on ViT-Adapter-T; other sizes and baselines replace `model.backbone`."""
+
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+
+from vitadapter.modeling.meta_arch import SemanticSegmentor, SlidingWindow
+from vitadapter.modeling.sem_seg_heads import FCNHead, HeadWithAuxiliary, UPerHead
+
+from .vit_adapter_global import vit_adapter_tiny_global
+
+model = L(SemanticSegmentor)(
+    backbone=vit_adapter_tiny_global,
+    sem_seg_head=L(HeadWithAuxiliary)(
+        head=L(UPerHead)(
+            input_shape={
+                f"res{i}": L(ShapeSpec)(channels="${model.backbone.net.embed_dim}", stride=2**i)
+                for i in range(2, 6)
+            },
+            num_classes="${dataset.num_classes}",
+            channels=512,
+            pool_scales=[1, 2, 3, 6],
+            norm="SyncBN",
+            dropout=0.1,
+            loss_weight=1.0,
+            ignore_value="${dataset.ignore_label}",
+        ),
+        auxiliary_head=L(FCNHead)(
+            input_shape="${..head.input_shape}",
+            in_feature="res4",
+            num_classes="${dataset.num_classes}",
+            channels=256,
+            num_convs=1,
+            norm="${..head.norm}",
+            dropout=0.1,
+            loss_weight=0.4,
+            ignore_value="${dataset.ignore_label}",
+        ),
+    ),
+    # ImageNet mean and deviation of RGB in 0..255
+    pixel_mean=[123.675, 116.28, 103.53],
+    pixel_std=[58.395, 57.12, 57.375],
+    inference=L(SlidingWindow)(
+        crop_size=["${dataset.crop.size}", "${dataset.crop.size}"],
+        stride=["${dataset.crop.stride}", "${dataset.crop.stride}"],
+        pad_to_crop=False,
+        windows_per_batch=1,
+    ),
+)

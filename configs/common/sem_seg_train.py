@@ -1,0 +1,7 @@
+"""What the training loop needs for 160k iterations of segmentation."""
+
+from .train import train
+
+train.max_iter = 160_000
+train.eval_period = 16_000
+train.checkpointer.update(period=2_000, max_to_keep=2)

@@ -1,0 +1,14 @@
+"""BEiTv2, after `COCOStuff/mask2former_vit_adapter_l_beitv2_164k_896_80k`; without flips."""
+
+from .mask2former_vit_adapter_l_beit_896_80k import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+# What the COCO-Stuff run ends with.
+train.init_checkpoint = ""
+train.output_dir = "./output/mask2former_vit_adapter_l_beitv2_896_80k"

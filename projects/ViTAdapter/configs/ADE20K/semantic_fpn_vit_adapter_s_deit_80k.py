@@ -1,0 +1,16 @@
+from vitadapter.model_zoo import get_config
+
+from .semantic_fpn_vit_adapter_t_deit_80k import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone.bottom_up = get_config(
+    "common/models/vit_adapter_global.py"
+).vit_adapter_small_global
+train.init_checkpoint = "timm://deit_small_patch16_224.fb_in1k"
+train.output_dir = "./output/semantic_fpn_vit_adapter_s_deit_80k"

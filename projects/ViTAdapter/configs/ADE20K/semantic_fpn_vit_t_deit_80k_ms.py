@@ -1,0 +1,17 @@
+"""Tested at several scales, each also mirrored; for evaluation."""
+
+from vitadapter.model_zoo import get_config
+
+from .semantic_fpn_vit_t_deit_80k import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+train.inference.tta = get_config("common/sem_seg_tta.py").multi_scale_flip
+# The scales are made from the whole image.
+dataloader.test.mapper.augmentations = []
+train.output_dir = "./output/semantic_fpn_vit_t_deit_80k_ms"

@@ -1,0 +1,21 @@
+from vitadapter.model_zoo import get_config
+
+from .upernet_vit_adapter_t_deit_160k import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone = get_config("common/models/vit_adapter_global.py").vit_adapter_large_global
+model.backbone.net.use_act_checkpoint = True
+# AugReg weights are made for images in [-1, 1].
+model.pixel_mean = [127.5, 127.5, 127.5]
+model.pixel_std = [127.5, 127.5, 127.5]
+optimizer.lr = 2e-5
+optimizer.weight_decay = 0.05
+train.amp.enabled = False
+train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
+train.output_dir = "./output/upernet_vit_adapter_l_augreg_160k"

@@ -1,0 +1,40 @@
+"""Fine-tuning DINOv2 on little data, small enough for a CPU: any folders of images and labels.
+
+The net trains with layer-wise decay; `model.backbone.freeze_net=True` keeps it as it is.
+"""
+
+from vitadapter.model_zoo import get_config
+
+from .upernet_vit_adapter_s_deit_160k import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+dataset.reduce_zero_label = False
+dataset.resize.update(short=256, long=1024)
+dataset.crop.update(size=256, stride=170)
+dataloader.train.total_batch_size = 4
+dataloader.train.num_workers = 0
+dataloader.test.num_workers = 0
+
+model.backbone.net = get_config("common/models/vit.py").vit_small_dinov2
+model.backbone.net.update(window_size=0, window_block_indexes=[], drop_path_rate=0.0)
+model.sem_seg_head.head.channels = 128
+model.sem_seg_head.auxiliary_head.channels = 64
+
+optimizer.lr = 2e-4
+optimizer.params.lr_factor_func.rate = 0.8
+lr_multiplier.warmup_iters = 20
+lr_multiplier.warmup_factor = 0.001
+train.amp.enabled = False
+train.max_iter = 240
+train.eval_period = 60
+train.log_period = 5
+train.checkpointer.update(period=60, max_to_keep=1)
+train.seed = 1
+train.init_checkpoint = "timm://vit_small_patch14_dinov2.lvd142m"
+train.output_dir = "./output/upernet_vit_adapter_s_dinov2_finetune"

@@ -1,0 +1,11 @@
+from .upernet_vit_adapter_t_deit_160k import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+train.init_checkpoint = "timm://vit_tiny_patch16_224.augreg_in21k"
+train.output_dir = "./output/upernet_vit_adapter_t_augreg_160k"

@@ -1,0 +1,15 @@
+"""The plain-ViT baseline; trained as the adapter, for want of a published recipe."""
+
+from vitadapter.model_zoo import get_config
+
+from .upernet_vit_adapter_b_deit_160k import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone = get_config("common/models/vit_adapter_global.py").vit_baseline_base_global
+train.output_dir = "./output/upernet_vit_b_deit_160k"

@@ -1,0 +1,17 @@
+"""Second stage, after `mask2former_vit_adapter_l_beit_mapillary_896_80k`."""
+
+from .mask2former_vit_adapter_l_beit_mapillary_896_80k import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+dataset.train.name = "cityscapes_19_train"
+# Not stretched, unlike on Mapillary Vistas.
+del dataloader.test.mapper.augmentations[1]
+# What the run on Mapillary Vistas ends with.
+train.init_checkpoint = ""
+train.output_dir = "./output/mask2former_vit_adapter_l_beit_896_80k"

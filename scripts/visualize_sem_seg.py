@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Draws image, truth and prediction side by side, from what an evaluation of a config left.
+
+Example: %(prog)s --config-file CONFIG --results OUTPUT_DIR/inference --output pictures
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import LazyConfig, instantiate
+
+from vitadapter.data.sem_seg import sem_seg_metadata
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.evaluation.sem_seg_gallery import draw_sem_seg_gallery
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the evaluation")
+    parser.add_argument("--results", required=True, help="folder with sem_seg_predictions.json")
+    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--num-images", type=int, default=8, help="at most (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="decides which images (default: 0)")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
+    args = parser.parse_args(arguments)
+    if not Path(args.config_file).is_file():
+        parser.error(f"--config-file {args.config_file} does not exist")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    try:
+        cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
+        dataset = cfg.dataset
+        metadata = sem_seg_metadata(dataset.test.name, dataset.class_names, dataset.num_classes)
+        written = draw_sem_seg_gallery(
+            instantiate(cfg.dataloader.test.dataset),
+            Path(args.results, "sem_seg_predictions.json"),
+            args.output,
+            read_label=instantiate(cfg.dataloader.test.mapper.read_label),
+            class_names=metadata.stuff_classes,
+            num_images=args.num_images,
+            seed=args.seed,
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(written) - 1} images drawn; all of them: {written[-1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Label maps of semantic segmentation: as files hold them, and as models and evaluators read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from numpy.typing import DTypeLike
+from PIL import Image
+
+__all__ = ["LabelReader", "read_class_names"]
+
+# One number per pixel: of a palette image the index, not the colour.
+_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Reads a label map; refuses values that are neither a class nor ignored.
+
+    Labels are the numbers in the file, in 1, 8, 16 or 32 bits; of a palette image they are the
+    indices into the palette.
+
+    Args:
+        num_classes: K; classes are 0 .. K - 1.
+        ignore_label: of pixels that are neither trained nor evaluated, in files and maps alike.
+        reduce_zero_label: whether files hold 0 for "no class" and class + 1 elsewhere.
+
+    Raises:
+        ValueError: no class, or the ignored label would be taken for a class.
+    """
+
+    num_classes: int
+    ignore_label: int = 255
+    reduce_zero_label: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise ValueError(f"dataset.num_classes must be positive, got {self.num_classes}")
+        # Without the shift a class of the file may be the ignored one; with it, classes move.
+        if self.reduce_zero_label and 0 <= self.ignore_label <= self.num_classes:
+            raise ValueError(
+                "with dataset.reduce_zero_label=True dataset.ignore_label must be none of 0 .. "
+                f"dataset.num_classes={self.num_classes}, got {self.ignore_label}"
+            )
+
+    def __call__(self, file_name: str, dtype: DTypeLike = np.int64) -> np.ndarray:
+        """
+        Args:
+            file_name: of an image with one number per pixel.
+            dtype: of the result; Detectron2's evaluator asks for one.
+
+        Returns:
+            np.ndarray: `(H, W)`, classes and `ignore_label`.
+
+        Raises:
+            ValueError: a colour image, or a label outside the classes; names the file.
+            OSError, SyntaxError, EOFError, Image.DecompressionBombError: not an image.
+        """
+        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+            image.load()
+            if image.mode not in _MODES:
+                raise ValueError(
+                    f"the label map {file_name} must have one number per pixel (8 or 16 bit grey, "
+                    f"or a palette), got a colour image of mode {image.mode}: convert it first "
+                    "(scripts/prepare_*.py)"
+                )
+            labels = np.asarray(image).astype(np.int64)
+        return self._shifted(labels, file_name).astype(dtype)
+
+    def _shifted(self, labels: np.ndarray, file_name: str) -> np.ndarray:
+        ignored = labels == self.ignore_label
+        if self.reduce_zero_label:
+            ignored |= labels == 0
+            labels = labels - 1
+        outside = labels[~ignored & ((labels < 0) | (labels >= self.num_classes))]
+        if outside.size:
+            found = (np.unique(outside) + self.reduce_zero_label).tolist()
+            first = int(self.reduce_zero_label)
+            raise ValueError(
+                f"labels must be {first} .. {first + self.num_classes - 1} or "
+                f"{self.ignore_label} (ignored){', or 0' if self.reduce_zero_label else ''}, got "
+                f"{', '.join(map(str, found[:5]))}{', ...' if len(found) > 5 else ''} in "
+                f"{file_name}: set dataset.num_classes=..., dataset.ignore_label=... or "
+                "dataset.reduce_zero_label=..."
+            )
+        return np.where(ignored, self.ignore_label, labels)
+
+
+def read_class_names(file_name: str) -> Sequence[str]:
+    """Class names from a text file: one per line, in the order of the labels.
+
+    Raises:
+        ValueError: no such file, an empty line between names, or a name twice.
+    """
+    path = Path(file_name).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"the file of class names {path} does not exist: set dataset.class_names=..."
+        )
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"dataset.class_names={path} must be a text file: {error}") from error
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if not names or "" in names or repeated:
+        raise ValueError(
+            f"{path} must have one class name per line, each only once, got "
+            f"{f'{repeated[0]!r} more than once' if repeated and repeated[0] else 'an empty line'}"
+        )
+    return names

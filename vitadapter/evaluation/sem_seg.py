@@ -1,0 +1,144 @@
+"""Evaluation of semantic segmentation on the data set that a config names."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from detectron2.utils import comm
+
+from vitadapter.data.sem_seg import register_sem_seg
+from vitadapter.data.sem_seg_labels import LabelReader
+from vitadapter.evaluation.boundary_iou import BoundaryIoU
+from vitadapter.evaluation.sem_seg_report import draw_confusion_matrix, format_table
+
+__all__ = ["sem_seg_evaluator"]
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+class _SemSegEvaluator(SemSegEvaluator):
+    """Detectron2's, with shifted labels, without NaN, and with a report beside the predictions."""
+
+    def __init__(
+        self,
+        dataset_name: str,
+        read_label: LabelReader,
+        output_dir: str | None,
+        boundary_iou: bool,
+    ) -> None:
+        super().__init__(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label)
+        self._read_label = read_label
+        self._compute_boundary_iou = False  # of Detectron2's kind
+        self._with_boundary = boundary_iou
+        self._image_root = Path(MetadataCatalog.get(dataset_name).image_root)
+
+    def reset(self) -> None:
+        super().reset()
+        self._boundary = BoundaryIoU(self._num_classes, self._ignore_label)
+
+    def process(
+        self,
+        inputs: Sequence[Mapping[str, object]],
+        outputs: Sequence[Mapping[str, torch.Tensor]],
+    ) -> None:
+        for record, output in zip(inputs, outputs, strict=True):
+            truth = self._read_label(self.input_file_to_gt_file[record["file_name"]])
+            scores = output["sem_seg"]
+            if scores.shape != (self._num_classes, *truth.shape):
+                raise ValueError(
+                    f"the prediction for {record['file_name']} must be {self._num_classes} maps of "
+                    f"the label map's (height, width) {truth.shape}, got {tuple(scores.shape)}"
+                )
+            if self._with_boundary:
+                self._boundary.add(scores.argmax(dim=0).numpy(force=True), truth)
+        super().process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Metrics] | None:
+        """Detectron2's metrics in percent; those of classes that do not occur are left out."""
+        counts = np.sum(comm.all_gather(self._boundary.counts), axis=0)
+        if self._distributed:
+            confusion = np.sum(comm.all_gather(self._conf_matrix), axis=0)
+        else:
+            confusion = self._conf_matrix
+        if not confusion[:-1, :-1].any():
+            self._log_nothing_labelled()
+            return {"sem_seg": {}}
+        results = super().evaluate()
+        if results is None:  # not the main process
+            return None
+        metrics: Metrics = results["sem_seg"]
+        if self._with_boundary:
+            self._boundary.counts = counts
+            values = 100 * self._boundary.values()
+            metrics["mBoundaryIoU"] = float(np.nanmean(values))
+            names = (f"BoundaryIoU-{name}" for name in self._class_names)
+            metrics.update(zip(names, map(float, values), strict=True))
+        absent = [n for n in self._class_names if np.isnan(metrics[f"IoU-{n}"])]
+        if absent:
+            logger.info("classes without a labelled pixel: %s", ", ".join(absent))
+        metrics = {name: float(value) for name, value in metrics.items() if not np.isnan(value)}
+        self._write(metrics, confusion[:-1, :-1])
+        return {"sem_seg": metrics}
+
+    def _log_nothing_labelled(self) -> None:
+        logger.warning("no pixel of the test data has a label: nothing is evaluated")
+
+    def _write(self, metrics: Metrics, confusion: np.ndarray) -> None:
+        table = format_table(self._class_names, metrics, confusion)
+        logger.info("Semantic segmentation (%%):\n%s", table)
+        if not self._output_dir:
+            return
+        folder = Path(self._output_dir)
+        (folder / "sem_seg_results.md").write_text(table + "\n", encoding="utf-8")
+        (folder / "confusion_matrix.json").write_text(
+            json.dumps({"classes": self._class_names, "predicted_by_true": confusion.tolist()})
+        )
+        draw_confusion_matrix(confusion, self._class_names, folder / "confusion_matrix.png")
+
+
+def sem_seg_evaluator(
+    name: str,
+    image_root: str | None = None,
+    label_root: str | None = None,
+    output_dir: str | None = None,
+    *,
+    num_classes: int,
+    class_names: str | None = None,
+    ignore_label: int = 255,
+    reduce_zero_label: bool = False,
+    boundary_iou: bool = False,
+) -> SemSegEvaluator:
+    """Detectron2's evaluator for a data set given by name or by its folders.
+
+    Its metrics, in percent: mIoU, fwIoU (by frequency), mACC (called mAcc by the paper's code
+    base), pACC (aAcc there), IoU-CLASS and ACC-CLASS. A class without a labelled pixel in the
+    whole test data counts in none of them, even where it is predicted.
+
+    Args:
+        name, image_root, label_root, num_classes, class_names, ignore_label, reduce_zero_label: as
+            in `register_sem_seg`.
+        output_dir: folder for predictions, table and confusion matrix; None writes none.
+        boundary_iou: whether to add mBoundaryIoU and BoundaryIoU-CLASS.
+
+    Raises:
+        ValueError: the data set does not exist.
+    """
+    registered = register_sem_seg(
+        name,
+        image_root,
+        label_root,
+        num_classes=num_classes,
+        class_names=class_names,
+        ignore_label=ignore_label,
+        reduce_zero_label=reduce_zero_label,
+        role="test",
+    )
+    reader = LabelReader(num_classes, ignore_label, reduce_zero_label)
+    return _SemSegEvaluator(registered, reader, output_dir, boundary_iou)

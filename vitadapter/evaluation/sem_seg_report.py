@@ -1,0 +1,95 @@
+"""What an evaluation of semantic segmentation writes: a table, and the confusion matrix."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+__all__ = ["draw_confusion_matrix", "format_table"]
+
+_MEANS = (
+    ("mIoU", "mIoU"),
+    ("mAcc", "mACC"),
+    ("aAcc", "pACC"),
+    ("fwIoU", "fwIoU"),
+    ("mean boundary IoU", "mBoundaryIoU"),
+)
+_COLUMNS = (("IoU", "IoU"), ("Acc", "ACC"), ("boundary IoU", "BoundaryIoU"))
+# More classes than this are told apart by their number in the picture.
+_MAX_NAMED = 40
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table that is aligned for reading in a terminal as well; the first row is its head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for first, *others in (rows[0], rule, *rows[1:]):
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_table(
+    class_names: Sequence[str], metrics: Mapping[str, float], confusion: np.ndarray
+) -> str:
+    """Means and the figures of each class as Markdown tables.
+
+    Args:
+        class_names: K names.
+        metrics: in percent, in the names of Detectron2's evaluator; a class without some has "-".
+        confusion: pixels `(K, K)` by predicted and true class.
+    """
+    means = [(name, metrics[key]) for name, key in _MEANS if key in metrics]
+    columns = [c for c in _COLUMNS if any(f"{c[1]}-{name}" in metrics for name in class_names)]
+    rows = [["class", *(title for title, _ in columns), "pixels"]]
+    for index, name in enumerate(class_names):
+        values = [_cell(metrics.get(f"{key}-{name}")) for _, key in columns]
+        rows.append([name.replace("|", "\\|"), *values, str(int(confusion[:, index].sum()))])
+    summary = _markdown([[name for name, _ in means], [_cell(value) for _, value in means]])
+    return f"{summary}\n\n{_markdown(rows)}"
+
+
+def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Draws which share of each true class was predicted as what.
+
+    Args:
+        confusion: pixels `(K, K)` by predicted and true class.
+        class_names: K names.
+        path: of the picture.
+    """
+    by_truth = confusion.T.astype(float)
+    shares = by_truth / np.maximum(by_truth.sum(axis=1, keepdims=True), 1)
+    count = len(class_names)
+    side = float(np.clip(2.5 + 0.3 * count, 5, 16))
+    figure = Figure(figsize=(side, side), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if count <= _MAX_NAMED:
+        labels = [name.replace("$", "\\$") for name in class_names]
+        axes.set_xticks(range(count), labels, rotation=90)
+        axes.set_yticks(range(count), labels)
+    if count <= 20:
+        for row, column in np.argwhere(shares >= 0.005):
+            share = shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{100 * share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if share > 0.5 else "black",
+            )
+    figure.savefig(path)
