@@ -8,11 +8,15 @@
 #                                       pictures of image, truth and prediction
 #   ./scripts/quickstart.sh --compare   also trains the plain-ViT baseline (and for instances
 #                                       ViTDet) over the same net for the same time, and shows all
+#   ./scripts/quickstart.sh train.init_checkpoint=timm://deit_tiny_patch16_224.fb_in1k
+#                                       overrides go to every training, which then has a folder
+#                                       of its own; this one starts from pre-trained weights
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 compare=false
 task=instance
+overrides=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --compare) compare=true ;;
@@ -24,6 +28,7 @@ while [ $# -gt 0 ]; do
                 *) echo "quickstart.sh: --task must be instance or semantic, got '$task'" >&2; exit 2 ;;
             esac
             ;;
+        [a-z]*=*) overrides+=("$1") ;;
         --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit ;;
         *) echo "quickstart.sh: unknown argument '$1' (see --help)" >&2; exit 2 ;;
     esac
@@ -33,6 +38,9 @@ done
 configs=projects/ViTAdapter/configs/Digits
 data=datasets/digits
 runs=output/digits
+if [ ${#overrides[@]} -gt 0 ]; then
+    runs=output/digits-$(printf '%s\n' "${overrides[@]}" | cksum | cut -d ' ' -f 1)
+fi
 python=.venv/bin/python
 step() { printf '\n==> %s\n' "$*"; }
 
@@ -51,7 +59,7 @@ train() {
     fi
     step "training and evaluating $name in $runs/$name"
     $python scripts/lazyconfig_train_net.py --resume --config-file "$configs/$name.py" \
-        train.output_dir="$runs/$name" "$@"
+        "${overrides[@]}" train.output_dir="$runs/$name" "$@"
     touch "$runs/$name/done"
 }
 
@@ -62,7 +70,7 @@ baseline() {
         step "$name: measuring the time of an iteration"
         rm -rf "${runs:?}/$name-probe"
         $python scripts/lazyconfig_train_net.py --config-file "$configs/$name.py" \
-            train.output_dir="$runs/$name-probe" train.max_iter=60 "~dataloader.evaluator"
+            "${overrides[@]}" train.output_dir="$runs/$name-probe" train.max_iter=60 "~dataloader.evaluator"
         mkdir -p "$runs/$name"
         $python scripts/iterations_in_time.py "$runs/$adapter" "$runs/$name-probe" \
             >"$iterations.new"

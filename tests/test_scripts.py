@@ -116,6 +116,18 @@ def test_quickstart_compares_for_the_same_time(tree: Path) -> None:
     assert called[-1].startswith("compare_runs.py ViT-T=")
 
 
+def test_quickstart_starts_from_pretrained_weights(tree: Path) -> None:
+    script = tree / "scripts" / "quickstart.sh"
+    override = "train.init_checkpoint=deit.pth"
+    assert run(script, override).returncode == 0
+    (trained,) = (call for call in calls(tree) if call.startswith("lazyconfig_train_net.py"))
+    assert override in trained
+    # Not in the folder of the run from random weights.
+    assert f"train.output_dir={ADAPTER}" not in trained
+    assert "already trained" in run(script, override).stdout
+    assert "already trained" not in run(script).stdout
+
+
 def test_quickstart_segments(tree: Path) -> None:
     script = tree / "scripts" / "quickstart.sh"
     results = tree / "output/digits/upernet_vit_adapter_t/inference/sem_seg_results.md"
