@@ -164,6 +164,16 @@ def _pixels(case: FuzzCase) -> Tensor:
     return references[:, :, None, :, None] * sizes + offsets - 0.5
 
 
+def _cancels(case: FuzzCase) -> bool:
+    """Whether a huge reference point and a huge offset meet inside a map.
+
+    1e30 and -1e30: float32 keeps nothing of the half pixel that is added to them.
+    """
+    if not case.fused:
+        return False
+    return bool(((case.taps[1].double().abs() > 1e6) & (_pixels(case).abs() < 1e6)).any())
+
+
 def _slopes_jump(case: FuzzCase) -> bool:
     """Whether a tap lies where rounding decides which four pixels it is among."""
     pixels = _pixels(case)
@@ -176,7 +186,7 @@ def assert_close(case: FuzzCase, got: tuple[Outcome, Outcome]) -> None:
     Where weights and values are all numbers, gradients too, but for those of places at which they
     jump.
     """
-    if isinstance(got[0], type):
+    if isinstance(got[0], type) or _cancels(case):
         return
     expected = outcomes(case.to(torch.float64))
     largest = case.value[case.value.isfinite()].abs().amax().item() if case.value.numel() else 0.0
