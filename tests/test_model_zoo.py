@@ -24,7 +24,7 @@ SCHEDULES = {
     "3x+MS": "3x",
     "LSJ, 25 epochs": "lsj_25ep",
     "LSJ, 50 epochs": "lsj_50ep",
-    "300 iterations": "finetune",
+    "600 iterations": "finetune",
     "3x+MS, TTA": "3x_ms",
     "3x+MS, old features": "3x_old",
     "Objects365, then COCO": "o365",
