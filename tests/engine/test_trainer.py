@@ -217,7 +217,7 @@ def test_stopped_in_the_last_iteration_is_not_evaluated(cfg: DictConfig) -> None
 
 def test_loss_that_is_not_finite_names_iteration_and_images(cfg: DictConfig) -> None:
     act(cfg, spoil_image, at=1)
-    with pytest.raises(FloatingPointError, match=r"iteration 1, images: .*00\d\.png"):
+    with pytest.raises(FloatingPointError, match=r"at iteration 1, images: .*00\d\.png"):
         do_train(cfg)
     state = load(cfg, last(cfg))
     assert state["trainer"]["iteration"] == 0
