@@ -1,29 +1,36 @@
 """Moving average of the weights during training."""
 
+import copy
 import logging
 import math
+from collections.abc import Mapping
 
 import torch
 from detectron2.engine import HookBase
 from omegaconf import DictConfig, OmegaConf
-from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 __all__ = ["EMAHook", "WeightEMA", "build_ema", "is_averaged"]
 
 logger = logging.getLogger(__name__)
 
 
-def _undistributed(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Weights and buffers, a shared one once."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
-class WeightEMA(ModelEmaV3):
-    """timm's moving average of weights and buffers, with the official recipes' ramp.
+class WeightEMA:
+    """Exponential moving average of the weights and buffers of a model.
 
     In iteration t, from 0, the average keeps the share `decay * (1 - exp(-(1 + t) / ramp_iters))`
-    of itself and takes the rest from the model. Integer buffers are copied.
+    of itself and takes the rest from the model; the ramp is that of the official recipes. Integer
+    buffers are copied. PyTorch's `AveragedModel`, whose update this is, knows no ramp and waits for
+    the device in each iteration.
 
     Attributes:
         module: a copy of the model with the averaged weights, in evaluation mode.
@@ -43,31 +50,44 @@ class WeightEMA(ModelEmaV3):
             raise ValueError(
                 f"decay must lie in [0, 1) and ramp_iters be >= 0, got {decay=}, {ramp_iters=}"
             )
-        super().__init__(_undistributed(model), decay=decay)
-        self.module.requires_grad_(False)
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
         self.ramp_iters = ramp_iters
 
-    def get_decay(self, step: int | None = None) -> float:
-        """Share that the average keeps of itself in an iteration; the final one for None."""
-        if step is None or self.ramp_iters == 0:
-            return self.decay
-        return self.decay * -math.expm1(-(1 + step) / self.ramp_iters)
+    @torch.no_grad()
+    def reset(self, model: nn.Module) -> None:
+        """Starts anew from the weights of the model."""
+        for average, current in zip(_tensors(self.module), _tensors(model), strict=True):
+            average.copy_(current)
 
-    def restore(
-        self, averaged: dict[str, torch.Tensor] | None, model: nn.Module, path: str
-    ) -> None:
-        """Continues the average of a checkpoint, or starts one from the model.
+    @torch.no_grad()
+    def update(self, model: nn.Module, iteration: int) -> None:
+        """Takes the weights of the model, after an iteration (from 0), into the average."""
+        ramp = -math.expm1(-(1 + iteration) / self.ramp_iters) if self.ramp_iters else 1.0
+        averages, currents = [], []
+        for average, current in zip(_tensors(self.module), _tensors(model), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                currents.append(current)
+            else:
+                average.copy_(current)
+        get_ema_multi_avg_fn(self.decay * ramp)(averages, currents, 0)
+
+    def restore(self, state: Mapping[str, Tensor] | None, model: nn.Module, path: str) -> None:
+        """Continues the average of a checkpoint, or starts one from its weights.
 
         Args:
-            averaged: state dict of `module`; None where the checkpoint has none.
-            model: with the checkpoint's weights; possibly distributed.
+            state: state dict of `module`; None where the checkpoint has none.
+            model: with the checkpoint's weights.
             path: of the checkpoint, named in the warning.
         """
-        if averaged is None:
+        if state is None:
             logger.warning("%s has no averaged weights: the average starts from its weights", path)
-            self.set(_undistributed(model))
+            self.reset(model)
         else:
-            self.module.load_state_dict(averaged)
+            self.module.load_state_dict(state)
 
 
 class EMAHook(HookBase):
@@ -83,7 +103,7 @@ class EMAHook(HookBase):
             model: which is trained; possibly distributed.
         """
         self._ema = ema
-        self._model = _undistributed(model)
+        self._model = model
 
     def after_step(self) -> None:
         """Takes the new weights into the average."""

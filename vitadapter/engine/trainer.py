@@ -203,7 +203,7 @@ def _restore(
     allow_partial = cfg.train.get("init_allow_partial", False)
     load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, allow_partial=allow_partial)
     if ema is not None:
-        ema.set(checkpointer.model)
+        ema.reset(checkpointer.model)
     return 0
 
 
