@@ -15,6 +15,7 @@ from training_samples import act, last, load, predictions_of, raise_error
 from vitadapter.checkpoint.reading import read_state_dict
 from vitadapter.engine.ema import WeightEMA
 from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.trainer import do_eval_only, do_train
 
 
@@ -126,8 +127,10 @@ def test_a_run_keeps_evaluates_and_saves_the_average(
         averaging.train.output_dir = str(tmp_path / f"evaluated_{enabled}")
         with caplog.at_level(logging.INFO, "vitadapter"):
             do_eval_only(averaging)
+            predictor = LazyPredictor(averaging).model.state_dict()
         found[enabled] = predictions_of(averaging.train.output_dir)
-    assert caplog.text.count("Taking the averaged weights (model_ema)") == 1
+        assert same(predictor, files[-1]["model_ema" if enabled else "model"])
+    assert caplog.text.count("Taking the averaged weights (model_ema)") == 2
     assert found[True] == evaluated
     assert found[False] != evaluated
 
