@@ -76,17 +76,23 @@ def test_distributed_micro_batches(tmp_path: Path) -> None:
     assert diverged.endswith("contain Inf/NaN. at iteration 0, images: 1.png")
 
 
+@pytest.mark.parametrize("amp_dtype", [None, torch.float16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nothing_is_updated_by_a_loss_that_is_not_finite(value: float) -> None:
+def test_nothing_is_updated_by_a_loss_that_is_not_finite(
+    value: float, amp_dtype: torch.dtype | None
+) -> None:
     model, given = SmallModel(), samples(4)
     given[2]["target"][1] = value
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = weights_of(model)
-    message = error_of(AccumulatingTrainer(model, batches(given, 2), optimizer, accumulate_steps=2))
-    assert message == (
+    trainer = AccumulatingTrainer(
+        model, batches(given, 2), optimizer, accumulate_steps=2, amp_dtype=amp_dtype
+    )
+    assert error_of(trainer) == (
         f"the loss became infinite or NaN (loss_box={value}) at iteration 0, images: 2.png, 3.png"
     )
     torch.testing.assert_close(weights_of(model), before, atol=0, rtol=0)
+    assert trainer.grad_scaler.get_scale() in (1.0, 2.0**16)
 
 
 def test_images_without_a_file_go_by_their_id() -> None:

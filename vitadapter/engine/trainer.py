@@ -259,9 +259,11 @@ def do_eval_only(cfg: DictConfig) -> Results:
 def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     """Trains, evaluates every `train.eval_period` iterations and at the end.
 
+    An iteration is an update of the weights, by `train.accumulate_steps` batches of the loader.
     Checkpoints, `metrics.json` (losses, learning rate, APs) and tensorboard events are written to
-    `train.output_dir`. When training stops early - an error, Ctrl-C, SIGTERM - the last complete
-    iteration is saved.
+    `train.output_dir`; with `train.ema` checkpoints have the averaged weights too, which are
+    evaluated then, and with `train.best_checkpoint` `model_best.pth` has the best evaluated ones.
+    When training stops early - an error, Ctrl-C, SIGTERM - the last complete iteration is saved.
 
     Args:
         cfg: with model, dataloader.{train,test,evaluator}, optimizer, lr_multiplier, train.
