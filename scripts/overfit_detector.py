@@ -96,6 +96,7 @@ def overfit(cfg: DictConfig, args: argparse.Namespace) -> float:
     for loader in (cfg.dataloader.train, cfg.dataloader.test):
         loader.mapper.augmentations = [resize]
         loader.num_workers = 0
+    cfg.dataloader.train.mapper.instance_augmentation = None
     cfg.dataloader.train.total_batch_size = args.batch
     cfg.optimizer.lr = args.lr
     cfg.lr_multiplier = L(warm_up)(
@@ -108,7 +109,7 @@ def overfit(cfg: DictConfig, args: argparse.Namespace) -> float:
     train.output_dir = str(output)
     train.max_iter, train.log_period, train.eval_period = args.iterations, 20, 0
     train.checkpointer.period = args.iterations
-    train.amp.enabled = False
+    train.amp.enabled = train.ema.enabled = False
     apply_overrides(cfg, args.opts)
     return do_train(cfg)["bbox"]["AP"]
 

@@ -11,6 +11,7 @@ from detectron2.modeling.matcher import Matcher
 from omegaconf import DictConfig
 from project_configs import CONFIGS, count_parameters, full_size_model, load, net_wrapper
 
+from vitadapter.data.insta_boost import InstaBoost
 from vitadapter.layers.soft_nms import SoftNMS
 from vitadapter.modeling.matcher import BestProposalMatcher
 from vitadapter.modeling.roi_heads import CascadeROIHeads, HTCROIHeads
@@ -202,6 +203,9 @@ def test_optimizer_and_schedule(row: Row) -> None:
     assert optimizer.lr == expected["lr"]
     assert optimizer.weight_decay == expected["weight_decay"]
     assert row.cfg.train.amp.enabled == bool(expected["amp_fp16"])
+    if expected["amp_fp16"]:
+        assert row.cfg.train.amp.dtype == "float16"
+        assert row.cfg.train.amp.init_scale == expected["amp_fp16"]["dynamic_loss_scale_init"]
     clip = expected["grad_clip"]
     assert optimizer.get("max_norm") == (None if clip is None else clip["max_norm"])
     decay, factor = expected["layer_decay"], optimizer.params.lr_factor_func
@@ -219,6 +223,33 @@ def test_optimizer_and_schedule(row: Row) -> None:
     for fraction in (0.1, 0.74, 0.76, 0.9, 0.93, 0.99):
         passed = sum(36 * fraction >= milestone for milestone in schedule["milestones"])
         assert at(fraction) == pytest.approx(0.1**passed)
+
+
+def test_average_of_the_weights(row: Row) -> None:
+    expected, ema = row.recipe["schedule"].get("weight_ema"), row.cfg.train.ema
+    assert ema.enabled == (expected is not None)
+    if expected is not None:
+        assert 1 - ema.decay == pytest.approx(expected["momentum_floor"])
+        assert f"exp(-(1+t)/{ema.ramp_iters})" in expected["rule"]
+
+
+def test_instances_are_pasted(row: Row) -> None:
+    first, augment = row.recipe["train_augmentation"][0], row.cfg.dataloader.train.mapper
+    if first["op"] != "instaboost":
+        assert augment.get("instance_augmentation") is None
+        return
+    pasting = augment.instance_augmentation
+    assert pasting._target_ is InstaBoost
+    assert pasting.prob == first["apply_prob"]
+    assert pasting.color_prob == first["color_prob"]
+    assert list(pasting.scale) == first["scale"]
+    assert list(pasting.angle) == first["theta"]
+    shift = [1 / first["dx_divisor"], 1 / first["dy_divisor"]]
+    assert list(pasting.max_shift) == pytest.approx(shift)
+    # What the class has no options for.
+    assert dict(zip(first["actions"], first["action_prob"], strict=True))["normal"] == 1
+    assert first["heatmap"] is False
+    assert instantiate(row.cfg.dataloader.train.mapper).instance_augmentation.image_format == "RGB"
 
 
 @pytest.mark.parametrize("stem", ["htcpp_vit_adapter_l_beit_3x", "htcpp_vit_adapter_l_beitv2_o365"])

@@ -7,7 +7,7 @@ from fvcore.common.param_scheduler import (
     PolynomialDecayParamScheduler,
 )
 
-from vitadapter.solver import warm_up
+from vitadapter.solver import PerEpoch, warm_up
 
 # 12 epochs of COCO; milestones in epochs.
 schedule_1x = L(warm_up)(
@@ -28,9 +28,11 @@ schedule_3x = L(warm_up)(
     warmup_factor=0.001,
 )
 
-# Large-scale jitter: half a cosine down to a hundredth.
+# Large-scale jitter: half a cosine down to a hundredth, in steps of an epoch.
 schedule_cosine = L(warm_up)(
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    scheduler=L(PerEpoch)(
+        scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01), epochs=25
+    ),
     max_iter="${train.max_iter}",
     warmup_iters=2000,
     warmup_factor=0.001,

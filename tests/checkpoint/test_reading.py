@@ -68,6 +68,16 @@ def test_the_weights_are_taken_before_their_average() -> None:
     check(unwrap_state_dict({"state_dict": WEIGHTS | mmcv}))
 
 
+@pytest.mark.parametrize("wrapper", ["state_dict_ema", "model_ema"])
+def test_the_average_where_it_is_asked_for(wrapper: str, tmp_path: Path) -> None:
+    plain = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
+    content = {"state_dict": plain, "model": plain, wrapper: WEIGHTS}
+    check(unwrap_state_dict(content, averaged=True))
+    torch.save(content, tmp_path / "w.pth")
+    check(read_state_dict(tmp_path / "w.pth", averaged=True))
+    check(unwrap_state_dict({"model": WEIGHTS}, averaged=True))
+
+
 def test_harmless_data_beside_the_weights(tmp_path: Path) -> None:
     """MAE and BEiT save their arguments, mmcv a best score as a NumPy number."""
     extra = {"args": argparse.Namespace(lr=0.1), "meta": {"score": np.float64(0.5)}}

@@ -143,5 +143,7 @@ def test_deleting(cfg: DictConfig) -> None:
 def test_a_key_that_older_configs_lack() -> None:
     cfg = OmegaConf.create({"train": {"max_iter": 5}, "model": {}})
     assert apply_overrides(cfg, ["train.init_allow_partial=True"]).train.init_allow_partial is True
+    apply_overrides(cfg, ["train.accumulate_steps=2", "train.ema={enabled: True}"])
+    assert (cfg.train.accumulate_steps, cfg.train.ema.enabled) == (2, True)
     with pytest.raises(ValueError, match=r"no key 'model\.init_allow_partial'"):
         apply_overrides(cfg, ["model.init_allow_partial=True"])

@@ -101,24 +101,72 @@ def test_needs_a_config(script: ModuleType, arguments: list[str], message: str, 
     assert message in capsys.readouterr().err
 
 
+def two_processes_environment() -> dict[str, str]:
+    """Without GPUs, Detectron2 starts processes that talk through gloo."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
 def test_two_processes(
     repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
 ) -> None:
     command = [sys.executable, str(repository / "scripts" / SCRIPT), "--num-gpus", "2"]
     command += ["--dist-url", "auto", "--config-file", str(tiny_config), *overrides]
-    # Without GPUs, Detectron2 starts processes that talk through gloo.
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    changes = ["train.max_iter=2", "train.accumulate_steps=2", "train.ema.enabled=True"]
+    changes += ["dataloader.train.total_batch_size=4", "train.best_checkpoint.metric=bbox/AP"]
     run = subprocess.run(
-        [*command, "train.max_iter=2"], env=environment, capture_output=True, text=True
+        [*command, *changes], env=two_processes_environment(), capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     output = tmp_path / "output"
     state = torch.load(output / "model_final.pth", weights_only=True)
     assert state["trainer"]["iteration"] == 1
+    assert state["model_ema"].keys() == state["model"].keys()
+    assert (output / "model_best.pth").is_file()
     rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1]
     assert "bbox/AP" in rows[-1]
     assert (output / "log.txt.rank1").is_file()
+
+
+FAULTY_CONFIG = """
+from detectron2.config import LazyConfig
+from detectron2.utils import comm
+from training_samples import act, spoil_image
+
+def spoil(sample):
+    if comm.get_rank() == 1:
+        spoil_image(sample)
+
+_cfg = LazyConfig.load({tiny!r})
+act(_cfg, spoil, at=2)
+model, dataset, dataloader = _cfg.model, _cfg.dataset, _cfg.dataloader
+optimizer, lr_multiplier, train = _cfg.optimizer, _cfg.lr_multiplier, _cfg.train
+"""
+
+
+def test_a_loss_that_is_not_finite_stops_both_processes(
+    repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "faulty.py"
+    config.write_text(FAULTY_CONFIG.format(tiny=str(tiny_config)))
+    command = [sys.executable, str(repository / "scripts" / SCRIPT), "--num-gpus", "2"]
+    command += ["--dist-url", "auto", "--config-file", str(config), *overrides]
+    environment = two_processes_environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(repository / "tests"), *sys.path])
+    run = subprocess.run(
+        [*command, "dataloader.train.total_batch_size=2", "train.max_iter=9"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode != 0
+    logs = [(tmp_path / "output" / f"log.txt{rank}").read_text() for rank in ("", ".rank1")]
+    for log in logs:
+        assert "at iteration 2, images: " in log
+    state = torch.load(tmp_path / "output" / "model_0000001.pth", weights_only=True)
+    assert state["trainer"]["iteration"] == 1
+    assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
 
 
 def shrunk(overrides: list[str]) -> list[str]:

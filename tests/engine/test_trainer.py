@@ -1,8 +1,4 @@
-import json
 import logging
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +7,8 @@ import torch
 from coco_samples import make_content, write_coco
 from detectron2.config import instantiate
 from omegaconf import DictConfig
+from training_samples import last, load, metrics_of, predictions_of
 
-from vitadapter.data.dataset_mapper import DatasetMapper
 from vitadapter.engine import trainer as trainer_module
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError
@@ -26,74 +22,6 @@ class OldAdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
         for group in (self.defaults, *self.param_groups):
             group["betas"] = betas
-
-
-def metrics_of(cfg: DictConfig) -> list[dict]:
-    lines = Path(cfg.train.output_dir, "metrics.json").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def load(cfg: DictConfig, name: str) -> dict:
-    return torch.load(Path(cfg.train.output_dir, name), weights_only=True)
-
-
-def last(cfg: DictConfig) -> str:
-    return Path(cfg.train.output_dir, "last_checkpoint").read_text()
-
-
-class ActingMapper(DatasetMapper):
-    """Calls `action` when the `at`-th image is asked for (from 0); it may change the sample."""
-
-    def __init__(self, action: Callable[[dict], None], at: int, **options) -> None:
-        super().__init__(**options)
-        self.action, self.at, self.calls = action, at, 0
-
-    def __call__(self, dataset_dict: dict) -> dict | None:
-        sample = super().__call__(dataset_dict)
-        if self.calls == self.at:
-            self.action(sample)
-        self.calls += 1
-        return sample
-
-
-class SignallingAdamW(torch.optim.AdamW):
-    """Gets SIGTERM in the middle of its second step."""
-
-    steps = 0
-
-    def step(self, closure: None = None) -> None:
-        self.steps += 1
-        if self.steps == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        super().step()
-
-
-def predictions_of(folder: str | Path) -> list[dict]:
-    return json.loads(Path(folder, "inference", "coco_instances_results.json").read_text())
-
-
-def act(cfg: DictConfig, action: Callable[[dict], None], at: int) -> None:
-    """Makes the training mapper of `cfg` act; one image per iteration."""
-    cfg.dataloader.train.total_batch_size = 1
-    mapper = cfg.dataloader.train.mapper
-    mapper._target_ = ActingMapper
-    mapper.action, mapper.at = action, at
-
-
-def raise_interrupt(sample: dict) -> None:
-    raise KeyboardInterrupt
-
-
-def raise_error(sample: dict) -> None:
-    raise RuntimeError("out of memory")
-
-
-def send_signal(sample: dict) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def spoil_image(sample: dict) -> None:
-    sample["image"] = torch.full(sample["image"].shape, float("nan"))
 
 
 def test_trains_evaluates_and_writes(cfg: DictConfig) -> None:
@@ -124,112 +52,6 @@ def test_evaluates_on_the_way(cfg: DictConfig) -> None:
     do_train(cfg)
     rows = [row["iteration"] for row in metrics_of(cfg) if "bbox/AP" in row]
     assert len(rows) == 3
-
-
-def on_one_image(cfg: DictConfig, folder: Path) -> DictConfig:
-    """So that a run's course does not depend on the order of the data, which a resume redraws."""
-    paths = write_coco(folder / "one", make_content(images=1))
-    cfg.dataset.train.json_file, cfg.dataset.train.image_root = paths
-    cfg.dataloader.train.total_batch_size = 1
-    cfg.dataloader.train.mapper.augmentations = []
-    cfg.train.max_iter = 4
-    return cfg
-
-
-@pytest.mark.parametrize("stop", [raise_interrupt, raise_error, send_signal, spoil_image])
-def test_stopped_and_resumed_equals_uninterrupted(
-    cfg: DictConfig, tmp_path: Path, stop: Callable, caplog
-) -> None:
-    on_one_image(cfg, tmp_path)
-    mapper = cfg.dataloader.train.mapper.copy()
-    cfg.train.output_dir = str(tmp_path / "straight")
-    torch.manual_seed(0)
-    do_train(cfg)
-    expected = load(cfg, "model_final.pth")
-
-    cfg.train.output_dir = str(tmp_path / "stopped")
-    act(cfg, stop, at=2)
-    torch.manual_seed(0)
-    expected_error = {raise_error: RuntimeError, spoil_image: FloatingPointError}
-    error = expected_error.get(stop, KeyboardInterrupt)
-    with caplog.at_level(logging.WARNING, "vitadapter"), pytest.raises(error):
-        do_train(cfg)
-    assert last(cfg) == "model_0000001.pth"
-    assert load(cfg, "model_0000001.pth")["trainer"]["iteration"] == 1
-    assert "2 of 4 iterations" in caplog.text
-    assert "--resume" in caplog.text
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-    cfg.dataloader.train.mapper = mapper
-    do_train(cfg, resume=True)
-    resumed = load(cfg, "model_final.pth")
-    assert [r["iteration"] for r in metrics_of(cfg) if "total_loss" in r] == [0, 1, 2, 3]
-    for key, value in expected["model"].items():
-        torch.testing.assert_close(resumed["model"][key], value, atol=1e-6, rtol=1e-5)
-    for index, moments in expected["trainer"]["optimizer"]["state"].items():
-        torch.testing.assert_close(
-            resumed["trainer"]["optimizer"]["state"][index], moments, atol=1e-6, rtol=1e-4
-        )
-
-
-def test_a_signal_waits_for_the_end_of_the_update(cfg: DictConfig) -> None:
-    cfg.optimizer._target_ = SignallingAdamW
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped:
-        do_train(cfg)
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert last(cfg) == "model_0000001.pth"
-    moments = load(cfg, "model_0000001.pth")["trainer"]["optimizer"]["state"]
-    assert {float(m["step"]) for m in moments.values()} == {2.0}
-    assert signal.getsignal(signal.SIGTERM) is handler
-
-
-def test_a_second_interrupt_does_not_break_off_the_saving(cfg: DictConfig, monkeypatch) -> None:
-    save = torch.save
-
-    def interrupt_and_save(*arguments: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        save(*arguments)
-
-    monkeypatch.setattr(torch, "save", interrupt_and_save)
-    act(cfg, raise_error, at=1)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        do_train(cfg)
-    assert last(cfg) == "model_0000000.pth"
-    assert load(cfg, last(cfg))["trainer"]["iteration"] == 0
-
-
-def test_stopped_in_the_first_iteration_saves_nothing(cfg: DictConfig, caplog) -> None:
-    act(cfg, raise_interrupt, at=0)
-    with caplog.at_level(logging.WARNING, "vitadapter"), pytest.raises(KeyboardInterrupt):
-        do_train(cfg)
-    assert not list(Path(cfg.train.output_dir).glob("*.pth"))
-    assert "nothing to save" in caplog.text
-
-
-def test_stopped_in_the_last_iteration_is_not_evaluated(cfg: DictConfig) -> None:
-    act(cfg, raise_interrupt, at=2)
-    with pytest.raises(KeyboardInterrupt):
-        do_train(cfg)
-    assert last(cfg) == "model_0000001.pth"
-    assert not any("bbox/AP" in row for row in metrics_of(cfg))
-
-
-def test_loss_that_is_not_finite_names_iteration_and_images(cfg: DictConfig) -> None:
-    act(cfg, spoil_image, at=1)
-    with pytest.raises(FloatingPointError, match=r"iteration 1, images: .*00\d\.png"):
-        do_train(cfg)
-    state = load(cfg, last(cfg))
-    assert state["trainer"]["iteration"] == 0
-    assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
-
-
-def test_weights_that_are_not_finite_are_not_saved(cfg: DictConfig, caplog) -> None:
-    cfg.optimizer.lr = float("inf")
-    with caplog.at_level(logging.ERROR, "vitadapter"), pytest.raises(FloatingPointError):
-        do_train(cfg)
-    assert "NaN weights" in caplog.text
-    assert not list(Path(cfg.train.output_dir).glob("*.pth"))
 
 
 def test_a_finished_run_is_only_evaluated(cfg: DictConfig, monkeypatch) -> None:

@@ -3,11 +3,21 @@ from collections.abc import Callable
 import pytest
 import torch
 from detectron2.solver import LRMultiplier
-from fvcore.common.param_scheduler import LinearParamScheduler, MultiStepParamScheduler
+from fvcore.common.param_scheduler import (
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+)
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+)
 
-from vitadapter.solver import warm_up
+from vitadapter.solver import PerEpoch, warm_up
 
 STEPS = MultiStepParamScheduler(values=[1.0, 0.1, 0.01], milestones=[8, 11], num_updates=12)
 
@@ -65,3 +75,26 @@ def test_a_warm_up_that_does_not_fit_is_refused(warmup_iters: int, max_iter: int
     message = f"override lr_multiplier.warmup_iters or train.max_iter.*{warmup_iters=}, {max_iter=}"
     with pytest.raises(ValueError, match=message):
         warm_up(STEPS, max_iter=max_iter, warmup_iters=warmup_iters, warmup_factor=0.001)
+
+
+def test_equals_torchs_cosine_by_epoch() -> None:
+    def by_epoch(optimizer: Optimizer) -> LRScheduler:
+        return CosineAnnealingLR(optimizer, T_max=7, eta_min=0.01)
+
+    held = PerEpoch(CosineParamScheduler(start_value=1.0, end_value=0.01), epochs=7)
+    ours = _rates(lambda optimizer: LRMultiplier(optimizer, held, max_iter=7 * 13), 7 * 13)
+    theirs = [rate for rate in _rates(by_epoch, 7) for _ in range(13)]
+    assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("epochs", [25, 36, 50])
+def test_no_iteration_is_counted_to_another_epoch(epochs: int) -> None:
+    held = PerEpoch(LinearParamScheduler(start_value=0.0, end_value=float(epochs)), epochs=epochs)
+    for epoch in range(epochs):
+        for iteration in (epoch * 7330, epoch * 7330 + 7329):
+            assert held(iteration / (epochs * 7330)) == pytest.approx(epoch)
+
+
+def test_no_epochs_are_refused() -> None:
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        PerEpoch(STEPS, epochs=0)

@@ -78,11 +78,13 @@ def _load(entry: Path) -> Family | None:
     )
 
 
-def read_checkpoint(path: Path) -> tuple[StateDict, Family | None]:
+def read_checkpoint(path: Path, *, averaged: bool = False) -> tuple[StateDict, Family | None]:
     """Reads a checkpoint, or what an earlier run has made of it where that took long.
 
     Args:
         path: of the checkpoint.
+        averaged: whether to take a moving average of the weights where the file has one; such
+            files are not kept.
 
     Returns:
         Its state dict, and its family; None where the family is still to be recognised. The state
@@ -91,6 +93,8 @@ def read_checkpoint(path: Path) -> tuple[StateDict, Family | None]:
     Raises:
         ValueError: the file is no checkpoint, or not a whole one of its family.
     """
+    if averaged:
+        return read_state_dict(path, averaged=True), None
     if path.is_file() and (entry := _entry(path)).is_file():
         family = _load(entry)
         if family is not None:

@@ -1,6 +1,7 @@
 """Checkpoint files as plain state dicts, read without executing what is in them."""
 
 import argparse
+import logging
 import pickle
 import re
 import zipfile
@@ -16,20 +17,15 @@ from torch import Tensor
 
 __all__ = ["StateDict", "read_state_dict", "unwrap_state_dict"]
 
+logger = logging.getLogger(__name__)
+
 StateDict = dict[str, Tensor]
 
 # Where training codes keep the weights, in the order of preference. The plain weights come before
 # a moving average of them ("ema"), which is what the official ViT-Adapter code loads too; an
 # average is read where there is nothing else. DINO and iBOT publish the "teacher".
-_WRAPPERS = (
-    "state_dict",
-    "model",
-    "module",
-    "model_state",
-    "teacher",
-    "state_dict_ema",
-    "model_ema",
-)
+_PLAIN = ("state_dict", "model", "module", "model_state", "teacher")
+_AVERAGED = ("state_dict_ema", "model_ema")
 # Harmless data that training codes save beside the weights and that PyTorch does not know.
 _SAFE_GLOBALS = [
     argparse.Namespace,
@@ -110,11 +106,12 @@ def _reason(error: Exception) -> str:
     return f"it is not made of tensors alone{f' ({detail[1]})' if detail else ''}"
 
 
-def read_state_dict(path: str | Path) -> StateDict:
+def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
     """Reads the weights of a checkpoint file; nothing in it is executed.
 
     Args:
         path: ``.safetensors``, ``.npz``, or what ``torch.save`` has written (any other suffix).
+        averaged: as of :func:`unwrap_state_dict`.
 
     Returns:
         Tensors on the CPU by name, as :func:`unwrap_state_dict` finds them.
@@ -131,12 +128,12 @@ def read_state_dict(path: str | Path) -> StateDict:
     try:
         if reader is _read_torch and (packed := _packed_checkpoint(path)):
             raise ValueError(f"it is an archive, unpack {packed} from it first")
-        return unwrap_state_dict(reader(path))
+        return unwrap_state_dict(reader(path), averaged=averaged)
     except _NOT_WEIGHTS as error:
         raise ValueError(f"{path} cannot be loaded as weights: {_reason(error)}") from error
 
 
-def unwrap_state_dict(content: object) -> StateDict:
+def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
     """Finds the state dict in what a training code has saved.
 
     Follows ``state_dict``, ``model``, ``module``, ``model_state``, ``teacher`` and, where there is
@@ -146,6 +143,7 @@ def unwrap_state_dict(content: object) -> StateDict:
 
     Args:
         content: what was read from a file.
+        averaged: whether ``state_dict_ema`` and ``model_ema`` come before all others.
 
     Returns:
         The tensors by name.
@@ -153,23 +151,26 @@ def unwrap_state_dict(content: object) -> StateDict:
     Raises:
         ValueError: there are no tensors, or names that become equal.
     """
+    wrappers = (*_AVERAGED, *_PLAIN) if averaged else (*_PLAIN, *_AVERAGED)
     while isinstance(content, Mapping):
-        wrapper = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
+        wrapper = next((k for k in wrappers if isinstance(content.get(k), Mapping)), None)
         if wrapper is None:
             break
+        if wrapper in _AVERAGED:
+            logger.info("Taking the averaged weights (%s)", wrapper)
         content = content[wrapper]
     if not isinstance(content, Mapping):
         raise ValueError(f"a checkpoint is a dict of tensors, got {type(content).__name__}")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"it has no tensors among {sorted(map(str, content))[:5]}")
-    averaged = {f"ema_{name.replace('.', '_')}" for name in tensors}
+    copies = {f"ema_{name.replace('.', '_')}" for name in tensors}
     result: StateDict = {}
     for name, tensor in tensors.items():
         short = name.replace("_orig_mod.", "")
         while short.startswith("module."):
             short = short.removeprefix("module.")
-        if name in averaged:
+        if name in copies:
             continue
         if short in result:
             raise ValueError(f"two of its entries are called {short}")

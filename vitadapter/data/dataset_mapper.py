@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ from vitadapter.data.semantic_maps import read_semantic_map
 __all__ = ["IMAGE_ERRORS", "DatasetMapper", "read_image", "read_record_image"]
 
 logger = logging.getLogger(__name__)
+
+InstanceAugmentation = Callable[
+    [np.ndarray, Sequence[dict[str, object]]], tuple[np.ndarray, list[dict[str, object]]]
+]
 
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What Pillow and Detectron2 raise on a missing, broken or wrongly sized image."""
@@ -114,6 +118,7 @@ class DatasetMapper(_DatasetMapper):
         image_format: str,
         use_instance_mask: bool = False,
         recompute_boxes: bool = False,
+        instance_augmentation: InstanceAugmentation | None = None,
         max_skipped: int = 100,
     ) -> None:
         """
@@ -124,15 +129,21 @@ class DatasetMapper(_DatasetMapper):
             use_instance_mask: whether to hand over masks.
             recompute_boxes: whether to draw boxes anew around the masks after the augmentations
                 (large-scale jitter); masks are bitmasks then.
+            instance_augmentation: changes image and annotations before all augmentations in
+                training, such as :class:`~vitadapter.data.insta_boost.InstaBoost`; semantic maps
+                stay as they are.
             max_skipped: number of different unusable images after which a worker gives up.
 
         Raises:
-            ValueError: `max_skipped` is not positive, or boxes are to be recomputed without masks.
+            ValueError: `max_skipped` is not positive, or boxes are to be recomputed or instances
+                augmented without masks.
         """
         if max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, got {max_skipped}")
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes=True needs use_instance_mask=True, got False")
+        if instance_augmentation is not None and not use_instance_mask:
+            raise ValueError("instance_augmentation needs use_instance_mask=True, got False")
         super().__init__(
             is_train,
             augmentations=augmentations,
@@ -140,6 +151,7 @@ class DatasetMapper(_DatasetMapper):
             use_instance_mask=use_instance_mask,
             recompute_boxes=recompute_boxes,
         )
+        self.instance_augmentation = instance_augmentation
         self.max_skipped = max_skipped
         self._skipped: set[str] = set()
 
@@ -165,6 +177,10 @@ class DatasetMapper(_DatasetMapper):
         dataset_dict.setdefault("height", image.shape[0])
         dataset_dict.setdefault("width", image.shape[1])
 
+        annotations = dataset_dict.pop("annotations", None)
+        if self.is_train and self.instance_augmentation is not None and annotations:
+            image, annotations = self.instance_augmentation(image, annotations)
+
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (C, H, W)
@@ -174,7 +190,6 @@ class DatasetMapper(_DatasetMapper):
             sem_seg = np.ascontiguousarray(aug_input.sem_seg)
             dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype(np.int64))
 
-        annotations = dataset_dict.pop("annotations", None)
         if self.is_train and annotations is not None:
             dataset_dict["instances"] = self._to_instances(
                 annotations, transforms, image.shape[1:], str(dataset_dict["file_name"])

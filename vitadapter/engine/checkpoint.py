@@ -18,6 +18,7 @@ from vitadapter.checkpoint.reading import StateDict, read_state_dict
 from vitadapter.checkpoint.sources import fetch, is_remote
 
 __all__ = [
+    "BEST_NAME",
     "AtomicCheckpointer",
     "check_loaded",
     "check_weights_exist",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+BEST_NAME = "model_best"
+"""File name, without its ending, of the weights with the best evaluation."""
 
 # Fixed, so that what a killed save leaves behind is overwritten by the next one.
 _PARTIAL_NAME = "checkpoint.partial"
@@ -58,6 +62,23 @@ class AtomicCheckpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(extra)
+        self._write(name, data)
+        self.tag_last_checkpoint(f"{name}.pth")
+        iteration = extra.get("iteration")
+        self.saved_iteration = iteration if isinstance(iteration, int) else None
+
+    def save_weights(self, name: str, model: nn.Module, **extra: object) -> None:
+        """Saves weights only, as `name.pth`, which a resumed run does not load.
+
+        Args:
+            name: file name without its ending.
+            model: whose weights are saved.
+            extra: further data to save.
+        """
+        if self.save_dir and self.save_to_disk:
+            self._write(name, {"model": model.state_dict(), **extra})
+
+    def _write(self, name: str, data: Mapping[str, object]) -> None:
         target = Path(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", target)
         partial = target.with_name(_PARTIAL_NAME)
@@ -66,9 +87,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-        self.tag_last_checkpoint(target.name)
-        iteration = extra.get("iteration")
-        self.saved_iteration = iteration if isinstance(iteration, int) else None
 
     def _load_model(self, checkpoint: dict[str, object]) -> _IncompatibleKeys:
         incompatible = super()._load_model(checkpoint)
@@ -135,15 +153,15 @@ def check_loaded(checkpointer: AtomicCheckpointer, path: str) -> None:
         )
 
 
-def _read(model: nn.Module, path: str) -> tuple[StateDict, Family | None]:
+def _read(model: nn.Module, path: str, averaged: bool) -> tuple[StateDict, Family | None]:
     """The checkpoint of a path that may end in Detectron2's query, and its family if known."""
     file_name, _, query = path.partition("?")
     if query not in ("", *_HEURISTICS):
         raise ValueError(f"a path may end in ?{_HEURISTICS[0]} only, got {path}")
     file = fetch(file_name)
     if query != _HEURISTICS[0]:
-        return read_checkpoint(file)
-    state_dict = read_state_dict(file)
+        return read_checkpoint(file, averaged=averaged)
+    state_dict = read_state_dict(file, averaged=averaged)
     return align_and_update_state_dicts(model.state_dict(), state_dict, c2_conversion=False), None
 
 
@@ -153,6 +171,7 @@ def load_init_checkpoint(
     *,
     complete: bool = False,
     allow_partial: bool = False,
+    averaged: bool = False,
 ) -> None:
     """Loads the weights that training or evaluation starts from; nothing for an empty path.
 
@@ -166,6 +185,7 @@ def load_init_checkpoint(
         complete: whether every weight of the model must be in the file, in its shape; else those
             that are not, such as a new head's, stay as initialised.
         allow_partial: whether the plain ViT may be loaded in part.
+        averaged: whether to take the moving average of the weights (EMA) where the file has one.
 
     Raises:
         ValueError: the file does not exist, is no checkpoint, or is one of another model.
@@ -175,7 +195,7 @@ def load_init_checkpoint(
     path = expand_home(path)
     check_weights_exist(path)
     model = checkpointer.model
-    state_dict, family = _read(model, path)
+    state_dict, family = _read(model, path, averaged)
     plan = plan_load(model, state_dict, path, family=family, resize=not complete)
     check_plan(plan, model, complete=complete, allow_partial=allow_partial)
     plan.apply(model)

@@ -14,7 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 __all__ = ["apply_overrides"]
 
 # Keys that configs of older versions, and Detectron2's own, lack.
-_OPTIONAL_KEYS = ("train.init_allow_partial",)
+_OPTIONAL_KEYS = (
+    "train.init_allow_partial",
+    "train.accumulate_steps",
+    "train.amp.dtype",
+    "train.amp.init_scale",
+    "train.ema",
+    "train.best_checkpoint",
+)
 
 
 def _quoted(text: str) -> str:

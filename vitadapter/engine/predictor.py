@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitadapter.data.coco import coco_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
+from vitadapter.engine.ema import is_averaged
 from vitadapter.engine.inference import build_inference
 from vitadapter.engine.run_checks import check_device
 
@@ -74,7 +75,9 @@ class LazyPredictor:
         self._image_format = mapper.image_format
         self._augmentations = T.AugmentationList(instantiate(mapper.augmentations))
         self.model = instantiate(cfg.model).to(device).eval()
-        load_init_checkpoint(AtomicCheckpointer(self.model), weights, complete=True)
+        load_init_checkpoint(
+            AtomicCheckpointer(self.model), weights, complete=True, averaged=is_averaged(cfg)
+        )
         self._inference = build_inference(cfg, self.model)
         self.metadata = _test_metadata(cfg)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from detectron2.engine import SimpleTrainer
 
-from vitadapter.engine.checkpoint import AtomicCheckpointer, check_loaded
+from vitadapter.engine.checkpoint import BEST_NAME, AtomicCheckpointer, check_loaded
+from vitadapter.engine.ema import WeightEMA
 
 __all__ = ["resume_training"]
 
@@ -39,7 +40,9 @@ def _apply_settings(
         logger.warning("%s was trained with %s=%s, from here on it is %s", path, key, old, new)
 
 
-def resume_training(checkpointer: AtomicCheckpointer, trainer: SimpleTrainer) -> int:
+def resume_training(
+    checkpointer: AtomicCheckpointer, trainer: SimpleTrainer, ema: WeightEMA | None = None
+) -> int:
     """Restores the whole state of the last checkpoint.
 
     The optimizer keeps the learning rate and weight decay that it was built with: where the
@@ -48,6 +51,7 @@ def resume_training(checkpointer: AtomicCheckpointer, trainer: SimpleTrainer) ->
     Args:
         checkpointer: has the trainer among its checkpointables.
         trainer: its hooks are registered.
+        ema: the average of the weights, if there is one.
 
     Returns:
         int: the iteration to go on with.
@@ -57,19 +61,22 @@ def resume_training(checkpointer: AtomicCheckpointer, trainer: SimpleTrainer) ->
     """
     path = checkpointer.get_checkpoint_file()
     if not Path(path).is_file():
-        others = sorted(Path(name).name for name in checkpointer.get_all_checkpoint_files())
+        others = {Path(name).name for name in checkpointer.get_all_checkpoint_files()}
+        others -= {f"{BEST_NAME}.pth"}  # weights only
         raise ValueError(
             f"{checkpointer.save_dir}/last_checkpoint names {Path(path).name}, which does not "
-            f"exist: write one of {others} into it"
+            f"exist: write one of {sorted(others)} into it"
         )
     settings = _settings(trainer.optimizer)
     try:
-        checkpointer.load(path)
+        rest = checkpointer.load(path, checkpointables=["trainer"])
     except ValueError as error:  # the optimizer's parameter groups are others
         raise ValueError(
             f"{path} cannot be resumed with this config ({error}): take back what has changed, or "
             f"start another run with train.init_checkpoint={path} train.output_dir=..."
         ) from error
     check_loaded(checkpointer, path)
+    if ema is not None:
+        ema.restore(rest.get("model_ema"), trainer.model, path)
     _apply_settings(trainer.optimizer, settings, path)
     return trainer.iter + 1

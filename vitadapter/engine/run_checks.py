@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.engine.checkpoint import check_weights_exist, expand_home
@@ -12,6 +13,7 @@ from vitadapter.engine.checkpoint import check_weights_exist, expand_home
 __all__ = ["SetupError", "check_device", "check_run", "setup_errors"]
 
 _ABSENT = object()
+_AMP_DTYPES = ("float16", "bfloat16")
 
 
 class SetupError(ValueError):
@@ -47,6 +49,18 @@ def _is_positive_or_null(value: object) -> bool:
     return value is None or _is_positive(value)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_positive_number(value: object) -> bool:
+    return _is_number(value) and 0 < value < float("inf")
+
+
+def _is_decay(value: object) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
 def _is_folder(value: object) -> bool:
     if not isinstance(value, str) or not value.strip():
         return False
@@ -56,6 +70,10 @@ def _is_folder(value: object) -> bool:
 
 def _is_text_or_null(value: object) -> bool:
     return value is None or isinstance(value, str)
+
+
+def _is_metric(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.strip() != "")
 
 
 def _is_device(value: object) -> bool:
@@ -83,6 +101,20 @@ _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
         "be a positive integer, or null to keep all",
     ),
     ("train.seed", True, _is_int, "be an integer (-1 for a random one)"),
+    ("train.accumulate_steps", True, _is_positive, "be a positive integer"),
+    ("train.amp.enabled", False, _is_bool, "be True or False"),
+    ("train.amp.dtype", True, _AMP_DTYPES.__contains__, "be float16 or bfloat16"),
+    ("train.amp.init_scale", True, _is_positive_number, "be a positive number"),
+    ("train.ema.enabled", True, _is_bool, "be True or False"),
+    ("train.ema.decay", True, _is_decay, "be a number from 0 to below 1"),
+    ("train.ema.ramp_iters", True, _is_not_negative, "be 0 or a positive integer"),
+    (
+        "train.best_checkpoint.metric",
+        True,
+        _is_metric,
+        "name a value of the evaluation such as segm/AP, or be null",
+    ),
+    ("train.best_checkpoint.mode", True, ("max", "min").__contains__, "be max or min"),
 )
 
 
@@ -99,10 +131,33 @@ def check_device(device: str) -> None:
 
 
 def _check_amp(train: DictConfig) -> None:
-    if train.amp.enabled and torch.device(train.device).type != "cuda":
+    is_half = train.amp.get("dtype", "float16") == "float16"
+    if train.amp.enabled and is_half and torch.device(train.device).type != "cuda":
         raise ValueError(
-            "train.amp.enabled=True needs a GPU, "
-            f"got train.device={train.device}: set train.amp.enabled=False"
+            "train.amp.enabled=True with float16 needs a GPU, got "
+            f"train.device={train.device}: set train.amp.enabled=False or train.amp.dtype=bfloat16"
+        )
+
+
+def _check_micro_batches(cfg: DictConfig) -> None:
+    steps, processes = cfg.train.get("accumulate_steps", 1), comm.get_world_size()
+    total = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+    if steps > 1 and total is None:
+        raise ValueError(
+            f"train.accumulate_steps={steps} needs dataloader.train.total_batch_size, got none"
+        )
+    if total is not None and (not _is_positive(total) or total % (steps * processes)):
+        raise ValueError(
+            "dataloader.train.total_batch_size must be a positive multiple of "
+            f"train.accumulate_steps={steps} x {processes} processes, got {total!r}"
+        )
+
+
+def _check_best(cfg: DictConfig) -> None:
+    metric = OmegaConf.select(cfg, "train.best_checkpoint.metric")
+    if metric is not None and cfg.dataloader.get("evaluator") is None:
+        raise ValueError(
+            f"train.best_checkpoint.metric={metric} needs dataloader.evaluator, got none"
         )
 
 
@@ -142,6 +197,8 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         _check_eval_only(cfg)
     else:
         _check_amp(train)
+        _check_micro_batches(cfg)
+        _check_best(cfg)
     occupied = Path(train.output_dir, "last_checkpoint").is_file()
     if occupied and not resume and not eval_only:
         raise ValueError(

@@ -7,12 +7,12 @@ early, for whatever reason, leaves a checkpoint to resume from.
 import copy
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
@@ -27,11 +27,14 @@ from detectron2.utils.events import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.engine.best_checkpoint import BestCheckpointer
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
+from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import build_inference
 from vitadapter.engine.resume import resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
+from vitadapter.engine.train_loop import AccumulatingTrainer
 
 __all__ = ["do_eval_only", "do_test", "do_train"]
 
@@ -39,19 +42,6 @@ logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, float]]
 Batch = list[dict[str, object]]
-
-
-class _RecordingLoader:
-    """Passes the batches on and remembers the file names of the last one."""
-
-    def __init__(self, loader: Iterable[Batch]) -> None:
-        self._loader = loader
-        self.file_names: list[str] = []
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            self.file_names = [str(sample.get("file_name", "?")) for sample in batch]
-            yield batch
 
 
 def _class_names(dataset: DictConfig | None) -> list[str]:
@@ -123,7 +113,16 @@ def _check_sync_batch_norm(model: torch.nn.Module, device: str) -> None:
         )
 
 
-def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> SimpleTrainer:
+def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
+    """Gives micro-batches: `train.accumulate_steps` of them have the total batch size."""
+    loader_cfg = copy.deepcopy(cfg.dataloader.train)
+    steps = cfg.train.get("accumulate_steps", 1)
+    if steps > 1:
+        loader_cfg.total_batch_size //= steps
+    return instantiate(loader_cfg)
+
+
+def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrainer:
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
     _check_sync_batch_norm(model, cfg.train.device)
@@ -133,7 +132,15 @@ def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> SimpleTrainer:
     if torch.device(cfg.train.device).type == "cpu":
         ddp.setdefault("device_ids", None)
     model = create_ddp_model(model, **ddp)
-    return (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
+    amp = cfg.train.amp
+    return AccumulatingTrainer(
+        model,
+        loader,
+        optimizer,
+        accumulate_steps=cfg.train.get("accumulate_steps", 1),
+        amp_dtype=getattr(torch, amp.get("dtype", "float16")) if amp.enabled else None,
+        init_scale=amp.get("init_scale", 512.0),
+    )
 
 
 def _build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
@@ -149,14 +156,19 @@ def _build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
 
 
 def _build_hooks(
-    cfg: DictConfig, checkpointer: AtomicCheckpointer, evaluate: Callable[[], Results]
+    cfg: DictConfig,
+    checkpointer: AtomicCheckpointer,
+    ema: WeightEMA | None,
+    evaluate: Callable[[], Results],
 ) -> list[HookBase]:
     train = cfg.train
     built = [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        StateKeeper(checkpointer),
     ]
+    if ema is not None:
+        built.append(EMAHook(ema, checkpointer.model))
+    built.append(StateKeeper(checkpointer))
     if comm.is_main_process():
         built.append(hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer))
     built.append(EvalHook(train.eval_period, evaluate))
@@ -166,14 +178,32 @@ def _build_hooks(
     return built
 
 
+def _best_checkpointer(
+    cfg: DictConfig, checkpointer: AtomicCheckpointer, evaluated: torch.nn.Module, results: Results
+) -> BestCheckpointer | None:
+    """The hook that `train.best_checkpoint` asks for, if any."""
+    metric = OmegaConf.select(cfg, "train.best_checkpoint.metric")
+    if metric is None:
+        return None
+    mode = cfg.train.best_checkpoint.get("mode", "max")
+    period = cfg.train.eval_period
+    return BestCheckpointer(period, checkpointer, evaluated, results, metric, mode)
+
+
 def _restore(
-    cfg: DictConfig, trainer: SimpleTrainer, checkpointer: AtomicCheckpointer, resume: bool
+    cfg: DictConfig,
+    trainer: AccumulatingTrainer,
+    checkpointer: AtomicCheckpointer,
+    ema: WeightEMA | None,
+    resume: bool,
 ) -> int:
     """Loads what training starts from; returns the iteration to start with."""
     if resume and checkpointer.has_checkpoint():
-        return resume_training(checkpointer, trainer)
+        return resume_training(checkpointer, trainer, ema)
     allow_partial = cfg.train.get("init_allow_partial", False)
     load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, allow_partial=allow_partial)
+    if ema is not None:
+        ema.reset(checkpointer.model)
     return 0
 
 
@@ -202,7 +232,8 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
 
 
 def do_eval_only(cfg: DictConfig) -> Results:
-    """Evaluates the weights of `train.init_checkpoint`.
+    """Evaluates the weights of `train.init_checkpoint`: with `train.ema.enabled` the averaged ones,
+    where the file has them.
 
     Args:
         cfg: the whole config.
@@ -219,16 +250,20 @@ def do_eval_only(cfg: DictConfig) -> Results:
         model = instantiate(cfg.model).to(cfg.train.device)
         inference = build_inference(cfg, model)
         checkpointer = AtomicCheckpointer(model)
-        load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, complete=True)
+        load_init_checkpoint(
+            checkpointer, cfg.train.init_checkpoint, complete=True, averaged=is_averaged(cfg)
+        )
     return evaluate(inference)
 
 
 def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     """Trains, evaluates every `train.eval_period` iterations and at the end.
 
+    An iteration is an update of the weights, by `train.accumulate_steps` batches of the loader.
     Checkpoints, `metrics.json` (losses, learning rate, APs) and tensorboard events are written to
-    `train.output_dir`. When training stops early - an error, Ctrl-C, SIGTERM - the last complete
-    iteration is saved.
+    `train.output_dir`; with `train.ema` checkpoints have the averaged weights too, which are
+    evaluated then, and with `train.best_checkpoint` `model_best.pth` has the best evaluated ones.
+    When training stops early - an error, Ctrl-C, SIGTERM - the last complete iteration is saved.
 
     Args:
         cfg: with model, dataloader.{train,test,evaluator}, optimizer, lr_multiplier, train.
@@ -251,23 +286,23 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     with setup_errors():
         check_run(cfg, resume=resume)
         Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
-        loader = _RecordingLoader(instantiate(cfg.dataloader.train))
+        loader = _build_loader(cfg)
         evaluate = _build_evaluation(cfg)
         _check_same_classes(cfg)
         trainer = _build_trainer(cfg, loader)
+        ema = build_ema(cfg, trainer.model)
+        evaluated = trainer.model if ema is None else ema.module
         # Now, so that a fault of train.inference is found before training.
-        inference = build_inference(cfg, trainer.model)
+        inference = build_inference(cfg, evaluated)
         checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
-        trainer.register_hooks(_build_hooks(cfg, checkpointer, evaluate_and_keep))
-        start = _restore(cfg, trainer, checkpointer, resume)
+        if ema is not None:
+            checkpointer.add_checkpointable("model_ema", ema.module)
+        trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate_and_keep))
+        trainer.register_hooks([_best_checkpointer(cfg, checkpointer, evaluated, results)])
+        start = _restore(cfg, trainer, checkpointer, ema, resume)
     if start >= cfg.train.max_iter:
         logger.info("All %d iterations are done already: only evaluating", cfg.train.max_iter)
         _evaluate_finished(cfg, start, evaluate_and_keep)
         return results
-    try:
-        trainer.train(start, cfg.train.max_iter)
-    except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{error}\niteration {trainer.iter}, images: {', '.join(loader.file_names)}"
-        ) from error
+    trainer.train(start, cfg.train.max_iter)
     return results

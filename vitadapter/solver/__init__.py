@@ -9,7 +9,7 @@ from .param_groups import (
     NoDecayOneDim,
     get_optimizer_params,
 )
-from .schedule import warm_up
+from .schedule import PerEpoch, warm_up
 
 __all__ = [
     "ClippedAdamW",
@@ -18,6 +18,7 @@ __all__ = [
     "Mask2FormerLayerDecay",
     "NoDecayByName",
     "NoDecayOneDim",
+    "PerEpoch",
     "get_optimizer_params",
     "warm_up",
 ]

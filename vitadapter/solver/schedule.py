@@ -1,9 +1,40 @@
 """Learning-rate schedules."""
 
+import math
+
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import ParamScheduler
 
-__all__ = ["warm_up"]
+__all__ = ["PerEpoch", "warm_up"]
+
+# So that rounding does not put the first iteration of an epoch into the one before.
+_ROUNDING = 1e-6
+
+
+class PerEpoch(ParamScheduler):
+    """A schedule that changes at the start of each epoch only, as mmcv's by-epoch policies do."""
+
+    def __init__(self, scheduler: ParamScheduler, *, epochs: int) -> None:
+        """
+        Args:
+            scheduler: whose values at the starts of the epochs are held.
+            epochs: number of them in the whole training.
+
+        Raises:
+            ValueError: no epochs.
+        """
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        self.scheduler = scheduler
+        self.epochs = epochs
+
+    def __call__(self, where: float) -> float:
+        """Multiplier of the learning rate.
+
+        Args:
+            where: progress of the training, in [0, 1).
+        """
+        return self.scheduler(math.floor(where * self.epochs + _ROUNDING) / self.epochs)
 
 
 def warm_up(

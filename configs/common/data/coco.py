@@ -103,8 +103,8 @@ large_scale_jitter_augmentations = ListConfig(
     [
         L(T.ResizeScale)(min_scale=0.1, max_scale=2.0, target_height=1024, target_width=1024),
         L(T.RandomCrop)(crop_type="absolute", crop_size=(1024, 1024)),
-        L(PadToSize)(size=(1024, 1024), pixel_value="${model.pixel_mean}"),
         L(T.RandomFlip)(horizontal=True),
+        L(PadToSize)(size=(1024, 1024), pixel_value="${model.pixel_mean}"),
     ],
     flags={"allow_objects": True},
 )

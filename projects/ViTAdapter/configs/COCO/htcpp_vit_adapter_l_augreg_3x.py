@@ -1,6 +1,7 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
+from vitadapter.data.insta_boost import InstaBoost
 from vitadapter.model_zoo import get_config
 from vitadapter.modeling.backbone import ExtraAttention
 from vitadapter.solver import LayerDecay, NoDecayOneDim
@@ -11,7 +12,14 @@ dataset, dataloader = _data.dataset, _data.dataloader
 # branch learns the things.
 dataset.train.sem_seg_root = None
 dataloader.train.dataset.sem_seg_root = "${dataset.train.sem_seg_root}"
-# The official recipe also pastes instances (InstaBoost), before all else.
+dataloader.train.mapper.instance_augmentation = L(InstaBoost)(
+    prob=0.5,
+    scale=(0.8, 1.2),
+    max_shift=(1 / 15, 1 / 15),
+    angle=(-1.0, 1.0),
+    color_prob=0.5,
+    image_format="${model.input_format}",
+)
 dataloader.train.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=(400, 1400), sample_style="range", max_size=1600),
     L(T.RandomFlip)(horizontal=True),

@@ -16,6 +16,7 @@ from .htcpp_vit_adapter_l_beitv2_3x import (
 )
 
 dataloader.train.total_batch_size = 64
+dataloader.train.mapper.instance_augmentation = None
 dataloader.train.mapper.augmentations[0] = L(T.ResizeShortestEdge)(
     short_edge_length=(600, 1600), sample_style="range", max_size=2000
 )
@@ -39,6 +40,7 @@ optimizer.max_norm = 0.1
 optimizer.params.lr_factor_func.rate = 0.8
 lr_multiplier.scheduler = L(ConstantParamScheduler)(value=1.0)
 train.max_iter = 20000
+train.ema.update(enabled=True, decay=0.9999, ramp_iters=2000)
 # Set it to the official HTC++ that was trained on Objects365, a whole model.
 train.init_checkpoint = ""
 train.output_dir = "./output/htcpp_vit_adapter_l_beitv2_o365"

@@ -1,0 +1,156 @@
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from training_samples import act, last, load, raise_error
+
+from vitadapter.engine import trainer as trainer_module
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.run_checks import SetupError
+from vitadapter.engine.trainer import do_eval_only, do_train
+
+
+@pytest.fixture
+def keep(cfg: DictConfig) -> DictConfig:
+    """The tiny config with an evaluation in each of five iterations."""
+    return apply_overrides(
+        cfg,
+        [
+            "train.best_checkpoint.metric=segm/AP",
+            "train.eval_period=1",
+            "train.max_iter=5",
+            "train.log_period=20",
+        ],
+    )
+
+
+@pytest.fixture
+def evaluations(monkeypatch) -> Callable[..., list[dict]]:
+    """Makes evaluations give these APs; returns a list of the weights that were evaluated."""
+
+    def set_values(*values: float) -> list[dict]:
+        left: Iterator[float] = iter(values)
+        weights = []
+
+        def evaluate(model: torch.nn.Module, *arguments: object) -> dict:
+            weights.append({k: v.clone() for k, v in model.model.state_dict().items()})
+            return {"segm": {"AP": next(left), "AP50": 1.0, "AP-class0": 2.0}}
+
+        monkeypatch.setattr(trainer_module, "inference_on_dataset", evaluate)
+        return weights
+
+    return set_values
+
+
+def best(cfg: DictConfig) -> dict:
+    return load(cfg, "model_best.pth")
+
+
+def same(first: dict, second: dict) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "at"),
+    [
+        ("max", (3.0, 7.0, 7.0, 5.0, 6.0), 1),
+        ("max", (3.0, float("nan"), 2.0, 1.0, 9.0), 4),
+        ("min", (3.0, 7.0, 2.0, 5.0, 6.0), 2),
+    ],
+)
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_best_evaluated_weights_are_kept(
+    keep: DictConfig,
+    evaluations: Callable,
+    mode: str,
+    values: tuple[float, ...],
+    at: int,
+    averaged: bool,
+) -> None:
+    keep.train.best_checkpoint.mode = mode
+    keep.train.ema.enabled = averaged
+    weights = evaluations(*values)
+    do_train(keep)
+    state = best(keep)
+    assert state["best"] == {"metric": "segm/AP", "mode": mode, "value": values[at]}
+    assert len(weights) == 5
+    assert same(state["model"], weights[at])
+    assert set(state) == {"model", "iteration", "best"}
+    assert last(keep) == "model_final.pth"
+
+
+def test_the_file_can_be_evaluated(keep: DictConfig, tmp_path: Path) -> None:
+    keep.train.max_iter = 1
+    torch.manual_seed(0)
+    trained = do_train(keep)
+    assert best(keep)["best"]["value"] == trained["segm"]["AP"]
+    keep.train.init_checkpoint = f"{keep.train.output_dir}/model_best.pth"
+    keep.train.output_dir = str(tmp_path / "evaluated")
+    assert do_eval_only(keep)["segm"]["AP"] == trained["segm"]["AP"]
+
+
+def test_a_resumed_run_knows_the_best(keep: DictConfig, evaluations: Callable, caplog) -> None:
+    evaluations(3.0, 7.0)
+    act(keep, raise_error, at=2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        do_train(keep)
+    assert best(keep)["best"]["value"] == 7.0
+    keep.dataloader.train.mapper.at = -1
+    evaluations(6.0, 6.5, 5.0)
+    do_train(keep, resume=True)
+    assert best(keep)["best"]["value"] == 7.0
+    keep.train.max_iter = 7
+    evaluations(8.0, 2.0)
+    do_train(keep, resume=True)
+    assert best(keep)["best"]["value"] == 8.0
+    # Another metric begins anew.
+    apply_overrides(keep, ["train.max_iter=8", "train.best_checkpoint.metric=segm/AP50"])
+    evaluations(2.0)
+    with caplog.at_level(logging.WARNING, "vitadapter"):
+        do_train(keep, resume=True)
+    assert "best by segm/AP: it is replaced" in caplog.text
+    assert best(keep)["best"] == {"metric": "segm/AP50", "mode": "max", "value": 1.0}
+
+
+def test_stopped_in_the_last_iteration(keep: DictConfig, evaluations: Callable) -> None:
+    keep.train.max_iter = 3
+    evaluations(3.0, 2.0)
+    act(keep, raise_error, at=2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        do_train(keep)
+    assert best(keep)["best"]["value"] == 3.0
+
+
+@pytest.mark.parametrize("period", [1, 0])
+def test_an_unknown_metric_stops_at_the_first_evaluation(
+    keep: DictConfig, evaluations: Callable, period: int
+) -> None:
+    apply_overrides(keep, ["train.best_checkpoint.metric=segm/mAP", f"train.eval_period={period}"])
+    evaluations(3.0)
+    with pytest.raises(
+        ValueError,
+        match=r"segm/mAP is not among .*: segm/AP, segm/AP50\. .*--resume .*metric=segm/AP$",
+    ):
+        do_train(keep)
+    # The work of the run is kept.
+    assert load(keep, last(keep))["trainer"]["iteration"] == (0 if period else 4)
+
+
+def test_needs_an_evaluator(keep: DictConfig) -> None:
+    keep.dataloader.evaluator = None
+    with pytest.raises(SetupError, match=r"metric=segm/AP needs dataloader\.evaluator"):
+        do_train(keep)
+
+
+def test_a_lost_checkpoint_is_not_replaced_by_the_best(
+    keep: DictConfig, evaluations: Callable
+) -> None:
+    keep.train.max_iter = 1
+    evaluations(1.0)
+    do_train(keep)
+    Path(keep.train.output_dir, "last_checkpoint").write_text("model_0000007.pth")
+    with pytest.raises(SetupError, match=r"write one of \['model_final\.pth'\] into it"):
+        do_train(keep, resume=True)

@@ -1,0 +1,220 @@
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from small_trainer import SmallModel, batches, distributed, error_of, run, samples
+from training_samples import act, last, load, metrics_of, spoil_image
+
+from vitadapter.data.dataset_mapper import DatasetMapper
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.run_checks import SetupError
+from vitadapter.engine.train_loop import AccumulatingTrainer
+from vitadapter.engine.trainer import do_train
+from vitadapter.solver import ClippedAdamW
+
+OPTIMIZERS = {
+    "momentum": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    # So tight that every gradient is clipped: the bound holds for the sum, not for the parts.
+    "clipped": lambda params: ClippedAdamW(params, lr=0.01, max_norm=0.1),
+}
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def trained_in_full_batches(build: Callable, size: int, iterations: int) -> SmallModel:
+    """The textbook loop."""
+    model = SmallModel()
+    optimizer = build(model.parameters())
+    for batch in batches(samples(size * iterations), size):
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_micro_batches_train_as_one_batch(name: str, steps: int) -> None:
+    model = SmallModel()
+    trainer = AccumulatingTrainer(
+        model,
+        batches(samples(24), 8 // steps),
+        OPTIMIZERS[name](model.parameters()),
+        accumulate_steps=steps,
+    )
+    storage = run(trainer, 3)
+    expected = trained_in_full_batches(OPTIMIZERS[name], 8, 3)
+    torch.testing.assert_close(weights_of(model), weights_of(expected), atol=1e-6, rtol=1e-5)
+    assert int(model.seen) == 24
+    # Logged is the mean, of the losses that a whole batch would have.
+    before_last = trained_in_full_batches(OPTIMIZERS[name], 8, 2)
+    losses = {key: value.item() for key, value in before_last(samples(24)[16:]).items()}
+    logged = {key: value for key, (value, _) in storage.latest().items() if "loss" in key}
+    assert logged == pytest.approx({**losses, "total_loss": sum(losses.values())}, rel=1e-5)
+
+
+def test_distributed_micro_batches(tmp_path: Path) -> None:
+    arguments = (str(tmp_path / "store"), str(tmp_path))
+    torch.multiprocessing.spawn(distributed, arguments, nprocs=2)
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    expected = trained_in_full_batches(lambda p: torch.optim.SGD(p, lr=0.1), 4, 2)
+    for report in reports:
+        found = {n: torch.tensor(report["weights"][n]) for n in weights_of(expected)}
+        torch.testing.assert_close(found, weights_of(expected), atol=1e-6, rtol=1e-5)
+        assert report["reductions"] == 2 + 1  # the last one before the NaN loss was seen
+        assert report["unchanged"]
+    assert reports[0]["losses"].keys() == {"loss_cls", "loss_box", "total_loss"}
+    # The fault of one process stops both, and they say the same of it.
+    assert reports[0]["messages"] == reports[1]["messages"]
+    nan, diverged = reports[0]["messages"]
+    assert nan.endswith("(loss_cls=nan, loss_box=nan) at iteration 0, images: 1.png")
+    assert diverged.endswith("contain Inf/NaN. at iteration 0, images: 1.png")
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_updated_by_a_loss_that_is_not_finite(
+    value: float, amp_dtype: torch.dtype | None
+) -> None:
+    model, given = SmallModel(), samples(4)
+    given[2]["target"][1] = value
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = weights_of(model)
+    trainer = AccumulatingTrainer(
+        model, batches(given, 2), optimizer, accumulate_steps=2, amp_dtype=amp_dtype
+    )
+    assert error_of(trainer) == (
+        f"the loss became infinite or NaN (loss_box={value}) at iteration 0, images: 2.png, 3.png"
+    )
+    torch.testing.assert_close(weights_of(model), before, atol=0, rtol=0)
+    assert trainer.grad_scaler.get_scale() in (1.0, 2.0**16)
+
+
+def test_images_without_a_file_go_by_their_id() -> None:
+    model, (sample,) = SmallModel(), samples(1)
+    del sample["file_name"]
+    sample.update(image_id=31, diverged=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert error_of(AccumulatingTrainer(model, [[sample]], optimizer)).endswith("images: 31")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_mixed_precision(dtype: torch.dtype, tolerance: float) -> None:
+    model, seen = SmallModel(), []
+    model.first.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = AccumulatingTrainer(
+        model,
+        batches(samples(24), 4),
+        optimizer,
+        accumulate_steps=2,
+        amp_dtype=dtype,
+        init_scale=512.0,
+    )
+    run(trainer, 3)
+    assert set(seen) == {dtype}
+    assert trainer.grad_scaler.is_enabled() == (dtype is torch.float16)
+    expected = trained_in_full_batches(lambda p: torch.optim.SGD(p, lr=0.1), 8, 3)
+    torch.testing.assert_close(
+        weights_of(model), weights_of(expected), atol=tolerance, rtol=tolerance
+    )
+
+
+def half_trainer(model: SmallModel, data: Iterable, scale: float) -> AccumulatingTrainer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return AccumulatingTrainer(
+        model, data, optimizer, accumulate_steps=2, amp_dtype=torch.float16, init_scale=scale
+    )
+
+
+def test_an_infinite_gradient_only_lowers_the_scale() -> None:
+    model = SmallModel()
+    before = weights_of(model)
+    trainer = half_trainer(model, batches(samples(4), 2), 2.0**40)
+    run(trainer, 1)
+    assert trainer.grad_scaler.get_scale() == 2.0**39
+    torch.testing.assert_close(weights_of(model), before, atol=0, rtol=0)
+
+
+def test_the_scale_is_resumed_where_there_is_one() -> None:
+    model = SmallModel()
+    state = half_trainer(model, [], 64.0).state_dict()
+    resumed = half_trainer(model, [], 512.0)
+    resumed.load_state_dict(state)
+    assert resumed.grad_scaler.get_scale() == 64.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plain = AccumulatingTrainer(model, [], optimizer)
+    plain.load_state_dict(state)
+    fresh = half_trainer(model, [], 512.0)
+    fresh.load_state_dict(plain.state_dict())
+    assert fresh.grad_scaler.get_scale() == 512.0
+
+
+def test_no_micro_batches_are_refused() -> None:
+    optimizer = torch.optim.SGD(SmallModel().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="accumulate_steps must be at least 1, got 0"):
+        AccumulatingTrainer(SmallModel(), [], optimizer, accumulate_steps=0)
+
+
+class CountingMapper(DatasetMapper):
+    """Counts the images that are asked for."""
+
+    calls = 0
+
+    def __call__(self, dataset_dict: dict) -> dict | None:
+        type(self).calls += 1
+        return super().__call__(dataset_dict)
+
+
+def test_a_run_counts_updates(cfg: DictConfig, monkeypatch) -> None:
+    monkeypatch.setattr(CountingMapper, "calls", 0)
+    cfg.dataloader.train.mapper._target_ = CountingMapper
+    changes = ["train.accumulate_steps=2", "train.checkpointer.period=2", "train.eval_period=2"]
+    apply_overrides(cfg, [*changes, "dataloader.train.total_batch_size=4"])
+    do_train(cfg)
+    assert CountingMapper.calls in range(12, 17)  # 3 updates of 4 images, and some read ahead
+    rows = metrics_of(cfg)
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1, 2]
+    assert len([row for row in rows if "bbox/AP" in row]) == 2
+    lr, end = cfg.optimizer.lr, cfg.lr_multiplier.end_value
+    expected = [lr * (1 + (end - 1) * i / 3) for i in range(3)]
+    assert [row["lr"] for row in rows if "total_loss" in row] == pytest.approx(expected)
+    assert Path(cfg.train.output_dir, "model_0000001.pth").is_file()
+    steps = {
+        float(m["step"]) for m in load(cfg, last(cfg))["trainer"]["optimizer"]["state"].values()
+    }
+    assert steps == {3.0}
+    apply_overrides(cfg, ["train.max_iter=4", "train.accumulate_steps=4"])
+    do_train(cfg, resume=True)
+    assert load(cfg, last(cfg))["trainer"]["iteration"] == 3
+
+
+def test_bfloat16_needs_no_gpu(cfg: DictConfig) -> None:
+    apply_overrides(cfg, ["train.amp.enabled=True", "train.amp.dtype=bfloat16"])
+    cfg.train.max_iter = 1
+    assert "segm" in do_train(cfg)
+
+
+@pytest.mark.parametrize("total", [3, 2])
+def test_a_batch_that_does_not_divide_is_refused(cfg: DictConfig, total: int) -> None:
+    cfg.dataloader.train.total_batch_size = total
+    cfg.train.accumulate_steps = 4
+    with pytest.raises(SetupError, match=rf"multiple of train\.accumulate_steps=4 .* got {total}"):
+        do_train(cfg)
+    assert not Path(cfg.train.output_dir).exists()
+
+
+def test_loss_that_is_not_finite_names_iteration_and_images(cfg: DictConfig) -> None:
+    act(cfg, spoil_image, at=1)
+    with pytest.raises(FloatingPointError, match=r"at iteration 1, images: .*00\d\.png"):
+        do_train(cfg)
+    state = load(cfg, last(cfg))
+    assert state["trainer"]["iteration"] == 0
+    assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())

@@ -1,0 +1,115 @@
+"""A loop around a model of two layers, for tests that need no detector; alone or distributed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.distributed import GradBucket, destroy_process_group, init_process_group
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from vitadapter.engine.train_loop import AccumulatingTrainer
+
+Batch = list[dict[str, object]]
+
+
+class SmallModel(nn.Module):
+    """Two losses, each a mean over the samples; no batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 2)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        if any(sample.get("diverged") for sample in batch):
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        self.seen += len(batch)
+        out = self.second(self.first(torch.stack([s["image"] for s in batch])).tanh()).float()
+        wanted = torch.stack([s["target"] for s in batch])
+        error = (out - wanted) ** 2
+        return {"loss_cls": error[:, 0].mean(), "loss_box": 3 * error[:, 1].mean()}
+
+
+def samples(number: int) -> Batch:
+    """The same samples whatever their number is: `0.png`, `1.png`, ..."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {
+            "image": torch.randn(6, generator=generator),
+            "target": torch.randn(2, generator=generator),
+            "file_name": f"{index}.png",
+        }
+        for index in range(number)
+    ]
+
+
+def batches(given: Batch, size: int) -> Iterator[Batch]:
+    """The samples in batches of this size."""
+    for start in range(0, len(given), size):
+        yield given[start : start + size]
+
+
+def run(trainer: AccumulatingTrainer, iterations: int) -> EventStorage:
+    """Runs iterations without hooks; returns what they have logged."""
+    with EventStorage() as storage:
+        for trainer.iter in range(iterations):
+            storage.iter = trainer.iter
+            trainer.run_step()
+    return storage
+
+
+def error_of(trainer: AccumulatingTrainer) -> str:
+    """The message with which the next iteration stops; empty if it does not."""
+    try:
+        run(trainer, 1)
+    except FloatingPointError as error:
+        return str(error)
+    return ""
+
+
+def distributed(rank: int, store: str, folder: str) -> None:
+    """One of two processes: trains on its half of 8 samples, then meets two faults of rank 1.
+
+    Writes weights, the number of reductions and the messages to a file of its own.
+    """
+    init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = DistributedDataParallel(SmallModel())
+    reductions = 0
+
+    def count(state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        nonlocal reductions
+        reductions += 1
+        return allreduce_hook(state, bucket)
+
+    model.register_comm_hook(None, count)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    # Rank 0 has the samples 0, 1, 4 and 5.
+    mine = [s for i, s in enumerate(samples(8)) if i // 2 % 2 == rank]
+    trainer = AccumulatingTrainer(model, batches(mine, 1), optimizer, accumulate_steps=2)
+    storage = run(trainer, 2)
+    weights = {name: value.tolist() for name, value in model.module.state_dict().items()}
+    messages = []
+    for fault in ({"image": torch.full((6,), float("nan"))}, {"diverged": True}):
+        spoiled = samples(2)
+        if rank == 1:
+            spoiled[1].update(fault)
+        messages.append(
+            error_of(AccumulatingTrainer(model, batches(spoiled, 1), optimizer, accumulate_steps=2))
+        )
+    after = {name: value.tolist() for name, value in model.module.state_dict().items()}
+    report = {
+        "weights": weights,
+        "unchanged": all(after[n] == weights[n] for n in weights if n != "seen"),
+        "reductions": reductions,
+        "messages": messages,
+        "losses": {k: v[0] for k, v in storage.latest().items() if "time" not in k},
+    }
+    Path(folder, f"{rank}.json").write_text(json.dumps(report))
+    destroy_process_group()

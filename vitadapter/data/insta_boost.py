@@ -1,0 +1,200 @@
+"""InstaBoost (https://arxiv.org/abs/1908.07801): instances moved a little within their image."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from detectron2.structures import BoxMode, polygons_to_bitmask
+from PIL import Image, ImageEnhance
+from pycocotools import mask as mask_util
+from scipy.sparse.csgraph import connected_components
+
+__all__ = ["InstaBoost"]
+
+Annotation = dict[str, object]
+
+_INPAINT_RADIUS = 5
+# Nearer to a border, in pixels, an instance counts as cut off by it.
+_BORDER = 10
+# Factors of Pillow's enhancements, in their order: lowest, highest, both in tenths.
+_ENHANCEMENTS = (
+    (ImageEnhance.Color, 0, 30),
+    (ImageEnhance.Brightness, 10, 20),
+    (ImageEnhance.Contrast, 10, 20),
+    (ImageEnhance.Sharpness, 0, 30),
+)
+
+
+def _bitmask(annotation: Annotation, size: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) bool of an annotation."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        raise ValueError("InstaBoost needs the mask of every instance, got an annotation without")
+    if isinstance(segmentation, list):
+        polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in segmentation]
+        return polygons_to_bitmask(polygons, *size)
+    if isinstance(segmentation["counts"], list):  # not compressed
+        segmentation = mask_util.frPyObjects(segmentation, *size)
+    return mask_util.decode(segmentation).astype(bool)
+
+
+def _groups(boxes: np.ndarray) -> list[np.ndarray]:
+    """Indices of boxes (N, 4) that overlap, directly or through others."""
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])  # (N, N, 2)
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    count, labels = connected_components((low < high).all(axis=2), directed=False)
+    return [np.flatnonzero(labels == label) for label in range(count)]
+
+
+def _move_polygons(polygons: Sequence[Sequence[float]], affine: np.ndarray) -> list[list[float]]:
+    points = (np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons)
+    return [(p @ affine[:, :2].T + affine[:, 2]).reshape(-1).tolist() for p in points]
+
+
+def _warp(
+    image: np.ndarray, affine: np.ndarray, flags: int, border: int = cv2.BORDER_CONSTANT
+) -> np.ndarray:
+    """Moves pixels as `affine` moves points, for which the first pixel's centre is (0.5, 0.5)."""
+    centred = affine.copy()
+    centred[:, 2] += affine[:, :2].sum(axis=1) * 0.5 - 0.5
+    size = (image.shape[1], image.shape[0])
+    return cv2.warpAffine(image, centred, size, flags=flags, borderMode=border)
+
+
+class InstaBoost:
+    """Cuts instances out, fills the gaps, and pastes them nearby, slightly scaled and turned.
+
+    Instances whose boxes overlap move together; crowds stay; an instance at a border does not move
+    away from it, nor one that spans the image. Random InstaBoost of the paper, without its heatmap,
+    as the official HTC++ recipes use it. Different from `instaboostfast`, which they call and which
+    has no wheels: a feathered mask takes the place of image matting, and polygons stay polygons.
+    """
+
+    def __init__(
+        self,
+        *,
+        prob: float = 0.5,
+        scale: tuple[float, float] = (0.8, 1.2),
+        max_shift: tuple[float, float] = (1 / 15, 1 / 15),
+        angle: tuple[float, float] = (-1.0, 1.0),
+        color_prob: float = 0.5,
+        image_format: str = "RGB",
+    ) -> None:
+        """
+        Args:
+            prob: of doing anything to an image.
+            scale: lowest and highest factor of the size.
+            max_shift: as shares of the width and of the height of what moves.
+            angle: lowest and highest rotation in degrees.
+            color_prob: of changing the colours of an image that is changed.
+            image_format: "RGB" or "BGR", of the images.
+
+        Raises:
+            ValueError: a probability outside [0, 1], a range that is empty or a scale or shift
+                that is not positive, another image format.
+        """
+        if not (0 <= prob <= 1 and 0 <= color_prob <= 1):
+            raise ValueError(f"prob and color_prob must lie in [0, 1], got {prob=}, {color_prob=}")
+        if not 0 < scale[0] <= scale[1] or not angle[0] <= angle[1] or min(max_shift) < 0:
+            raise ValueError(
+                "scale must be (low, high) above 0, angle (low, high) and max_shift not negative, "
+                f"got {scale=}, {angle=}, {max_shift=}"
+            )
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format must be RGB or BGR, got {image_format!r}")
+        self.prob = prob
+        self.scale = tuple(scale)
+        self.max_shift = np.asarray(max_shift, dtype=np.float64)
+        self.angle = tuple(angle)
+        self.color_prob = color_prob
+        self.image_format = image_format
+
+    def __call__(
+        self, image: np.ndarray, annotations: Sequence[Annotation]
+    ) -> tuple[np.ndarray, list[Annotation]]:
+        """
+        Args:
+            image: (H, W, 3) uint8.
+            annotations: in Detectron2's format, with polygons or RLE masks.
+
+        Returns:
+            tuple: the new image and annotations; what is given stays as it is. Instances that
+            leave the image are gone.
+
+        Raises:
+            ValueError: an instance has no mask.
+        """
+        # The global generator is the one that Detectron2 seeds in each worker.
+        if np.random.random() >= self.prob:  # noqa: NPY002
+            return image, list(annotations)
+        still = [a for a in annotations if a.get("iscrowd", 0)]
+        moving = [a for a in annotations if not a.get("iscrowd", 0)]
+        if moving:
+            image, moving = self._move(image, moving)
+        if np.random.random() < self.color_prob:  # noqa: NPY002
+            image = self._enhance(image)
+        return image, moving + still
+
+    def _move(
+        self, image: np.ndarray, annotations: list[Annotation]
+    ) -> tuple[np.ndarray, list[Annotation]]:
+        size = image.shape[:2]
+        masks = np.stack([_bitmask(a, size) for a in annotations])  # (N, H, W)
+        boxes = np.array(
+            [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        )
+        gaps = masks.any(axis=0).astype(np.uint8)
+        result = cv2.inpaint(np.ascontiguousarray(image), gaps, _INPAINT_RADIUS, cv2.INPAINT_NS)
+        moved = []
+        for group in _groups(boxes):
+            low, high = boxes[group, :2].min(axis=0), boxes[group, 2:].max(axis=0)
+            affine = self._draw(low, high, size)
+            opacity = _warp(masks[group].any(axis=0).astype(np.float32), affine, cv2.INTER_LINEAR)
+            opacity = cv2.GaussianBlur(opacity, (5, 5), 0)[:, :, None]
+            pasted = _warp(image, affine, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+            result = result + opacity * (pasted.astype(np.float32) - result)
+            moved += [_moved(annotations[i], masks[i], affine) for i in group]
+        return result.round().astype(np.uint8), [a for a in moved if a is not None]
+
+    def _draw(self, low: np.ndarray, high: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """A similarity (2, 3) of points (x, y) for what lies between two corners."""
+        scale = np.random.uniform(*self.scale)  # noqa: NPY002
+        angle = np.deg2rad(np.random.uniform(*self.angle))  # noqa: NPY002
+        reach = self.max_shift * (high - low)
+        shift = np.random.uniform(  # noqa: NPY002
+            np.where(np.asarray(size[::-1]) - high < _BORDER, 0, -reach),
+            np.where(low < _BORDER, 0, reach),
+        )
+        cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+        linear = np.array([[cos, -sin], [sin, cos]])
+        centre = (low + high) / 2
+        return np.column_stack([linear, centre + shift - linear @ centre])
+
+    def _enhance(self, image: np.ndarray) -> np.ndarray:
+        order = slice(None, None, 1 if self.image_format == "RGB" else -1)
+        picture = Image.fromarray(np.ascontiguousarray(image[:, :, order]))
+        for enhancement, low, high in _ENHANCEMENTS:
+            factor = np.random.randint(low, high + 1) / 10  # noqa: NPY002
+            picture = enhancement(picture).enhance(factor)
+        return np.asarray(picture)[:, :, order]
+
+
+def _moved(annotation: Annotation, mask: np.ndarray, affine: np.ndarray) -> Annotation | None:
+    """The annotation after the move; None if it has left the image."""
+    height, width = mask.shape
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        segmentation = _move_polygons(segmentation, affine)
+        points = np.concatenate([np.reshape(p, (-1, 2)) for p in segmentation])
+        points = points.clip(0, (width, height))
+        box = np.concatenate([points.min(axis=0), points.max(axis=0)])
+    else:
+        moved = _warp(mask.astype(np.uint8), affine, cv2.INTER_NEAREST)
+        segmentation = mask_util.encode(np.asfortranarray(moved))
+        x, y, w, h = mask_util.toBbox(segmentation)
+        box = np.array([x, y, x + w, y + h])
+    if (box[2:] <= box[:2]).any():
+        return None
+    mode = annotation["bbox_mode"]
+    bbox = BoxMode.convert(box.tolist(), BoxMode.XYXY_ABS, mode)
+    return {**annotation, "bbox": bbox, "segmentation": segmentation}

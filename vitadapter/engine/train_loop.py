@@ -1,0 +1,182 @@
+"""Detectron2's training loop with micro-batches, mixed precision and losses that must be finite."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["AccumulatingTrainer"]
+
+Batch = list[dict[str, object]]
+Losses = dict[str, float]
+
+
+class _Report(NamedTuple):
+    """What one process tells the others of an iteration."""
+
+    losses: list[Losses]  # of each micro-batch
+    data_time: float
+    suspects: list[str]  # images of the micro-batches whose losses are not finite
+
+
+def _image_name(sample: dict[str, object]) -> str:
+    return str(sample.get("file_name", sample.get("image_id", "?")))
+
+
+def _stop(reason: str, iteration: int, images: Iterable[str]) -> FloatingPointError:
+    return FloatingPointError(f"{reason} at iteration {iteration}, images: {', '.join(images)}")
+
+
+def _to_host(losses: list[dict[str, Tensor]]) -> list[Losses]:
+    """The losses of all micro-batches as numbers, with a single wait for the device."""
+    flat = torch.stack([loss.detach().float() for named in losses for loss in named.values()])
+    values = iter(flat.tolist())
+    return [dict(zip(named, values, strict=False)) for named in losses]
+
+
+def _mean(losses: list[Losses]) -> Losses:
+    return {name: sum(named[name] for named in losses) / len(losses) for name in losses[0]}
+
+
+def _check_finite(reports: list[_Report], iteration: int) -> None:
+    losses = [named for report in reports for named in report.losses]
+    wrong = {
+        name: value for named in losses for name, value in named.items() if not math.isfinite(value)
+    }
+    if wrong:
+        values = ", ".join(f"{name}={value}" for name, value in wrong.items())
+        images = [image for report in reports for image in report.suspects]
+        raise _stop(f"the loss became infinite or NaN ({values})", iteration, images)
+
+
+class AccumulatingTrainer(SimpleTrainer):
+    """Updates the weights once per iteration, by the mean gradient of several micro-batches.
+
+    Everything that counts iterations counts updates: hooks, learning rate, checkpoints, logs. As
+    Detectron2's trainers otherwise, except that losses which are not finite stop all processes,
+    before anything is updated, and name their images.
+
+    Attributes:
+        grad_scaler: scales the loss under float16, else does nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Batch],
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulate_steps: int = 1,
+        amp_dtype: torch.dtype | None = None,
+        init_scale: float = 2.0**16,
+    ) -> None:
+        """
+        Args:
+            model: on its device, possibly distributed; gives a dict of losses.
+            data_loader: gives micro-batches.
+            optimizer: of the model's parameters.
+            accumulate_steps: number of micro-batches in an iteration.
+            amp_dtype: `torch.float16` or `torch.bfloat16` for mixed precision, None for none.
+            init_scale: factor of the loss that float16 starts with.
+
+        Raises:
+            ValueError: `accumulate_steps` is not positive.
+        """
+        if accumulate_steps < 1:
+            raise ValueError(f"accumulate_steps must be at least 1, got {accumulate_steps}")
+        super().__init__(model, data_loader, optimizer)
+        self.accumulate_steps = accumulate_steps
+        self.amp_dtype = amp_dtype
+        self._device_type = next(model.parameters()).device.type
+        self.grad_scaler = torch.amp.GradScaler(
+            self._device_type, init_scale=init_scale, enabled=amp_dtype is torch.float16
+        )
+
+    def run_step(self) -> None:
+        """Trains on the next `accumulate_steps` batches of the loader.
+
+        Raises:
+            FloatingPointError: a loss is infinite or NaN; the weights are those of before.
+        """
+        assert self.model.training, "the model was changed to eval mode"
+        self.optimizer.zero_grad()
+        batches: list[Batch] = []
+        losses: list[dict[str, Tensor]] = []
+        data_time = 0.0
+        for left in reversed(range(self.accumulate_steps)):
+            start = time.perf_counter()
+            batches.append(next(self._data_loader_iter))
+            data_time += time.perf_counter() - start
+            # Gradients travel between processes once, with the last micro-batch.
+            with self._no_sync() if left else contextlib.nullcontext():
+                losses.append(self._forward(batches[-1]))
+                total = sum(losses[-1].values()) / self.accumulate_steps
+                self.grad_scaler.scale(total).backward()
+        self.after_backward()
+        self._report(batches, _to_host(losses), data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a micro-batch."""
+        enabled = self.amp_dtype is not None
+        losses: dict[str, Tensor] | Tensor = {}
+        fault = None
+        try:
+            with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=enabled):
+                losses = self.model(batch)
+        except FloatingPointError as error:  # proposals of Detectron2 that are not finite
+            fault = (str(error), [_image_name(sample) for sample in batch])
+        # The others would wait in the backward pass for the process that has failed.
+        faults = [found for found in comm.all_gather(fault) if found is not None]
+        if faults:
+            images = [image for _, named in faults for image in named]
+            raise _stop(faults[0][0], self.iter, images)
+        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
+
+    def _report(self, batches: list[Batch], losses: list[Losses], data_time: float) -> None:
+        """Logs the mean over micro-batches and processes, as Detectron2 does."""
+        suspects = [
+            _image_name(sample)
+            for batch, named in zip(batches, losses, strict=True)
+            if not all(map(math.isfinite, named.values()))
+            for sample in batch
+        ]
+        # To all and not only to the first, so that all stop.
+        reports = comm.all_gather(_Report(losses, data_time, suspects))
+        _check_finite(reports, self.iter)
+        storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_time)
+        if not comm.is_main_process():
+            return
+        storage.put_scalar("data_time", max(report.data_time for report in reports))
+        mean = _mean([named for report in reports for named in report.losses])
+        storage.put_scalar("total_loss", sum(mean.values()))
+        if len(mean) > 1:
+            storage.put_scalars(**mean)
+
+    def state_dict(self) -> dict[str, object]:
+        """As Detectron2's `AMPTrainer` saves it."""
+        state = super().state_dict()
+        if self.grad_scaler.is_enabled():
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Restores it; float16 that the checkpoint was not trained with starts anew."""
+        super().load_state_dict(state_dict)
+        if "grad_scaler" in state_dict and self.grad_scaler.is_enabled():
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
