@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["draw_confusion_matrix", "format_table"]
+__all__ = ["draw_confusion_matrix", "format_rows", "format_table"]
 
 _MEANS = (
     ("mIoU", "mIoU"),
@@ -25,7 +25,7 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def format_rows(rows: Sequence[Sequence[str]]) -> str:
     """A table that is aligned for reading in a terminal as well; the first row is its head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -53,8 +53,8 @@ def format_table(
     for index, name in enumerate(class_names):
         values = [_cell(metrics.get(f"{key}-{name}")) for _, key in columns]
         rows.append([name.replace("|", "\\|"), *values, str(int(confusion[:, index].sum()))])
-    summary = _markdown([[name for name, _ in means], [_cell(value) for _, value in means]])
-    return f"{summary}\n\n{_markdown(rows)}"
+    summary = format_rows([[name for name, _ in means], [_cell(value) for _, value in means]])
+    return f"{summary}\n\n{format_rows(rows)}"
 
 
 def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path) -> None:
