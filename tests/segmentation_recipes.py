@@ -109,4 +109,3 @@ def check_mask2former(cfg: DictConfig, recipe: Mapping[str, object]) -> None:
     assert criterion.num_points == matching["points"]
     assert criterion.oversample_ratio == matching["oversample_ratio"]
     assert criterion.importance_sample_ratio == matching["importance_ratio"]
-    assert cfg.model.targets.ignore_value == cfg.dataset.ignore_label

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
@@ -163,8 +164,6 @@ def test_official_augmentation(recipe: Recipe) -> None:
 
 
 def test_official_data(recipe: Recipe) -> None:
-    from detectron2.data import MetadataCatalog
-
     for part, split in (("train", "train"), ("test", "val")):
         metadata = MetadataCatalog.get(load(OFFICIAL).dataset[part].name)
         assert Path(recipe["dataset"][split]).name == Path(metadata.panoptic_json).name
