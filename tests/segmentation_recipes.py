@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
-__all__ = ["PAPER_PARAMETERS", "RECIPES", "check_mask2former"]
+__all__ = ["PANOPTIC_RECIPES", "PAPER_PARAMETERS", "RECIPES", "check_mask2former"]
 
 _BY_SIZE = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 _SMALL = ("t_deit", "s_deit", "b_deit", "b_augreg", "l_augreg", "l_uniperceiver")
@@ -70,6 +70,10 @@ RECIPES |= {
     experiment.replace("/", "/mask2former_vit_adapter_"): "mask2former_"
     + (recipe if recipe.endswith("_ms") else f"{recipe}_ss")
     for experiment, recipe in _MASK2FORMER.items()
+}
+PANOPTIC_RECIPES = {
+    "COCOPanoptic/mask2former_vit_adapter_l_beitv2_3x": "mask2former_beitv2_adapter_large_16x1_3x_"
+    "coco-panoptic"
 }
 # Millions, of paper table 3. Those of base are counted with position embeddings of 384 pixels,
 # which DeiT does not have: 0.29 more than is built.
