@@ -113,3 +113,5 @@ def check_mask2former(cfg: DictConfig, recipe: Mapping[str, object]) -> None:
     assert criterion.num_points == matching["points"]
     assert criterion.oversample_ratio == matching["oversample_ratio"]
     assert criterion.importance_sample_ratio == matching["importance_ratio"]
+    # Panoptic maps have no label to ignore.
+    assert cfg.model.targets.get("ignore_value") == cfg.dataset.get("ignore_label")
