@@ -119,6 +119,10 @@ def test_official_training(recipe: Recipe) -> None:
     assert cfg.train.amp.enabled == bool(expected["amp_fp16"])
     assert cfg.dataloader.train.total_batch_size == recipe["batch"]["total"]
     assert cfg.train.max_iter == schedule["iterations"]
+    average = schedule["weight_ema"]
+    assert cfg.train.ema.enabled
+    assert 1 - cfg.train.ema.decay == pytest.approx(average["momentum_floor"])
+    assert f"exp(-(1+t)/{cfg.train.ema.ramp_iters})" in average["rule"]
     multiplier = instantiate(cfg.lr_multiplier)
     steps = [0, 9, *(m + d for m in schedule["milestones"] for d in (-1, 1))]
     values = [multiplier(step / schedule["iterations"]) for step in steps]
@@ -172,9 +176,9 @@ def test_official_data(recipe: Recipe) -> None:
 @pytest.mark.parametrize("path", [p for p in PANOPTIC_CONFIGS if "lsj" in p.stem])
 def test_large_scale_jitter(path: Path) -> None:
     cfg = load(path)
-    scale, crop, pad, flip = cfg.dataloader.train.mapper.augmentations
-    kinds = [step._target_ for step in (scale, crop, pad, flip)]
-    assert kinds == [T.ResizeScale, T.RandomCrop, PadToSize, T.RandomFlip]
+    steps = {step._target_: step for step in cfg.dataloader.train.mapper.augmentations}
+    assert set(steps) == {T.ResizeScale, T.RandomCrop, PadToSize, T.RandomFlip}
+    scale, pad = steps[T.ResizeScale], steps[PadToSize]
     assert (scale.min_scale, scale.max_scale, scale.target_height) == (0.1, 2.0, 1024)
     assert instantiate(pad).seg_pad_value == 0
     assert cfg.model.backbone.freeze_net

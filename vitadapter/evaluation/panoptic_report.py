@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitadapter.evaluation.markdown import markdown_table
 from vitadapter.evaluation.panoptic_quality import average_quality, quality_of
-from vitadapter.evaluation.sem_seg_report import format_rows
 
 __all__ = ["format_table"]
 
@@ -37,5 +37,5 @@ def format_table(class_names: Sequence[str], num_things: int, counts: np.ndarray
     rows = [["class", "PQ", "SQ", "RQ", "matched", "false", "missed"]]
     for name, quality, count in zip(class_names, qualities, counts, strict=True):
         numbers = [str(int(number)) for number in count[:3]]
-        rows.append([name.replace("|", "\\|"), *_percent(quality), *numbers])
-    return f"{format_rows(summary)}\n\n{format_rows(rows)}"
+        rows.append([name, *_percent(quality), *numbers])
+    return f"{markdown_table(summary)}\n\n{markdown_table(rows)}"

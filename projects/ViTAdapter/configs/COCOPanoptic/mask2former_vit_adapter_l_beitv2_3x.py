@@ -19,5 +19,6 @@ lr_multiplier.update(warmup_iters=10, warmup_factor=1.0)
 train = get_config("common/train.py").train
 # 36 epochs of 118000 images.
 train.max_iter = 265500
+train.ema = dict(enabled=True, decay=0.9999, ramp_iters=2000)
 train.init_checkpoint = "timm://beitv2_large_patch16_224.in1k_ft_in22k"
 train.output_dir = "./output/mask2former_vit_adapter_l_beitv2_3x"
