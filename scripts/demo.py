@@ -132,7 +132,10 @@ def draw(predictor: LazyPredictor, image: np.ndarray, threshold: float) -> np.nd
     """The BGR `image` (H, W, 3) with its predictions, in the same size and order."""
     output = predictor(image)
     visualizer = Visualizer(image[:, :, ::-1], predictor.metadata, instance_mode=ColorMode.IMAGE)
-    if "instances" in output:
+    if "panoptic_seg" in output:
+        ids, segments = output["panoptic_seg"]
+        drawn = visualizer.draw_panoptic_seg(ids.to("cpu"), segments, alpha=0.6)
+    elif "instances" in output:
         instances = output["instances"].to("cpu")
         drawn = visualizer.draw_instance_predictions(instances[instances.scores >= threshold])
     else:

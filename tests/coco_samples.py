@@ -13,9 +13,14 @@ COLOURS = ((220, 40, 40), (40, 200, 60), (60, 80, 230))
 def rle_of(box: tuple[int, int, int, int], size: int) -> dict[str, object]:
     """The rectangle `box` (x, y, w, h) as a compressed RLE mask."""
     x, y, w, h = box
-    mask = np.zeros((size, size), dtype=np.uint8, order="F")
+    mask = np.zeros((size, size), dtype=np.uint8)
     mask[y : y + h, x : x + w] = 1
-    encoded = mask_util.encode(mask)
+    return encode_mask(mask)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, object]:
+    """A mask (H, W) as compressed RLE that json can hold."""
+    encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
 
 

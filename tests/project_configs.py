@@ -12,7 +12,15 @@ from torch import nn
 PROJECT = Path(__file__).resolve().parents[1] / "projects" / "ViTAdapter"
 _ALL = sorted(PROJECT.glob("configs/*/*.py"))
 _SEGMENTERS = ("mask2former_", "semantic_fpn_", "upernet_")
-SEGMENTATION_CONFIGS = [path for path in _ALL if path.stem.startswith(_SEGMENTERS)]
+# Mask2Former of panoptic and of instance segmentation.
+PANOPTIC_CONFIGS = [
+    path
+    for path in _ALL
+    if path.match("COCOPanoptic/*") or path.match("COCO/mask2former_instance_*")
+]
+SEGMENTATION_CONFIGS = [
+    path for path in _ALL if path.stem.startswith(_SEGMENTERS) and path not in PANOPTIC_CONFIGS
+]
 CONFIGS = [path for path in _ALL if not path.stem.startswith(_SEGMENTERS)]
 
 _CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups

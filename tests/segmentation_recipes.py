@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
-__all__ = ["PAPER_PARAMETERS", "RECIPES", "check_mask2former"]
+__all__ = ["PANOPTIC_RECIPES", "PAPER_PARAMETERS", "RECIPES", "check_mask2former"]
 
 _BY_SIZE = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 _SMALL = ("t_deit", "s_deit", "b_deit", "b_augreg", "l_augreg", "l_uniperceiver")
@@ -71,6 +71,10 @@ RECIPES |= {
     + (recipe if recipe.endswith("_ms") else f"{recipe}_ss")
     for experiment, recipe in _MASK2FORMER.items()
 }
+PANOPTIC_RECIPES = {
+    "COCOPanoptic/mask2former_vit_adapter_l_beitv2_3x": "mask2former_beitv2_adapter_large_16x1_3x_"
+    "coco-panoptic"
+}
 # Millions, of paper table 3. Those of base are counted with position embeddings of 384 pixels,
 # which DeiT does not have: 0.29 more than is built.
 PAPER_PARAMETERS = {
@@ -109,4 +113,5 @@ def check_mask2former(cfg: DictConfig, recipe: Mapping[str, object]) -> None:
     assert criterion.num_points == matching["points"]
     assert criterion.oversample_ratio == matching["oversample_ratio"]
     assert criterion.importance_sample_ratio == matching["importance_ratio"]
-    assert cfg.model.targets.ignore_value == cfg.dataset.ignore_label
+    # Panoptic maps have no label to ignore.
+    assert cfg.model.targets.get("ignore_value") == cfg.dataset.get("ignore_label")

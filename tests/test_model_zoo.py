@@ -8,12 +8,13 @@ import pytest
 from official_recipes import recipe_name
 from project_configs import (
     CONFIGS,
+    PANOPTIC_CONFIGS,
     PROJECT,
     SEGMENTATION_CONFIGS,
     count_parameters,
     full_size_model,
 )
-from segmentation_recipes import RECIPES
+from segmentation_recipes import PANOPTIC_RECIPES, RECIPES
 
 PAGE = PROJECT / "README.md"
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -39,6 +40,13 @@ HEADS = {
     "UperNet": "upernet",
     "Semantic FPN": "semantic_fpn",
     "Mask2Former": "mask2former",
+}
+PUBLISHED = {
+    "box AP": "box_AP",
+    "mask AP": "mask_AP",
+    "PQ": "PQ",
+    "PQ things": "PQ_thing",
+    "PQ stuff": "PQ_stuff",
 }
 NAME = re.compile(r"\[((?P<head>[^\]]+), )?(?P<net>ViT|ViTDet|ViT-Adapter)-(?P<size>[TSBL])\b.*\]")
 TABLE_1 = re.compile(r"mask_rcnn_(vit|vitdet|vit_adapter)_([tsb]_deit|l_augreg)_[13]x")
@@ -71,7 +79,7 @@ each_row = pytest.mark.parametrize(
 
 def test_every_config_has_one_row() -> None:
     linked = {link for link in LINK.findall(PAGE.read_text()) if link.startswith("configs/")}
-    configs = sorted(CONFIGS + SEGMENTATION_CONFIGS)
+    configs = sorted(CONFIGS + PANOPTIC_CONFIGS + SEGMENTATION_CONFIGS)
     assert {PROJECT / link for link in linked} == set(configs)
     assert sorted(path for path, _ in ROWS) == configs
 
@@ -119,9 +127,10 @@ def test_published_figures(path: Path, row: Row, shared: Path) -> None:
         for recipe in json.loads((reference / "recipes.json").read_text())["recipes"]
     }
     tables = json.loads((reference / "paper_tables.json").read_text())
-    name = recipe_name(path) or RECIPES.get(f"{path.parent.name}/{path.stem}")
+    experiment = f"{path.parent.name}/{path.stem}"
+    name = recipe_name(path) or (RECIPES | PANOPTIC_RECIPES).get(experiment)
     published = recipes[name]["published"] if name in recipes else {}
-    expected = {"box AP": published.get("box_AP"), "mask AP": published.get("mask_AP")}
+    expected = {title: published.get(key) for title, key in PUBLISHED.items()}
     if "settings" in row:
         expected = {"mIoU": published.get("mIoU_ms" if "ms" in row["settings"] else "mIoU_ss")}
         if expected["mIoU"] is None:  # tables 3, 9 and 11, or nothing
@@ -147,3 +156,15 @@ def test_published_figures(path: Path, row: Row, shared: Path) -> None:
     for column in columns:
         figure = expected[column.removesuffix(" (paper)")]
         assert row[column] == ("-" if figure is None else f"{figure:.1f}"), column
+
+
+def test_augreg_of_table_9(shared: Path) -> None:
+    tables = json.loads((shared / "reference" / "paper_tables.json").read_text())
+    (paper,) = (
+        row
+        for row in tables["table_9"]["rows"]
+        if row["method"] == "ViT-Adapter-L" and row["backbone_pretrain"] == "IN-22K, sup"
+    )
+    cells = {p.stem: row["mIoU (paper)"] for p, row in ROWS if "l_augreg_640" in p.stem}
+    name = f"mask2former_vit_adapter_l_augreg_{paper['crop']}_{paper['iterations'] // 1000}k"
+    assert cells == {name: str(paper["mIoU"]), f"{name}_ms": str(paper["mIoU_ms"])}

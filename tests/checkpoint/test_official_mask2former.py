@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
+from project_configs import PROJECT, full_size_model
 from torch import Tensor, nn
 
 from vitadapter.checkpoint.families import recognise
@@ -62,10 +63,8 @@ def config_of(recipe: dict) -> DictConfig:
     model.backbone.net.img_size = backbone["img_size"]
     model.sem_seg_head.pixel_decoder.ffn_dim = head["pixel_decoder"]["ffn"]
     model.sem_seg_head.predictor.num_queries = head["num_queries"]
-    return OmegaConf.create(
-        {"model": model, "dataset": {"num_classes": head["num_classes"]}},
-        flags={"allow_objects": True},
-    )
+    classes = {"num_classes": head["num_classes"], "num_things": head.get("num_things", 0)}
+    return OmegaConf.create({"model": model, "dataset": classes}, flags={"allow_objects": True})
 
 
 @functools.cache
@@ -111,6 +110,15 @@ def test_names_and_shapes_are_ours_and_come_back(
     back = export_official(conversion.tensors, layout)
     assert back.keys() | conversion.dropped.keys() == official.keys()
     assert all(back[key] is official[key] for key in back)
+
+
+def test_the_panoptic_experiment_is_the_official_model(shared: Path) -> None:
+    path = PROJECT / "configs/COCOPanoptic/mask2former_vit_adapter_l_beitv2_3x.py"
+    ours = full_size_model(path).state_dict()
+    conversion = convert_official(official_state(shared, PANOPTIC), MASK2FORMER_PANOPTIC)
+    assert {n: t.shape for n, t in conversion.tensors.items()} == {
+        n: t.shape for n, t in ours.items()
+    }
 
 
 def test_an_old_unused_classifier_is_dropped(shared: Path) -> None:
@@ -160,4 +168,5 @@ def test_settings_without_parameters_are_the_recipes(name: str, recipes: dict[st
         assert model.instance_inference.max_per_image == test["max_per_image"]
         assert model.panoptic_inference.overlap_threshold == test["iou_thr"]
         assert (model.semantic_on, test["semantic_on"]) == (False, False)
-        assert list(model.panoptic_inference.thing_classes) == list(range(head["num_things"]))
+        for inference in (model.panoptic_inference, model.instance_inference):
+            assert instantiate(inference.thing_classes) == list(range(head["num_things"]))

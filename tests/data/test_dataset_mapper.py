@@ -10,6 +10,7 @@ from detectron2.data import build_detection_train_loader, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
+from pycocotools.coco import COCO
 
 from vitadapter.data.coco import load_coco_dataset
 from vitadapter.data.dataset_mapper import DatasetMapper, read_image
@@ -237,3 +238,26 @@ def test_an_instance_outside_the_crop_is_dropped(tmp_path: Path) -> None:
 def test_boxes_without_masks_cannot_be_drawn_anew() -> None:
     with pytest.raises(ValueError, match="use_instance_mask=True"):
         make_mapper(use_instance_mask=False, recompute_boxes=True)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rle", "mixed"])
+def test_bit_masks_of_cropped_instances_are_those_of_pycocotools(tmp_path: Path, kind: str) -> None:
+    """As Mask2Former is trained: a crop, with bit masks of what is left."""
+    content = make_content(images=2, masks=kind)
+    json_file, image_root = write_coco(tmp_path, content)
+    records = load_coco_dataset("", json_file, image_root, num_classes=2)
+    crop = T.CropTransform(20, 10, 40, 50)
+    mapper = make_mapper(augmentations=[crop], recompute_boxes=True)
+    coco = COCO(json_file)
+    for record in records:
+        instances = mapper(record)["instances"]
+        assert isinstance(instances.gt_masks, BitMasks)
+        expected = {}
+        for annotation in coco.imgToAnns[record["image_id"]]:
+            mask = coco.annToMask(annotation)[10:60, 20:60].astype(bool)
+            if mask.any():
+                expected[annotation["category_id"] - 1] = mask
+        found = dict(zip(instances.gt_classes.tolist(), instances.gt_masks.tensor, strict=True))
+        assert found.keys() == expected.keys()
+        for category, mask in found.items():
+            np.testing.assert_array_equal(mask.numpy(), expected[category])

@@ -8,7 +8,6 @@ under Detectron2's own training script.
 import hashlib
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +19,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from vitadapter.data.coco_annotations import check_has_masks, drop_unusable
 from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_record_image
+from vitadapter.data.image_files import missing_files
 from vitadapter.data.semantic_maps import add_semantic_maps
 
 __all__ = ["coco_metadata", "load_coco_dataset", "register_coco"]
@@ -214,20 +214,8 @@ def _check_num_classes(records: list[Record], name: str, num_classes: int) -> No
         )
 
 
-def _missing_files(file_names: Iterable[str]) -> list[str]:
-    by_folder = defaultdict(list)
-    for path in (Path(name) for name in file_names if not _is_remote(name)):
-        by_folder[path.parent].append(path)
-    missing = []
-    for folder, members in by_folder.items():
-        # One listing instead of one stat per image: COCO has 118 thousand of them.
-        listed = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        missing += [str(p) for p in members if p.name not in listed and not p.exists()]
-    return missing
-
-
 def _check_images(records: list[Record], name: str, role: str) -> None:
-    missing = _missing_files(record["file_name"] for record in records)
+    missing = missing_files(record["file_name"] for record in records)
     if missing:
         raise ValueError(
             f"{len(missing)} of the {len(records)} images of '{name}' do not exist "

@@ -10,6 +10,7 @@ from detectron2.data.catalog import Metadata
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.data.panoptic import panoptic_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.ema import is_averaged
@@ -40,8 +41,8 @@ class LazyPredictor:
 
     Attributes:
         model: in evaluation mode.
-        metadata: of the test data set, with `thing_classes` or, for a semantic segmenter,
-            `stuff_classes` where they are known.
+        metadata: of the test data set, with `thing_classes` or, for a semantic or panoptic
+            segmenter, `stuff_classes` where they are known.
     """
 
     def __init__(
@@ -87,8 +88,8 @@ class LazyPredictor:
             image: `(H, W, 3)` uint8 in BGR order, as `cv2.imread` returns it.
 
         Returns:
-            dict: the model's output for this image, in its pixels: "instances", or "sem_seg" with
-            a map for each class.
+            dict: the model's output for this image, in its pixels: "instances", "sem_seg" with a
+            map for each class, or "panoptic_seg" with a map of segments and what these are.
 
         Raises:
             ValueError: not such an image.
@@ -129,4 +130,6 @@ def _test_metadata(cfg: DictConfig) -> Metadata:
     if "label_root" in test:
         dataset = cfg.dataset
         return sem_seg_metadata(test.name, dataset.get("class_names"), dataset.num_classes)
+    if "panoptic_root" in test:
+        return panoptic_metadata(test.name, test.get("json_file"), cfg.dataset.num_things)
     return coco_metadata(test.name, test.get("json_file"), test.get("image_root"))

@@ -18,6 +18,7 @@ from vitadapter.modeling.mask2former import (
     SegmentTargets,
     SemanticTargets,
     SetCriterion,
+    first_classes,
 )
 
 from .vit_adapter import vit_adapter_tiny
@@ -87,8 +88,8 @@ model_instance.update(
     instance_inference=L(InstanceInference)(thing_classes=None, max_per_image=100),
 )
 
-# COCO's classes: 80 of things, then 53 of stuff.
-_things = list(range(80))
+# Things, then stuff, as `load_panoptic_dataset` numbers them.
+_things = L(first_classes)(num_things="${dataset.num_things}")
 model_panoptic = model_instance.copy()
 model_panoptic.instance_inference.thing_classes = _things
 model_panoptic.panoptic_inference = L(PanopticInference)(

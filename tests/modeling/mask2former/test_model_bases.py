@@ -17,7 +17,7 @@ OUTPUTS = {
 
 
 def build(model: DictConfig) -> nn.Module:
-    root = {"model": model, "dataset": {"num_classes": 5}}
+    root = {"model": model, "dataset": {"num_classes": 5, "num_things": 3}}
     return instantiate(OmegaConf.create(root, flags={"allow_objects": True}).model)
 
 

@@ -2,7 +2,7 @@
 
 from .criterion import SetCriterion
 from .head import Mask2FormerHead
-from .inference import InstanceInference, PanopticInference
+from .inference import InstanceInference, PanopticInference, first_classes
 from .mask2former import Mask2Former
 from .matcher import HungarianMatcher
 from .pixel_decoder import MSDeformAttnPixelDecoder
@@ -22,4 +22,5 @@ __all__ = [
     "SegmentTargets",
     "SemanticTargets",
     "SetCriterion",
+    "first_classes",
 ]

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from .transformer_decoder import MaskPrediction
 
-__all__ = ["InstanceInference", "PanopticInference", "SegmentInfo", "semantic_scores"]
+__all__ = [
+    "InstanceInference",
+    "PanopticInference",
+    "SegmentInfo",
+    "first_classes",
+    "semantic_scores",
+]
 
 
 class SegmentInfo(TypedDict):
@@ -19,6 +25,11 @@ class SegmentInfo(TypedDict):
     isthing: bool
     category_id: int
     score: float
+
+
+def first_classes(num_things: int) -> list[int]:
+    """Things where they are the first so many classes, for configs to call."""
+    return list(range(num_things))
 
 
 def semantic_scores(prediction: MaskPrediction) -> Tensor:

@@ -1,0 +1,160 @@
+"""Panoptic quality (arXiv 1801.00868, section 4), with the details of COCO's own program."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vitadapter.data.panoptic_maps import VOID
+
+__all__ = ["PanopticQuality", "average_quality", "count_matches", "quality_of"]
+
+_MATCHED, _FALSE_POSITIVE, _FALSE_NEGATIVE, _IOU = range(4)
+# More than any id.
+_ID_LIMIT = 1 << 32
+
+
+class PanopticQuality(NamedTuple):
+    """Qualities in [0, 1] and over how many classes they are averaged.
+
+    Attributes:
+        pq: panoptic quality, for one class `sq * rq`.
+        sq: segmentation quality, the mean IoU of matched segments.
+        rq: recognition quality, the F1 score of the matching.
+        num_classes: classes that occur in truth or prediction; others count in no average.
+    """
+
+    pq: float
+    sq: float
+    rq: float
+    num_classes: int
+
+
+def _areas(ids: np.ndarray) -> dict[int, int]:
+    found, counts = np.unique(ids, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def count_matches(
+    truth: np.ndarray,
+    truth_segments: Sequence[Mapping[str, object]],
+    predicted: np.ndarray,
+    predicted_segments: Sequence[Mapping[str, object]],
+    num_classes: int,
+) -> np.ndarray:
+    """Matches the segments of one image: those of a class whose IoU is over one half.
+
+    No segment can have two such partners, as segments do not overlap. As in COCO's program:
+
+    - pixels that are void in the truth count in no union;
+    - a crowd in the truth cannot be missed, nor can it be matched;
+    - a predicted segment without a partner is no false positive if more than half of it is void
+      or a crowd of its class; of several crowds of a class the last listed one counts.
+
+    Args:
+        truth: (H, W) ids of segments, 0 for void.
+        truth_segments: their `id`, `category_id` and `iscrowd`.
+        predicted: (H, W) ids of segments, 0 for none.
+        predicted_segments: their `id` and `category_id`.
+        num_classes: K; categories are 0 .. K - 1.
+
+    Returns:
+        np.ndarray: (K, 4) by class the matches, false positives, false negatives and the matches'
+        sum of IoUs.
+
+    Raises:
+        ValueError: maps of different size, or predicted segments that do not agree with their map.
+    """
+    _check_prediction(truth, predicted, predicted_segments, num_classes)
+    areas = _areas(truth), _areas(predicted)
+    overlaps = _overlaps(truth, predicted)
+    true_classes = {s["id"]: s["category_id"] for s in truth_segments}
+    predicted_classes = {s["id"]: s["category_id"] for s in predicted_segments}
+    crowds = {s["id"]: s["category_id"] for s in truth_segments if s.get("iscrowd", 0)}
+
+    counts = np.zeros((num_classes, 4))
+    missed, unmatched = set(true_classes) - set(crowds), set(predicted_classes)
+    for (true_id, predicted_id), overlap in overlaps.items():
+        category = true_classes.get(true_id)
+        if category is None or true_id in crowds or predicted_classes.get(predicted_id) != category:
+            continue
+        void = overlaps.get((VOID, predicted_id), 0)
+        iou = overlap / (areas[0][true_id] + areas[1][predicted_id] - overlap - void)
+        if iou > 0.5:
+            counts[category, _MATCHED] += 1
+            counts[category, _IOU] += iou
+            missed.remove(true_id)
+            unmatched.remove(predicted_id)
+    for true_id in missed:
+        counts[true_classes[true_id], _FALSE_NEGATIVE] += 1
+    crowd_of = {category: crowd for crowd, category in crowds.items()}
+    for predicted_id in unmatched:
+        category = predicted_classes[predicted_id]
+        ignored = overlaps.get((VOID, predicted_id), 0)
+        ignored += overlaps.get((crowd_of.get(category), predicted_id), 0)
+        if ignored / areas[1][predicted_id] <= 0.5:
+            counts[category, _FALSE_POSITIVE] += 1
+    return counts
+
+
+def _overlaps(truth: np.ndarray, predicted: np.ndarray) -> dict[tuple[int, int], int]:
+    """Pixels that a true and a predicted segment, or void, have in common."""
+    pairs = _areas(truth.astype(np.int64) * _ID_LIMIT + predicted.astype(np.int64))
+    return {divmod(pair, _ID_LIMIT): count for pair, count in pairs.items()}
+
+
+def _check_prediction(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    segments: Sequence[Mapping[str, object]],
+    num_classes: int,
+) -> None:
+    if predicted.shape != truth.shape:
+        raise ValueError(
+            f"a panoptic map must have the truth's (height, width) {truth.shape}, "
+            f"got {predicted.shape}"
+        )
+    listed = [segment["id"] for segment in segments]
+    shown = set(np.unique(predicted).tolist()) - {VOID}
+    if len(set(listed)) < len(listed) or set(listed) != shown:
+        raise ValueError(
+            f"segments_info must list each segment of the map once, got the ids {sorted(listed)} "
+            f"for a map with {sorted(shown)}"
+        )
+    classes = {segment["category_id"] for segment in segments}
+    if not classes <= set(range(num_classes)):
+        raise ValueError(
+            f"category_id of a segment must lie in [0, {num_classes}), got {sorted(classes)}"
+        )
+
+
+def quality_of(counts: np.ndarray) -> np.ndarray:
+    """Qualities of each class.
+
+    Args:
+        counts: (K, 4), sums of what `count_matches` returns.
+
+    Returns:
+        np.ndarray: (K, 3) PQ, SQ and RQ in [0, 1]; NaN for a class that does not occur.
+    """
+    matched, iou = counts[:, _MATCHED], counts[:, _IOU]
+    total = matched + (counts[:, _FALSE_POSITIVE] + counts[:, _FALSE_NEGATIVE]) / 2
+    occurs = total > 0
+    qualities = np.full((len(counts), 3), np.nan)
+    qualities[occurs, 0] = iou[occurs] / total[occurs]
+    qualities[occurs, 1] = iou[occurs] / np.maximum(matched[occurs], 1)
+    qualities[occurs, 2] = matched[occurs] / total[occurs]
+    return qualities
+
+
+def average_quality(qualities: np.ndarray) -> PanopticQuality | None:
+    """Mean over the classes that occur; None if none does.
+
+    Args:
+        qualities: (K, 3), of the classes to average.
+    """
+    occurring = qualities[~np.isnan(qualities).any(axis=1)]
+    if len(occurring) == 0:
+        return None
+    pq, sq, rq = occurring.mean(axis=0).tolist()
+    return PanopticQuality(pq, sq, rq, len(occurring))
