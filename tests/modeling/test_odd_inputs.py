@@ -91,7 +91,9 @@ class _NoProposals(nn.Module):
 
     def forward(self, images: object, *_: object) -> tuple[list[Instances], dict[str, Tensor]]:
         return [
-            Instances(size, proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.ones(0))
+            Instances(
+                size, proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.ones(0)
+            )
             for size in images.image_sizes
         ], {}
 

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vitadapter.evaluation.markdown import markdown_table
+
 __all__ = ["draw_confusion_matrix", "format_table"]
 
 _MEANS = (
@@ -25,18 +27,6 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table that is aligned for reading in a terminal as well; the first row is its head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for first, *others in (rows[0], rule, *rows[1:]):
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def format_table(
     class_names: Sequence[str], metrics: Mapping[str, float], confusion: np.ndarray
 ) -> str:
@@ -52,9 +42,9 @@ def format_table(
     rows = [["class", *(title for title, _ in columns), "pixels"]]
     for index, name in enumerate(class_names):
         values = [_cell(metrics.get(f"{key}-{name}")) for _, key in columns]
-        rows.append([name.replace("|", "\\|"), *values, str(int(confusion[:, index].sum()))])
-    summary = _markdown([[name for name, _ in means], [_cell(value) for _, value in means]])
-    return f"{summary}\n\n{_markdown(rows)}"
+        rows.append([name, *values, str(int(confusion[:, index].sum()))])
+    summary = markdown_table([[name for name, _ in means], [_cell(value) for _, value in means]])
+    return f"{summary}\n\n{markdown_table(rows)}"
 
 
 def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path) -> None:

@@ -1,0 +1,22 @@
+"""Markdown tables that are aligned for reading in a terminal as well."""
+
+from collections.abc import Sequence
+
+__all__ = ["markdown_table"]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """
+    Args:
+        rows: of equal length; the first one is the head. The first column is aligned to the left,
+            the others, numbers, to the right.
+    """
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for first, *others in (rows[0], rule, *rows[1:]):
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
