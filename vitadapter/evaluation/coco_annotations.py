@@ -1,9 +1,9 @@
-"""Annotations in COCO's format, completed so that pycocotools can evaluate them."""
+"""Annotations and detections in COCO's format, made ready for pycocotools."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-__all__ = ["complete_annotations"]
+__all__ = ["complete_annotations", "detections_of_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,3 +39,18 @@ def complete_annotations(
         dropped = len(annotations) - len(completed)
         logger.warning("evaluation leaves out %d annotations without a mask", dropped)
     return completed
+
+
+def detections_of_task(
+    detections: Sequence[Mapping[str, object]], task: str
+) -> list[dict[str, object]]:
+    """Copies, which pycocotools may change, with the regions of one task.
+
+    A mask with a box would be sorted into the sizes by the area of the box.
+
+    Args:
+        detections: in COCO's results format.
+        task: "bbox" or "segm".
+    """
+    other = {"bbox": "segmentation", "segm": "bbox"}[task]
+    return [{k: v for k, v in found.items() if k != other} for found in detections]

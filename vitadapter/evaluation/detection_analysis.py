@@ -8,7 +8,7 @@ from pathlib import Path
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitadapter.evaluation.coco_annotations import complete_annotations
+from vitadapter.evaluation.coco_annotations import complete_annotations, detections_of_task
 from vitadapter.evaluation.detection_figures import DetectionFigures, write_tables
 from vitadapter.evaluation.precision_recall import plot_precision_recall
 from vitadapter.evaluation.results_file import Instance, load_results
@@ -26,11 +26,9 @@ def evaluate_detections(
         detections: at least one, in COCO's results format.
         task: "bbox" or "segm".
     """
-    if task == "segm":
-        # With a box, its area would decide about the size, instead of the mask's.
-        detections = [{k: v for k, v in found.items() if k != "bbox"} for found in detections]
+    results = detections_of_task(detections, task)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        coco_eval = COCOeval(annotations, annotations.loadRes(list(detections)), task)
+        coco_eval = COCOeval(annotations, annotations.loadRes(results), task)
         coco_eval.evaluate()
         coco_eval.accumulate()
     categories = annotations.loadCats(coco_eval.params.catIds)
