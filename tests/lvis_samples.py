@@ -1,7 +1,11 @@
 """Made-up annotations in LVIS's format, and detections for them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 from detection_samples import make_annotations, make_detections
+from PIL import Image
 
 CATEGORIES = (2, 5, 9, 11, 40)
 FREQUENCIES = ("r", "c", "f", "f", "r")
@@ -30,3 +34,15 @@ def make_lvis_detections(
 ) -> list[dict[str, object]]:
     """Of all categories in all images, right and wrong."""
     return make_detections(content, wrong=12)
+
+
+def write_lvis(folder: Path, content: dict[str, list[dict[str, object]]]) -> tuple[str, str]:
+    """Writes annotations and, below `val2017`, images; returns the json file and the folder."""
+    (folder / "coco" / "val2017").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for image in content["images"]:
+        pixels = rng.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "coco" / "val2017" / Path(image["coco_url"]).name)
+    json_file = folder / "lvis.json"
+    json_file.write_text(json.dumps(content))
+    return str(json_file), str(folder / "coco")

@@ -81,6 +81,7 @@ def _average_precision(counted: list[tuple[float, bool]], number: int) -> float:
     recall, precision = right / number, right / np.arange(1, len(right) + 1)
     points = []
     for level in np.linspace(0, 1, 101):
+        # pycocotools compares without a tolerance, too.
         reached = precision[recall >= level]
         points.append(reached.max() if len(reached) else 0)
     return float(np.mean(points))
