@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.modeling.matcher import Matcher
@@ -15,6 +16,7 @@ from vitadapter.data.insta_boost import InstaBoost
 from vitadapter.layers.soft_nms import SoftNMS
 from vitadapter.modeling.matcher import BestProposalMatcher
 from vitadapter.modeling.roi_heads import CascadeROIHeads, HTCROIHeads
+from vitadapter.modeling.test_time_augmentation import ScaleRangeMapperTTA
 
 Recipe = dict[str, object]
 
@@ -283,6 +285,24 @@ def test_scales(row: Row) -> None:
     assert row.cfg.model.pixel_std == steps["normalize"]["std"]
 
 
+def _check_size_ranges(mapper: ScaleRangeMapperTTA, expected: Recipe) -> None:
+    """Each scale keeps areas on both sides of the recipe's bounds as the recipe says."""
+    assert expected["size_ranges_px"] == {
+        "s": "area<=32^2",
+        "m": "32^2<area<=96^2",
+        "l": "area>96^2",
+    }
+    areas = {"s": (1, 32**2), "m": (32**2 + 1, 96**2), "l": (96**2 + 1, 1e8)}
+    versions = mapper({"image": torch.zeros(3, 8, 8), "height": 8, "width": 8})
+    kept_by_scale = expected["kept_size_ranges_per_scale"]
+    assert len(versions) == 2 * len(kept_by_scale)
+    for index, version in enumerate(versions):
+        above, up_to = version["area_range"]
+        for size, tried in areas.items():
+            kept = {above < area <= up_to for area in tried}
+            assert kept == {size in kept_by_scale[index // 2]}, (index, size)
+
+
 @pytest.mark.parametrize(
     "path", [p for p in CONFIGS if p.match("htcpp_*_ms.py")], ids=lambda p: p.stem
 )
@@ -293,6 +313,7 @@ def test_test_time_augmentation(path: Path, recipes: dict[str, Recipe]) -> None:
     assert list(tta.tta_mapper.min_sizes) == [s["short"] for s in recipe["test"]["scales"]]
     assert tta.tta_mapper.max_size == longest
     assert tta.tta_mapper.flip == recipe["test"]["hflip_tta"]
+    _check_size_ranges(instantiate(tta.tta_mapper), recipe["head"]["test_tta"])
     # The mapper hands over the whole image.
     assert len(cfg.dataloader.test.mapper.augmentations) == 0
     expected = recipe["head"]["test_tta"]

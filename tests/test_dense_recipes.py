@@ -42,7 +42,10 @@ def recipes(shared: Path) -> dict[str, Recipe]:
 
 @pytest.fixture(scope="module", params=DETECTORS)
 def row(request: pytest.FixtureRequest, recipes: dict[str, Recipe]) -> Row:
-    name = request.param
+    return _row(request.param, recipes)
+
+
+def _row(name: str, recipes: dict[str, Recipe]) -> Row:
     (path,) = (path for path in CONFIGS if path.stem == f"{name}_vit_adapter_s_deit_3x")
     return Row(name, path, dense_config(name), recipes[f"{name}_deit_adapter_small_fpn_3x_coco"])
 
@@ -90,9 +93,9 @@ def test_neck(row: Row) -> None:
     assert len(shape) == neck["num_outs"]
 
 
-def test_dense_head(row: Row) -> None:
-    if row.name == "sparse_rcnn":
-        pytest.skip("no dense head")
+@pytest.mark.parametrize("name", ["atss", "gfl"])
+def test_dense_head(name: str, recipes: dict[str, Recipe]) -> None:
+    row = _row(name, recipes)
     head, model = row.recipe["head"], row.cfg.model
     expected = head["dense_head"]
     assert model.anchor_generator.sizes == expected["anchor_sizes"]

@@ -25,6 +25,7 @@ SCHEDULES = {
     "3x+MS": "3x",
     "LSJ, 25 epochs": "lsj_25ep",
     "LSJ, 50 epochs": "lsj_50ep",
+    "LSJ, 100 epochs": "lsj_100ep",
     "600 iterations": "finetune",
     "3x+MS, TTA": "3x_ms",
     "3x+MS, old features": "3x_old",

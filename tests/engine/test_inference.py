@@ -122,3 +122,26 @@ def test_batches_at_test_time_do_not_change_the_detections(cfg: DictConfig) -> N
         )
         assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-3)
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+
+
+def test_images_without_annotations_give_an_entry_to_the_server(
+    cfg: DictConfig, tmp_path: Path
+) -> None:
+    """As `dataset.test.name=coco_2017_test-dev` does."""
+    with Path(cfg.dataset.test.json_file).open() as file:
+        content = json.load(file)
+    del content["annotations"]
+    json_file = tmp_path / "image_info_test-dev2017.json"
+    json_file.write_text(json.dumps(content))
+    cfg.dataset.test.json_file = str(json_file)
+    cfg.dataloader.evaluator.algorithm = "mine"
+    cfg.model.roi_heads.box_predictor.test_score_thresh = 0.0
+    model = instantiate(cfg.model).eval()
+    assert do_test(cfg, model) == {}
+    folder = Path(cfg.train.output_dir, "inference")
+    assert not (folder / "per_class.md").exists()
+    for task, key in (("bbox", "bbox"), ("segm", "segmentation")):
+        written = folder / f"submission_{task}" / "detections_test-dev2017_mine_results.json"
+        entries = json.loads(written.read_text())
+        assert {entry["image_id"] for entry in entries} == {i["id"] for i in content["images"]}
+        assert all(key in entry for entry in entries)

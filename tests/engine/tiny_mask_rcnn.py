@@ -99,6 +99,7 @@ dataloader.train.mapper.augmentations = [L(T.RandomFlip)(horizontal=True)]
 dataloader.train.total_batch_size = 2
 dataloader.test.mapper.augmentations[0].update(short_edge_length=64, max_size=128)
 dataloader.train.num_workers = dataloader.test.num_workers = 0
+dataloader.evaluator.plot_curves = False  # they take longer than the rest of an evaluation
 
 optimizer = get_config("common/optim.py").AdamW
 optimizer.lr = 1e-3

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 
 from vitadapter.data.coco import load_coco_dataset
 from vitadapter.evaluation.coco import coco_evaluator
+from vitadapter.evaluation.detection_analysis import analyze_results
 
 
 def perfect_predictions(records: list[dict], size: int, masks: bool) -> list[tuple[dict, dict]]:
@@ -33,9 +34,13 @@ def perfect_predictions(records: list[dict], size: int, masks: bool) -> list[tup
     return pairs
 
 
-def evaluate(paths: tuple[str, str], folder: Path, masks: bool = True, **options) -> dict:
+def evaluate(
+    paths: tuple[str, str], folder: Path, masks: bool = True, plot_curves: bool = False, **options
+) -> dict:
     records = load_coco_dataset("x", *paths, num_classes=2, role="test", masks=False)
-    evaluator = coco_evaluator("x", *paths, output_dir=str(folder / "out"), **options)
+    evaluator = coco_evaluator(
+        "x", *paths, output_dir=str(folder / "out"), plot_curves=plot_curves, **options
+    )
     evaluator.reset()
     for sample, output in perfect_predictions(records, 64, masks):
         evaluator.process([sample], [output])
@@ -97,6 +102,26 @@ def test_file_without_annotations_writes_predictions_only(tmp_path: Path) -> Non
     assert evaluator.evaluate() == {}
     written = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert len(written) == 8
+    for task in ("bbox", "segm"):
+        folder = tmp_path / "out" / f"submission_{task}"
+        entries = json.loads((folder / "detections_instances_vitadapter_results.json").read_text())
+        assert [e["category_id"] for e in entries] == [r["category_id"] for r in written]
+        assert {e["category_id"] for e in entries} == {1, 2}  # not 0 and 1, as the model has them
+        assert (folder / "detections_instances_vitadapter_results.zip").is_file()
+
+
+def test_tables_and_curves_lie_next_to_the_results(tmp_path: Path) -> None:
+    """The same as are made from the files that the evaluation leaves."""
+    paths = write_coco(tmp_path, make_content())
+    evaluate(paths, tmp_path)
+    folder = tmp_path / "out"
+    curves = folder / "precision_recall_segm.png"
+    assert not curves.exists()
+    evaluate(paths, tmp_path, plot_curves=True)
+    assert curves.is_file()
+    analyze_results(paths[0], folder / "coco_instances_results.json", tmp_path / "again")
+    for name in ("per_class.md", "per_class.csv"):
+        assert (folder / name).read_text() == (tmp_path / "again" / name).read_text()
 
 
 def test_bad_arguments(tmp_path: Path) -> None:

@@ -1,15 +1,9 @@
 """Results of an image must not depend on the images that share its batch."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
-from dense_configs import dense_config, shrink_dense
-from detectron2.config import instantiate
+from detector_samples import DETECTORS, make_image, tiny_detector
 from detectron2.structures import Instances
-from omegaconf import DictConfig
-from project_configs import CONFIGS, load, shrink
 from torch import nn
 
 from vitadapter.engine.inference import InferenceModel
@@ -20,34 +14,9 @@ Input = dict[str, object]
 SIZES = [(48, 80), (64, 60), (33, 90), (64, 64), (100, 70), (64, 130)]
 
 
-def _config(stem: str) -> Path:
-    return next(path for path in CONFIGS if path.stem == stem)
-
-
-def _few_detections(cfg: DictConfig) -> DictConfig:
-    cfg.model.proposal_generator.post_nms_topk = (50, 50)
-    cfg.model.roi_heads.box_predictor.test_topk_per_image = 10
-    return cfg
-
-
-CASES: dict[str, Callable[[], DictConfig]] = {
-    "mask_rcnn": lambda: _few_detections(shrink(load(_config("mask_rcnn_vit_adapter_s_deit_3x")))),
-    "atss": lambda: shrink_dense(dense_config("atss")),
-    "gfl": lambda: shrink_dense(dense_config("gfl")),
-}
-
-
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module", params=DETECTORS)
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    torch.manual_seed(0)
-    model = instantiate(CASES[request.param]().model).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "gamma" in name:  # zero initially: the adapter would not reach the net
-                parameter.fill_(0.5)
-            elif "cls_score" in name and parameter.ndim > 1:  # scores that differ
-                parameter.mul_(30)
-    return model
+    return tiny_detector(request.param).eval()
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +27,7 @@ def alone(model: nn.Module) -> list[Instances]:
 
 
 def _images() -> list[Input]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        {
-            "image": torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8),
-            "height": 2 * h,
-            "width": 2 * w,
-        }
-        for h, w in SIZES
-    ]
+    return [make_image(size, seed) for seed, size in enumerate(SIZES)]
 
 
 def _differ(first: Instances, second: Instances) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitadapter.layers.nms import HardNMS
 from vitadapter.layers.soft_nms import GaussianDecay, SoftNMS
-from vitadapter.modeling.test_time_augmentation import DetectorWithTTA
+from vitadapter.modeling.test_time_augmentation import DetectorWithTTA, ScaleRangeMapperTTA
 
 MAPPER = DatasetMapperTTA(min_sizes=[64, 96, 128], max_size=200, flip=True)
 
@@ -112,6 +112,48 @@ def test_any_suppression_merges() -> None:
     assert 1 < len(scores) <= 4
     assert scores[0].item() == pytest.approx(0.2)
     assert scores[1] < 0.1
+
+
+@torch.no_grad()
+def test_scales_keep_objects_of_their_sizes(mask_rcnn: GeneralizedRCNN) -> None:
+    """Merged by hand from runs at one scale: its large boxes from the one, small from the other."""
+    single = _image()
+
+    def detector(mapper: DatasetMapperTTA) -> DetectorWithTTA:
+        return DetectorWithTTA(
+            mask_rcnn, tta_mapper=mapper, nms=HardNMS(1.0), max_detections_per_image=1000
+        )
+
+    by_scale = []
+    for side in (64, 128):
+        (output,) = detector(DatasetMapperTTA([side], 200, True))([single])
+        by_scale.append(output["instances"])
+    areas = [found.pred_boxes.area() for found in by_scale]
+    above, up_to = (area.median().item() for area in areas)
+    expected = torch.cat(
+        [by_scale[0].scores[areas[0] > above], by_scale[1].scores[areas[1] <= up_to]]
+    )
+    assert 1 < len(expected) < sum(map(len, by_scale)) - 1
+    mapper = ScaleRangeMapperTTA([64, 128], 200, True, [(above, torch.inf), (0, up_to)])
+    (output,) = detector(mapper)([single])
+    torch.testing.assert_close(output["instances"].scores.sort().values, expected.sort().values)
+
+
+def test_bounds_of_areas_are_as_in_coco() -> None:
+    """A box of exactly 20 x 30 pixels is within "up to 600" and not "above 600"."""
+    image = torch.zeros(3, 60, 100, dtype=torch.uint8)
+    image[0, 10:30, 60:90] = 255
+    for area_range, count in (((0, 600), 1), ((600, 1e9), 0)):
+        mapper = ScaleRangeMapperTTA([60], 200, False, [area_range])
+        model = DetectorWithTTA(_FindsSpot(), tta_mapper=mapper, nms=HardNMS(0.5))
+        assert len(model([{"image": image}])[0]["instances"]) == count
+
+
+def test_area_ranges_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"one range for each of the 2 min_sizes, got 1"):
+        ScaleRangeMapperTTA([64, 96], 200, True, [(0, 10)])
+    with pytest.raises(ValueError, match=r"\(above, up to\), got \(10, 10\)"):
+        ScaleRangeMapperTTA([64], 200, True, [(10, 10)])
 
 
 def test_nothing_found(mask_rcnn: GeneralizedRCNN, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,39 +7,13 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vitadapter.evaluation.metrics_file import RunMetrics, RunSummary, summarize
+from vitadapter.evaluation.plot_style import COLORS, STYLE, TEXT_COLOR, new_figure, save_figure
 
 __all__ = ["plot_comparison", "plot_convergence", "plot_loss_against_time", "plot_training"]
 
-_DPI = 100
-_TEXT = "#333333"
-# Okabe and Ito's colours, which the colour-blind tell apart; the light yellow is left out.
-_COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#999999",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": _TEXT,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 14,
-    "axes.titlesize": 16,
-    "axes.titleweight": "bold",
-    "figure.dpi": _DPI,
-    "font.size": 13,
-    "grid.color": "#E8E8E8",
-    "lines.linewidth": 2.4,
-    "lines.solid_capstyle": "round",
-    "savefig.dpi": _DPI,
-    "text.color": _TEXT,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-}
 _SMOOTHED_SHARE = 0.08  # of the points of a curve, averaged into each point of the smooth one
 _SAME_TIME = 0.05  # training times that differ by less count as the same
 _LABEL_GAP = 1.25  # distance of two labels in font heights
@@ -133,7 +107,7 @@ def _draw_losses(axes: Axes, metrics: RunMetrics) -> None:
     ends = []
     for i, (name, (iterations, values)) in enumerate(curves.items()):
         total = name == "total_loss"
-        color = _TEXT if total else _COLORS[(i - 1) % len(_COLORS)]
+        color = TEXT_COLOR if total else COLORS[(i - 1) % len(COLORS)]
         smoothed = _draw_curve(axes, iterations, values, color, 3.2 if total else 2.0)
         label = name.removeprefix("loss_").replace("_", " ")
         ends.append((iterations[-1], smoothed[-1], label, color))
@@ -143,26 +117,11 @@ def _draw_losses(axes: Axes, metrics: RunMetrics) -> None:
 
 
 def _draw_learning_rate(axes: Axes, metrics: RunMetrics) -> None:
-    axes.plot(*metrics.curve("lr"), color=_COLORS[0])
+    axes.plot(*metrics.curve("lr"), color=COLORS[0])
     axes.set_title("Learning rate")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
-
-
-def _figure(width: int, height: int) -> Figure:
-    """An empty figure of this size in pixels."""
-    figure = Figure(figsize=(width / _DPI, height / _DPI), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15, wspace=0.04)
-    return figure
-
-
-def _save(figure: Figure, output: str | Path) -> None:
-    path = Path(output)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"the figure must be written to a .png file, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", pil_kwargs={"optimize": True})
 
 
 def plot_training(metrics: RunMetrics, output: str | Path) -> None:
@@ -176,22 +135,22 @@ def plot_training(metrics: RunMetrics, output: str | Path) -> None:
         ValueError: `output` is not a .png file.
     """
     has_rate = len(metrics.curve("lr")[0]) > 0
-    with mpl.rc_context(_STYLE):
-        figure = _figure(1200, 800)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(1200, 800)
         rows = (3, 1) if has_rate else (1,)
         panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
         if has_rate:
             _draw_learning_rate(panels[1], metrics)
         _draw_losses(panels[0], metrics)
         panels[-1].set_xlabel("iteration")
-        _save(figure, output)
+        save_figure(figure, output)
 
 
 def _draw_against_time(axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
     ends = []
     for i, (name, metrics) in enumerate(runs.items()):
         minutes = metrics.minutes()
-        color = _COLORS[i % len(_COLORS)]
+        color = COLORS[i % len(COLORS)]
         smoothed = _draw_curve(axes, minutes, metrics.curve("total_loss")[1], color)
         ends.append((minutes[-1], smoothed[-1], name, color))
     axes.set_xlim(left=0)
@@ -216,10 +175,10 @@ def plot_loss_against_time(runs: Mapping[str, RunMetrics], output: str | Path) -
         ValueError: there is no run, one has no "time", or `output` is not a .png file.
     """
     _check_runs(runs)
-    with mpl.rc_context(_STYLE):
-        figure = _figure(1200, 700)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(1200, 700)
         _draw_against_time(figure.subplots(), runs)
-        _save(figure, output)
+        save_figure(figure, output)
 
 
 def _bars_title(summaries: Sequence[RunSummary]) -> str:
@@ -241,7 +200,7 @@ def _draw_bars(axes: Axes, summaries: Sequence[RunSummary]) -> None:
         for i, value in enumerate(values):
             x = i + (k - (len(kinds) - 1) / 2) * width
             ticks.append((x, kind))
-            color = _COLORS[i % len(_COLORS)]
+            color = COLORS[i % len(COLORS)]
             axes.bar(x, value or 0, width * 0.92, color=color, alpha=opacity)
             text = "n/a" if value is None else f"{value:.1f}"
             axes.annotate(
@@ -269,7 +228,7 @@ def _draw_bars(axes: Axes, summaries: Sequence[RunSummary]) -> None:
             textcoords="offset points",
             horizontalalignment="center",
             verticalalignment="top",
-            color=_COLORS[i % len(_COLORS)],
+            color=COLORS[i % len(COLORS)],
             fontsize=15,
             fontweight="bold",
         )
@@ -289,14 +248,14 @@ def plot_comparison(
         ValueError: there is no run, one has no "time", or `output` is not a .png file.
     """
     _check_runs(runs)
-    with mpl.rc_context(_STYLE):
-        figure = _figure(1400, 600)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(1400, 600)
         left, right = figure.subplots(1, 2)
         if title:
             figure.suptitle(title, fontsize=18, fontweight="bold")
         _draw_bars(left, [summarize(name, metrics) for name, metrics in runs.items()])
         _draw_against_time(right, runs)
-        _save(figure, output)
+        save_figure(figure, output)
 
 
 def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], name: str) -> None:
@@ -306,7 +265,7 @@ def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], name: str) -> None:
         iterations, values = metrics.curve(name)
         if len(iterations) == 0:
             raise ValueError(f"the run {run} has no {name} in its metrics.json")
-        color = _COLORS[i % len(_COLORS)]
+        color = COLORS[i % len(COLORS)]
         if name == "total_loss":
             values = _draw_curve(axes, iterations, values, color)
         else:
@@ -331,8 +290,8 @@ def plot_convergence(
         ValueError: there is no run, one was never evaluated, or `output` is not a .png file.
     """
     _check_runs(runs)
-    with mpl.rc_context(_STYLE):
-        figure = _figure(1600, 600)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(1600, 600)
         left, right = figure.subplots(1, 2)
         if title:
             figure.suptitle(title, fontsize=18, fontweight="bold")
@@ -341,4 +300,4 @@ def plot_convergence(
         _draw_metric(right, runs, "bbox/AP")
         right.set_title("Box AP")
         right.set_ylim(bottom=0)
-        _save(figure, output)
+        save_figure(figure, output)

@@ -7,6 +7,7 @@ import torch
 from detectron2.data.transforms import HFlipTransform, TransformList
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -14,9 +15,55 @@ from vitadapter.layers.nms import NMS
 
 from .same_size_batches import predict_by_size
 
-__all__ = ["DetectorWithTTA"]
+__all__ = ["DetectorWithTTA", "ScaleRangeMapperTTA"]
 
 Input = dict[str, object]
+
+
+class ScaleRangeMapperTTA(DatasetMapperTTA):
+    """Detectron2's mapper, of whose scales each one is trusted for objects of some sizes only.
+
+    So the official release does: small versions of an image find its large objects, large ones its
+    small objects.
+    """
+
+    def __init__(
+        self,
+        min_sizes: Sequence[int],
+        max_size: int,
+        flip: bool,
+        area_ranges: Sequence[tuple[float, float]],
+    ) -> None:
+        """
+        Args:
+            min_sizes: shortest edge of each scale, in pixels.
+            max_size: of the longest edge, in pixels.
+            flip: whether each scale is also flipped.
+            area_ranges: (above, up to) of each scale: square pixels, in the original image, of the
+                boxes that are kept.
+
+        Raises:
+            ValueError: not one range for each scale, or one that holds nothing.
+        """
+        super().__init__(list(min_sizes), max_size, flip)
+        ranges = [tuple(area_range) for area_range in area_ranges]
+        if len(ranges) != len(min_sizes):
+            raise ValueError(
+                f"area_ranges must have one range for each of the {len(min_sizes)} min_sizes, "
+                f"got {len(ranges)}"
+            )
+        for above, up_to in ranges:
+            if not above < up_to:
+                raise ValueError(f"area_ranges must be (above, up to), got ({above}, {up_to})")
+        self.area_ranges = ranges
+
+    def __call__(self, dataset_dict: Input) -> list[Input]:
+        """Versions of the input, each with its "area_range"."""
+        versions = super().__call__(dataset_dict)
+        per_scale = len(versions) // len(self.area_ranges)
+        for index, version in enumerate(versions):
+            version["area_range"] = self.area_ranges[index // per_scale]
+        return versions
 
 
 class DetectorWithTTA(nn.Module):
@@ -42,7 +89,8 @@ class DetectorWithTTA(nn.Module):
             model: a detector, whose output for an image is {"instances": Instances}. Only of a
                 `GeneralizedRCNN` masks are augmented.
             tta_mapper: input to its versions, with "transforms", as Detectron2's
-                `DatasetMapperTTA`: resized and flipped horizontally.
+                `DatasetMapperTTA`: resized and flipped horizontally. A version may have an
+                "area_range", as of `ScaleRangeMapperTTA`.
             nms: suppression of the boxes of all versions.
             max_detections_per_image: at most so many detections.
         """
@@ -62,11 +110,12 @@ class DetectorWithTTA(nn.Module):
         single = {**single, "height": image_size[0], "width": image_size[1]}
         versions = self.tta_mapper(single)
         transforms = [version.pop("transforms") for version in versions]
+        ranges = [version.pop("area_range", None) for version in versions]
         with _masks_off(self.model):
             found = self._predict(versions)
-        merged = self._merge(
-            [_back(*pair) for pair in zip(found, transforms, strict=True)], image_size
-        )
+        found = [_back(*pair) for pair in zip(found, transforms, strict=True)]
+        found = [_within(*pair) for pair in zip(found, ranges, strict=True)]
+        merged = self._merge(found, image_size)
         if not _has_masks(self.model):
             return merged
         merged.pred_masks = self._masks(merged, versions, transforms)
@@ -148,6 +197,15 @@ def _back(found: Instances, transform: TransformList) -> Instances:
     """Detections in a version, with their boxes in the pixels of the image."""
     found.pred_boxes = _moved(found.pred_boxes, transform.inverse())
     return found
+
+
+def _within(found: Instances, area_range: tuple[float, float] | None) -> Instances:
+    """Detections whose boxes are of (above, up to) square pixels; all without a range."""
+    if area_range is None:
+        return found
+    above, up_to = area_range
+    areas = found.pred_boxes.area()
+    return found[(areas > above) & (areas <= up_to)]
 
 
 def _forth(merged: Instances, transform: TransformList, size: tuple[int, int]) -> Instances:

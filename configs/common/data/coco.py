@@ -66,6 +66,9 @@ dataloader = dict(
         json_file="${dataset.test.json_file}",
         image_root="${dataset.test.image_root}",
         output_dir="${train.output_dir}/inference",
+        # Name of an entry to COCO's server, see dataset.test.name=coco_2017_test-dev.
+        algorithm="vitadapter",
+        plot_curves=True,
     ),
 )
 

@@ -1,8 +1,5 @@
 """`htcpp_vit_adapter_l_augreg_3x` tested at six scales, each also flipped."""
 
-from detectron2.config import LazyCall as L
-
-from vitadapter.layers.soft_nms import SoftNMS
 from vitadapter.model_zoo import get_config
 
 from .htcpp_vit_adapter_l_augreg_3x import (
@@ -14,9 +11,8 @@ from .htcpp_vit_adapter_l_augreg_3x import (
     train,
 )
 
-train.inference.tta = get_config("common/tta.py").multi_scale_flip
+train.inference.tta = get_config("common/tta.py").official_multi_scale_flip
 train.inference.tta.tta_mapper.max_size = 1600
-train.inference.tta.update(nms=L(SoftNMS)(min_score=0.001), max_detections_per_image=1000)
 # The scales are made from the whole image.
 dataloader.test.mapper.augmentations = []
 for _predictor in model.roi_heads.box_predictors:
