@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from vitadapter.checkpoint.family import Conversion, Family
+from vitadapter.checkpoint.family import LAYER_SCALE_OF_ONE, Conversion, Family
 
 __all__ = ["AUGREG", "convert_augreg"]
 
@@ -113,7 +113,7 @@ def convert_augreg(state_dict: Mapping[str, Tensor]) -> Conversion:
             new, change = _OUTSIDE.get(short, (short, _same))
             tensors[new] = change(tensor)
         renamed[names[short]] = new
-    return Conversion(tensors, renamed=renamed, dropped=dropped)
+    return Conversion(tensors, renamed=renamed, dropped=dropped, implied=LAYER_SCALE_OF_ONE)
 
 
 def _is_augreg(state_dict: Mapping[str, Tensor]) -> bool:
