@@ -58,6 +58,7 @@ _DROPPED = {
     "Transformer/encoder_norm/": "final norm, which the adapter does without",
     "head/": "head of the pre-training task",
     "pre_logits/": "head of the pre-training task",
+    "opt/": "state of the optimizer",
 }
 
 
