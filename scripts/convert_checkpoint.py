@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,6 +37,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.output.suffix not in SUFFIXES:
         parser.error(f"output must end in {' or '.join(SUFFIXES)}, got {args.output}")
+    if args.output.is_dir():
+        parser.error(f"output must be a file, but {args.output} is a folder")
     if args.output.exists() and not args.overwrite:
         parser.error(f"{args.output} exists: add --overwrite to replace it")
     if not args.output.absolute().parent.is_dir():
@@ -46,11 +49,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def save(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes aside and renames, so that the file is whole or absent."""
     partial = path.with_name(f"{path.name}.partial")
-    if path.suffix == ".safetensors":
-        save_file(tensors, partial)
-    else:
-        torch.save({"model": tensors}, partial)
-    partial.replace(path)
+    try:
+        if path.suffix == ".safetensors":
+            save_file(tensors, partial)
+        else:
+            torch.save({"model": tensors}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     # Own memory for each: safetensors refuses shared storage.
     tensors = {name: tensor.clone().contiguous() for name, tensor in conversion.tensors.items()}
-    save(tensors, args.output)
+    try:
+        save(tensors, args.output)
+    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's is a RuntimeError
+        print(f"error: {args.output} cannot be written: {error}", file=sys.stderr)
+        return 1
     report = LoadReport(
         source=args.input,
         family=family.name,

@@ -29,7 +29,9 @@ __all__ = [
     "PYRAMID",
     "SANITIZERS",
     "Case",
+    "assert_close",
     "build",
+    "check",
     "descending",
     "deterministic",
     "gradients",
@@ -38,6 +40,8 @@ __all__ = [
 ]
 
 FOLDER = Path(__file__).parent / "cuda_emulation"
+# Of what `gradients` returns.
+_NAMES = ("output", "grad_value", "first tap argument", "second", "third")
 PYRAMID = ((5, 7), (3, 2), (1, 3))
 SANITIZERS = (
     "-O1",
@@ -235,3 +239,29 @@ def reference_gradients(case: Case) -> list[Tensor]:
     locations, weights = _sampled(case, leaves[1:])
     output = ms_deform_attn_reference(leaves[0], list(case.shapes), locations, weights)
     return [output.detach(), *torch.autograd.grad(output, leaves, case.grad_output.double())]
+
+
+def assert_close(got: Tensor, expected: Tensor, name: str) -> None:
+    """Up to the rounding of the dtype; `expected` is float64."""
+    rounding = torch.finfo(got.dtype).eps
+    scale = max(expected.abs().max().item(), 1.0)
+    tolerance = 1e-12 if got.dtype == torch.float64 else max(5e-6, rounding)
+    torch.testing.assert_close(
+        got.double(),
+        expected,
+        rtol=tolerance,
+        atol=tolerance * scale,
+        msg=lambda message: f"{name}: {message}",
+    )
+
+
+def check(emulated: _OpNamespace, case: Case, expected: list[Tensor] | None = None) -> None:
+    """Forward and both backward passes equal the reference."""
+    expected = expected or reference_gradients(case)
+    got = gradients(emulated, case)
+    with deterministic():
+        by_rows = gradients(emulated, case)
+    for name, *tensors in zip(_NAMES, got, by_rows, expected, strict=False):
+        assert_close(tensors[0], tensors[2], name)
+        assert_close(tensors[1], tensors[2], f"{name}, deterministic")
+    assert all(map(torch.equal, got[2:], by_rows[2:])), "gradients of taps without grad_value"

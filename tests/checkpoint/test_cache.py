@@ -42,10 +42,15 @@ def write(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def load(path: Path) -> nn.Module:
-    model = ViTBaseline(
-        ViT(embed_dim=32, depth=1, num_heads=2, pretrain_img_size=64), block_indexes=[0]
+def load(path: Path, layer_scale_init: float | None = None) -> nn.Module:
+    net = ViT(
+        embed_dim=32,
+        depth=1,
+        num_heads=2,
+        pretrain_img_size=64,
+        layer_scale_init=layer_scale_init,
     )
+    model = ViTBaseline(net, block_indexes=[0])
     load_init_checkpoint(AtomicCheckpointer(model), str(path))
     return model.net
 
@@ -74,6 +79,23 @@ def test_another_file_of_the_same_name_is_converted_again(tmp_path: Path, folder
     os.utime(tmp_path / "w.npz", (1, 1))
     assert not same(first, load(tmp_path / "w.npz"))
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_copy_that_keeps_the_time_is_converted_again(tmp_path: Path, folder: Path) -> None:
+    """As `cp -p` and `rsync -t` do."""
+    path = write(tmp_path / "w.npz")
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    first = load(path)
+    path.write_bytes(write(tmp_path / "other.npz", seed=1).read_bytes())
+    os.utime(path, ns=times)
+    assert not same(first, load(path))
+
+
+def test_layer_scale_is_1_from_the_cache_too(tmp_path: Path, folder: Path) -> None:
+    path = write(tmp_path / "w.npz")
+    for _ in range(2):
+        assert (load(path, layer_scale_init=1e-5).blocks[0].gamma1 == 1).all()
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_a_broken_entry_is_made_again(tmp_path: Path, folder: Path, caplog) -> None:

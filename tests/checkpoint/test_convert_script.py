@@ -66,12 +66,37 @@ def test_an_output_is_not_overwritten_by_chance(
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("out.zip", "must end in .pth or .safetensors"), ("no/out.pth", "folder of .* does not")],
+    [
+        ("out.zip", "must end in .pth or .safetensors"),
+        ("no/out.pth", "folder of .* does not"),
+        ("folder.pth", "must be a file, but .* is a folder"),
+    ],
 )
 def test_bad_outputs(output: str, message: str, script: ModuleType, tmp_path: Path, capsys) -> None:
+    (tmp_path / "folder.pth").mkdir()
     with pytest.raises(SystemExit):
-        script.main(["w.pth", str(tmp_path / output)])
+        script.main(["w.pth", str(tmp_path / output), "--overwrite"])
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_full_disk_is_an_error_line(
+    suffix: str,
+    script: ModuleType,
+    source: tuple[Path, dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+) -> None:
+    def write(tensors: object, path: Path) -> None:
+        Path(path).write_bytes(b"begun")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(script.torch, "save", write)
+    monkeypatch.setattr(script, "save_file", write)
+    path, _ = source
+    assert script.main([str(path), str(path.with_name(f"out.{suffix}"))]) == 1
+    assert "cannot be written: No space left" in capsys.readouterr().err
+    assert [p.name for p in path.parent.iterdir()] == ["dinov2.pth"]
 
 
 @pytest.mark.parametrize(

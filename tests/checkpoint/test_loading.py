@@ -1,5 +1,6 @@
 """Whole loads: into a small detector-like model with a ViT-Adapter, from each kind of file."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -77,6 +78,7 @@ def test_a_pre_trained_vit_reaches_the_net_and_nothing_else() -> None:
     counts = [n for n in before if not n.startswith(net) and not n.endswith("num_batches_tracked")]
     assert sorted(report.missing) == sorted(counts)
     assert report.missing["backbone.bottom_up.interactions.0.injector.gamma"] == "stays 0"
+    assert not planned.is_doubtful
 
 
 @pytest.mark.parametrize(
@@ -86,10 +88,17 @@ def test_a_pre_trained_vit_reaches_the_net_and_nothing_else() -> None:
         (partial(TimmViT, "vit_small_patch14_dinov2", pretrain_img_size=64), "ls1.gamma"),
     ],
 )
-def test_dinov2_goes_into_both_nets(make_net: Callable[..., nn.Module], scale: str) -> None:
+@pytest.mark.parametrize("name", ["ls{}.gamma", "gamma_{}", "gamma{}"])
+def test_layer_scale_goes_into_both_nets(
+    make_net: Callable[..., nn.Module], scale: str, name: str
+) -> None:
+    """From the names of DINOv2 and timm, of DeiT III, and of what was converted for our ViT."""
     model = Model(ViTAdapter(make_net(**SIZE), conv_dim=8, deform_num_heads=2))
     state = make_timm("vit_small_patch14_dinov2", img_size=56)  # the same 4 x 4 grid
-    planned = plan(model, state)
+    planned = plan(
+        model,
+        {re.sub(r"ls([12])\.gamma", name.format(r"\1"), key): t for key, t in state.items()},
+    )
     planned.apply(model)
     net = model.backbone.bottom_up.net
     for i in range(4):
@@ -98,6 +107,27 @@ def test_dinov2_goes_into_both_nets(make_net: Callable[..., nn.Module], scale: s
     (name, resized), *_ = planned.report.resized.items()
     assert name.endswith("patch_embed.proj.weight")
     assert str(resized) == "(32, 3, 14, 14) to (32, 3, 16, 16), bilinear"
+
+
+@pytest.mark.parametrize("is_mae", [False, True])
+def test_without_layer_scale_is_layer_scale_1(is_mae: bool) -> None:
+    """timm's DINOv2 starts it at 1e-5, with which pre-trained blocks would do nothing."""
+    net = TimmViT("vit_small_patch14_reg4_dinov2", **SIZE, pretrain_img_size=64)
+    model = Model(ViTAdapter(net, conv_dim=8, deform_num_heads=2))
+    state = make_timm()
+    if is_mae:
+        state["mask_token"] = state["decoder_pred.bias"] = torch.zeros(1)
+    planned = plan(model, state)
+    planned.apply(model)
+    assert planned.report.family == ("mae" if is_mae else "timm_vit")
+    assert len(planned.report.implied) == 8
+    for block in net.blocks:
+        assert (block.ls1.gamma == 1).all()
+        assert (block.ls2.gamma == 1).all()
+    # What cannot be known is told, and loudly.
+    (missing,) = (name for name in planned.report.missing if ".net." in name)
+    assert missing == "backbone.bottom_up.net.reg_token"
+    assert planned.is_doubtful
 
 
 @pytest.mark.parametrize("family", ["vitadapter", "bare"])

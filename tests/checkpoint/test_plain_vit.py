@@ -69,7 +69,7 @@ def test_fills_our_vit(name: str, family: str, layer_scale_init: float | None) -
 
 def test_dinov2_in_both_namings() -> None:
     state = make_timm("vit_small_patch14_dinov2").state_dict()
-    ours, timms = (convert(state) for convert in find_family("dinov2").converters)
+    ours, timms, _ = (convert(state) for convert in find_family("dinov2").converters)
     assert ours.tensors["blocks.1.gamma2"] is state["blocks.1.ls2.gamma"]
     assert ours.renamed == {
         f"blocks.{i}.ls{j}.gamma": f"blocks.{i}.gamma{j}" for i in (0, 1) for j in (1, 2)

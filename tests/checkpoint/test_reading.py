@@ -52,7 +52,10 @@ def test_our_own_training_state(tmp_path: Path) -> None:
     assert torch.equal(read["weight"], model.weight)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "module", "teacher", "model_ema"])
+@pytest.mark.parametrize(
+    "wrapper",
+    ["state_dict", "model", "module", "teacher", "model_ema", "ema_state_dict", "ema"],
+)
 def test_wrappers_and_prefixes(wrapper: str) -> None:
     content = {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}
     check(unwrap_state_dict({wrapper: content, "optimizer": {"state": {}}, "epoch": 7}))
@@ -63,7 +66,8 @@ def test_wrappers_and_prefixes(wrapper: str) -> None:
 def test_the_weights_are_taken_before_their_average() -> None:
     average = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
     check(unwrap_state_dict({"state_dict_ema": average, "state_dict": WEIGHTS}))
-    check(unwrap_state_dict({"model_ema": average, "model": WEIGHTS}))
+    for name in ("model_ema", "ema_state_dict", "ema"):
+        check(unwrap_state_dict({name: average, "model": WEIGHTS}))
     mmcv = {f"ema_{name.replace('.', '_')}": tensor for name, tensor in average.items()}
     check(unwrap_state_dict({"state_dict": WEIGHTS | mmcv}))
 
@@ -79,8 +83,10 @@ def test_the_average_where_it_is_asked_for(wrapper: str, tmp_path: Path) -> None
 
 
 def test_harmless_data_beside_the_weights(tmp_path: Path) -> None:
-    """MAE and BEiT save their arguments, mmcv a best score as a NumPy number."""
-    extra = {"args": argparse.Namespace(lr=0.1), "meta": {"score": np.float64(0.5)}}
+    """MAE and BEiT save their arguments, mmcv a best score as a NumPy number, or a palette."""
+    arguments = argparse.Namespace(lr=0.1, output_dir=Path("runs/1"))
+    meta = {"score": np.float64(0.5), "PALETTE": np.zeros((2, 3), np.uint8)}
+    extra = {"args": arguments, "meta": meta | {"mean": np.ones(3), "classes": np.arange(3)}}
     torch.save({"model": WEIGHTS, **extra}, tmp_path / "w.pth")
     check(read_state_dict(tmp_path / "w.pth"))
 
@@ -119,6 +125,25 @@ def test_no_checkpoint(suffix: str, content: bytes | None, tmp_path: Path) -> No
     else:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"w\.{suffix} cannot be loaded as weights: \S"):
+        read_state_dict(path)
+
+
+def test_an_old_file_that_was_changed_on_the_way(tmp_path: Path) -> None:
+    """PyTorch finds a storage that the file does not list, by an assertion."""
+    path = tmp_path / "w.pth"
+    torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    key = str(WEIGHTS["a.bias"].untyped_storage()._cdata).encode()
+    assert content.count(key) == 2
+    path.write_bytes(content[::-1].replace(key[::-1], b"9" * len(key), 1)[::-1])
+    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded as weights: it is damaged"):
+        read_state_dict(path)
+
+
+def test_the_reason_says_more_than_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"hello world this is a page")  # a KeyError of 101
+    with pytest.raises(ValueError, match=r"it is damaged, or no such file \(KeyError: 101\)"):
         read_state_dict(path)
 
 

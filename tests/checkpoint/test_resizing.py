@@ -4,6 +4,7 @@ from detectron2.modeling.backbone.utils import get_abs_pos
 from timm.models import adapt_input_conv
 from torch import Tensor
 
+from vitadapter.checkpoint.beit_tables import resize_relative_position_bias_table
 from vitadapter.checkpoint.resizing import fit_tensor, resize_patch_kernel, resize_pos_embed
 
 
@@ -71,6 +72,13 @@ def test_methods_are_named() -> None:
     name = "visual_embed.patch_embed.spatial_pos_embed.weight"
     fitted, method = fit(name, torch.ones(196, 2), (100, 2))
     assert (tuple(fitted.shape), method) == ((100, 2), "bicubic")
+
+
+def test_what_is_interpolated_is_not_rounded_to_half_precision() -> None:
+    table = torch.randn(732, 2).half()
+    fitted, _ = fit("blocks.0.attn.relative_position_bias_table", table, (3025, 2))
+    expected = resize_relative_position_bias_table(table.double(), 3025)
+    torch.testing.assert_close(fitted.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -74,6 +74,14 @@ def test_fills_the_net(which: int) -> None:
         assert tensor is reference[name.replace("blocks.", "layers.")]
 
 
+def test_what_was_converted_is_taken_again() -> None:
+    """As `scripts/convert_checkpoint.py` writes it."""
+    ours = convert_uni_perceiver(_files()[0])
+    again = convert_uni_perceiver(ours)
+    assert again.keys() == ours.keys()
+    assert all(again[name] is ours[name] for name in ours)
+
+
 @pytest.mark.parametrize(
     "missing", ["visual_embed.patch_embed.proj.weight", "layers.0.self_attn.in_proj.weight"]
 )

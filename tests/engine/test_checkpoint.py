@@ -162,7 +162,7 @@ def test_a_pre_trained_vit_is_reported(tmp_path: Path, caplog) -> None:
     detector = make_detector()
     with caplog.at_level("INFO", "vitadapter"):
         load_init_checkpoint(AtomicCheckpointer(detector, str(tmp_path)), str(path))
-    assert "vit.pth (timm_vit): 51 tensors loaded, 99." in caplog.text
+    assert "vit.pth (timm_vit): 51 tensors loaded, 100.0%" in caplog.text
     net = detector.backbone.bottom_up.net
     assert torch.equal(net.blocks[3].mlp.fc2.weight, vit.blocks[3].mlp.fc2.weight)
     report = (tmp_path / "init_checkpoint_report.txt").read_text()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from vitadapter.checkpoint.family import Conversion, Family
+from vitadapter.checkpoint.family import LAYER_SCALE_OF_ONE, Conversion, Family
 
 __all__ = ["AUGREG", "convert_augreg"]
 
@@ -58,6 +58,7 @@ _DROPPED = {
     "Transformer/encoder_norm/": "final norm, which the adapter does without",
     "head/": "head of the pre-training task",
     "pre_logits/": "head of the pre-training task",
+    "opt/": "state of the optimizer",
 }
 
 
@@ -113,7 +114,7 @@ def convert_augreg(state_dict: Mapping[str, Tensor]) -> Conversion:
             new, change = _OUTSIDE.get(short, (short, _same))
             tensors[new] = change(tensor)
         renamed[names[short]] = new
-    return Conversion(tensors, renamed=renamed, dropped=dropped)
+    return Conversion(tensors, renamed=renamed, dropped=dropped, implied=LAYER_SCALE_OF_ONE)
 
 
 def _is_augreg(state_dict: Mapping[str, Tensor]) -> bool:

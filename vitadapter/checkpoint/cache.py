@@ -33,9 +33,13 @@ def cache_folder() -> Path:
 
 
 def _entry(path: Path) -> Path:
-    """The cached file of a checkpoint: another one for other content, time or version."""
+    """The cached file of a checkpoint: another one for other content, time or version.
+
+    Whoever copies a file may keep the time of its content, but not that of its inode.
+    """
     status = path.stat()
-    key = (str(path.resolve()), status.st_size, status.st_mtime_ns, __version__)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    key = (str(path.resolve()), status.st_ino, status.st_size, *times, __version__)
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return cache_folder() / f"{digest[:32]}.safetensors"
 
@@ -46,6 +50,7 @@ def _save(entry: Path, family: Family, conversion: Conversion) -> None:
         "family": family.name,
         "renamed": json.dumps(dict(conversion.renamed)),
         "dropped": json.dumps(dict(conversion.dropped)),
+        "implied": json.dumps(dict(conversion.implied)),
     }
     tensors = {name: tensor.contiguous() for name, tensor in conversion.tensors.items()}
     try:
@@ -68,6 +73,7 @@ def _load(entry: Path) -> Family | None:
                 {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
                 renamed=json.loads(metadata["renamed"]),
                 dropped=json.loads(metadata["dropped"]),
+                implied=json.loads(metadata["implied"]),
             )
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         logger.warning("%s is not usable and is made again: %s", entry, error)

@@ -7,9 +7,22 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["Conversion", "Converter", "Family", "Scope", "convert_names", "describe"]
+__all__ = [
+    "LAYER_SCALE_OF_ONE",
+    "Conversion",
+    "Converter",
+    "Family",
+    "Scope",
+    "convert_names",
+    "describe",
+]
 
 Scope = Literal["net", "backbone", "model"]
+
+LAYER_SCALE_OF_ONE = {r"blocks\.\d+\.(gamma_?[12]|ls[12]\.gamma)": 1.0}
+"""What files of models without layer scale leave out, as :attr:`Conversion.implied` has it.
+
+Nets that are pre-trained with layer scale start it near 0, where their blocks would do nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ def convert_names(
     *,
     drop: Mapping[str, str],
     rename: Sequence[tuple[str, str]] = (),
+    implied: Mapping[str, float] | None = None,
 ) -> Conversion:
     """Conversion by patterns, for families that differ from a net in names only.
 
@@ -71,6 +85,7 @@ def convert_names(
         state_dict: of the family.
         drop: why, by regular expression of the names to leave out.
         rename: (regular expression, replacement) pairs, all applied to each name.
+        implied: of the conversion.
 
     Returns:
         Conversion: with the same tensors, names relative to the net.
@@ -87,7 +102,7 @@ def convert_names(
         tensors[new] = tensor
         if new != name:
             renamed[name] = new
-    return Conversion(tensors, renamed=renamed, dropped=dropped)
+    return Conversion(tensors, renamed=renamed, dropped=dropped, implied=implied or {})
 
 
 def describe(

@@ -39,6 +39,16 @@ class LoadPlan:
     report: LoadReport
     net_path: str | None
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether entries of the file have no place, or parts of the net are not in the file."""
+        report, prefix = self.report, f"{self.net_path}."
+        return bool(
+            report.wrong_shape
+            or report.unexpected
+            or any(name.startswith(prefix) for name in report.missing)
+        )
+
     def apply(self, model: nn.Module) -> None:
         """Copies the tensors into the model's parameters and buffers."""
         state = model.state_dict()

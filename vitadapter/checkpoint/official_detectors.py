@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vitadapter.checkpoint.family import Conversion, Family
+from vitadapter.checkpoint.family import LAYER_SCALE_OF_ONE, Conversion, Family
 from vitadapter.checkpoint.name_table import NameTable
 from vitadapter.checkpoint.official import convert_official_backbone, export_official_backbone
 from vitadapter.checkpoint.official_cascade import CASCADE_HEADS, EXTRA_ATTENTION_FPN, HTC_HEADS
@@ -190,11 +190,11 @@ LAYOUTS: tuple[OfficialLayout, ...] = (
 )
 
 
-def _ones_for_layer_scale(state_dict: Mapping[str, Tensor]) -> dict[str, float]:
+def _ones_for_layer_scale(state_dict: Mapping[str, Tensor]) -> Mapping[str, float]:
     """Files of models trained without layer scale have none, which is to say 1."""
     if any(re.search(r"\.gamma_?[12]$", name) for name in state_dict):
         return {}
-    return {r"blocks\.\d+\.gamma[12]": 1.0}
+    return LAYER_SCALE_OF_ONE
 
 
 def _split(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

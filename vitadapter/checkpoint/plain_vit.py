@@ -4,7 +4,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vitadapter.checkpoint.family import Conversion, Family, convert_names
+from vitadapter.checkpoint.family import (
+    LAYER_SCALE_OF_ONE,
+    Conversion,
+    Family,
+    convert_names,
+)
 
 __all__ = ["DINOV2", "MAE", "TIMM_VIT", "convert_dinov2", "convert_mae", "convert_timm_vit"]
 
@@ -17,6 +22,9 @@ HEADS = {
 }
 _MAE_DECODER = {r"decoder_": _HEAD}
 _NEEDED = ("patch_embed.proj.weight", "blocks.0.norm1.weight")
+# DINOv2's and timm's name, our ViT's, and that of DeiT III.
+_LAYER_SCALES = ("ls1.gamma", "gamma1", "gamma_1")
+_LAYER_SCALE = r"^(blocks\.\d+)\.(?:ls|gamma_?)([12])(?:\.gamma)?$"
 
 
 def _check(state_dict: Mapping[str, Tensor]) -> None:
@@ -32,7 +40,7 @@ def convert_timm_vit(state_dict: Mapping[str, Tensor]) -> Conversion:
     """DeiT, AugReg and others in timm's names, to ``ViT`` or ``TimmViT``: only the head goes.
 
     Args:
-        state_dict: of a timm ``VisionTransformer``.
+        state_dict: of a timm ``VisionTransformer`` or ``Eva``.
 
     Returns:
         Conversion: to the names of the net.
@@ -41,7 +49,7 @@ def convert_timm_vit(state_dict: Mapping[str, Tensor]) -> Conversion:
         ValueError: the entries are not those of a plain ViT.
     """
     _check(state_dict)
-    return convert_names(state_dict, drop=HEADS)
+    return convert_names(state_dict, drop=HEADS, implied=_implied(state_dict))
 
 
 def convert_mae(state_dict: Mapping[str, Tensor]) -> Conversion:
@@ -57,14 +65,14 @@ def convert_mae(state_dict: Mapping[str, Tensor]) -> Conversion:
         ValueError: the entries are not those of a plain ViT.
     """
     _check(state_dict)
-    return convert_names(state_dict, drop=HEADS | _MAE_DECODER)
+    return convert_names(state_dict, drop=HEADS | _MAE_DECODER, implied=_implied(state_dict))
 
 
 def convert_dinov2(state_dict: Mapping[str, Tensor]) -> Conversion:
     """DINOv2 to ``ViT``, whose layer scale vectors have the official ViT-Adapter's names.
 
     Args:
-        state_dict: in the original or timm's names (they agree).
+        state_dict: in the original or timm's names (they agree), or in DeiT III's.
 
     Returns:
         Conversion: to the names of the net.
@@ -73,9 +81,7 @@ def convert_dinov2(state_dict: Mapping[str, Tensor]) -> Conversion:
         ValueError: the entries are not those of a plain ViT.
     """
     _check(state_dict)
-    return convert_names(
-        state_dict, drop=HEADS, rename=[(r"^(blocks\.\d+)\.ls([12])\.gamma$", r"\1.gamma\2")]
-    )
+    return convert_names(state_dict, drop=HEADS, rename=[(_LAYER_SCALE, r"\1.gamma\2")])
 
 
 def convert_dinov2_to_timm(state_dict: Mapping[str, Tensor]) -> Conversion:
@@ -84,7 +90,7 @@ def convert_dinov2_to_timm(state_dict: Mapping[str, Tensor]) -> Conversion:
     timm's models with registers have no position of the class token: it is in the token itself.
 
     Args:
-        state_dict: in the original or timm's names.
+        state_dict: in the original or timm's names, in DeiT III's, or in those of our ``ViT``.
 
     Returns:
         Conversion: to the names of the net.
@@ -98,15 +104,24 @@ def convert_dinov2_to_timm(state_dict: Mapping[str, Tensor]) -> Conversion:
         pos_embed = tensors["pos_embed"]
         tensors["cls_token"] = tensors["cls_token"] + pos_embed[:, :1]
         tensors["pos_embed"] = pos_embed[:, 1:]
-    return convert_names(tensors, drop=HEADS, rename=[("^register_tokens$", "reg_token")])
+    rename = [("^register_tokens$", "reg_token"), (_LAYER_SCALE, r"\1.ls\2.gamma")]
+    return convert_names(tensors, drop=HEADS, rename=rename)
 
 
 def _is_plain_vit(state_dict: Mapping[str, Tensor]) -> bool:
     return all(name in state_dict for name in _NEEDED)
 
 
+def _has_layer_scale(state_dict: Mapping[str, Tensor]) -> bool:
+    return any(f"blocks.0.{name}" in state_dict for name in _LAYER_SCALES)
+
+
+def _implied(state_dict: Mapping[str, Tensor]) -> Mapping[str, float]:
+    return {} if _has_layer_scale(state_dict) else LAYER_SCALE_OF_ONE
+
+
 def _is_dinov2(state_dict: Mapping[str, Tensor]) -> bool:
-    return _is_plain_vit(state_dict) and "blocks.0.ls1.gamma" in state_dict
+    return _is_plain_vit(state_dict) and _has_layer_scale(state_dict)
 
 
 def _is_mae(state_dict: Mapping[str, Tensor]) -> bool:
@@ -123,9 +138,9 @@ def _is_mae(state_dict: Mapping[str, Tensor]) -> bool:
 
 DINOV2 = Family(
     "dinov2",
-    "DINOv2 and other plain ViTs with layer scale, original or timm's names",
+    "DINOv2, DeiT III and other plain ViTs with layer scale, original or timm's names",
     _is_dinov2,
-    (convert_dinov2, convert_dinov2_to_timm),
+    (convert_dinov2, convert_dinov2_to_timm, convert_timm_vit),
 )
 MAE = Family("mae", "MAE, encoder alone or with decoder", _is_mae, (convert_mae,))
 TIMM_VIT = Family(

@@ -7,7 +7,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import numpy as np
 import torch
@@ -25,19 +25,25 @@ StateDict = dict[str, Tensor]
 # a moving average of them ("ema"), which is what the official ViT-Adapter code loads too; an
 # average is read where there is nothing else. DINO and iBOT publish the "teacher".
 _PLAIN = ("state_dict", "model", "module", "model_state", "teacher")
-_AVERAGED = ("state_dict_ema", "model_ema")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 # Harmless data that training codes save beside the weights and that PyTorch does not know.
 _SAFE_GLOBALS = [
     argparse.Namespace,
+    PosixPath,
     np.dtype,
+    np.ndarray,
+    type(np.dtype(np.uint8)),
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
     type(np.dtype(np.int64)),
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    (np.ones(1).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
+    (np.ones(1).__reduce__()[0], "numpy._core.multiarray._reconstruct"),
 ]
 # What a file that is no checkpoint, or only part of one, may raise.
 _NOT_WEIGHTS = (
+    AssertionError,
     AttributeError,
     EOFError,
     IndexError,
@@ -51,6 +57,8 @@ _NOT_WEIGHTS = (
     zipfile.BadZipFile,
     zlib.error,
 )
+# Those of them whose message says nothing by itself.
+_DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError)
 
 
 def _read_safetensors(path: Path) -> object:
@@ -98,6 +106,8 @@ def _packed_checkpoint(path: Path) -> str | None:
 def _reason(error: Exception) -> str:
     """The point of a message: PyTorch's own goes on to advise to switch the protection off."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, _DAMAGED):
+        return f"it is damaged, or no such file ({type(error).__name__}: {text.split('. ')[0]})"
     if not isinstance(error, pickle.UnpicklingError):
         return text.split(". ")[0]
     if code := re.search(r"GLOBAL (\S+)", text):
@@ -137,9 +147,10 @@ def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
     """Finds the state dict in what a training code has saved.
 
     Follows ``state_dict``, ``model``, ``module``, ``model_state``, ``teacher`` and, where there is
-    none of them, ``state_dict_ema`` and ``model_ema``; removes the ``module.`` of data parallel
-    and the ``_orig_mod.`` of compiled models, and the ``ema_*`` copies that mmcv keeps beside the
-    weights (the weights themselves are used, as officially).
+    none of them, the averages ``state_dict_ema``, ``model_ema``, ``ema_state_dict`` and ``ema``;
+    removes the ``module.`` of data parallel and the ``_orig_mod.`` of compiled models, and the
+    ``ema_*`` copies that mmcv keeps beside the weights (the weights themselves are used, as
+    officially).
 
     Args:
         content: what was read from a file.

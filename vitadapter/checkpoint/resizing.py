@@ -108,7 +108,8 @@ def _fit_bias_table(tensor: Tensor, shape: torch.Size, net: Mapping[str, Tensor]
     if tensor.shape[1:] != shape[1:]:
         return None
     try:
-        return resize_relative_position_bias_table(tensor, shape[0])
+        # Interpolated values are not rounded to the file's half precision.
+        return resize_relative_position_bias_table(tensor.float(), shape[0])
     except ValueError:
         return None
 

@@ -6,17 +6,18 @@ from torch import Tensor
 
 __all__ = ["convert_uni_perceiver"]
 
-# From the original names to those of the converted files that the official ViT-Adapter loads,
-# in order.
+# From the original names to those of the converted files that the official ViT-Adapter loads, in
+# order; the last row is ours.
 _RENAMES = (
     ("fused_encoder.", ""),
     ("in_proj_", "in_proj."),
     ("video_embed.", "visual_embed."),
     ("visual_embed.embeddings.", "visual_embed.patch_embed.proj."),
     ("visual_embed.embeddings_st_pos.", "visual_embed.patch_embed."),
+    ("layers.", "blocks."),
 )
 _DROPPED = ("loss_prepare", "token_embed")
-_REQUIRED = ("visual_embed.patch_embed.proj.weight", "layers.0.self_attn.in_proj.weight")
+_REQUIRED = ("visual_embed.patch_embed.proj.weight", "blocks.0.self_attn.in_proj.weight")
 
 
 def convert_uni_perceiver(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -24,7 +25,7 @@ def convert_uni_perceiver(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]
 
     Args:
         state_dict: entries of the original file (``uni-perceiver-*-pretrained.pth``, without its
-            outer ``model``) or of the file converted for the official ViT-Adapter.
+            outer ``model``), of the file converted for the official ViT-Adapter, or of our net.
 
     Returns:
         A new dict with the image encoder alone; names as in ``UniPerceiver.state_dict()``.
@@ -46,9 +47,9 @@ def convert_uni_perceiver(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]
         )
     # Encoders of other modalities, type embedding and final norms are not the image encoder's.
     return {
-        name.replace("layers.", "blocks.", 1) if name.startswith("layers.") else name: tensor
+        name: tensor
         for name, tensor in entries.items()
-        if name.startswith(("layers.", "visual_embed."))
+        if name.startswith(("blocks.", "visual_embed."))
     }
 
 

@@ -199,7 +199,7 @@ def load_init_checkpoint(
     plan = plan_load(model, state_dict, path, family=family, resize=not complete)
     check_plan(plan, model, complete=complete, allow_partial=allow_partial)
     plan.apply(model)
-    is_doubtful = plan.report.wrong_shape or plan.report.unexpected
-    logger.log(logging.WARNING if is_doubtful else logging.INFO, "%s", plan.report.summary())
+    level = logging.WARNING if plan.is_doubtful else logging.INFO
+    logger.log(level, "%s", plan.report.summary())
     if checkpointer.save_dir and checkpointer.save_to_disk:
         plan.report.write(Path(checkpointer.save_dir, _REPORT_NAME))

@@ -39,7 +39,7 @@ def case(golden: ModuleType, shared: Path) -> tuple[dict, list, dict, ExtraAtten
     model = ExtraAttention(
         Features(_bottom_up(args["in_channels"][-1])),
         num_heads=args["num_head"],
-        ffn_ratio=args["ffn_ratio"],
+        ffn_ratio=args["ffn_ratio"] if args["with_ffn"] else 0,
         drop_path_rate=args["drop_path"],
     )
     # The official names are ours.
@@ -99,6 +99,22 @@ def test_composes_with_the_adapter_and_an_fpn() -> None:
     assert all(parameter.grad is not None for parameter in extra.parameters())
 
 
+def test_without_ffn_it_is_pytorchs_attention() -> None:
+    """A pre-norm transformer layer whose feed-forward branch adds nothing."""
+    extra = ExtraAttention(Features(_bottom_up()), num_heads=4, ffn_ratio=0).eval()
+    assert not any(name.startswith(("ffn", "norm2")) for name in extra.state_dict())
+    layer = nn.TransformerEncoderLayer(32, 4, 8, batch_first=True, norm_first=True, dropout=0.0)
+    for name, tensor in extra.attn.qkv.state_dict().items():
+        getattr(layer.self_attn, f"in_proj_{name}").data.copy_(tensor)
+    layer.self_attn.out_proj.load_state_dict(extra.attn.proj.state_dict())
+    nn.init.zeros_(layer.linear2.weight)
+    nn.init.zeros_(layer.linear2.bias)
+    feature = torch.randn(2, 32, 3, 5)
+    expected = extra.final_norm(layer(feature.flatten(2).transpose(1, 2)))
+    found = extra.attend(feature).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_keeps_the_weights_of_the_backbone() -> None:
     bottom_up = _bottom_up()
     before = {name: tensor.clone() for name, tensor in bottom_up.state_dict().items()}
@@ -114,7 +130,7 @@ def test_keeps_the_weights_of_the_backbone() -> None:
         (dict(num_heads=5), r"num_heads must divide res5's 32 channels, got 5"),
         (dict(num_heads=0), r"num_heads must divide"),
         (dict(drop_path_rate=1.0), r"drop_path_rate in \[0, 1\).*drop_path_rate=1.0"),
-        (dict(ffn_ratio=0.0), r"ffn_ratio > 0.*ffn_ratio=0.0"),
+        (dict(ffn_ratio=-1.0), r"ffn_ratio >= 0.*ffn_ratio=-1.0"),
     ],
 )
 def test_bad_arguments(settings: dict[str, str | float], message: str) -> None:

@@ -136,7 +136,8 @@ def test_every_parameter_gets_a_gradient(name):
     """Parameters without one stop distributed training."""
     windows = dict(window_size=3, window_block_indexes=[0])
     net = randomised(TimmViT(name, **SMALL, drop_path_rate=0.1, **windows)).train()
-    net(torch.randn(2, 3, 64, 80))["last_feat"].square().mean().backward()
+    images = torch.randn(8, 3, 64, 80)  # with two, drop path might leave a branch out of both
+    net(images)["last_feat"].square().mean().backward()
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 

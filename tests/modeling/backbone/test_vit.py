@@ -51,6 +51,18 @@ def test_is_initialised_like_detectron2():
         assert abs(found.std() - expected.std()) < 5e-3, name
 
 
+def test_one_window_size_for_each_block():
+    """As Detectron2's ViT with one size for all, block by block."""
+    sizes = {2: 4, 0: 3}
+    settings = SMALL | dict(window_block_indexes=list(sizes))
+    ours = randomised(ViT(**settings | dict(window_size=list(sizes.values())))).double().eval()
+    x, _ = ours.embed(torch.randn(1, 3, 80, 112, dtype=torch.float64))
+    for index, block in enumerate(ours.blocks):
+        theirs = Detectron2ViT(**settings | dict(window_size=sizes.get(index, 1))).double().eval()
+        theirs.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(block(x), theirs.blocks[index](x), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("pad_after_qkv", [False, True])
 def test_padding_matters_only_in_incomplete_windows(pad_after_qkv):
     net = randomised(ViT(**SMALL | dict(depth=1, window_size=4, window_block_indexes=[0]))).eval()
@@ -127,7 +139,9 @@ def test_can_be_built_on_the_meta_device():
         (dict(depth=0), "must be positive"),
         (dict(mlp_ratio=0), "must be positive"),
         (dict(drop_path_rate=-0.1), r"\[0, 1\), got -0.1"),
+        (dict(window_size=-1), r"window_size must be at least 1.*got -1"),
         (dict(window_size=[4, 0, 4, 0], window_block_indexes=[0, 2]), r"got \[4, 0, 4, 0\]"),
+        (dict(window_size=[4, 0], window_block_indexes=[0, 2]), r"at least 1 token.*got \[4, 0\]"),
     ],
 )
 def test_bad_arguments(wrong, message):

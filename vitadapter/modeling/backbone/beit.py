@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitadapter.layers.relative_position import relative_position_bias, resize_relative_positions
 
-from .plain_net import PlainNet, check_net_arguments, self_attention
+from .plain_net import PlainNet, block_window_sizes, check_net_arguments, self_attention
 from .vit import Mlp
 
 __all__ = ["BEiT"]
@@ -178,7 +178,7 @@ class BEiT(PlainNet):
             sizes, embed_dim, num_heads, drop_path_rate, window_block_indexes, depth
         )
         super().__init__(embed_dim, depth, patch_size, use_act_checkpoint, out_feature)
-        windows = _window_sizes(depth, window_size, window_block_indexes, global_window_size)
+        windows = block_window_sizes(depth, window_size, window_block_indexes, global_window_size)
         if use_cls_token and any(windows):
             raise ValueError(
                 "use_cls_token needs global attention in every block, "
@@ -238,20 +238,3 @@ def _grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
         raise ValueError(f"img_size must be a multiple of {patch_size=}, got {img_size}")
     return height // patch_size, width // patch_size
-
-
-def _window_sizes(
-    depth: int, window_size: int | Sequence[int], indexes: Sequence[int], global_window_size: int
-) -> list[int]:
-    """Side of each block's windows; 0 for a global block."""
-    small = [window_size] * len(indexes) if isinstance(window_size, int) else list(window_size)
-    if len(small) != len(indexes) or any(size < 1 for size in small) or global_window_size < 0:
-        raise ValueError(
-            "window_size must be at least 1 token, one for all or one for each block of "
-            "window_block_indexes, and global_window_size at least 0, "
-            f"got {window_size}, {list(indexes)} and {global_window_size}"
-        )
-    windows = [global_window_size] * depth
-    for index, size in zip(indexes, small, strict=True):
-        windows[index] = size
-    return windows

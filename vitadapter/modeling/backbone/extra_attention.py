@@ -24,7 +24,7 @@ class ExtraAttention(Backbone):
         bottom_up: the backbone, as FPN takes it.
         in_feature: name of the map that goes through the layer.
         num_heads: attention heads; divides the map's channels.
-        ffn_ratio: hidden width of the FFN over the map's channels.
+        ffn_ratio: hidden width of the FFN over the map's channels; 0 for no FFN.
         drop_path_rate: stochastic depth of both branches.
         norm_layer: makes a norm for a number of channels.
         use_act_checkpoint: whether to recompute the layer in the backward pass.
@@ -54,9 +54,9 @@ class ExtraAttention(Backbone):
             raise ValueError(
                 f"num_heads must divide {in_feature}'s {dim} channels, got {num_heads}"
             )
-        if not 0 <= drop_path_rate < 1 or ffn_ratio <= 0:
+        if not 0 <= drop_path_rate < 1 or ffn_ratio < 0:
             raise ValueError(
-                "drop_path_rate in [0, 1) and ffn_ratio > 0 are needed, "
+                "drop_path_rate in [0, 1) and ffn_ratio >= 0 are needed, "
                 f"got {drop_path_rate=}, {ffn_ratio=}"
             )
         self.in_feature = in_feature
@@ -72,8 +72,10 @@ class ExtraAttention(Backbone):
             window_size=0,
             pad_after_qkv=False,
         )
-        self.norm2 = norm_layer(dim)
-        self.ffn = Mlp(dim, int(dim * ffn_ratio), nn.GELU)
+        self.ffn = None
+        if ffn_ratio > 0:
+            self.norm2 = norm_layer(dim)
+            self.ffn = Mlp(dim, int(dim * ffn_ratio), nn.GELU)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.final_norm = norm_layer(dim)
         for module in self.modules():
@@ -99,7 +101,9 @@ class ExtraAttention(Backbone):
 
     def _layer(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return self.final_norm(x + self.drop_path(self.ffn(self.norm2(x))))
+        if self.ffn is not None:
+            x = x + self.drop_path(self.ffn(self.norm2(x)))
+        return self.final_norm(x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and strides of the features, as the wrapped backbone's."""

@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.utils import window_partition, window_unpartit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["PlainNet", "check_net_arguments", "self_attention"]
+__all__ = ["PlainNet", "block_window_sizes", "check_net_arguments", "self_attention"]
 
 
 class PlainNet(Backbone):
@@ -165,3 +165,35 @@ def check_net_arguments(
             f"window_block_indexes must be distinct and lie in 0..{depth - 1} ({depth=}), "
             f"got {indexes}"
         )
+
+
+def block_window_sizes(
+    depth: int,
+    window_size: int | Sequence[int],
+    indexes: Sequence[int],
+    global_window_size: int = 0,
+) -> list[int]:
+    """Side of each block's attention windows in tokens; 0 for a global block.
+
+    Args:
+        depth: number of blocks.
+        window_size: of the blocks ``indexes``, one for all or one for each.
+        indexes: blocks that attend inside windows; they exist.
+        global_window_size: of all other blocks.
+
+    Raises:
+        ValueError: a window without a token, or sizes that do not fit the indexes.
+    """
+    one_for_all = isinstance(window_size, int)
+    sizes = [window_size] * len(indexes) if one_for_all else list(window_size)
+    negative = global_window_size < 0 or (one_for_all and window_size < 0)
+    if len(sizes) != len(indexes) or negative or any(size < 1 for size in sizes):
+        raise ValueError(
+            "window_size must be at least 1 token, one for all or one for each block of "
+            "window_block_indexes, and global_window_size at least 0, "
+            f"got {window_size}, {list(indexes)} and {global_window_size}"
+        )
+    windows = [global_window_size] * depth
+    for index, size in zip(indexes, sizes, strict=True):
+        windows[index] = size
+    return windows

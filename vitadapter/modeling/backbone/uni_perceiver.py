@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitadapter.layers.recompute import gelu_linear
 
-from .plain_net import PlainNet, check_net_arguments, self_attention
+from .plain_net import PlainNet, block_window_sizes, check_net_arguments, self_attention
 
 __all__ = ["UniPerceiver"]
 
@@ -137,7 +137,8 @@ class UniPerceiver(PlainNet):
         drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
         norm_layer: makes a norm for a number of channels. The official adapter takes the same one
             for its injectors and extractors.
-        window_size: side of the attention windows in tokens.
+        window_size: side of the attention windows in tokens, one for all blocks that have them or
+            one for each.
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         layer_scale_init: initial value of the layer scale. Officially 0, which only suits
             pre-trained weights: they bring their own.
@@ -160,7 +161,7 @@ class UniPerceiver(PlainNet):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-5),
-        window_size: int = 0,
+        window_size: int | Sequence[int] = 0,
         window_block_indexes: Sequence[int] = (),
         layer_scale_init: float = 0.0,
         pretrain_img_size: int = 224,
@@ -169,12 +170,11 @@ class UniPerceiver(PlainNet):
     ) -> None:
         sizes = {"patch_size": patch_size, "in_chans": in_chans, "mlp_ratio": mlp_ratio}
         sizes["pretrain_img_size // patch_size"] = pretrain_img_size // max(patch_size, 1)
-        if len(window_block_indexes) > 0:
-            sizes["window_size"] = window_size
         check_net_arguments(
             sizes, embed_dim, num_heads, drop_path_rate, window_block_indexes, depth
         )
         super().__init__(embed_dim, depth, patch_size, use_act_checkpoint, out_feature)
+        windows = block_window_sizes(depth, window_size, window_block_indexes)
         num_patches = (pretrain_img_size // patch_size) ** 2
         self.visual_embed = VisualEmbed(
             VideoPatchEmbed(patch_size, in_chans, embed_dim, num_patches), norm_layer(embed_dim)
@@ -184,7 +184,7 @@ class UniPerceiver(PlainNet):
                 embed_dim,
                 num_heads,
                 mlp_ratio,
-                window_size if i in window_block_indexes else 0,
+                windows[i],
                 drop_path_rate * i / max(depth - 1, 1),
                 norm_layer,
                 layer_scale_init,

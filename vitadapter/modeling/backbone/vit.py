@@ -21,6 +21,8 @@ from vitadapter.layers.attention import attend
 from vitadapter.layers.linear import Linear
 from vitadapter.layers.recompute import gelu_linear, norm_linear
 
+from .plain_net import block_window_sizes
+
 __all__ = ["ViT"]
 
 
@@ -197,7 +199,8 @@ class ViT(Detectron2ViT):
         use_abs_pos: whether to add absolute position embeddings (bicubic to the token grid).
         use_rel_pos: whether to add Detectron2's decomposed relative positions.
         rel_pos_zero_init: whether relative positions start at zero.
-        window_size: side of the attention windows in tokens.
+        window_size: side of the attention windows in tokens, one for all blocks that have them or
+            one for each.
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         residual_block_indexes: blocks followed by a convolutional residual block.
         use_act_checkpoint: whether to recompute each block in the backward pass.
@@ -229,7 +232,7 @@ class ViT(Detectron2ViT):
         use_abs_pos: bool = True,
         use_rel_pos: bool = False,
         rel_pos_zero_init: bool = True,
-        window_size: int = 0,
+        window_size: int | Sequence[int] = 0,
         window_block_indexes: Sequence[int] = (),
         residual_block_indexes: Sequence[int] = (),
         use_act_checkpoint: bool = False,
@@ -250,7 +253,7 @@ class ViT(Detectron2ViT):
             raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate}")
         _check_block_indexes("window_block_indexes", window_block_indexes, depth)
         _check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
-        _check_window_size(window_size, window_block_indexes)
+        windows = block_window_sizes(depth, window_size, window_block_indexes)
         # Depth 0: Detectron2 builds the embeddings, the blocks are ours.
         super().__init__(
             img_size=img_size,
@@ -283,7 +286,7 @@ class ViT(Detectron2ViT):
             block = Block(
                 embed_dim,
                 mlp_ratio=mlp_ratio,
-                attn=make_attention(window_size=window_size if i in window_block_indexes else 0),
+                attn=make_attention(window_size=windows[i]),
                 drop_path=drop_path_rate * i / max(depth - 1, 1),
                 norm_layer=norm_layer,
                 act_layer=act_layer,
@@ -330,15 +333,6 @@ def _check_sizes(sizes: Sequence[int], mlp_ratio: float) -> None:
         raise ValueError(
             "img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size and "
             f"mlp_ratio must be positive, got {tuple(sizes)} and {mlp_ratio}"
-        )
-
-
-def _check_window_size(window_size: int, window_block_indexes: Sequence[int]) -> None:
-    least = 1 if len(window_block_indexes) > 0 else 0
-    if not isinstance(window_size, int) or window_size < least:
-        raise ValueError(
-            "window_size must be one number of tokens (which blocks use it is said by "
-            f"window_block_indexes, which needs at least 1), got {window_size!r}"
         )
 
 
