@@ -81,6 +81,8 @@ def test_masks_are_disjoint_and_make_up_the_label_map(
         with Image.open(dataset / "sem_seg" / split / f"{image['id']:06d}.png") as file:
             assert file.mode == "L"
             np.testing.assert_array_equal(np.asarray(file), expected)
+        with Image.open(dataset / "foreground" / split / f"{image['id']:06d}.png") as file:
+            np.testing.assert_array_equal(np.asarray(file), expected > 0)
 
 
 def test_category_is_the_label_of_the_digit_sample(coco: COCO) -> None:
@@ -223,7 +225,7 @@ def test_same_seed_same_bytes_other_seed_other_images(dataset: Path, tmp_path: P
 def test_images_do_not_depend_on_the_count(dataset: Path, tmp_path: Path) -> None:
     make_sample_dataset(tmp_path, 2, 1, SIZE, 0)
     pictures = {k: v for k, v in digest(tmp_path).items() if k.endswith((".jpg", ".png"))}
-    assert len(pictures) == 6
+    assert len(pictures) == 9
     assert pictures.items() <= digest(dataset).items()
 
 

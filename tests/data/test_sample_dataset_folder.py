@@ -1,6 +1,7 @@
 """Where the sample data set is written: what is kept, completed or refused; and its script."""
 
 import inspect
+import json
 import os
 import runpy
 import subprocess
@@ -43,6 +44,17 @@ def test_a_different_set_is_refused_then_overwritten(tmp_path: Path) -> None:
         "000001.jpg",
         "000002.jpg",
     ]
+
+
+def test_the_same_set_in_an_older_format_is_renewed(tmp_path: Path) -> None:
+    make_sample_dataset(tmp_path, 2, 1, MIN_SIZE, 0)
+    renewed = digest(tmp_path)
+    manifest = json.loads((tmp_path / "dataset.json").read_text())
+    manifest["arguments"]["format_version"] = 1
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest))
+    (tmp_path / "foreground" / "val" / "000001.png").unlink()
+    assert make_sample_dataset(tmp_path, 2, 1, MIN_SIZE, 0)
+    assert digest(tmp_path) == renewed
 
 
 @pytest.mark.parametrize(

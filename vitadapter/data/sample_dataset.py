@@ -5,11 +5,13 @@ Real handwritten digits on crops of real photographs, in the format of COCO::
     DIR/train/000001.jpg ...           DIR/val/...
     DIR/annotations/instances_train.json, instances_val.json
     DIR/sem_seg/train/000001.png ...   DIR/sem_seg/val/...
+    DIR/foreground/train/000001.png ...  DIR/foreground/val/...
     DIR/dataset.json                   the arguments, and whether the set is complete
 
 Masks are run lengths (RLE), not polygons: polygons cannot state holes (0, 6, 8, 9) and would
 overlap where digits occlude each other. Detectron2 reads them with ``mask_format="bitmask"``.
-Label maps hold 0 for the background and the category id (digit + 1) elsewhere; no pixel is ignored.
+Label maps hold 0 for the background and elsewhere the category id (digit + 1) in ``sem_seg``, 1 in
+``foreground``; no pixel is ignored.
 
 Beyond COCO's keys, images state their ``photo`` and its ``crop`` (x, y, w, h in pixels of the
 photo, resized to the image), and annotations the ``digit_index`` into scikit-learn's digits.
@@ -18,7 +20,7 @@ photo, resized to the image), and annotations the ``digit_index`` into scikit-le
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +42,13 @@ __all__ = ["MAX_SIZE", "MIN_SIZE", "make_sample_dataset"]
 logger = logging.getLogger(__name__)
 
 # Change it with anything that changes the bytes written: a set of another version is not reused.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MIN_SIZE = 64
 # The narrowest strip of a photo that val crops from is 135 pixels wide (chelsea), and crops are
 # enlarged at most twice.
 MAX_SIZE = 256
 MANIFEST = "dataset.json"
+LABEL_MAPS = ("sem_seg", "foreground")
 SOURCES = (*PHOTO_SOURCES, DIGIT_SOURCE)
 LICENSE_IDS = {source.key: index for index, source in enumerate(SOURCES, start=1)}
 
@@ -110,8 +113,8 @@ def _image_file(out: Path, split: str, image_id: int) -> Path:
     return out / split / f"{image_id:06d}.jpg"
 
 
-def _label_file(out: Path, split: str, image_id: int) -> Path:
-    return out / "sem_seg" / split / f"{image_id:06d}.png"
+def _label_file(out: Path, kind: str, split: str, image_id: int) -> Path:
+    return out / kind / split / f"{image_id:06d}.png"
 
 
 def _files(out: Path, arguments: _Arguments) -> Iterator[Path]:
@@ -120,11 +123,14 @@ def _files(out: Path, arguments: _Arguments) -> Iterator[Path]:
         yield _annotation_file(out, split)
         for image_id in range(1, arguments.num_images(split) + 1):
             yield _image_file(out, split, image_id)
-            yield _label_file(out, split, image_id)
+            for kind in LABEL_MAPS:
+                yield _label_file(out, kind, split, image_id)
 
 
 def _holds_set(out: Path, arguments: _Arguments, overwrite: bool) -> bool:
     """Whether ``out`` holds the finished set; refuses a folder that holds anything else.
+
+    The same set in an older format counts as one to be finished.
 
     Raises:
         ValueError: ``out`` holds another set, or files in the way of one, without ``overwrite``.
@@ -132,7 +138,8 @@ def _holds_set(out: Path, arguments: _Arguments, overwrite: bool) -> bool:
     found = _read_manifest(out)
     if found is not None and found[0] == arguments:
         return found[1] and all(path.is_file() for path in _files(out, arguments))
-    if overwrite:
+    outdated = found is not None and replace(found[0], format_version=FORMAT_VERSION) == arguments
+    if overwrite or outdated:
         return False
     advice = "choose another folder or pass --overwrite (overwrite=True)"
     if found is not None:
@@ -140,7 +147,8 @@ def _holds_set(out: Path, arguments: _Arguments, overwrite: bool) -> bool:
             f"{out} holds a sample data set made with {asdict(found[0])}, "
             f"asked for {asdict(arguments)}: {advice}"
         )
-    occupied = [n for n in (*SPLITS, "annotations", "sem_seg", MANIFEST) if (out / n).exists()]
+    names = (*SPLITS, "annotations", *LABEL_MAPS, MANIFEST)
+    occupied = [name for name in names if (out / name).exists()]
     if occupied:
         raise ValueError(
             f"{out} already holds {', '.join(occupied)}, but no readable {MANIFEST} that says how "
@@ -213,13 +221,16 @@ def _description(split: str, arguments: _Arguments) -> Json:
     return {"info": info, "licenses": licenses, "categories": categories}
 
 
-def _write_images(scene: Scene, image_file: Path, label_file: Path) -> None:
+def _write_images(scene: Scene, out: Path, split: str, image_id: int) -> None:
     labels = np.zeros(scene.image.shape[:2], dtype=np.uint8)
     for digit in scene.digits:
         labels[digit.mask] = digit.label + 1
     # Full chroma resolution: digits differ from what is around them in colour, often in hue alone.
+    image_file = _image_file(out, split, image_id)
     Image.fromarray(scene.image).save(image_file, quality=92, subsampling=0)
-    Image.fromarray(labels).save(label_file)
+    foreground = (labels > 0).astype(np.uint8)
+    for kind, label_map in zip(LABEL_MAPS, (labels, foreground), strict=True):
+        Image.fromarray(label_map).save(_label_file(out, kind, split, image_id))
 
 
 def _write_split(
@@ -237,7 +248,7 @@ def _write_split(
         rng = np.random.default_rng([arguments.seed, SPLITS.index(split), image_id])
         scene = draw_scene(rng, split, photos, pool, arguments.size)
         image_file = _image_file(out, split, image_id)
-        _write_images(scene, image_file, _label_file(out, split, image_id))
+        _write_images(scene, out, split, image_id)
         images.append(_image_entry(scene, image_id, image_file.name))
         for digit in scene.digits:
             annotations.append(_annotation(digit, image_id, len(annotations) + 1))

@@ -1,5 +1,9 @@
 """The quickstart's semantic task: ViT-Adapter-T with UPerNet from scratch on the sample data set.
 
+It tells digits from photographs, which minutes suffice for: which digit a pixel belongs to takes
+dense heads much longer than heads that look at one object each (ten digits: mIoU 7.6 after the
+same 700 iterations, all of it background).
+
 Paths are relative to the root of the repository, where the quickstart runs.
 """
 
@@ -7,19 +11,19 @@ from vitadapter.model_zoo import get_config
 
 _data = get_config("common/data/sem_seg.py")
 dataset, dataloader = _data.dataset, _data.dataloader
-# The background, then the digits.
-dataset.num_classes = 11
+# The photograph and the digits on it.
+dataset.num_classes = 2
 dataset.class_names = "projects/ViTAdapter/configs/Digits/classes.txt"
 dataset.reduce_zero_label = False
 dataset.train = dict(
-    name="digits_sem_seg_train",
+    name="digits_foreground_train",
     image_root="datasets/digits/train",
-    label_root="datasets/digits/sem_seg/train",
+    label_root="datasets/digits/foreground/train",
 )
 dataset.test = dict(
-    name="digits_sem_seg_val",
+    name="digits_foreground_val",
     image_root="datasets/digits/val",
-    label_root="datasets/digits/sem_seg/val",
+    label_root="datasets/digits/foreground/val",
 )
 dataset.resize.update(short=128, long=128)
 dataset.crop.update(size=128, stride=128)
