@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""Writes a COCO json in which all categories are one, for class-agnostic detection.
+
+Example: %(prog)s instances_train.json objects_train.json, then train with dataset.num_classes=1
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def merge_categories(json_file: Path, name: str) -> dict[str, object]:
+    """The content of a COCO json with one category, whose id is 1."""
+    content = json.loads(json_file.read_text())
+    if not isinstance(content, dict) or not {"categories", "annotations"} <= content.keys():
+        raise ValueError(f"{json_file} is no COCO json with categories and annotations")
+    annotations = [{**annotation, "category_id": 1} for annotation in content["annotations"]]
+    return {**content, "categories": [{"id": 1, "name": name}], "annotations": annotations}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and writes the json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("json_file", type=Path)
+    parser.add_argument("output", type=Path, help="must not exist")
+    parser.add_argument("--name", default="object", help="of the one category")
+    args = parser.parse_args(arguments)
+    try:
+        content = merge_categories(args.json_file, args.name)
+        with args.output.open("x") as file:
+            json.dump(content, file)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
