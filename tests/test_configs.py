@@ -48,6 +48,16 @@ def test_the_rows_of_table_1_are_there() -> None:
     assert rows <= {path.stem for path in CONFIGS if path.parent.name == "COCO"}
 
 
+def test_the_rows_of_table_2_are_there() -> None:
+    rows = {f"{head}_{net}_s_deit_3x" for head in ("atss", "gfl") for net in ("vit", "vit_adapter")}
+    rows |= {
+        f"cascade_mask_rcnn_{net}_{size}_deit_3x"
+        for net in ("vit", "vit_adapter")
+        for size in ("s", "b")
+    }
+    assert rows <= {path.stem for path in CONFIGS if path.parent.name == "COCO"}
+
+
 @each_config
 def test_has_what_the_training_script_reads(path: Path) -> None:
     cfg = load(path)

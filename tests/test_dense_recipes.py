@@ -189,9 +189,12 @@ def _batch(num_classes: int) -> list[dict[str, object]]:
     return batch
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_a_small_copy_trains_and_predicts(name: str) -> None:
-    cfg = shrink_dense(dense_config(name))
+@pytest.mark.parametrize(
+    ("name", "net"),
+    [*((name, "vit_adapter") for name in DETECTORS), ("atss", "vit"), ("gfl", "vit")],
+)
+def test_a_small_copy_trains_and_predicts(name: str, net: str) -> None:
+    cfg = shrink_dense(dense_config(name, net))
     cfg.dataset.num_classes = 7  # one override
     torch.manual_seed(0)
     model = instantiate(cfg.model).train()
