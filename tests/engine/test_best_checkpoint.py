@@ -140,7 +140,7 @@ def test_an_unknown_metric_stops_at_the_first_evaluation(
 
 
 def test_nothing_detected_at_first(keep: DictConfig, monkeypatch) -> None:
-    """COCO's evaluator then has boxes only, all NaN: no reason to stop a run that waits for masks."""
+    """COCO's evaluator then has boxes only, all NaN; masks may come."""
     nothing = {"bbox": {"AP": float("nan"), "AP50": float("nan")}}
     left = iter([nothing, nothing, {"bbox": {"AP": 2.0}, "segm": {"AP": 1.0}}, nothing, nothing])
     monkeypatch.setattr(trainer_module, "inference_on_dataset", lambda *arguments: next(left))

@@ -90,7 +90,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
             super()._best_checking()
 
     def _check_known(self) -> bool:
-        """Whether the metric is one; False where nothing was detected, so of which tasks is open."""
+        """Whether the metric is one; False where nothing was detected, so that it may yet come."""
         flat = flatten_results_dict(dict(self._results))
         # From the first process to all, so that all stop.
         known, is_empty = comm.all_gather((sorted(flat), all(map(math.isnan, flat.values()))))[0]
