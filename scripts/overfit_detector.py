@@ -74,7 +74,9 @@ def cut_down(cfg: DictConfig) -> None:
     net = wrapper.net
     net.embed_dim, net.num_heads, net.depth = 96, 3, 4
     net.drop_path_rate = 0.0
-    net.window_size, net.window_block_indexes, net.residual_block_indexes = 0, [], []
+    net.window_size, net.window_block_indexes = 0, []
+    if "residual_block_indexes" in net:  # not of BEiT and Uni-Perceiver
+        net.residual_block_indexes = []
     if "deform_num_heads" in wrapper:
         wrapper.deform_num_heads, wrapper.deform_ratio = 3, 1.0
     if "block_indexes" in wrapper:

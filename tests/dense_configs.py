@@ -10,13 +10,13 @@ DETECTORS = ("atss", "gfl", "sparse_rcnn")
 
 
 @functools.cache
-def _loaded(detector: str) -> DictConfig:
-    return load(next(p for p in CONFIGS if p.stem == f"{detector}_vit_adapter_s_deit_3x"))
+def _loaded(detector: str, net: str) -> DictConfig:
+    return load(next(p for p in CONFIGS if p.stem == f"{detector}_{net}_s_deit_3x"))
 
 
-def dense_config(detector: str) -> DictConfig:
-    """The experiment of one of `DETECTORS` with ViT-Adapter-S, to change at will."""
-    return copy.deepcopy(_loaded(detector))
+def dense_config(detector: str, net: str = "vit_adapter") -> DictConfig:
+    """The experiment of one of `DETECTORS` with ViT-Adapter-S, or "vit", to change at will."""
+    return copy.deepcopy(_loaded(detector, net))
 
 
 def shrink_dense(cfg: DictConfig) -> DictConfig:

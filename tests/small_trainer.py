@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.distributed import GradBucket, destroy_process_group, init_process_group
@@ -14,6 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from vitadapter.engine.train_loop import AccumulatingTrainer
 
 Batch = list[dict[str, object]]
+
+# Of waiting for the other process, which on a busy machine takes long to start.
+_TIMEOUT = timedelta(minutes=10)
 
 
 class SmallModel(nn.Module):
@@ -74,12 +79,27 @@ def error_of(trainer: AccumulatingTrainer) -> str:
     return ""
 
 
-def distributed(rank: int, store: str, folder: str) -> None:
+def distributed(rank: int, folder: Path) -> None:
     """One of two processes: trains on its half of 8 samples, then meets two faults of rank 1.
 
-    Writes weights, the number of reductions and the messages to a file of its own.
+    Writes weights, the number of reductions and the messages to `{rank}.json` in the folder.
     """
-    init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=_TIMEOUT,
+    )
+    try:
+        report = _train_distributed(rank)
+    finally:
+        destroy_process_group()
+        comm._get_global_gloo_group.cache_clear()
+    Path(folder, f"{rank}.json").write_text(json.dumps(report))
+
+
+def _train_distributed(rank: int) -> dict[str, object]:
     model = DistributedDataParallel(SmallModel())
     reductions = 0
 
@@ -104,12 +124,10 @@ def distributed(rank: int, store: str, folder: str) -> None:
             error_of(AccumulatingTrainer(model, batches(spoiled, 1), optimizer, accumulate_steps=2))
         )
     after = {name: value.tolist() for name, value in model.module.state_dict().items()}
-    report = {
+    return {
         "weights": weights,
         "unchanged": all(after[n] == weights[n] for n in weights if n != "seen"),
         "reductions": reductions,
         "messages": messages,
         "losses": {k: v[0] for k, v in storage.latest().items() if "time" not in k},
     }
-    Path(folder, f"{rank}.json").write_text(json.dumps(report))
-    destroy_process_group()

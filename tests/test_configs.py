@@ -48,6 +48,22 @@ def test_the_rows_of_table_1_are_there() -> None:
     assert rows <= {path.stem for path in CONFIGS if path.parent.name == "COCO"}
 
 
+def test_the_rows_of_tables_2_and_8_are_there() -> None:
+    rows = {f"{head}_{net}_s_deit_3x" for head in ("atss", "gfl") for net in ("vit", "vit_adapter")}
+    rows |= {
+        f"cascade_mask_rcnn_{net}_{size}_deit_3x"
+        for net in ("vit", "vit_adapter")
+        for size in ("s", "b")
+    }
+    rows |= {"cascade_mask_rcnn_vitdet_l_mae_lsj_100ep"}
+    rows |= {
+        f"htcpp_vit_adapter_l_{pretrain}_3x{scales}"
+        for pretrain in ("augreg", "beit", "beitv2")
+        for scales in ("", "_ms")
+    }
+    assert rows <= {path.stem for path in CONFIGS if path.parent.name == "COCO"}
+
+
 @each_config
 def test_has_what_the_training_script_reads(path: Path) -> None:
     cfg = load(path)
@@ -124,10 +140,13 @@ def _has_masks(cfg: DictConfig) -> bool:
 def _losses(roi_heads: DictConfig) -> set[str]:
     """Names of the losses that these heads have, with those of the RPN."""
     names = ["loss_cls", "loss_box_reg"]
-    names += ["loss_mask"] if heads_of(roi_heads, "mask_head") else []
+    names += ["loss_mask"] if "mask_heads" in roi_heads else []
     if "box_heads" in roi_heads:
         stages = range(len(roi_heads.box_heads))
         names = [f"{name}_stage{stage}" for name in names for stage in stages]
+    # Of Detectron2's own heads, one mask head even in a cascade.
+    if "mask_heads" not in roi_heads and heads_of(roi_heads, "mask_head"):
+        names.append("loss_mask")
     names += ["loss_sem_seg"] if "semantic_head" in roi_heads else []
     return {"loss_rpn_cls", "loss_rpn_loc", *names}
 
@@ -203,7 +222,8 @@ def test_the_classes_are_one_override(path: Path) -> None:
         box_classes = 1 if config.get("cls_agnostic_bbox_reg", False) else 7
         assert predictor.bbox_pred.out_features == box_classes * 4
     if _has_masks(cfg):
-        for mask_head in heads.mask_head if is_cascade else [heads.mask_head]:
+        has_several = "mask_heads" in cfg.model.roi_heads
+        for mask_head in heads.mask_head if has_several else [heads.mask_head]:
             assert mask_head.predictor.out_channels == 7
     assert cfg.dataloader.train.dataset.num_classes == 7
     assert cfg.dataloader.test.dataset.num_classes == 7

@@ -189,9 +189,12 @@ def _batch(num_classes: int) -> list[dict[str, object]]:
     return batch
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_a_small_copy_trains_and_predicts(name: str) -> None:
-    cfg = shrink_dense(dense_config(name))
+@pytest.mark.parametrize(
+    ("name", "net"),
+    [*((name, "vit_adapter") for name in DETECTORS), ("atss", "vit"), ("gfl", "vit")],
+)
+def test_a_small_copy_trains_and_predicts(name: str, net: str) -> None:
+    cfg = shrink_dense(dense_config(name, net))
     cfg.dataset.num_classes = 7  # one override
     torch.manual_seed(0)
     model = instantiate(cfg.model).train()
@@ -205,7 +208,7 @@ def test_a_small_copy_trains_and_predicts(name: str) -> None:
     # ATSS and GFL take nothing from the stride-4 map, which the official models have all the same.
     # Without the flag distributed training would stop at that.
     assert cfg.train.ddp.find_unused_parameters == bool(unused) == (name != "sparse_rcnn")
-    stride_4 = tuple(f"backbone.bottom_up.{part}." for part in ("spm.fc1", "up", "norm1"))
+    stride_4 = tuple(f"backbone.bottom_up.{part}." for part in ("spm.fc1", "up", "up1", "norm1"))
     assert all(parameter.startswith(stride_4) for parameter in unused)
     optimizer.step()
     assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -139,6 +139,16 @@ def test_an_unknown_metric_stops_at_the_first_evaluation(
     assert load(keep, last(keep))["trainer"]["iteration"] == (0 if period else 4)
 
 
+def test_nothing_detected_at_first(keep: DictConfig, monkeypatch) -> None:
+    """COCO's evaluator then has boxes only, all NaN; masks may come."""
+    nothing = {"bbox": {"AP": float("nan"), "AP50": float("nan")}}
+    left = iter([nothing, nothing, {"bbox": {"AP": 2.0}, "segm": {"AP": 1.0}}, nothing, nothing])
+    monkeypatch.setattr(trainer_module, "inference_on_dataset", lambda *arguments: next(left))
+    do_train(keep)
+    assert best(keep)["best"]["value"] == 1.0
+    assert best(keep)["iteration"] == 2
+
+
 def test_needs_an_evaluator(keep: DictConfig) -> None:
     keep.dataloader.evaluator = None
     with pytest.raises(SetupError, match=r"metric=segm/AP needs dataloader\.evaluator"):

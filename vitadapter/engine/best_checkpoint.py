@@ -1,6 +1,7 @@
 """The weights with the best evaluation so far."""
 
 import logging
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's, except that
 
-    - a metric that the evaluation does not give is an error, which lists those it gives;
+    - a metric that the evaluation does not give is an error, which lists those it gives (COCO's
+      gives no masks' where a model, early in training, detects nothing at all);
     - `model_best.pth` has the evaluated weights only, and is not what a run resumes from;
     - a resumed run keeps the best value, which the file holds;
     - training stopped in its very last iteration is not taken for evaluated.
@@ -83,17 +85,19 @@ class BestCheckpointer(hooks.BestCheckpointer):
             super().after_train()
 
     def _best_checking(self) -> None:
-        if not self._is_known:
-            self._check_known()
-            self._is_known = True
+        self._is_known = self._is_known or self._check_known()
         if comm.is_main_process():
             super()._best_checking()
 
-    def _check_known(self) -> None:
+    def _check_known(self) -> bool:
+        """Whether the metric is one; False where nothing was detected, so that it may yet come."""
+        flat = flatten_results_dict(dict(self._results))
         # From the first process to all, so that all stop.
-        known = comm.all_gather(sorted(flatten_results_dict(dict(self._results))))[0]
+        known, is_empty = comm.all_gather((sorted(flat), all(map(math.isnan, flat.values()))))[0]
         if self._metric in known:
-            return
+            return True
+        if known and is_empty:
+            return False
         near = get_close_matches(self._metric, known, n=1, cutoff=0.0)
         listed = [name for name in known if "-" not in name]  # leaves out those of single classes
         raise ValueError(

@@ -1,0 +1,13 @@
+from vitadapter.model_zoo import get_config
+
+from .atss_vit_adapter_s_deit_3x import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone.bottom_up = get_config("common/models/vit_baseline.py").vit_baseline_small
+train.output_dir = "./output/atss_vit_s_deit_3x"
