@@ -1,17 +1,31 @@
 #!/usr/bin/env bash
-# Fine-tunes UPerNet on ViT-Adapter-S and on the plain ViT-S with the same weights, head and number
-# of iterations, on a small data set; prints mIoU of both and draws image, truth and prediction.
+# Fine-tunes a segmenter on ViT-Adapter-S and on the plain ViT-S with the same weights, head and
+# number of iterations, on a small data set; prints mIoU of both and draws image, truth and
+# prediction.
 #
-#   scripts/compare_segmentation.sh DATA_DIR NUM_CLASSES WEIGHTS OUTPUT_DIR [overrides]
+#   scripts/compare_segmentation.sh [--segmenter upernet|mask2former] \
+#       DATA_DIR NUM_CLASSES WEIGHTS OUTPUT_DIR [overrides]
 #
+# The segmenter is UPerNet unless named.
 # DATA_DIR holds images/{train,val} and annotations/{train,val} and, if class names are wanted,
 # classes.txt with one line "LABEL NAME" per class; WEIGHTS is what train.init_checkpoint takes
 # (DINOv2 ViT-S). A run that is complete is not repeated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+segmenter=upernet
+if [ "${1:-}" = --segmenter ]; then
+    segmenter=${2:-}
+    shift $(($# < 2 ? $# : 2))
+fi
+case $segmenter in upernet | mask2former) ;; *)
+    echo "--segmenter must be upernet or mask2former, got '$segmenter'" >&2
+    exit 2
+    ;;
+esac
 if [ $# -lt 4 ]; then
-    echo "usage: $0 DATA_DIR NUM_CLASSES WEIGHTS OUTPUT_DIR [overrides]" >&2
+    echo "usage: $0 [--segmenter upernet|mask2former]" \
+        "DATA_DIR NUM_CLASSES WEIGHTS OUTPUT_DIR [overrides]" >&2
     exit 2
 fi
 data=$1 classes=$2 weights=$3 output=$4
@@ -47,8 +61,8 @@ run() {
         --results "$folder/inference" --output "$folder/pictures" "${settings[@]}"
 }
 
-plain=upernet_vit_s_dinov2_finetune
-adapter=upernet_vit_adapter_s_dinov2_finetune
+plain=${segmenter}_vit_s_dinov2_finetune
+adapter=${segmenter}_vit_adapter_s_dinov2_finetune
 run $plain "$@"
 run $adapter "$@"
 for name in $plain $adapter; do

@@ -148,6 +148,30 @@ def test_quickstart_segments(tree: Path) -> None:
     assert "--task must be instance or semantic, got 'panoptic'" in refused.stderr
 
 
+def test_segmenters_are_compared(tree: Path) -> None:
+    script = tree / "scripts" / "compare_segmentation.sh"
+    for name in ("upernet", "mask2former"):
+        arguments = () if name == "upernet" else ("--segmenter", name)
+        for net in ("vit_s", "vit_adapter_s"):
+            folder = tree / "out" / f"{name}_{net}_dinov2_finetune" / "inference"
+            folder.mkdir(parents=True)
+            (folder / "sem_seg_results.md").write_text(f"{name} {net}\n")
+        done = run(script, *arguments, "data", "3", "weights.pth", "out", "train.max_iter=5")
+        assert done.returncode == 0, done.stderr
+        assert [f"{name} {net}" in done.stdout for net in ("vit_s", "vit_adapter_s")] == [True] * 2
+        called = calls(tree)
+        trained = [call for call in called if call.startswith("lazyconfig_train_net.py")]
+        assert [
+            f"/{name}_{net}_dinov2_finetune.py" in call
+            for net, call in zip(("vit_s", "vit_adapter_s"), trained, strict=True)
+        ] == [True, True]
+        assert all(call.endswith("train.max_iter=5") for call in trained)
+        assert len(called) == 4  # with pictures
+    refused = run(script, "--segmenter", "fcn", "data", "3", "weights.pth", "out")
+    assert refused.returncode == 2
+    assert "--segmenter must be upernet or mask2former, got 'fcn'" in refused.stderr
+
+
 def test_setup_refuses_an_unusable_python(tmp_path: Path, repository: Path) -> None:
     for name in ("scripts", "kernels"):
         shutil.copytree(repository / name, tmp_path / name)

@@ -22,6 +22,7 @@ KINDS = (
     "semantic_fpn_vit_t_deit_80k",
     "semantic_fpn_vit_adapter_l_augreg_frozen_80k",
     "mask2former_vit_adapter_l_beit_896_80k",
+    "mask2former_vit_s_dinov2_finetune",
 )
 PATHS = {path.stem: path for path in SEGMENTATION_CONFIGS}
 
