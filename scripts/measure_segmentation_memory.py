@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Shows the memory that segmenting one large image takes, with random weights.
 
+Configs with test-time augmentation (`*_ms`) are measured with it.
+
 Example: %(prog)s --size 4096 \\
     --config-file projects/ViTAdapter/configs/ADE20K/upernet_vit_adapter_t_deit_160k.py
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 from detectron2.config import LazyConfig, instantiate
 
+from vitadapter.engine.inference import build_inference
 from vitadapter.engine.overrides import apply_overrides
 
 GIB = 1024**3
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     device = torch.device(cfg.train.device)
-    model = instantiate(cfg.model).to(device).eval()
+    model = build_inference(cfg, instantiate(cfg.model).to(device)).eval()
     image = torch.zeros(3, args.size, args.size, dtype=torch.uint8)
     before, started = peak_bytes(device), time.perf_counter()
     (output,) = model([{"image": image}])

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitadapter.modeling.meta_arch import (
     SemanticSegmentor,
@@ -159,6 +160,51 @@ def test_scales_and_mirrored_images_are_averaged(tmp_path: Path) -> None:
             expected.append(logits.softmax(0))
     torch.testing.assert_close(found["sem_seg"], torch.stack(expected).mean(0))
     np.testing.assert_allclose(found["sem_seg"].sum(0), 1, rtol=1e-5)
+
+
+class _NewMaps(TorchDispatchMode):
+    """Counts the tensors of at least some size that are made."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel = numel
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.numel() >= self.numel:
+            storage = made.untyped_storage()
+            self.storages[storage.data_ptr()] = storage  # kept, so that no address comes back
+        return made
+
+
+@torch.no_grad()
+def test_augmentation_holds_one_map_beside_the_predicted_one() -> None:
+    predicted = [torch.randn(CLASSES, 150, 90) for _ in range(4)]
+    left = iter(predicted)
+
+    class Model(nn.Module):
+        def forward(self, batched_inputs: Sequence[object]) -> list[dict[str, Tensor]]:
+            return [{"sem_seg": next(left).clone()}]
+
+    augmented = SemanticSegmentorWithTTA(Model(), resizes=[T.NoOpTransform(), T.Resize((8, 8))])
+    with _NewMaps(CLASSES * 150 * 90) as made:
+        (found,) = augmented([{"image": torch.zeros(3, 150, 90, dtype=torch.uint8)}])
+    assert len(made.storages) == len(predicted) + 1
+    versions = [x.flip(2) if i % 2 else x for i, x in enumerate(y.softmax(0) for y in predicted)]
+    torch.testing.assert_close(found["sem_seg"], torch.stack(versions).mean(0))
+
+
+@torch.no_grad()
+def test_small_images_are_padded_with_black() -> None:
+    """The official recipes pad to the crop before they normalise."""
+    model = make_model(SlidingWindow((64, 64), (32, 32), pad_to_crop=True)).eval()
+    image = image_of(40, 64)
+    (found,) = model([{"image": image}])
+    (expected,) = model([{"image": F.pad(image, (0, 0, 0, 24))}])
+    torch.testing.assert_close(found["sem_seg"], expected["sem_seg"][:, :40])
 
 
 def test_no_scale_is_refused() -> None:

@@ -74,6 +74,18 @@ def test_a_small_image_is_padded_to_a_window() -> None:
     torch.testing.assert_close(found, images)
 
 
+def test_half_precision_is_averaged_in_float32() -> None:
+    logits = iter(torch.tensor([2048.0, 2050.0, 2050.0], dtype=torch.float16))
+
+    def predict(images: Tensor) -> Tensor:
+        return next(logits).expand(images.shape)
+
+    found = SlidingWindow((4, 4), (4, 2))(predict, torch.zeros(1, 1, 4, 8))
+    assert found.dtype == torch.float32
+    # The sum 4098 does not exist in half precision.
+    assert found[0, 0, 0].tolist() == [2048, 2048, 2049, 2049, 2050, 2050, 2050, 2050]
+
+
 @pytest.mark.parametrize(
     ("crop", "stride", "batch"), [((8, 8), (9, 8), 1), ((8, 8), (0, 4), 1), ((8, 8), (4, 4), 0)]
 )

@@ -9,6 +9,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from vitadapter.modeling.meta_arch import SemanticSegmentor
+from vitadapter.modeling.meta_arch.semantic_segmentor import WindowedInference
 
 from .criterion import SetCriterion
 from .head import Mask2FormerHead
@@ -54,7 +55,7 @@ class Mask2Former(SemanticSegmentor):
         semantic_on: bool = True,
         instance_inference: InstanceInference | None = None,
         panoptic_inference: PanopticInference | None = None,
-        inference: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
+        inference: WindowedInference | None = None,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -127,7 +128,7 @@ class Mask2Former(SemanticSegmentor):
         images = self._normalised(record)[None]
         output: Output = {}
         if self.inference is not None:
-            output["sem_seg"] = self._resized(self.inference(self._logits, images), record)
+            output["sem_seg"] = self._resized(self._windowed(images), record)
             if self.instance_inference is None and self.panoptic_inference is None:
                 return output
         prediction = self._queries(images)

@@ -8,7 +8,9 @@ from detectron2.modeling import SemanticSegmentor as _SemanticSegmentor
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-__all__ = ["SemanticSegmentor"]
+__all__ = ["SemanticSegmentor", "WindowedInference"]
+
+WindowedInference = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 
 
 class SemanticSegmentor(_SemanticSegmentor):
@@ -22,8 +24,9 @@ class SemanticSegmentor(_SemanticSegmentor):
         sem_seg_head: maps features to logits, or in training to losses; see `PixelHead`.
         pixel_mean: of the images' channels.
         pixel_std: of the images' channels.
-        inference: called with a function from images to logits and with images (1, 3, H, W), such
-            as `SlidingWindow`; None predicts whole images.
+        inference: called with a function from images to logits, with images (1, 3, H, W) and with
+            what a black pixel (3, 1, 1) is in them, such as `SlidingWindow`; None predicts whole
+            images.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class SemanticSegmentor(_SemanticSegmentor):
         sem_seg_head: nn.Module,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        inference: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
+        inference: WindowedInference | None = None,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -65,10 +68,13 @@ class SemanticSegmentor(_SemanticSegmentor):
 
     def _segment(self, record: Mapping[str, object]) -> Tensor:
         images = self._normalised(record)[None]
-        logits = (
-            self._logits(images) if self.inference is None else self.inference(self._logits, images)
-        )
+        logits = self._logits(images) if self.inference is None else self._windowed(images)
         return self._resized(logits, record)
+
+    def _windowed(self, images: Tensor) -> Tensor:
+        """Images (1, 3, H, W) to logits (1, K, H, W) by `inference`."""
+        # As officially, images are padded before they are normalised.
+        return self.inference(self._logits, images, -self.pixel_mean / self.pixel_std)
 
     def _normalised(self, record: Mapping[str, object]) -> Tensor:
         """The image (3, H, W) as the backbone wants it."""

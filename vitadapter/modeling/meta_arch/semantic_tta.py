@@ -11,6 +11,22 @@ from vitadapter.data.dataset_mapper import read_image
 
 __all__ = ["SemanticSegmentorWithTTA"]
 
+_BAND = 64  # rows whose probabilities are held at once
+
+
+def _add_probabilities(total: Tensor | None, logits: Tensor, mirrored: bool) -> Tensor:
+    """Adds the softmax of logits (K, H, W), mirrored back, to a total in float32 at least.
+
+    At many classes each map of a large image is gigabytes: beside these two none is made.
+    """
+    if total is None:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        total = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
+    for part, band in zip(total.split(_BAND, 1), logits.split(_BAND, 1), strict=True):
+        probabilities = band.softmax(0, dtype=total.dtype)
+        part += probabilities.flip(-1) if mirrored else probabilities
+    return total
+
 
 class SemanticSegmentorWithTTA(nn.Module):
     """Averages the class probabilities that a segmenter predicts for versions of an image.
@@ -71,8 +87,5 @@ class SemanticSegmentorWithTTA(nn.Module):
             for mirrored in (False, True) if self.flip else (False,):
                 version = pixels.flip(-1) if mirrored else pixels
                 (output,) = self.model([{"image": version, **size}])
-                # In place: at many classes a map of a large image is gigabytes.
-                probabilities = output["sem_seg"].softmax(0)
-                probabilities = probabilities.flip(-1) if mirrored else probabilities
-                total = probabilities if total is None else total.add_(probabilities)
+                total = _add_probabilities(total, output.pop("sem_seg"), mirrored)
         return total.div_(len(self.resizes) * (2 if self.flip else 1))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["SlidingWindow", "window_starts"]
@@ -25,6 +24,17 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+def _pad(images: Tensor, least: tuple[int, int], value: Tensor | float) -> Tensor:
+    """Images (B, 3, H, W) padded at the bottom and at the right to at least (height, width)."""
+    height, width = images.shape[-2:]
+    if height >= least[0] and width >= least[1]:
+        return images
+    padded = images.new_empty(*images.shape[:2], max(height, least[0]), max(width, least[1]))
+    padded[:] = value
+    padded[..., :height, :width] = images
+    return padded
+
+
 class SlidingWindow:
     """Predicts window by window and averages the logits where windows overlap.
 
@@ -33,8 +43,8 @@ class SlidingWindow:
     Args:
         crop_size: (height, width) of a window in pixels.
         stride: (vertical, horizontal) distance of windows in pixels.
-        pad_to_crop: whether an image smaller than a window is padded with zeros to one; the
-            padding is cut off the result. Else it is predicted as it is.
+        pad_to_crop: whether an image smaller than a window is padded to one; the padding is cut
+            off the result. Else it is predicted as it is.
         windows_per_batch: windows that are predicted at once.
 
     Raises:
@@ -60,19 +70,24 @@ class SlidingWindow:
         self.pad_to_crop = pad_to_crop
         self.windows_per_batch = windows_per_batch
 
-    def __call__(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def __call__(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        images: Tensor,
+        pad_value: Tensor | float = 0.0,
+    ) -> Tensor:
         """
         Args:
             predict: maps images (B, 3, h, w) to logits (B, K, h, w).
             images: normalised images (B, 3, H, W).
+            pad_value: of padded pixels, (3, 1, 1) or the same for all channels.
 
         Returns:
-            Logits (B, K, H, W).
+            Logits (B, K, H, W), in float32 at least.
         """
         height, width = images.shape[-2:]
         if self.pad_to_crop:
-            pad_bottom, pad_right = self.crop_size[0] - height, self.crop_size[1] - width
-            images = F.pad(images, (0, max(pad_right, 0), 0, max(pad_bottom, 0)))
+            images = _pad(images, self.crop_size, pad_value)
         size = images.shape[-2:]
         window = [min(side, crop) for side, crop in zip(size, self.crop_size, strict=True)]
         starts = [
@@ -86,7 +101,9 @@ class SlidingWindow:
             crops = [images[..., y : y + window[0], x : x + window[1]] for y, x in batch]
             logits = predict(torch.cat(crops))
             if total is None:
-                total = logits.new_zeros(len(images), logits.shape[1], *size)
+                # In half precision averages of neighbouring classes would tie.
+                dtype = torch.promote_types(logits.dtype, torch.float32)
+                total = logits.new_zeros(len(images), logits.shape[1], *size, dtype=dtype)
             for (y, x), part in zip(batch, logits.split(len(images)), strict=True):
                 total[..., y : y + window[0], x : x + window[1]] += part
         # How many windows cover a pixel is a product, since windows form a grid.

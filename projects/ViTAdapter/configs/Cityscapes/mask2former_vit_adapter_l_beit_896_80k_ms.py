@@ -14,4 +14,4 @@ from .mask2former_vit_adapter_l_beit_896_80k import (
 train.inference.tta = get_config("common/sem_seg_tta.py").multi_scale_flip_cityscapes
 # The scales are made from the whole image.
 dataloader.test.mapper.augmentations = []
-train.output_dir = "./output/mask2former_vit_adapter_l_beit_896_80k_ms"
+train.output_dir = "./output/cityscapes/mask2former_vit_adapter_l_beit_896_80k_ms"
