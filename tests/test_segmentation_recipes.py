@@ -326,6 +326,8 @@ def test_test_settings(name: str, cfg: DictConfig, recipe: Recipe) -> None:
 def test_multi_scale_of_table_3() -> None:
     """Rows without an official `_ms` file take the ratios that the official files name."""
     names = [n for n in PATHS if n.endswith("_ms") and n not in RECIPES and "beit" not in n]
+    # Mask2Former is in table 9.
+    names = [n for n in names if not Path(n).name.startswith("mask2former")]
     assert len(names) >= 15
     for name in (n for n in names if "_t_" in n or "_l_" in n):
         cfg = read(name)
