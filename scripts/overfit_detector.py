@@ -28,6 +28,7 @@ from vitadapter.engine.trainer import do_train
 from vitadapter.solver import warm_up
 
 SHRUNK = 4
+SAMPLED_BOXES = 64
 CHANNEL_KEYS = frozenset(
     {"channels", "in_channels", "out_channels", "conv_dim", "conv_dims", "fc_dim", "fc_dims"}
 )
@@ -66,8 +67,10 @@ def divide_channels(node: DictConfig | ListConfig) -> None:
 
 
 def cut_down(cfg: DictConfig) -> None:
-    """A small ViT without windows below a detector of few channels."""
+    """A small ViT without windows below a detector of few channels and few sampled boxes."""
     divide_channels(cfg.model)
+    if "roi_heads" in cfg.model:
+        cfg.model.roi_heads.batch_size_per_image = SAMPLED_BOXES
     wrapper = cfg.model.backbone
     while "net" not in wrapper:
         wrapper = wrapper.bottom_up
@@ -109,6 +112,7 @@ def overfit(cfg: DictConfig, args: argparse.Namespace) -> float:
     )
     train = cfg.train
     train.output_dir = str(output)
+    train.init_checkpoint = ""  # no published weights fit the small net
     train.max_iter, train.log_period, train.eval_period = args.iterations, 20, 0
     train.checkpointer.period = args.iterations
     train.amp.enabled = train.ema.enabled = False
