@@ -71,6 +71,9 @@ def cut_down(cfg: DictConfig) -> None:
     divide_channels(cfg.model)
     if "roi_heads" in cfg.model:
         cfg.model.roi_heads.batch_size_per_image = SAMPLED_BOXES
+    if "num_proposals" in cfg.model:  # Sparse R-CNN's learnt boxes
+        cfg.model.num_proposals = SAMPLED_BOXES
+        cfg.model.max_detections_per_image = SAMPLED_BOXES
     wrapper = cfg.model.backbone
     while "net" not in wrapper:
         wrapper = wrapper.bottom_up
@@ -78,6 +81,8 @@ def cut_down(cfg: DictConfig) -> None:
     net.embed_dim, net.num_heads, net.depth = 96, 3, 4
     net.drop_path_rate = 0.0
     net.window_size, net.window_block_indexes = 0, []
+    if "global_window_size" in net:  # small images would be padded to one of BEiT's
+        net.global_window_size = 0
     if "residual_block_indexes" in net:  # not of BEiT and Uni-Perceiver
         net.residual_block_indexes = []
     if "deform_num_heads" in wrapper:
