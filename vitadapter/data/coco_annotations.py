@@ -89,5 +89,5 @@ def check_has_masks(records: list[Record], name: str) -> None:
     if annotations and not any(a.get("segmentation") for a in annotations):
         raise ValueError(
             f"none of the {len(annotations)} annotations of '{name}' has a mask, but the config "
-            "trains masks: use a box-only config (faster_rcnn_*)"
+            "trains masks: use a box-only config (faster_rcnn_*, atss_*, gfl_*, sparse_rcnn_*)"
         )

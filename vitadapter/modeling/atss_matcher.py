@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from detectron2.structures import Boxes, pairwise_iou, pairwise_point_box_distance
+from detectron2.structures import Boxes
+from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
 __all__ = ["ATSSMatcher"]
@@ -44,19 +45,25 @@ class ATSSMatcher:
             background.
         """
         all_anchors = Boxes.cat(list(anchors))
-        ious = pairwise_iou(all_anchors, gt_boxes)  # (R, M)
-        if ious.numel() == 0:
-            return torch.full((len(all_anchors),), -1, device=ious.device)
+        number, device = len(all_anchors), all_anchors.device
+        if number == 0 or len(gt_boxes) == 0:
+            return torch.full((number,), -1, device=device)
         candidates = self._candidates(anchors, gt_boxes)  # (C, M)
-        candidate_ious = ious.gather(0, candidates)
+        ious = _ious(all_anchors, gt_boxes, candidates)  # (C, M)
         # One candidate has no deviation.
-        std = candidate_ious.std(0) if len(candidates) > 1 else 0.0
-        chosen = candidate_ious >= candidate_ious.mean(0) + std  # (C, M)
-        sides = pairwise_point_box_distance(all_anchors.get_centers(), gt_boxes)  # (R, M, 4)
-        positive = torch.zeros_like(ious, dtype=torch.bool).scatter_(0, candidates, chosen)
-        positive &= sides.min(dim=2).values > _MIN_INSIDE
-        best_ious, matched = torch.where(positive, ious, -1.0).max(dim=1)
-        return torch.where(best_ious >= 0, matched, -1)
+        std = ious.std(0) if len(candidates) > 1 else 0.0
+        centers, boxes = all_anchors.get_centers()[candidates], gt_boxes.tensor  # (C, M, 2), (M, 4)
+        sides = torch.cat([centers - boxes[:, :2], boxes[:, 2:] - centers], dim=2)  # (C, M, 4)
+        positive = (ious >= ious.mean(0) + std) & (sides.amin(dim=2) > _MIN_INSIDE)
+        ious = torch.where(positive, ious, -1.0)
+        best = ious.new_full((number,), -1.0)
+        best = best.scatter_reduce(0, candidates.flatten(), ious.flatten(), "amax")
+        # Of boxes that overlap an anchor equally, the first gets it.
+        wins = positive & (ious == best[candidates])  # (C, M)
+        index = torch.arange(len(gt_boxes), device=device).expand_as(candidates)
+        matched = torch.full((number,), len(gt_boxes), device=device)
+        matched = matched.scatter_reduce(0, candidates[wins], index[wins], "amin")
+        return torch.where(matched < len(gt_boxes), matched, -1)
 
     def _candidates(self, anchors: Sequence[Boxes], gt_boxes: Boxes) -> Tensor:
         """(C, M) indexes, among the anchors of all levels, of each box's candidates."""
@@ -72,3 +79,9 @@ class ATSSMatcher:
             candidates.append(nearest + start)
             start += len(level)
         return torch.cat(candidates)
+
+
+def _ious(anchors: Boxes, gt_boxes: Boxes, candidates: Tensor) -> Tensor:
+    """(C, M) of each box with its candidates: all pairs would be a thousand times as many."""
+    boxes = Boxes(gt_boxes.tensor.repeat(len(candidates), 1))  # (C * M, 4)
+    return matched_pairwise_iou(anchors[candidates.flatten()], boxes).view_as(candidates)

@@ -93,6 +93,12 @@ def test_no_object_in_any_image(model: SingleAnchorDetector) -> None:
     assert losses["loss_box_reg"] == 0
 
 
+def test_an_image_without_object_counts_as_one_sample(model: SingleAnchorDetector) -> None:
+    one = _losses(model, [_sample([])])["loss_cls"].item()
+    two = _losses(model, [_sample([]), _sample([])])["loss_cls"].item()
+    assert two == pytest.approx(one, rel=1e-4)
+
+
 def test_no_object_in_one_image_leaves_the_other_its_boxes(model: SingleAnchorDetector) -> None:
     both = _losses(model, [_sample([GOOD]), _sample([])])
     one = _losses(model, [_sample([GOOD])])

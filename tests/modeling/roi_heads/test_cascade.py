@@ -208,6 +208,17 @@ def test_the_suppression_is_exchangeable() -> None:
 
 
 @torch.no_grad()
+def test_scores_of_half_precision_do_not_tie() -> None:
+    heads = build_cascade(num_classes=4, masks=False, average_logits=True).eval()
+    _randomize(heads)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = heads(None, make_features(), _proposals())
+    for detected in found:
+        assert detected.scores.dtype == torch.float32
+        assert len(detected.scores.unique()) == len(detected) > 20
+
+
+@torch.no_grad()
 def test_masks_are_the_mean_of_the_stages() -> None:
     heads = build_cascade(num_classes=3).eval()
     for mask_head, bias in zip(heads.mask_head, (-1.0, 0.0, 3.0), strict=True):

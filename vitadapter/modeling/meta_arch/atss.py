@@ -16,7 +16,7 @@ from vitadapter.layers.mean_over_processes import mean_over_processes
 from vitadapter.layers.nms import NMS
 
 from .dense_head import DenseHead
-from .level_losses import sum_by_level
+from .level_losses import count_samples, sum_by_level
 from .single_anchor_detector import SingleAnchorDetector
 
 __all__ = ["ATSS", "ATSSHead", "centerness_targets"]
@@ -161,7 +161,7 @@ class ATSS(SingleAnchorDetector):
             centerness[positive].squeeze(1), central, reduction="none"
         )
 
-        number = mean_over_processes(positive.sum().to(logits.dtype)).clamp(min=1)
+        number = mean_over_processes(count_samples(positive).to(logits.dtype))
         weight = mean_over_processes(central.sum()).clamp(min=1)
         sizes = [len(level) for level in anchors]
         return {

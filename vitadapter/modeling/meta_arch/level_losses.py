@@ -5,7 +5,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["sum_by_level"]
+__all__ = ["count_samples", "sum_by_level"]
+
+
+def count_samples(positive: Tensor) -> Tensor:
+    """What a loss of all anchors is divided by: an image without positives counts as one.
+
+    As in the official release: a batch without objects has the mean of its images' losses, not
+    their sum.
+
+    Args:
+        positive: (N, R).
+
+    Returns:
+        Tensor: () of at least 1.
+    """
+    return positive.sum(1).clamp(min=1).sum()
 
 
 def sum_by_level(loss: Tensor, sizes: Sequence[int], where: Tensor | None = None) -> Tensor:

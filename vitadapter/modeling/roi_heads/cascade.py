@@ -193,7 +193,11 @@ class CascadeROIHeads(_CascadeROIHeads):
 
     def _predict(self, features: Features, proposals: list[Instances], stage: int) -> Predictions:
         x = self._box_features(features, [p.proposal_boxes for p in proposals])
-        return self.box_predictor[stage](self.box_head[stage](x))
+        logits, deltas = self.box_predictor[stage](self.box_head[stage](x))
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            # In half precision the stages' mean scores would tie, and ties have no order.
+            logits = logits.float()
+        return logits, deltas
 
     def _box_features(self, features: Features, boxes: list[Boxes]) -> Tensor:
         return self.box_pooler([features[name] for name in self.box_in_features], boxes)
