@@ -75,8 +75,10 @@ def test_mapillary(run: Callable[..., None], root: Path) -> None:
         path = root / f"Mapillary/{split}/labels/a.png"
         path.parent.mkdir(parents=True)
         image.save(path)
-    run("prepare_mapillary", root / "Mapillary")
+    for _ in range(2):  # may be run again
+        run("prepare_mapillary", root / "Mapillary")
     assert loaded("mapillary_19_train") == [[0, 0, 10, 13, 255, 11]]
+    assert loaded("mapillary_19_trainval") == 2 * loaded("mapillary_19_train")
 
 
 def test_coco_stuff_164k(run: Callable[..., None], root: Path) -> None:

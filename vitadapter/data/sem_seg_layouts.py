@@ -163,6 +163,7 @@ LAYOUTS: dict[str, SemSegLayout] = {
     **_splits(
         _MAPILLARY,
         mapillary_19_train=("training/images", "training/train_ids"),
+        mapillary_19_trainval=("trainval/images", "trainval/train_ids"),
         mapillary_19_val=("validation/images", "validation/train_ids"),
     ),
     **_splits(
