@@ -160,6 +160,9 @@ def test_chase_db1(run: Callable[..., None], root: Path) -> None:
     run("prepare_chase_db1", root / "source", root / "CHASE_DB1")
     assert loaded("chase_db1_val") == [[0, 1, 0, 1, 1, 0]] * 8
     assert len(loaded("chase_db1_train")) == 20
+    (root / "source/Image_03L.jpg").unlink()
+    with pytest.raises(SystemExit, match="must hold CHASE-DB1's 28 images, got 27"):
+        run("prepare_chase_db1", root / "source", root / "again")
 
 
 def test_faults_are_named(run: Callable[..., None], root: Path) -> None:
