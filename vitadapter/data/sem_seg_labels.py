@@ -100,7 +100,7 @@ def read_class_names(file_name: str) -> Sequence[str]:
             f"the file of class names {path} does not exist: set dataset.class_names=..."
         )
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"dataset.class_names={path} must be a text file: {error}") from error
     repeated = sorted({name for name in names if names.count(name) > 1})
