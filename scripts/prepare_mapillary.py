@@ -2,7 +2,7 @@
 """Writes label maps of Mapillary Vistas 1.2 in the 19 classes of Cityscapes.
 
 ROOT holds {training,validation}/{images,labels}, as downloaded (of version 2.0: v1.2/labels, to be
-moved there); the maps go to {training,validation}/train_ids. Both parts together, which the official
+moved there); the maps go to {training,validation}/train_ids. Both parts, which the official
 recipe trains on, are linked to from trainval/{images,train_ids}.
 """
 

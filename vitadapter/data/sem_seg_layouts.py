@@ -193,7 +193,7 @@ def _files(root: Path, suffix: str | None) -> dict[str, str]:
             common = relative.removesuffix(path.suffix if suffix is None else suffix)
             if common in found:
                 raise ValueError(
-                    f"{found[common]} and {path} have one name: their label maps cannot be told apart"
+                    f"{found[common]} and {path} have one name: which one is a label map's image?"
                 )
             found[common] = str(path)
     return found
