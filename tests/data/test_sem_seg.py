@@ -154,6 +154,7 @@ def test_numbers_of_classes() -> None:
     for name, count in expected.items():
         classes = LAYOUTS[name].class_names
         assert len(set(classes)) == count, name
+        assert all(name == name.strip() for name in classes)
 
 
 def test_ade20k_names_are_the_published_ones(shared: Path) -> None:
