@@ -16,7 +16,7 @@ from PIL import Image
 from vitadapter.data.label_conversion import chase_db1_labels
 from vitadapter.data.label_files import convert_files, find_files, read_labels
 
-NUM_TRAINING = 20
+NUM_IMAGES, NUM_TRAINING = 28, 20
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -27,6 +27,8 @@ def read_grey(path: Path) -> np.ndarray:
 def prepare(source: Path, root: Path) -> int:
     count = 0
     images = find_files(source, "*.jpg")
+    if len(images) != NUM_IMAGES:  # the split goes by their order
+        raise ValueError(f"{source} must hold CHASE-DB1's {NUM_IMAGES} images, got {len(images)}")
     for split, members in (
         ("training", images[:NUM_TRAINING]),
         ("validation", images[NUM_TRAINING:]),

@@ -2,7 +2,8 @@
 """Writes label maps of Mapillary Vistas 1.2 in the 19 classes of Cityscapes.
 
 ROOT holds {training,validation}/{images,labels}, as downloaded (of version 2.0: v1.2/labels, to be
-moved there); the maps go to {training,validation}/train_ids.
+moved there); the maps go to {training,validation}/train_ids. Both parts, which the official
+recipe trains on, are linked to from trainval/{images,train_ids}.
 """
 
 import argparse
@@ -17,7 +18,14 @@ from vitadapter.data.label_files import convert_files, find_files
 def prepare(root: Path) -> int:
     sources = find_files(root, "*/labels/*.png")
     pairs = [(s, s.parents[1] / "train_ids" / s.name) for s in sources]
-    return convert_files(pairs, mapillary_labels)
+    count = convert_files(pairs, mapillary_labels)
+    for kind in ("images", "train_ids"):
+        (root / "trainval" / kind).mkdir(parents=True, exist_ok=True)
+        for part in sorted({source.parents[1].name for source in sources}):
+            link = root / "trainval" / kind / part
+            if not link.is_symlink():
+                link.symlink_to(Path("..", "..", part, kind), target_is_directory=True)
+    return count
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -92,7 +92,9 @@ def write_panoptic(
     images, panoptic = folder / "images", folder / "panoptic"
     images.mkdir(parents=True, exist_ok=True)
     for image, ids in zip(content["images"], maps.values(), strict=False):
-        Image.fromarray(grey_of(ids)).convert("RGB").save(images / str(image["file_name"]))
+        path = images / str(image["file_name"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey_of(ids)).convert("RGB").save(path)
     for name, ids in maps.items():
         write_map(panoptic / f"{name}.png", ids)
     json_file = folder / "panoptic.json"

@@ -75,8 +75,10 @@ def test_mapillary(run: Callable[..., None], root: Path) -> None:
         path = root / f"Mapillary/{split}/labels/a.png"
         path.parent.mkdir(parents=True)
         image.save(path)
-    run("prepare_mapillary", root / "Mapillary")
+    for _ in range(2):  # may be run again
+        run("prepare_mapillary", root / "Mapillary")
     assert loaded("mapillary_19_train") == [[0, 0, 10, 13, 255, 11]]
+    assert loaded("mapillary_19_trainval") == 2 * loaded("mapillary_19_train")
 
 
 def test_coco_stuff_164k(run: Callable[..., None], root: Path) -> None:
@@ -135,9 +137,16 @@ def test_potsdam(run: Callable[..., None], root: Path) -> None:
         "2_10_88_0.png",
         "2_10_88_8.png",
     ]
-    labels[3, 4] = (1, 2, 3)
+    # Of tile 6_7's cars, and of tile 4_12's low vegetation and impervious surface.
+    labels[0, 0], labels[1, 1], labels[2, 2] = (252, 255, 0), (9, 222, 221), (225, 227, 227)
     save(root / "labels/top_potsdam_5_15_label.tif", labels)
-    with pytest.raises(SystemExit, match=r"top_potsdam_5_15_label.*got \(1, 2, 3\) \(1 pixels\)"):
+    run("prepare_potsdam", root / "rgb", root / "labels", root / "potsdam")
+    with Image.open(root / "potsdam/ann_dir/val/5_15_0_0.png") as written:
+        assert [written.getpixel((i, i)) for i in range(3)] == [5, 3, 1]
+    labels[3, 4] = (250, 2, 255)
+    save(root / "labels/top_potsdam_5_15_label.tif", labels)
+    message = r"top_potsdam_5_15_label.*got \(250, 2, 255\) \(1 pixels\)"
+    with pytest.raises(SystemExit, match=message):
         run("prepare_potsdam", root / "rgb", root / "labels", root / "again")
 
 
@@ -151,6 +160,9 @@ def test_chase_db1(run: Callable[..., None], root: Path) -> None:
     run("prepare_chase_db1", root / "source", root / "CHASE_DB1")
     assert loaded("chase_db1_val") == [[0, 1, 0, 1, 1, 0]] * 8
     assert len(loaded("chase_db1_train")) == 20
+    (root / "source/Image_03L.jpg").unlink()
+    with pytest.raises(SystemExit, match="must hold CHASE-DB1's 28 images, got 27"):
+        run("prepare_chase_db1", root / "source", root / "again")
 
 
 def test_faults_are_named(run: Callable[..., None], root: Path) -> None:

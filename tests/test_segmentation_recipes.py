@@ -24,6 +24,7 @@ from project_configs import (
     net_wrapper,
 )
 from segmentation_recipes import PAPER_PARAMETERS, RECIPES, check_mask2former
+from timm.models import get_pretrained_cfg
 
 from vitadapter.data.sem_seg_layouts import LAYOUTS
 from vitadapter.data.sem_seg_transforms import RandomResize, ResizeToFit, StretchToMultiple
@@ -131,6 +132,24 @@ def test_backbone(name: str, cfg: DictConfig, recipe: Recipe) -> None:
     assert [[start, stop - 1] for start, stop in stages] == adapter["interaction_indexes"]
 
 
+# Of names of BEiT's files, which timm's configurations do not tell: timm's to the official form.
+_BEIT_TAGS = {"in22k_ft_in22k": "pt22k_ft22k", "in1k_ft_in22k": "pt1k_ft21k"}
+
+
+def test_pretrained_weights(cfg: DictConfig, recipe: Recipe) -> None:
+    expected = recipe["pretrain"]
+    published = Path(expected["backbone_file"]).stem
+    name = cfg.train.init_checkpoint.removeprefix("timm://")
+    if not name:  # from a first stage's run, or from a file that no hub has
+        second_stage = expected["whole_model_file"] is not None or recipe["evaluation_only"]
+        assert second_stage or published.startswith("uni-perceiver")
+        return
+    url = get_pretrained_cfg(name).url
+    architecture, _, tag = name.partition(".")
+    stored = Path(url).stem if url else f"{architecture}_{_BEIT_TAGS[tag]}"
+    assert stored == published
+
+
 def test_heads(name: str, cfg: DictConfig, recipe: Recipe) -> None:
     if "mask2former" in name:
         check_mask2former(cfg, recipe)
@@ -166,9 +185,10 @@ def test_data(cfg: DictConfig, recipe: Recipe) -> None:
     for part, split in (("train", "train"), ("test", "val")):
         layout = LAYOUTS[cfg.dataset[part].name]
         assert len(layout.class_names) == cfg.dataset.num_classes
-        # Of Mapillary Vistas only the training part is trained on; the test is Cityscapes'.
-        if "mapillary" not in expected["name"].lower():
-            assert layout.image_root.endswith(expected[split][1])
+        official = expected[split][1]
+        if official == ["training/images", "validation/images"]:  # of Mapillary Vistas
+            official = "trainval/images"
+        assert layout.image_root.endswith(official)
 
 
 def test_optimizer(name: str, cfg: DictConfig, recipe: Recipe) -> None:

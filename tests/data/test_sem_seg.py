@@ -50,6 +50,30 @@ def test_images_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         load(images, labels, role="test")
 
 
+def test_label_maps_without_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images, labels = write_pairs(tmp_path, MAPS)
+    (images / "a.jpg").unlink()
+    assert len(load(images, labels)) == 1
+    assert f"1 label maps of 'own' have no image in {images} ({labels / 'a.png'})" in caplog.text
+
+
+def test_images_of_one_name(tmp_path: Path) -> None:
+    images, labels = write_pairs(tmp_path, MAPS)
+    (images / "a.png").write_bytes((images / "a.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"a\.(jpg|png) and .*a\.(png|jpg) have one name"):
+        load(images, labels)
+
+
+def test_surprising_settings_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images, labels = write_pairs(tmp_path, MAPS)
+    load(images, labels)
+    assert caplog.text == ""
+    load(images, labels, num_classes=300)
+    assert "dataset.ignore_label=255 is a class of 'own'" in caplog.text
+    load(images, labels, reduce_zero_label=True)
+    assert "if 0 is a class, set dataset.reduce_zero_label=False" in caplog.text
+
+
 def test_faults_of_folders_are_named(tmp_path: Path) -> None:
     images, labels = write_pairs(tmp_path, MAPS)
     with pytest.raises(ValueError, match=r"set dataset\.test\.label_root"):
@@ -107,6 +131,8 @@ def test_known_data_sets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     num_classes = write_known(tmp_path, name)
     options = {"num_classes": num_classes, "reduce_zero_label": shift}
     assert len(load_sem_seg_dataset(name, **options)) == (1 if LAYOUTS[name].split_file else 2)
+    with pytest.raises(ValueError, match=r"class_names=mine\.txt is for a data set of your own"):
+        load_sem_seg_dataset(name, **options, class_names="mine.txt")
     with pytest.raises(ValueError, match=f"set dataset.num_classes={num_classes}"):
         load_sem_seg_dataset(name, **{**options, "num_classes": num_classes + 1})
     with pytest.raises(ValueError, match=f"set dataset.reduce_zero_label={shift}"):
@@ -128,6 +154,7 @@ def test_numbers_of_classes() -> None:
     for name, count in expected.items():
         classes = LAYOUTS[name].class_names
         assert len(set(classes)) == count, name
+        assert all(name == name.strip() for name in classes)
 
 
 def test_ade20k_names_are_the_published_ones(shared: Path) -> None:

@@ -84,6 +84,8 @@ def test_class_names(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_text("sky\n traffic light \n\n")
     assert read_class_names(str(path)) == ["sky", "traffic light"]
+    path.write_text("sky\r\nroad\r\n", encoding="utf-8-sig")  # as Windows' editor writes it
+    assert read_class_names(str(path)) == ["sky", "road"]
     for text, fault in (("a\n\nb", "an empty line"), ("a\nb\na", "'a' more than once")):
         path.write_text(text)
         with pytest.raises(ValueError, match=fault):

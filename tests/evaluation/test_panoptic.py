@@ -112,6 +112,20 @@ def test_written_files(files: PanopticFiles, tmp_path: Path) -> None:
         assert picture.mode == "RGB"
 
 
+def test_maps_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    maps = {"ulm/1": some_ids(1), "bonn/1": some_ids(2)}
+    files = write_panoptic(tmp_path, maps)
+    evaluator = panoptic_evaluator("own", *files, output_dir=str(tmp_path / "out"), **CLASSES)
+    outputs = [perfect(r, ids) for r, ids in zip(records_of(files), maps.values(), strict=True)]
+    run(evaluator, files, outputs)
+    written = json.loads((tmp_path / "out/panoptic_predictions.json").read_text())["annotations"]
+    assert [prediction["file_name"] for prediction in written] == ["ulm/1.png", "bonn/1.png"]
+    for name, output in zip(maps, outputs, strict=True):
+        predicted, _ = output["panoptic_seg"]
+        with Image.open(tmp_path / f"out/panoptic_predictions/{name}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture)[..., 0], predicted)
+
+
 def test_classes_that_do_not_occur(tmp_path: Path) -> None:
     """They count in no average, and nothing is NaN."""
     ids = np.full((8, 8), 300)

@@ -111,7 +111,7 @@ def _catalog_name(layout: SemSegLayout, name: str, ignore_label: int, role: str)
 
 
 def _records(layout: SemSegLayout, name: str, role: str) -> list[Record]:
-    pairs, unlabelled = find_pairs(layout)
+    pairs, unlabelled, without_image = find_pairs(layout)
     if not pairs:
         raise ValueError(
             f"'{name}' has no image in {layout.image_root} with a label map "
@@ -129,6 +129,14 @@ def _records(layout: SemSegLayout, name: str, role: str) -> list[Record]:
             name,
             layout.label_root,
             ", ".join(unlabelled[:3]),
+        )
+    if without_image:
+        logger.warning(
+            "%d label maps of '%s' have no image in %s (%s)",
+            len(without_image),
+            name,
+            layout.image_root,
+            ", ".join(without_image[:3]),
         )
     return [{"file_name": image, "sem_seg_file_name": label} for image, label in pairs]
 
@@ -151,7 +159,7 @@ def register_sem_seg(
         image_root: folder with images, at any depth.
         label_root: folder with a png of the same name for each image; see `LabelReader`.
         num_classes: number of classes that the model predicts.
-        class_names: text file with one class per line, for a data set given by folders; None
+        class_names: text file with one class per line, for a data set given by folders alone; None
             names them by number.
         ignore_label: see `LabelReader`.
         reduce_zero_label: see `LabelReader`.
@@ -164,6 +172,11 @@ def register_sem_seg(
         raise ValueError(f"role must be one of {_ROLES}, got {role!r}")
     LabelReader(num_classes, ignore_label, reduce_zero_label)  # refuses what contradicts itself
     if image_root is None and label_root is None:
+        if class_names is not None:
+            raise ValueError(
+                f"dataset.class_names={class_names} is for a data set of your own, given by "
+                f"{_own_data(role)}: '{name}' has its names"
+            )
         layout = _known_layout(name, role)
         _check_known(name, layout, num_classes, reduce_zero_label)
     else:
@@ -223,6 +236,25 @@ def _check_files(records: Sequence[Record], read_label: LabelReader, name: str, 
         )
 
 
+def _warn_of_labels(name: str, num_classes: int, ignore_label: int, own_shifted: bool) -> None:
+    """Says what the settings make of label maps where that may surprise."""
+    if 0 <= ignore_label < num_classes:
+        logger.warning(
+            "dataset.ignore_label=%d is a class of '%s' (dataset.num_classes=%d): its pixels are "
+            "neither trained on nor evaluated",
+            ignore_label,
+            name,
+            num_classes,
+        )
+    if own_shifted:
+        logger.warning(
+            "label maps of '%s' are read as 0 for no class and 1 .. %d for the classes: if 0 is a "
+            "class, set dataset.reduce_zero_label=False",
+            name,
+            num_classes,
+        )
+
+
 def load_sem_seg_dataset(
     name: str,
     image_root: str | None = None,
@@ -263,4 +295,5 @@ def load_sem_seg_dataset(
     except IMAGE_ERRORS as error:
         raise ValueError(f"a label map of '{name}' cannot be used: {error}") from error
     logger.info("%d images of '%s' for %s", len(records), name, role)
+    _warn_of_labels(name, num_classes, ignore_label, reduce_zero_label and label_root is not None)
     return records

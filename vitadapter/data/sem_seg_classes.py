@@ -36,7 +36,7 @@ sidewalk sign sky snow sofa table track train tree truck tvmonitor wall water wi
 """
 _THINGS = [category for category in COCO_CATEGORIES if category["isthing"]]
 
-ADE20K: tuple[str, ...] = tuple(ADE20K_SEM_SEG_CATEGORIES)
+ADE20K: tuple[str, ...] = tuple(name.strip() for name in ADE20K_SEM_SEG_CATEGORIES)
 CITYSCAPES: tuple[str, ...] = tuple(category["name"] for category in CITYSCAPES_CATEGORIES)
 CITYSCAPES_TRAIN_IDS: dict[int, int] = {c["id"]: c["trainId"] for c in CITYSCAPES_CATEGORIES}
 """Class of each label id that is evaluated."""

@@ -100,9 +100,10 @@ def read_class_names(file_name: str) -> Sequence[str]:
             f"the file of class names {path} does not exist: set dataset.class_names=..."
         )
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"dataset.class_names={path} must be a text file: {error}") from error
+    names = [line.strip() for line in text.rstrip().splitlines()]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if not names or "" in names or repeated:
         raise ValueError(

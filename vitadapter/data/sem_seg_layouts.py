@@ -163,6 +163,7 @@ LAYOUTS: dict[str, SemSegLayout] = {
     **_splits(
         _MAPILLARY,
         mapillary_19_train=("training/images", "training/train_ids"),
+        mapillary_19_trainval=("trainval/images", "trainval/train_ids"),
         mapillary_19_val=("validation/images", "validation/train_ids"),
     ),
     **_splits(
@@ -180,7 +181,7 @@ LAYOUTS: dict[str, SemSegLayout] = {
 
 def _files(root: Path, suffix: str | None) -> dict[str, str]:
     """Path of each file by the common part of its name, which begins below `root`."""
-    found = {}
+    found: dict[str, str] = {}
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
             path = Path(folder, name)
@@ -190,20 +191,26 @@ def _files(root: Path, suffix: str | None) -> dict[str, str]:
                 continue
             relative = path.relative_to(root).as_posix()
             common = relative.removesuffix(path.suffix if suffix is None else suffix)
+            if common in found:
+                raise ValueError(
+                    f"{found[common]} and {path} have one name: which one is a label map's image?"
+                )
             found[common] = str(path)
     return found
 
 
-def find_pairs(layout: SemSegLayout) -> tuple[list[tuple[str, str]], list[str]]:
+def find_pairs(layout: SemSegLayout) -> tuple[list[tuple[str, str]], list[str], list[str]]:
     """
     Args:
         layout: with roots that exist.
 
     Returns:
-        (image, label map) in the order of their names, and the images without a label map.
+        (image, label map) in the order of their names, the images without a label map, and the
+        label maps without an image (of a split that a file lists, none).
 
     Raises:
-        ValueError: the file that lists the split does not exist, or names images that do not.
+        ValueError: two images of one name, or the file that lists the split does not exist, or
+            names images that do not.
     """
     images = _files(Path(layout.image_root), layout.image_suffix)
     labels = _files(Path(layout.label_root), layout.label_suffix)
@@ -216,6 +223,8 @@ def find_pairs(layout: SemSegLayout) -> tuple[list[tuple[str, str]], list[str]]:
         if absent:
             raise ValueError(f"{path} lists {absent[0]}, which {layout.image_root} does not have")
         images = {name: images[name] for name in listed}
+        labels = {name: path for name, path in labels.items() if name in images}
     names = sorted(images)
     pairs = [(images[name], labels[name]) for name in names if name in labels]
-    return pairs, [images[name] for name in names if name not in labels]
+    unlabelled = [images[name] for name in names if name not in labels]
+    return pairs, unlabelled, [labels[name] for name in sorted(labels) if name not in images]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import PadTransform
+from fvcore.transforms.transform import NoOpTransform, PadTransform
 
 __all__ = ["PadToSize", "RandomChoice"]
 
@@ -66,11 +66,14 @@ class PadToSize(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """The padding of an image (H, W, C)."""
         height, width = image.shape[:2]
+        right, bottom = max(self.size[1] - width, 0), max(self.size[0] - height, 0)
+        if right == bottom == 0:  # as most crops are
+            return NoOpTransform()
         return _PadChannels(
             0,
             0,
-            max(self.size[1] - width, 0),
-            max(self.size[0] - height, 0),
+            right,
+            bottom,
             width,
             height,
             pad_value=self.pixel_value,

@@ -101,16 +101,19 @@ class PanopticEvaluator(DatasetEvaluator):
         segments: Sequence[Mapping[str, object]],
     ) -> None:
         """In COCO's format for results: a PNG, and categories by the ids of the data set."""
-        folder = self._output_dir / "panoptic_predictions"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = Path(str(truth["pan_seg_file_name"])).name
-        Image.fromarray(id_to_rgb(predicted)).save(folder / name)
+        # With its folders: the file's name alone may be that of another map as well.
+        name = Path(str(truth["pan_seg_file_name"]))
+        root = self._metadata.panoptic_root
+        name = name.relative_to(root) if name.is_relative_to(root) else Path(name.name)
+        path = self._output_dir / "panoptic_predictions" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(id_to_rgb(predicted)).save(path)
         listed = [
             {"id": int(s["id"]), "category_id": self._dataset_ids[s["category_id"]]}
             for s in segments
         ]
         self._predictions.append(
-            {"image_id": truth["image_id"], "file_name": name, "segments_info": listed}
+            {"image_id": truth["image_id"], "file_name": name.as_posix(), "segments_info": listed}
         )
 
     def evaluate(self) -> dict[str, Metrics] | None:

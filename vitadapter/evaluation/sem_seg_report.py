@@ -19,8 +19,10 @@ _MEANS = (
     ("mean boundary IoU", "mBoundaryIoU"),
 )
 _COLUMNS = (("IoU", "IoU"), ("Acc", "ACC"), ("boundary IoU", "BoundaryIoU"))
-# More classes than this are told apart by their number in the picture.
-_MAX_NAMED = 40
+# More classes than this are told apart by their number in the picture, longer names cut.
+_MAX_NAMED = 200
+_MAX_LETTERS = 24
+_MAX_WITH_NUMBERS = 20
 
 
 def _cell(value: float | None) -> str:
@@ -47,6 +49,12 @@ def format_table(
     return f"{summary}\n\n{markdown_table(rows)}"
 
 
+def _label(name: str) -> str:
+    if len(name) > _MAX_LETTERS:
+        name = f"{name[: _MAX_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return name.replace("$", "\\$")
+
+
 def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path) -> None:
     """Draws which share of each true class was predicted as what.
 
@@ -58,7 +66,7 @@ def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
     by_truth = confusion.T.astype(float)
     shares = by_truth / np.maximum(by_truth.sum(axis=1, keepdims=True), 1)
     count = len(class_names)
-    side = float(np.clip(2.5 + 0.3 * count, 5, 16))
+    side = float(np.clip(2.5 + 0.3 * count, 5, 20))  # inches
     figure = Figure(figsize=(side, side), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -67,10 +75,11 @@ def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if count <= _MAX_NAMED:
-        labels = [name.replace("$", "\\$") for name in class_names]
-        axes.set_xticks(range(count), labels, rotation=90)
-        axes.set_yticks(range(count), labels)
-    if count <= 20:
+        font = float(np.clip(55 * (side - 2.5) / count, 4, 10))  # points; an inch has 72
+        labels = [_label(name) for name in class_names]
+        axes.set_xticks(range(count), labels, rotation=90, fontsize=font)
+        axes.set_yticks(range(count), labels, fontsize=font)
+    if count <= _MAX_WITH_NUMBERS:
         for row, column in np.argwhere(shares >= 0.005):
             share = shares[row, column]
             axes.text(
@@ -82,4 +91,4 @@ def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
                 fontsize=7,
                 color="white" if share > 0.5 else "black",
             )
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")

@@ -10,4 +10,4 @@ dataset.resize.update(short=1024, long=2048)
 dataset.crop.update(size=896, stride=512)
 
 dataset_mapillary = dataset.copy()
-dataset_mapillary.train.name = "mapillary_19_train"
+dataset_mapillary.train.name = "mapillary_19_trainval"
