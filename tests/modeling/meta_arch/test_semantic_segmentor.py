@@ -118,11 +118,28 @@ def test_a_crop_without_labels_trains_nothing() -> None:
     [
         ({}, 'training needs a label map "sem_seg", which x.png does not have'),
         ({"sem_seg": torch.zeros(64, 32)}, r"same \(height, width\), got \(\(64, 64\), \(64, 32\)"),
+        (
+            {"sem_seg": torch.tensor([0, CLASSES, 255, 1]).expand(64, 16, 4).flatten(1)},
+            rf"lie in \[0, {CLASSES}\) or be 255 .*, got 0 to {CLASSES} in x.png",
+        ),
+        ({"sem_seg": torch.full((64, 64), -1)}, "got -1 to -1 in x.png"),
     ],
 )
 def test_wrong_labels_are_refused(record: Mapping[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_model().train()([{"image": image_of(64, 64), "file_name": "x.png", **record}])
+
+
+def test_labels_may_be_bytes() -> None:
+    model = make_model().train()
+    labels = torch.randint(0, CLASSES, (64, 96))
+    labels[:10] = 255
+    losses = []
+    for dtype in (torch.int64, torch.uint8):
+        torch.manual_seed(0)
+        record = {"image": image_of(64, 96), "sem_seg": labels.to(dtype)}
+        losses.append(model([record, record]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -58,6 +60,19 @@ def test_overlaps_are_averaged(
     slide = SlidingWindow(crop, stride, windows_per_batch=windows_per_batch)
     found = slide(position_dependent, images)
     torch.testing.assert_close(found, averaged_by_pixel(images, crop, stride))
+
+
+def test_logits_of_windows_are_gone_when_the_next_are_predicted() -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def predict(images: Tensor) -> Tensor:
+        assert all(logits() is None for logits in made)
+        logits = position_dependent(images)
+        made.append(weakref.ref(logits))
+        return logits
+
+    SlidingWindow((8, 8), (8, 8), windows_per_batch=2)(predict, torch.randn(1, 3, 16, 24))
+    assert len(made) == 3
 
 
 def test_a_small_image_is_padded_to_a_window() -> None:

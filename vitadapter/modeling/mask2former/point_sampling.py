@@ -59,7 +59,7 @@ def uncertain_points(
     candidates = random_points(num_masks, int(num_points * oversample_ratio), device)
     uncertainty = -sample_at_points(mask_logits, candidates).abs()
     num_uncertain = int(num_points * importance_sample_ratio)
-    chosen = uncertainty.topk(num_uncertain, dim=1).indices  # (N, P')
+    chosen = uncertainty.topk(num_uncertain, dim=1, sorted=False).indices  # (N, P')
     uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
     uniform = random_points(num_masks, num_points - num_uncertain, device)
     return torch.cat((uncertain, uniform), dim=1)

@@ -21,7 +21,8 @@ class SemanticSegmentor(_SemanticSegmentor):
 
     Args:
         backbone: maps images to features.
-        sem_seg_head: maps features to logits, or in training to losses; see `PixelHead`.
+        sem_seg_head: maps features to logits, or in training to losses; has `num_classes` and
+            `ignore_value`; see `PixelHead`.
         pixel_mean: of the images' channels.
         pixel_std: of the images' channels.
         inference: called with a function from images to logits, with images (1, 3, H, W) and with
@@ -59,10 +60,12 @@ class SemanticSegmentor(_SemanticSegmentor):
             image.
 
         Raises:
-            ValueError: an image has no labels in training, or labels of another size.
+            ValueError: an image has no labels in training, or labels of another size or outside
+                the head's classes.
         """
         if self.training:
-            _check_labels(batched_inputs)
+            head = self.sem_seg_head
+            _check_labels(batched_inputs, head.num_classes, head.ignore_value)
             return super().forward(batched_inputs)
         return [{"sem_seg": self._segment(x)} for x in batched_inputs]
 
@@ -107,7 +110,9 @@ class SemanticSegmentor(_SemanticSegmentor):
         return logits[..., : images.shape[-2], : images.shape[-1]]
 
 
-def _check_labels(batched_inputs: Sequence[Mapping[str, object]]) -> None:
+def _check_labels(
+    batched_inputs: Sequence[Mapping[str, object]], num_classes: int, ignore_value: int
+) -> None:
     for record in batched_inputs:
         name = record.get("file_name", "an image")
         if "sem_seg" not in record:
@@ -116,4 +121,12 @@ def _check_labels(batched_inputs: Sequence[Mapping[str, object]]) -> None:
         if sizes[0] != sizes[1]:
             raise ValueError(
                 f"image and label map must have the same (height, width), got {sizes} of {name}"
+            )
+        # The cross entropy names no image; on a GPU it ends the process.
+        labels = record["sem_seg"]
+        trained = labels[labels != ignore_value]
+        if len(trained) > 0 and not 0 <= trained.min() <= trained.max() < num_classes:
+            raise ValueError(
+                f"labels must lie in [0, {num_classes}) or be {ignore_value} (ignored), got "
+                f"{trained.min()} to {trained.max()} in {name}"
             )

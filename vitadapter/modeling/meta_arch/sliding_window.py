@@ -106,6 +106,7 @@ class SlidingWindow:
                 total = logits.new_zeros(len(images), logits.shape[1], *size, dtype=dtype)
             for (y, x), part in zip(batch, logits.split(len(images)), strict=True):
                 total[..., y : y + window[0], x : x + window[1]] += part
+            del logits, part  # else they would be held while the next batch is predicted
         # How many windows cover a pixel is a product, since windows form a grid.
         for axis in (0, 1):
             counts = total.new_zeros(size[axis])

@@ -42,7 +42,7 @@ def pixel_cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> T
 
     Args:
         logits: (B, K, h, w), resized bilinearly to the size of the targets.
-        targets: labels (B, H, W), int64.
+        targets: labels (B, H, W) of any integer type.
         ignore_value: label of pixels that add nothing.
 
     Returns:
@@ -50,7 +50,7 @@ def pixel_cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> T
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = F.interpolate(logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
-    summed = F.cross_entropy(logits, targets, reduction="sum", ignore_index=ignore_value)
+    summed = F.cross_entropy(logits, targets.long(), reduction="sum", ignore_index=ignore_value)
     return summed / targets.numel()
 
 
