@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.data import transforms as T
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
+from detectron2.modeling import Backbone, SemSegFPNHead
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -227,3 +227,17 @@ def test_small_images_are_padded_with_black() -> None:
 def test_no_scale_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one scale"):
         SemanticSegmentorWithTTA(make_model(), resizes=[])
+
+
+def test_takes_the_head_of_detectron2() -> None:
+    head = SemSegFPNHead(
+        SHAPES, num_classes=CLASSES, conv_dims=8, common_stride=4, norm="", ignore_value=255
+    )
+    model = SemanticSegmentor(
+        backbone=Pyramid(), sem_seg_head=head, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3
+    )
+    labels = torch.randint(CLASSES, (64, 64))
+    losses = model([{"image": image_of(64, 64), "sem_seg": labels}])
+    assert losses["loss_sem_seg"].isfinite()
+    (found,) = model.eval()([{"image": image_of(64, 64)}])
+    assert found["sem_seg"].shape == (CLASSES, 64, 64)

@@ -21,8 +21,8 @@ class SemanticSegmentor(_SemanticSegmentor):
 
     Args:
         backbone: maps images to features.
-        sem_seg_head: maps features to logits, or in training to losses; has `num_classes` and
-            `ignore_value`; see `PixelHead`.
+        sem_seg_head: maps features to logits, or in training to losses; see `PixelHead`.
+            Where it has `num_classes` and `ignore_value`, as ours do, labels are checked.
         pixel_mean: of the images' channels.
         pixel_std: of the images' channels.
         inference: called with a function from images to logits, with images (1, 3, H, W) and with
@@ -64,8 +64,10 @@ class SemanticSegmentor(_SemanticSegmentor):
                 the head's classes.
         """
         if self.training:
+            _check_sizes(batched_inputs)
             head = self.sem_seg_head
-            _check_labels(batched_inputs, head.num_classes, head.ignore_value)
+            if hasattr(head, "num_classes"):  # not Detectron2's SemSegFPNHead
+                _check_labels(batched_inputs, head.num_classes, head.ignore_value)
             return super().forward(batched_inputs)
         return [{"sem_seg": self._segment(x)} for x in batched_inputs]
 
@@ -110,9 +112,7 @@ class SemanticSegmentor(_SemanticSegmentor):
         return logits[..., : images.shape[-2], : images.shape[-1]]
 
 
-def _check_labels(
-    batched_inputs: Sequence[Mapping[str, object]], num_classes: int, ignore_value: int
-) -> None:
+def _check_sizes(batched_inputs: Sequence[Mapping[str, object]]) -> None:
     for record in batched_inputs:
         name = record.get("file_name", "an image")
         if "sem_seg" not in record:
@@ -122,11 +122,17 @@ def _check_labels(
             raise ValueError(
                 f"image and label map must have the same (height, width), got {sizes} of {name}"
             )
-        # The cross entropy names no image; on a GPU it ends the process.
+
+
+def _check_labels(
+    batched_inputs: Sequence[Mapping[str, object]], num_classes: int, ignore_value: int
+) -> None:
+    # The cross entropy would name no image, and on a GPU end the process.
+    for record in batched_inputs:
         labels = record["sem_seg"]
         trained = labels[labels != ignore_value]
         if len(trained) > 0 and not 0 <= trained.min() <= trained.max() < num_classes:
             raise ValueError(
                 f"labels must lie in [0, {num_classes}) or be {ignore_value} (ignored), got "
-                f"{trained.min()} to {trained.max()} in {name}"
+                f"{trained.min()} to {trained.max()} in {record.get('file_name', 'an image')}"
             )
