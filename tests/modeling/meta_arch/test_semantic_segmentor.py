@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.data import transforms as T
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, SemSegFPNHead
+from detectron2.modeling import Backbone
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
