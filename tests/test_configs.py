@@ -55,7 +55,7 @@ def test_the_rows_of_tables_2_and_8_are_there() -> None:
         for net in ("vit", "vit_adapter")
         for size in ("s", "b")
     }
-    rows |= {"cascade_mask_rcnn_vitdet_l_mae_lsj_100ep"}
+    rows |= {f"cascade_mask_rcnn_vitdet_l_mae_lsj_100ep{scales}" for scales in ("", "_ms")}
     rows |= {
         f"htcpp_vit_adapter_l_{pretrain}_3x{scales}"
         for pretrain in ("augreg", "beit", "beitv2")
@@ -72,6 +72,9 @@ def test_has_what_the_training_script_reads(path: Path) -> None:
     # Two experiments must not write into one folder.
     assert Path(cfg.train.output_dir).name == path.stem
     assert cfg.dataloader.evaluator.output_dir.startswith(cfg.train.output_dir)
+    # Detectron2 asks for the rate after the last iteration, too.
+    multiplier = instantiate(cfg.lr_multiplier)
+    assert 0 <= multiplier(1.0) <= multiplier(0.5) <= 1
 
 
 @each_config

@@ -165,6 +165,8 @@ def test_heads(row: Row, recipes: dict[str, Recipe]) -> None:
     assert rpn.nms_thresh == phases[0]["nms_iou"]
     assert roi_heads.batch_size_per_image == head["roi_sampler"]["per_image"]
     assert roi_heads.positive_fraction == head["roi_sampler"]["positive_fraction"]
+    # Without the recipe's low-quality matches, as the model zoo says.
+    assert roi_heads.proposal_matcher.thresholds == [head["roi_assigner"]["pos"]]
     box_head = head["bbox_head"]
     assert roi_heads.box_head.fc_dims == [box_head["fc_channels"]] * box_head["shared_fcs"]
     assert (

@@ -2,7 +2,7 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from fvcore.common.param_scheduler import ConstantParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from vitadapter.solver import ClippedAdamW
 
@@ -38,7 +38,8 @@ for _box_head, _predictor in zip(
 optimizer._target_ = ClippedAdamW
 optimizer.max_norm = 0.1
 optimizer.params.lr_factor_func.rate = 0.8
-lr_multiplier.scheduler = L(ConstantParamScheduler)(value=1.0)
+# fvcore's ConstantParamScheduler raises an error after the last iteration.
+lr_multiplier.scheduler = L(MultiStepParamScheduler)(values=[1.0], milestones=[], num_updates=1)
 train.max_iter = 20000
 train.ema.update(enabled=True, decay=0.9999, ramp_iters=2000)
 # Set it to the official HTC++ that was trained on Objects365, a whole model.
