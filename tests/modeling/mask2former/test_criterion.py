@@ -111,6 +111,18 @@ def test_losses_of_masks_are_averaged_over_the_batch() -> None:
         torch.testing.assert_close(together[name], alone[name])
 
 
+def test_segments_beyond_the_queries_do_not_count() -> None:
+    """As officially: losses are divided by the matched pairs, not by the true segments."""
+    torch.manual_seed(0)
+    prediction, targets = _prediction(matched=True)
+    prediction = MaskPrediction(prediction.class_logits[:, :1], prediction.mask_logits[:, :1] * 0)
+    several = MaskTargets(targets.classes.repeat(3), targets.masks.repeat(3, 1, 1))
+    # Logits of 0 cost log(2) at every point.
+    for truth in (targets, several):
+        losses = make_criterion(mask_weight=1.0)([prediction], [truth])
+        torch.testing.assert_close(losses["loss_mask"], torch.tensor(2.0).log())
+
+
 @pytest.mark.parametrize("arguments", [{"oversample_ratio": 0.5}, {"importance_sample_ratio": 1.5}])
 def test_arguments(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be at least 1 and importance_sample_ratio"):

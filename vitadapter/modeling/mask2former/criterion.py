@@ -30,9 +30,9 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return 1 - (2 * intersection + 1) / (probabilities.sum(-1) + truth.sum(-1) + 1)
 
 
-def _num_masks(targets: Sequence[MaskTargets]) -> float:
-    """True segments per worker, at least 1."""
-    total = torch.tensor(float(sum(len(x.classes) for x in targets)))
+def _num_pairs(targets: Sequence[MaskTargets], num_queries: int) -> float:
+    """Queries that a worker matches with a true segment, at least 1."""
+    total = torch.tensor(float(sum(min(len(x.classes), num_queries) for x in targets)))
     if comm.get_world_size() > 1:
         total = total.to(targets[0].classes.device)
         torch.distributed.all_reduce(total)
@@ -109,7 +109,7 @@ class SetCriterion(nn.Module):
         """
         dtype = torch.promote_types(predictions[-1].mask_logits.dtype, torch.float32)
         targets = [MaskTargets(x.classes, x.masks.to(dtype)) for x in targets]
-        num_masks = _num_masks(targets)
+        num_pairs = _num_pairs(targets, predictions[-1].class_logits.shape[1])
         losses = {}
         with torch.autocast(predictions[-1].mask_logits.device.type, enabled=False):
             for i, prediction in enumerate(predictions):
@@ -118,7 +118,7 @@ class SetCriterion(nn.Module):
                     prediction.class_logits.to(dtype),
                     prediction.mask_logits.to(dtype),
                     targets,
-                    num_masks,
+                    num_pairs,
                 )
                 losses |= {f"{name}{suffix}": loss for name, loss in layer_losses.items()}
         return losses
@@ -128,7 +128,7 @@ class SetCriterion(nn.Module):
         class_logits: Tensor,
         mask_logits: Tensor,
         targets: Sequence[MaskTargets],
-        num_masks: float,
+        num_pairs: float,
     ) -> dict[str, Tensor]:
         """Losses of class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of one layer."""
         labels = torch.full(class_logits.shape[:2], self.num_classes, device=class_logits.device)
@@ -146,8 +146,8 @@ class SetCriterion(nn.Module):
         )
         return {
             "loss_ce": self.class_weight * loss_ce,
-            "loss_mask": self.mask_weight * loss_mask / num_masks,
-            "loss_dice": self.dice_weight * loss_dice / num_masks,
+            "loss_mask": self.mask_weight * loss_mask / num_pairs,
+            "loss_dice": self.dice_weight * loss_dice / num_pairs,
         }
 
     def _mask_losses(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
