@@ -22,14 +22,10 @@ from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
-from reference_backbone import (
-    ReferenceAdapter,
-    ReferenceAttention,
-    ReferenceNet,
-    use_plain_layers,
-)
+from reference_backbone import ReferenceAttention, ReferenceNet
 from torch import Tensor, nn
 
+from vitadapter.layers.fast import plain_layers
 from vitadapter.model_zoo import get_config
 from vitadapter.modeling.backbone import ViTAdapter
 
@@ -55,11 +51,10 @@ def build_reference(size: str, ours: ViTAdapter) -> ViTAdapter:
     """The reference with the weights of ours."""
     cfg = get_config("common/models/vit_adapter.py")[f"vit_adapter_{size}"]
     cfg.net.update(drop_path_rate=0.0)
-    cfg.update(_target_=ReferenceAdapter, attention=ReferenceAttention)
+    cfg.attention = ReferenceAttention
     cfg.net._target_ = ReferenceNet
     del cfg.net.pad_after_qkv, cfg.net.layer_scale_init
     reference = instantiate(cfg)
-    use_plain_layers(reference)
     reference.load_state_dict(ours.state_dict())
     return reference
 
@@ -147,12 +142,19 @@ def compare(size: str, hw: tuple[int, int], args: argparse.Namespace) -> dict[st
     ours.to(device).eval()
     torch.manual_seed(1)
     images = torch.randn(args.batch, 3, *hw, device=device)
-    differences = {"float32": difference(forward(ours, images), forward(reference, images))}
     exact = images[:1, :, :256, :256].double()
-    outputs = [forward(copy.deepcopy(model).double(), exact) for model in (ours, reference)]
-    differences["float64, 256x256"] = difference(*outputs)
-    models = {"reference": (reference.train(), nullcontext), **variants(ours.train(), args)}
-    saved = {"reference": saved_bytes(reference, images), "ours": saved_bytes(ours, images)}
+    sizes = {"float32": images, "float64, 256x256": exact}
+
+    def outputs(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+        return {n: forward(copy.deepcopy(model).to(i.dtype), i) for n, i in sizes.items()}
+
+    found = outputs(ours)
+    with plain_layers():
+        expected = outputs(reference)
+        saved = {"reference": saved_bytes(reference.train(), images)}
+    differences = {name: difference(found[name], expected[name]) for name in sizes}
+    models = {"reference": (reference, plain_layers), **variants(ours.train(), args)}
+    saved["ours"] = saved_bytes(ours, images)
 
     def run(kind: Callable[..., object], variant: Variant) -> None:
         model, context = variant

@@ -1,41 +1,16 @@
-"""ViTAdapter composed of the parts that users have elsewhere: what the benchmark compares with.
+"""The parts of a ViTAdapter that users have elsewhere: what the benchmark compares with.
 
-Detectron2's own ViT as net, the deformable attention in plain PyTorch, nothing fused or recomputed.
+Detectron2's own ViT as net, and the deformable attention in plain PyTorch. Inside
+``vitadapter.layers.fast.plain_layers`` nothing around them is fused or recomputed either.
 """
 
-from unittest import mock
-
-import torch.nn.functional as F
 from detectron2.modeling import ViT as Detectron2ViT
 from detectron2.modeling.backbone.utils import get_abs_pos
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitadapter.layers import MSDeformAttn, ms_deform_attn_reference
-from vitadapter.layers.convolution import PointwiseConv2d, UpsampleConv2d
-from vitadapter.layers.linear import Linear
-from vitadapter.modeling.backbone import ViTAdapter, interaction, spatial_prior
 
-__all__ = ["ReferenceAdapter", "ReferenceAttention", "ReferenceNet", "use_plain_layers"]
-
-# PyTorch's own layers, which ours compute in another way.
-PLAIN = {Linear: nn.Linear, PointwiseConv2d: nn.Conv2d, UpsampleConv2d: nn.ConvTranspose2d}
-
-
-class ReferenceAdapter(ViTAdapter):
-    """ViTAdapter with nothing recomputed or fused around the attention."""
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        plain_run = mock.patch.object(
-            spatial_prior, "run_and_recompute", lambda modules, x: nn.Sequential(*modules)(x)
-        )
-        plain_gelu = mock.patch.object(
-            interaction, "gelu_linear", lambda x, layer: layer(F.gelu(x))
-        )
-        plain_norm = mock.patch.object(
-            interaction, "norm_linear", lambda x, norm, layer: layer(norm(x))
-        )
-        with plain_run, plain_gelu, plain_norm:
-            return super().forward(images)
+__all__ = ["ReferenceAttention", "ReferenceNet"]
 
 
 class ReferenceNet(Detectron2ViT):
@@ -79,10 +54,3 @@ class ReferenceAttention(MSDeformAttn):
         weights = weights.view(*per_head, self.num_levels, self.num_points)
         value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
         return self.output_proj(ms_deform_attn_reference(value, spatial_shapes, locations, weights))
-
-
-def use_plain_layers(model: nn.Module) -> None:
-    """Turns every layer that we compute in another way into PyTorch's own."""
-    for module in model.modules():
-        if type(module) in PLAIN:
-            module.__class__ = PLAIN[type(module)]

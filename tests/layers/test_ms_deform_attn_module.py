@@ -171,7 +171,7 @@ def test_module_under_autocast_keeps_coordinates() -> None:
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), module(*inputs, SHAPES), atol=0.05, rtol=0.05)
     references = [tensor for tensor in seen if tensor.shape == inputs[1].shape]
-    assert [tensor.dtype for tensor in references] == [torch.float32]
+    assert {tensor.dtype for tensor in references} == {torch.float32}
 
 
 def test_module_in_bfloat16() -> None:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.linear import Linear, linear
+from vitadapter.layers.fast import Linear, is_plain, linear, recomputed
 from vitadapter.layers.ms_deform_attn_checks import coordinate_dtype
 from vitadapter.layers.ms_deform_attn_fused import ms_deform_attn_fused
 from vitadapter.layers.ms_deform_attn_fused_reference import ms_deform_attn_fused_reference
@@ -19,7 +18,8 @@ class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention with its projections (paper §3.3, Deformable DETR §4.1).
 
     Parameter names, layouts and initialisation are those of the official release. ``operator`` is
-    what samples and sums between the projections; subclasses may bring another one.
+    what samples and sums between the projections; subclasses may bring another one that gives the
+    same each time, because it may run again in the backward pass.
     """
 
     operator = staticmethod(ms_deform_attn_fused)
@@ -112,26 +112,29 @@ class MSDeformAttn(nn.Module):
         self._check_forward(query, reference_points, value, spatial_shapes)
         batch, queries, _ = query.shape
         taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
-        # One product for both reads the queries once, and gives one gradient of them.
+        offsets, logits = self._offsets_and_logits(query)
+        offsets, logits = offsets.reshape(*taps, 2), logits.reshape(taps)
+        value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
+        reference_points = reference_points.to(coordinate_dtype(value.dtype))
+
+        def sample(value: Tensor, points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+            return self.operator(value, spatial_shapes, points, offsets, logits)
+
+        # What output_proj reads is as large as the query, and sampled again in a few milliseconds.
+        return self.output_proj(recomputed(sample, value, reference_points, offsets, logits))
+
+    def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, ...]:
+        """Both projections of the query (B, Q, C)."""
         layers = (self.sampling_offsets, self.attention_weights)
+        if not all(is_plain(layer, Linear) for layer in layers):
+            return tuple(layer(query) for layer in layers)
+        # One product for both reads the queries once, and gives one gradient of them.
         both = linear(
             query,
             torch.cat([layer.weight for layer in layers]),
             torch.cat([layer.bias for layer in layers]),
         )
-        offsets, logits = both.split([layer.out_features for layer in layers], -1)
-        offsets, logits = offsets.reshape(*taps, 2), logits.reshape(taps)
-        value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
-        reference_points = reference_points.to(coordinate_dtype(value.dtype))
-
-        def attend(value: Tensor, points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-            return self.output_proj(self.operator(value, spatial_shapes, points, offsets, logits))
-
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return attend(value, reference_points, offsets, logits)
-        # What output_proj reads is as large as the query, and sampled again in a few milliseconds.
-        inputs = (value, reference_points, offsets, logits)
-        return checkpoint(attend, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return both.split([layer.out_features for layer in layers], -1)
 
     def _check_forward(
         self,

@@ -9,9 +9,16 @@ from detectron2.modeling.backbone.utils import PatchEmbed
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from vitadapter.layers.fast import Linear, recomputed
 from vitadapter.layers.relative_position import relative_position_bias, resize_relative_positions
 
-from .plain_net import PlainNet, block_window_sizes, check_net_arguments, self_attention
+from .plain_net import (
+    PlainNet,
+    attend_in_windows,
+    block_window_sizes,
+    check_net_arguments,
+    project_padded,
+)
 from .vit import Mlp
 
 __all__ = ["BEiT"]
@@ -44,25 +51,23 @@ class RelativeAttention(nn.Module):
         self.offsets = (2 * grid[0] - 1, 2 * grid[1] - 1)
         rows = math.prod(self.offsets) + (3 if has_cls_token else 0)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Attends over tokens (B, N, C) of an h x w grid and returns the same shape."""
+        # With a class token, which only global attention has, the sequence is its own grid.
+        grid = (1, x.shape[1]) if self.has_cls_token else hw
+        qkv = project_padded(x, self.qkv, grid, self.window_size)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         window_hw = (self.window_size, self.window_size) if self.window_size > 0 else hw
-        x = self_attention(
-            x,
-            self.qkv.weight,
-            bias,
-            self.num_heads,
-            hw,
-            self.window_size,
-            attn_mask=self.relative_position_bias(window_hw),
+        logit_bias = self.relative_position_bias(window_hw)
+        x = attend_in_windows(
+            qkv + bias.to(qkv.dtype), self.num_heads, grid, self.window_size, lambda *_: logit_bias
         )
-        return self.proj(x)
+        return self.proj(x.flatten(1, 2))
 
     def relative_position_bias(self, hw: tuple[int, int]) -> Tensor:
         """Logit bias (heads, N, N) for N = h * w tokens, plus one if there is a class token."""
@@ -113,9 +118,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Tokens (B, N, C) of an h x w grid to tokens of the same shape."""
-        attn = self.attn(self.norm1(x), hw)
+        attn = self.attn(recomputed(self.norm1, x), hw)
         x = x + self.drop_path(attn if self.gamma_1 is None else self.gamma_1 * attn)
-        mlp = self.mlp(self.norm2(x))
+        mlp = self.mlp(recomputed(self.norm2, x))
         return x + self.drop_path(mlp if self.gamma_2 is None else self.gamma_2 * mlp)
 
 

@@ -9,6 +9,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitadapter.layers.fast import recomputed
+
 from .vit import Attention, Mlp
 
 __all__ = ["ExtraAttention"]
@@ -100,9 +102,9 @@ class ExtraAttention(Backbone):
         return x.permute(0, 3, 1, 2)
 
     def _layer(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = x + self.drop_path(self.attn(recomputed(self.norm1, x)))
         if self.ffn is not None:
-            x = x + self.drop_path(self.ffn(self.norm2(x)))
+            x = x + self.drop_path(self.ffn(recomputed(self.norm2, x)))
         return self.final_norm(x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:

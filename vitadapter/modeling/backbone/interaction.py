@@ -8,8 +8,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.linear import Linear
-from vitadapter.layers.recompute import gelu_linear, norm_linear
+from vitadapter.layers.fast import Linear, recomputed
 
 __all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
 
@@ -85,12 +84,12 @@ class ConvFFN(nn.Module):
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
         self.dwconv = DepthwiseConv(hidden_dim)
+        self.act = nn.GELU()
         self.fc2 = Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, grids: TokenGrids, norm: nn.Module | None = None) -> Tensor:
-        """Tokens (B, N, C), through the norm first, to tokens of the same shape."""
-        hidden = self.fc1(x) if norm is None else norm_linear(x, norm, self.fc1)
-        return gelu_linear(self.dwconv(hidden, grids), self.fc2)
+    def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
+        """Tokens (B, N, C) to tokens of the same shape."""
+        return self.fc2(recomputed(self.act, self.dwconv(self.fc1(x), grids)))
 
 
 class Injector(nn.Module):
@@ -118,8 +117,8 @@ class Injector(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
         """ViT tokens x (B, h * w, C) attend to the adapter's tokens c (B, N, C); returns x."""
-        attn = self.attn(self.query_norm(x), grids.vit_points, self.feat_norm(c), grids.pyramid)
-        return x + self.gamma * attn
+        query, feat = recomputed(self.query_norm, x), recomputed(self.feat_norm, c)
+        return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid)
 
 
 class Extractor(nn.Module):
@@ -153,11 +152,11 @@ class Extractor(nn.Module):
 
     def forward(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
         """The adapter's tokens c (B, N, C) attend to ViT tokens x (B, h * w, C); returns c."""
-        points, shapes = grids.pyramid_points, (grids.vit,)
-        c = c + self.attn(self.query_norm(c), points, self.feat_norm(x), shapes)
+        query, feat = recomputed(self.query_norm, c), recomputed(self.feat_norm, x)
+        c = c + self.attn(query, grids.pyramid_points, feat, (grids.vit,))
         if self.ffn is None:
             return c
-        return c + self.drop_path(self.ffn(c, grids, self.ffn_norm))
+        return c + self.drop_path(self.ffn(recomputed(self.ffn_norm, c), grids))
 
 
 class InteractionBlock(nn.Module):

@@ -1,7 +1,7 @@
 """What nets whose blocks run on token sequences have in common."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,15 @@ from detectron2.modeling.backbone.utils import window_partition, window_unpartit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["PlainNet", "block_window_sizes", "check_net_arguments", "self_attention"]
+from vitadapter.layers.fast import Linear, attend, is_plain
+
+__all__ = [
+    "PlainNet",
+    "attend_in_windows",
+    "block_window_sizes",
+    "check_net_arguments",
+    "project_padded",
+]
 
 
 class PlainNet(Backbone):
@@ -85,47 +93,65 @@ class PlainNet(Backbone):
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
 
 
-def self_attention(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size: int) -> Tensor:
+    """Projects the tokens of a grid, filled up with zero tokens to whole windows.
+
+    The zeros lie at the bottom and at the right, as Detectron2 and the official BEiT and
+    Uni-Perceiver put them.
+
+    Args:
+        x: tokens (B, h, w, C) or (B, h * w, C).
+        layer: the projection, (..., C) to (..., D).
+        hw: the grid (h, w).
+        window_size: side of the windows in tokens; 0 for none.
+
+    Returns:
+        (B, H, W, D), H and W multiples of ``window_size``.
+    """
+    bottom, right = (-side % window_size if window_size > 0 else 0 for side in hw)
+    padding = (0, 0, 0, right, 0, bottom)
+    if any(padding) and not is_plain(layer, nn.Linear, Linear):
+        return layer(F.pad(x.view(x.shape[0], *hw, -1), padding))
+    projected = layer(x).view(x.shape[0], *hw, -1)
+    if not any(padding):
+        return projected
+    # A zero token is projected to the bias: only tokens that exist went through the product.
+    projected = F.pad(projected, padding)
+    if layer.bias is None:
+        return projected
+    outside = F.pad(projected.new_zeros(*hw, 1), padding, value=1.0)
+    return projected + outside * layer.bias.to(projected.dtype)
+
+
+def attend_in_windows(
+    qkv: Tensor,
     num_heads: int,
     hw: tuple[int, int],
     window_size: int,
-    attn_mask: Tensor | None = None,
+    logit_bias: Callable[[Tensor, tuple[int, int]], Tensor] | None = None,
 ) -> Tensor:
-    """Multi-head self-attention without its output projection, global or inside windows.
-
-    Incomplete windows are filled up with zero tokens at the bottom and at the right before the
-    projection, as Detectron2 and the official BEiT and Uni-Perceiver do.
+    """Multi-head self-attention between its projections, inside the windows of a token grid.
 
     Args:
-        x: tokens (B, N, C); inside windows N is h * w.
-        weight: joint projection (3C, C) to queries, keys and values.
-        bias: its bias (3C,).
+        qkv: queries, keys and values (B, H, W, 3C) of a grid that is filled up to whole windows, or
+            is here with zeros.
         num_heads: attention heads.
-        hw: (h, w) of the token grid.
-        window_size: side of the windows in tokens; 0 is global attention.
-        attn_mask: added to the logits: (heads, tokens, tokens) of a window or of all tokens.
+        hw: the grid (h, w) without what fills it up.
+        window_size: side of the windows in tokens; 0 for one window of the whole grid.
+        logit_bias: makes what is added to the logits, (N or 1, heads, L, L), of the queries
+            (N, heads, L, head_dim) and the size (height, width) of a window of L tokens.
 
     Returns:
-        (B, N, C).
+        (B, h, w, C).
     """
-    if window_size == 0:
-        qkv = F.linear(x, weight, bias)
-    else:
-        # A zero token is projected to the bias alone: add that after the padding.
-        qkv = F.linear(x, weight).unflatten(1, hw)
-        qkv, padded_hw = window_partition(qkv, window_size)
-        qkv = qkv.flatten(1, 2) + bias.to(qkv.dtype)
-    # (3, B * windows, heads, tokens, head_dim)
-    q, k, v = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-    x = x.transpose(1, 2).flatten(2)
     if window_size > 0:
-        x = x.unflatten(1, (window_size, window_size))
-        x = window_unpartition(x, window_size, padded_hw, hw).flatten(1, 2)
-    return x
+        qkv, padded_hw = window_partition(qkv, window_size)
+    n, height, width, _ = qkv.shape
+    # (3, N, heads, L, head_dim)
+    q, k, v = qkv.view(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    bias = None if logit_bias is None else logit_bias(q, (height, width))
+    x = attend(q, k, v, bias).transpose(1, 2).reshape(n, height, width, -1)
+    return x if window_size == 0 else window_unpartition(x, window_size, padded_hw, hw)
 
 
 def check_net_arguments(

@@ -6,8 +6,7 @@ import torch
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-from vitadapter.layers.convolution import PointwiseConv2d
-from vitadapter.layers.recompute import run_and_recompute
+from vitadapter.layers.fast import PointwiseConv2d, run_and_recompute
 
 __all__ = ["SpatialPriorModule"]
 

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import Backbone
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models import is_model, is_model_in_modules
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -114,6 +114,10 @@ class TimmViT(Backbone):
         self._rope_differs_by_block = isinstance(model, Eva) and model.rope_mixed
         self.norm_pre = model.norm_pre
         self.blocks = nn.ModuleList(model.blocks)
+        for module in self.blocks.modules():
+            if isinstance(module, EvaAttention):
+                # Else timm takes qkv's weight without calling it: a wrapper (LoRA) would not count.
+                module.qkv_bias_separate = True
 
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: self.embed_dim}

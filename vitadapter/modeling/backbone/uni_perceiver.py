@@ -8,9 +8,15 @@ from detectron2.modeling.backbone.utils import PatchEmbed, get_abs_pos
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from vitadapter.layers.recompute import gelu_linear
+from vitadapter.layers.fast import Linear, recomputed
 
-from .plain_net import PlainNet, block_window_sizes, check_net_arguments, self_attention
+from .plain_net import (
+    PlainNet,
+    attend_in_windows,
+    block_window_sizes,
+    check_net_arguments,
+    project_padded,
+)
 
 __all__ = ["UniPerceiver"]
 
@@ -72,13 +78,14 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
-        self.in_proj = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.in_proj = Linear(dim, 3 * dim)
+        self.out_proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Attends over tokens (B, h * w, C) and returns the same shape."""
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        return self.out_proj(self_attention(x, weight, bias, self.num_heads, hw, self.window_size))
+        qkv = project_padded(x, self.in_proj, hw, self.window_size)
+        x = attend_in_windows(qkv, self.num_heads, hw, self.window_size)
+        return self.out_proj(x.flatten(1, 2))
 
 
 class EncoderLayer(nn.Module):
@@ -109,15 +116,17 @@ class EncoderLayer(nn.Module):
         self.self_attn = SelfAttention(dim, num_heads, window_size)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.linear1 = nn.Linear(dim, int(dim * mlp_ratio))
-        self.linear2 = nn.Linear(int(dim * mlp_ratio), dim)
+        self.linear1 = Linear(dim, int(dim * mlp_ratio))
+        self.act = nn.GELU()
+        self.linear2 = Linear(int(dim * mlp_ratio), dim)
         self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
         self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Tokens (B, h * w, C) to tokens of the same shape."""
-        x = x + self.gamma_1 * self.drop_path(self.self_attn(self.norm1(x), hw))
-        mlp = gelu_linear(self.linear1(self.norm2(x)), self.linear2)
+        attn = self.self_attn(recomputed(self.norm1, x), hw)
+        x = x + self.gamma_1 * self.drop_path(attn)
+        mlp = self.linear2(recomputed(self.act, self.linear1(recomputed(self.norm2, x))))
         return x + self.gamma_2 * self.drop_path(mlp)
 
 

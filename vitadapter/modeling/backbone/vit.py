@@ -4,24 +4,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from detectron2.modeling import ViT as Detectron2ViT
-from detectron2.modeling.backbone.utils import (
-    get_abs_pos,
-    get_rel_pos,
-    window_partition,
-    window_unpartition,
-)
+from detectron2.modeling.backbone.utils import get_abs_pos, get_rel_pos
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.attention import attend
-from vitadapter.layers.linear import Linear
-from vitadapter.layers.recompute import gelu_linear, norm_linear
+from vitadapter.layers.fast import Linear, recomputed
 
-from .plain_net import block_window_sizes
+from .plain_net import attend_in_windows, block_window_sizes, project_padded
 
 __all__ = ["ViT"]
 
@@ -69,32 +61,15 @@ class Attention(nn.Module):
                 nn.init.trunc_normal_(self.rel_pos_h, std=0.02)
                 nn.init.trunc_normal_(self.rel_pos_w, std=0.02)
 
-    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """Attends over tokens (B, H, W, C), through the norm first; returns the same shape."""
-        hw = x.shape[1:3]
-        qkv = self.qkv(x) if norm is None else norm_linear(x, norm, self.qkv)
-        if self.window_size > 0:
-            qkv, padded_hw = window_partition(self._pad_to_windows(qkv), self.window_size)
-        n, h, w, _ = qkv.shape
-        # (3, windows, heads, tokens, head_dim)
-        q, k, v = qkv.view(n, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self._relative_position_bias(q, (h, w)) if self.use_rel_pos else None
-        x = attend(q, k, v, bias).transpose(1, 2).reshape(n, h, w, -1)
-        if self.window_size > 0:
-            x = window_unpartition(x, self.window_size, padded_hw, hw)
-        return self.proj(x)
-
-    def _pad_to_windows(self, qkv: Tensor) -> Tensor:
-        """Fills (B, H, W, 3C) up to whole windows, at the bottom and at the right."""
-        (height, width), side = qkv.shape[1:3], self.window_size
-        pad_h, pad_w = (side - height % side) % side, (side - width % side) % side
-        if pad_h == pad_w == 0:
-            return qkv
-        padded = F.pad(qkv, (0, 0, 0, pad_w, 0, pad_h))
-        if self.pad_after_qkv or self.qkv.bias is None:
-            return padded
-        outside = F.pad(qkv.new_zeros(height, width, 1), (0, 0, 0, pad_w, 0, pad_h), value=1.0)
-        return padded + outside * self.qkv.bias.to(qkv.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over tokens (B, H, W, C) and returns the same shape."""
+        hw = tuple(x.shape[1:3])
+        if self.pad_after_qkv:
+            qkv = self.qkv(x)
+        else:
+            qkv = project_padded(x, self.qkv, hw, self.window_size)
+        bias = self._relative_position_bias if self.use_rel_pos else None
+        return self.proj(attend_in_windows(qkv, self.num_heads, hw, self.window_size, bias))
 
     def _relative_position_bias(self, q: Tensor, hw: tuple[int, int]) -> Tensor:
         """Logit bias (N, heads, H*W, H*W) of queries (N, heads, H*W, head_dim)."""
@@ -120,12 +95,9 @@ class Mlp(nn.Module):
         self.act = act_layer()
         self.fc2 = Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """Tokens (..., C), through the norm first, to tokens of the same shape."""
-        hidden = self.fc1(x) if norm is None else norm_linear(x, norm, self.fc1)
-        if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
-            return gelu_linear(hidden, self.fc2)
-        return self.fc2(self.act(hidden))
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (..., C) to tokens of the same shape."""
+        return self.fc2(recomputed(self.act, self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -163,9 +135,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, H, W, C) to tokens of the same shape."""
-        attn = self.attn(x, self.norm1)
+        attn = self.attn(recomputed(self.norm1, x))
         x = x + self.drop_path(attn if self.gamma1 is None else self.gamma1 * attn)
-        mlp = self.mlp(x, self.norm2)
+        mlp = self.mlp(recomputed(self.norm2, x))
         x = x + self.drop_path(mlp if self.gamma2 is None else self.gamma2 * mlp)
         if self.residual is not None:
             x = self.residual(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -12,7 +12,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from vitadapter.layers import MSDeformAttn
-from vitadapter.layers.convolution import UpsampleConv2d
+from vitadapter.layers.fast import UpsampleConv2d
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
 from .padding import pad_images

@@ -6,7 +6,8 @@ PyTorch's backward of a 2x2 transposed convolution takes eight times as long as 
 
 from torch import Tensor, nn
 
-from vitadapter.layers.linear import linear
+from vitadapter.layers.fast.linear import linear
+from vitadapter.layers.fast.switch import is_switched_on
 
 __all__ = ["PointwiseConv2d", "UpsampleConv2d"]
 
@@ -19,6 +20,8 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to a channels-last map (B, C', H, W)."""
+        if not is_switched_on():
+            return super().forward(x)
         tokens = linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
         return tokens.permute(0, 3, 1, 2)
 
@@ -40,6 +43,8 @@ class UpsampleConv2d(nn.ConvTranspose2d):
         """
         if output_size is not None:
             raise ValueError(f"the output has twice the size, got {output_size=}")
+        if not is_switched_on():
+            return super().forward(x)
         # (C, C', 2, 2) to rows (y, x, C') of a linear layer
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
         cells = linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4))

@@ -2,8 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitadapter.layers import attention
-from vitadapter.layers.attention import attend
+from vitadapter.layers.fast import attend, onednn
 
 
 def leaves(shape, strided):
@@ -33,7 +32,7 @@ def test_logits_of_any_size():
     torch.testing.assert_close(attend(q, q, q).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not attention.uses_onednn(torch.ones(1)), reason="no oneDNN with AVX-512")
+@pytest.mark.skipif(not onednn.uses_onednn(torch.ones(1)), reason="no oneDNN with AVX-512")
 def test_keeps_its_inputs_only_and_has_no_second_derivative():
     qkv = torch.randn(1, 512, 3, 2, 16, requires_grad=True)
     joint = qkv * 1

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitadapter.layers.convolution import PointwiseConv2d, UpsampleConv2d
+from vitadapter.layers.fast import PointwiseConv2d, UpsampleConv2d
 
 PAIRS = [
     (lambda: PointwiseConv2d(5, 7), lambda: nn.Conv2d(5, 7, 1)),

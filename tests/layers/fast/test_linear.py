@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitadapter.layers import linear as module
-from vitadapter.layers.linear import Linear, linear, uses_onednn
+from vitadapter.layers.fast import Linear, linear, onednn
+from vitadapter.layers.fast.onednn import uses_onednn
 
-needs_onednn = pytest.mark.skipif(not module._AVAILABLE, reason="no oneDNN with AVX-512 here")
+needs_onednn = pytest.mark.skipif(not onednn._AVAILABLE, reason="no oneDNN with AVX-512 here")
 
 
 def gradients(run, *tensors, expand=False):

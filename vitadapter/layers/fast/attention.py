@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from vitadapter.layers.linear import product, uses_onednn
+from vitadapter.layers.fast.onednn import product, uses_onednn
 
 __all__ = ["attend"]
 
