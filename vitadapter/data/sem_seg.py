@@ -27,8 +27,11 @@ Record = dict[str, object]
 
 _ROLES = ("train", "test")
 _LABEL_SUFFIX = ".png"
-# Label maps that are read at the start: a wrong setting shows in nearly every one.
-_NUM_CHECKED = 10
+# Images that are compared with their label maps at the start: a wrong setting shows in each.
+_NUM_IMAGES_READ = 10
+# Label maps that are read at the start: a second for most data sets, and enough to see any class
+# that one image in a hundred shows.
+_NUM_LABELS_READ = 300
 
 
 def _own_data(role: str) -> str:
@@ -213,16 +216,21 @@ def sem_seg_metadata(name: str, class_names: str | None, num_classes: int) -> Me
     return Metadata(name=name, stuff_classes=list(names))
 
 
-def _check_files(records: Sequence[Record], read_label: LabelReader, name: str, role: str) -> None:
-    """Reads some images and label maps, evenly spread."""
-    chosen = np.linspace(0, len(records) - 1, min(_NUM_CHECKED, len(records))).astype(int)
+def _spread(records: Sequence[Record], count: int) -> list[Record]:
+    """At most so many, evenly spread."""
+    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
+    return [records[i] for i in chosen]
+
+
+def _check_images(records: Sequence[Record], read_label: LabelReader, name: str, role: str) -> None:
     errors = []
-    for record in (records[i] for i in chosen):
+    chosen = _spread(records, _NUM_IMAGES_READ)
+    for record in chosen:
         label = read_label(str(record["sem_seg_file_name"]))  # says itself what is wrong
         try:
             image = read_image(str(record["file_name"]), "RGB")
-        except IMAGE_ERRORS as error:
-            errors.append(f"{record['file_name']}: {error}")
+        except ValueError as error:
+            errors.append(str(error))
             continue
         if image.shape[:2] != label.shape:
             raise ValueError(
@@ -234,6 +242,27 @@ def _check_files(records: Sequence[Record], read_label: LabelReader, name: str, 
             f"no image of '{name}' that was tried can be read ({errors[0]}): "
             f"set dataset.{role}.image_root=..."
         )
+
+
+def _check_labels(records: Sequence[Record], read_label: LabelReader, layout: SemSegLayout, name: str
+) -> None:
+    """Reads label maps, and says which classes none of them shows."""
+    chosen = _spread(records, _NUM_LABELS_READ)
+    counts = np.zeros(read_label.num_classes, dtype=np.int64)
+    ignored = False
+    for record in chosen:
+        labels = read_label(str(record["sem_seg_file_name"]))  # says itself what is wrong
+        known = labels[labels != read_label.ignore_label]
+        ignored |= known.size < labels.size
+        counts += np.bincount(known, minlength=len(counts))
+    absent = [layout.class_names[label] for label in np.flatnonzero(counts == 0)]
+    if not absent:
+        return
+    values = [str(v) for v in np.flatnonzero(counts) + read_label.reduce_zero_label]
+    values += ["ignored pixels"] * ignored
+    logger.warning(
+        "%d of the %d classes of '%s' are in none of the %d label maps that were read%s: %s. Their values are %s: ",
+    )
 
 
 def _warn_of_labels(name: str, num_classes: int, ignore_label: int, own_shifted: bool) -> None:
