@@ -7,7 +7,7 @@ change, as `vitadapter.data.coco` does.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_image
+from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg_labels import LabelReader, read_class_names
 from vitadapter.data.sem_seg_layouts import LAYOUTS, SemSegLayout, find_pairs
 
@@ -29,9 +29,9 @@ _ROLES = ("train", "test")
 _LABEL_SUFFIX = ".png"
 # Images that are compared with their label maps at the start: a wrong setting shows in each.
 _NUM_IMAGES_READ = 10
-# Label maps that are read at the start: a second for most data sets, and enough to see any class
-# that one image in a hundred shows.
-_NUM_LABELS_READ = 300
+# Label maps that are read at the start: seconds, and enough to see nearly every class that one
+# image in a hundred has.
+_NUM_LABELS_READ = 200
 
 
 def _own_data(role: str) -> str:
@@ -216,6 +216,11 @@ def sem_seg_metadata(name: str, class_names: str | None, num_classes: int) -> Me
     return Metadata(name=name, stuff_classes=list(names))
 
 
+def _listed(values: Iterable[object]) -> str:
+    values = [str(value) for value in values]
+    return ", ".join(values[:10]) + (", ..." if len(values) > 10 else "")
+
+
 def _spread(records: Sequence[Record], count: int) -> list[Record]:
     """At most so many, evenly spread."""
     chosen = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
@@ -226,7 +231,7 @@ def _check_images(records: Sequence[Record], read_label: LabelReader, name: str,
     errors = []
     chosen = _spread(records, _NUM_IMAGES_READ)
     for record in chosen:
-        label = read_label(str(record["sem_seg_file_name"]))  # says itself what is wrong
+        label = read_label(str(record["sem_seg_file_name"]))
         try:
             image = read_image(str(record["file_name"]), "RGB")
         except ValueError as error:
@@ -244,25 +249,44 @@ def _check_images(records: Sequence[Record], read_label: LabelReader, name: str,
         )
 
 
-def _check_labels(records: Sequence[Record], read_label: LabelReader, layout: SemSegLayout, name: str
+def _check_labels(
+    records: Sequence[Record],
+    read_label: LabelReader,
+    class_names: Sequence[str],
+    name: str,
+    role: str,
 ) -> None:
-    """Reads label maps, and says which classes none of them shows."""
+    """Reads label maps, and says which of them are unusable and which classes none of them has."""
     chosen = _spread(records, _NUM_LABELS_READ)
-    counts = np.zeros(read_label.num_classes, dtype=np.int64)
-    ignored = False
+    counts = np.zeros(len(class_names), dtype=np.int64)
+    num_ignored, faults = 0, []
     for record in chosen:
-        labels = read_label(str(record["sem_seg_file_name"]))  # says itself what is wrong
+        try:
+            labels = read_label(str(record["sem_seg_file_name"]))
+        except ValueError as error:
+            if role == "test":  # where none is skipped
+                raise
+            faults.append(str(error))
+            continue
         known = labels[labels != read_label.ignore_label]
-        ignored |= known.size < labels.size
+        num_ignored += labels.size - known.size
         counts += np.bincount(known, minlength=len(counts))
-    absent = [layout.class_names[label] for label in np.flatnonzero(counts == 0)]
-    if not absent:
-        return
-    values = [str(v) for v in np.flatnonzero(counts) + read_label.reduce_zero_label]
-    values += ["ignored pixels"] * ignored
-    logger.warning(
-        "%d of the %d classes of '%s' are in none of the %d label maps that were read%s: %s. Their values are %s: ",
-    )
+    read = f"{len(chosen)} of the {len(records)} label maps of '{name}' that are read at the start"
+    if faults:
+        logger.warning("%d of %s cannot be used (%s)", len(faults), read, faults[0])
+    absent = np.flatnonzero(counts == 0)
+    if absent.size:
+        first = int(read_label.reduce_zero_label)
+        logger.warning(
+            "%d of %d classes are in none of %s: %s. These maps have the values %s%s: if one of "
+            "them stands for such a class, convert the maps",
+            absent.size,
+            len(class_names),
+            read,
+            _listed([f"{label + first} ({class_names[label]})" for label in absent]),
+            _listed(np.flatnonzero(counts) + first),
+            " and ignored ones" if num_ignored else "",
+        )
 
 
 def _warn_of_labels(name: str, num_classes: int, ignore_label: int, own_shifted: bool) -> None:
@@ -319,10 +343,8 @@ def load_sem_seg_dataset(
     )
     records = DatasetCatalog.get(registered)
     reader = LabelReader(num_classes, ignore_label, reduce_zero_label)
-    try:
-        _check_files(records, reader, name, role)
-    except IMAGE_ERRORS as error:
-        raise ValueError(f"a label map of '{name}' cannot be used: {error}") from error
+    _check_images(records, reader, name, role)
+    _check_labels(records, reader, MetadataCatalog.get(registered).stuff_classes, name, role)
     logger.info("%d images of '%s' for %s", len(records), name, role)
     _warn_of_labels(name, num_classes, ignore_label, reduce_zero_label and label_root is not None)
     return records
