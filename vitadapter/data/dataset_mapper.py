@@ -118,7 +118,9 @@ class DatasetMapper(_DatasetMapper):
         self.instance_augmentation = instance_augmentation
         self.max_skipped = max_skipped
         self.num_images: int | None = None
-        self._skipped: set[str] = set()
+        self._unusable: set[str] = set()
+        # Images that fail in one augmentation and pass in another are not named again.
+        self._named: set[str] = set()
 
     def __call__(self, dataset_dict: Mapping[str, object]) -> dict[str, object] | None:
         """
@@ -131,11 +133,14 @@ class DatasetMapper(_DatasetMapper):
         Raises:
             ValueError: the image cannot be used at test time, or too many in training.
         """
+        file_name = str(dataset_dict.get("file_name"))
         try:
-            return self.map_record(copy.deepcopy(dict(dataset_dict)))
+            sample = self.map_record(copy.deepcopy(dict(dataset_dict)))
         except Exception as error:  # nothing in a data set may stop training without a name
-            self._skip_or_raise(str(dataset_dict.get("file_name")), error)
+            self._skip_or_raise(file_name, error)
             return None
+        self._unusable.discard(file_name)
+        return sample
 
     def map_record(self, record: dict[str, object]) -> dict[str, object]:
         """Maps one image; whatever it raises is told by the rule of the class.
@@ -167,23 +172,23 @@ class DatasetMapper(_DatasetMapper):
     def _skip_or_raise(self, file_name: str, error: Exception) -> None:
         if not self.is_train:
             raise ValueError(f"cannot use the test image {file_name}: {reason(error)}") from error
-        if file_name in self._skipped:
-            return
-        self._skipped.add(file_name)
-        count = len(self._skipped)
-        logger.warning(
-            "skipped image %s (unusable image %d in process %d): %s",
-            file_name,
-            count,
-            os.getpid(),
-            reason(error),
-        )
+        self._unusable.add(file_name)
+        count = len(self._unusable)
+        if file_name not in self._named:
+            self._named.add(file_name)
+            logger.warning(
+                "skipped image %s (unusable image %d in process %d): %s",
+                file_name,
+                count,
+                os.getpid(),
+                reason(error),
+            )
         if count >= min(self.max_skipped, self.num_images or count + 1):
             of_all = "" if self.num_images is None else f" of {self.num_images}"
             raise ValueError(
                 f"{count}{of_all} training images cannot be used "
                 f"(max_skipped={self.max_skipped}), among them "
-                f"{', '.join(sorted(self._skipped)[:5])}; of the last one: {reason(error)}"
+                f"{', '.join(sorted(self._unusable)[:5])}; of the last one: {reason(error)}"
             ) from error
 
     def _to_instances(

@@ -271,21 +271,21 @@ def _check_labels(
         known = labels[labels != read_label.ignore_label]
         num_ignored += labels.size - known.size
         counts += np.bincount(known, minlength=len(counts))
-    read = f"{len(chosen)} of the {len(records)} label maps of '{name}' that are read at the start"
+    read = f"the {len(chosen)} label maps of '{name}' (of {len(records)}) read at the start"
     if faults:
         logger.warning("%d of %s cannot be used (%s)", len(faults), read, faults[0])
-    absent = np.flatnonzero(counts == 0)
-    if absent.size:
+    absent = set(np.flatnonzero(counts == 0).tolist()) - {read_label.ignore_label}
+    if absent:
         first = int(read_label.reduce_zero_label)
+        ignored = f"{'0 or ' * first}{read_label.ignore_label} (ignored)"
         logger.warning(
-            "%d of %d classes are in none of %s: %s. These maps have the values %s%s: if one of "
-            "them stands for such a class, convert the maps",
-            absent.size,
+            "%d of %d classes are in none of %s: %s. The maps have the values %s: if one of these "
+            "stands for such a class, convert the maps",
+            len(absent),
             len(class_names),
             read,
-            _listed([f"{label + first} ({class_names[label]})" for label in absent]),
-            _listed(np.flatnonzero(counts) + first),
-            " and ignored ones" if num_ignored else "",
+            _listed([f"{label + first} ({class_names[label]})" for label in sorted(absent)]),
+            _listed([ignored] * bool(num_ignored) + list(np.flatnonzero(counts) + first)),
         )
 
 
