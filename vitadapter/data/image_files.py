@@ -12,7 +12,7 @@ from unicodedata import normalize
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -146,6 +146,11 @@ def open_image(file_name: str | Path) -> Iterator[Image.Image]:
             )
         with path.open("rb") as file, Image.open(file) as image:
             yield image
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{file_name} cannot be read: it is no image, or one of a kind that Pillow does not "
+            "read, such as colours in floats"
+        ) from error
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise ValueError(f"{file_name} cannot be read: {reason(error)}") from error
 
@@ -167,10 +172,8 @@ def _scaled(image: Image.Image) -> tuple[Image.Image, float | None]:
     # Half a level beyond a range is a rounding error.
     ranges = (1, *_RANGES) if is_float else _RANGES
     white = next((end for end in ranges if high <= end * (1 + 0.5 / 255)), None)
-    if white is None:
-        raise ValueError(f"its pixels must not exceed {_RANGES[-1]}, got {high:g}")
-    if low < -0.5 / 255 * white:
-        raise ValueError(f"its pixels must not be negative, got {low:g}: shift them into 0..255")
+    if white is None or low < -0.5 / 255 * white:
+        raise ValueError(f"its pixels must lie in 0..{_RANGES[-1]}, got {low:g} to {high:g}")
     levels = (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
     own_range = {"F": 1, "I": None}.get(image.mode, 2**16 - 1)
     return Image.fromarray(levels), None if white == own_range else white
@@ -191,8 +194,8 @@ def _tell_of_surprises(file_name: str, pixels: np.ndarray, guessed: float | None
     elif guessed is not None:
         _tell_once(
             f"range {guessed}",
-            "%s is scaled from 0..%d to 0..255: a guess, from its brightest pixel, at the range "
-            "that its numbers use. An image with another guess (named once for each) is scaled "
+            "%s holds numbers of more than 8 bits, of which 0..%d become 0..255: a guess from its "
+            "brightest pixel. An image with another guess (one is named for each) is scaled "
             "differently: convert images to 8 bits to scale them all alike",
             file_name,
             guessed,
