@@ -72,6 +72,10 @@ class DatasetMapper(_DatasetMapper):
 
     Boxes are cut to the crop and, unless `recompute_boxes`, not drawn anew around what is left of
     the mask, as in the official recipes.
+
+    Attributes:
+        num_images: of the data set; when all of them are unusable, no other can be drawn. None if
+            not known, see :func:`build_train_loader`.
     """
 
     def __init__(
