@@ -18,11 +18,10 @@ from detectron2.config import LazyConfig
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from tqdm import tqdm
 
-from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_image
+from vitadapter.data.image_files import IMAGE_SUFFIXES, is_image_name, read_image
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.predictor import LazyPredictor
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 WRITABLE_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4"}  # with the codec below
 VIDEO_SUFFIXES = {*WRITABLE_VIDEO_SUFFIXES, ".mpeg", ".mpg", ".webm"}
 CODEC = "mp4v"
@@ -56,7 +55,7 @@ def is_video(path: Path) -> bool:
 
 
 def is_input(path: Path) -> bool:
-    return is_video(path) or path.suffix.lower() in IMAGE_SUFFIXES
+    return is_image_name(path.name) or (is_video(path) and not path.name.startswith("._"))
 
 
 def find_inputs(patterns: Sequence[str], output: str) -> list[tuple[Path, Path]]:
@@ -158,6 +157,8 @@ def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 def draw_video(predictor: LazyPredictor, source: Path, target: Path, threshold: float) -> None:
+    if not source.is_file():  # a pipe would be waited for without end
+        raise OSError("it is no file")
     capture = cv2.VideoCapture(str(source))
     writer = None
     fps = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             draw_input(predictor, source, target, args.score_threshold)
-        except (*IMAGE_ERRORS, cv2.error) as error:
+        except (OSError, ValueError, cv2.error) as error:
             failed += 1
             tqdm.write(f"failed: {source}: {error}")
     print(f"{len(planned) - failed} of {len(planned)} inputs drawn, written to {args.output}")

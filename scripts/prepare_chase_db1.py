@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from vitadapter.data.image_files import open_image, read_numbers
 from vitadapter.data.label_conversion import chase_db1_labels
-from vitadapter.data.label_files import convert_files, find_files, read_labels
+from vitadapter.data.label_files import convert_files, find_files
 
 NUM_IMAGES, NUM_TRAINING = 28, 20
 
 
 def read_grey(path: Path) -> np.ndarray:
-    labels = read_labels(path)
+    labels = read_numbers(path)
     return labels.astype("uint8") if labels.dtype == bool else labels
 
 
@@ -36,7 +36,7 @@ def prepare(source: Path, root: Path) -> int:
         (root / "images" / split).mkdir(parents=True, exist_ok=True)
         pairs = []
         for image in members:
-            with Image.open(image) as opened:
+            with open_image(image) as opened:
                 opened.save(root / "images" / split / f"{image.stem}.png")
             # Of two human observers the first is the truth.
             name = f"{image.stem}_1stHO.png"

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitadapter.data.image_files import read_numbers
 from vitadapter.data.label_conversion import potsdam_labels
-from vitadapter.data.label_files import find_files, read_labels, write_labels
+from vitadapter.data.label_files import find_files, write_labels
 from vitadapter.modeling.meta_arch.sliding_window import window_starts
 
 CROP, STRIDE = 512, 256
@@ -37,10 +38,10 @@ def prepare(images: Path, labels: Path, root: Path) -> int:
     for path in find_files(images, "*_RGB.tif"):
         tile = "_".join(path.stem.split("_")[2:4])
         split = "val" if tile in VALIDATION else "train"
-        image = read_labels(path)
+        image = read_numbers(path)
         label_path = labels / path.name.replace("_RGB", "_label")
         try:
-            classes = potsdam_labels(read_labels(label_path))
+            classes = potsdam_labels(read_numbers(label_path))
         except ValueError as error:
             raise ValueError(f"{label_path} cannot be converted: {error}") from error
         if classes.shape != image.shape[:2]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from detectron2.data import build_detection_train_loader
 from detectron2.data import transforms as T
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from panoptic_samples import (
     NUM_CLASSES,
     NUM_THINGS,
@@ -46,6 +48,29 @@ def large_scale_jitter(side: int) -> list[T.Augmentation]:
 def records(tmp_path: Path) -> list[dict[str, object]]:
     files = write_panoptic(tmp_path, IDS, make_content(IDS, suffix=".png"))
     return load_panoptic_dataset("own", *files, **CLASSES)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(["segments_info", "pan_seg_file_name", "file_name", "height"]),
+        st.sampled_from([None, [], [{}], [{"id": 5}], [None], "none.png", 3, {}]),
+        min_size=1,
+        max_size=2,
+    )
+)
+def test_broken_records_are_used_or_named(
+    records: list[dict[str, object]], changes: dict[str, object]
+) -> None:
+    record = {**records[0], **changes}
+    try:
+        mapped = make_mapper([], max_skipped=1)(record)
+    except ValueError as error:
+        named = str(error)
+    else:
+        assert "instances" in mapped
+        return
+    assert str(record["file_name"]) in named
 
 
 def test_segments_are_those_of_the_map(records: list[dict[str, object]]) -> None:

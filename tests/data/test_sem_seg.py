@@ -1,11 +1,16 @@
 """Data sets by folders and by name: loaded, checked, and refused with the override to change."""
 
+import logging
+import re
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sem_seg_samples import some_labels, write_labels, write_pairs
 
 from vitadapter.data.sem_seg import load_sem_seg_dataset, register_sem_seg, sem_seg_metadata
@@ -74,6 +79,80 @@ def test_surprising_settings_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "if 0 is a class, set dataset.reduce_zero_label=False" in caplog.text
 
 
+@pytest.mark.parametrize("role", ["train", "test"])
+def test_classes_that_no_label_map_has_are_told(
+    tmp_path: Path, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Masks of 0 and 255, which train one class and score high."""
+    masks = {name: np.where(labels == 1, 255, 0).astype(np.uint8) for name, labels in MAPS.items()}
+    images, labels = write_pairs(tmp_path, masks)
+    load(images, labels, num_classes=2, role=role)
+    (warning,) = caplog.records
+    assert (
+        "1 of 2 classes are in none of the 2 label maps of 'own' (of 2) read at the start: 1 (1). "
+        "The maps have the values 255 (ignored), 0:" in warning.getMessage()
+    )
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@settings(max_examples=25, deadline=None)
+@given(shown=st.lists(st.sets(st.integers(0, 4)), min_size=1, max_size=3))
+def test_just_the_absent_classes_are_told(
+    shift: bool, shown: list[set[int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    maps = {}
+    for number, classes in enumerate(shown):
+        maps[str(number)] = np.full((4, 8), 255, np.uint8)
+        maps[str(number)][0, : len(classes)] = sorted(classes)
+        maps[str(number)][0, : len(classes)] += shift
+    images, labels = write_pairs(tmp_path_factory.mktemp("own"), maps)
+    absent = set(range(5)) - set().union(*shown)
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logger = logging.getLogger("vitadapter.data.sem_seg")
+    logger.addHandler(handler)
+    try:
+        load(images, labels, num_classes=5, reduce_zero_label=shift)
+    finally:
+        logger.removeHandler(handler)
+    told = [message for message in told if "are in none of" in message]
+    assert len(told) == bool(absent)
+    if absent:
+        named = told[0].split("start: ")[1].split(". The maps")[0]
+        assert named == ", ".join(f"{label + shift} ({label})" for label in sorted(absent))
+
+
+def test_an_ignored_class_is_not_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images, labels = write_pairs(tmp_path, {"a": np.array([[0, 1, 2]], np.uint8)})
+    load(images, labels, ignore_label=0)
+    assert "are in none of" not in caplog.text
+
+
+def test_unusable_label_maps_beyond_the_first_checks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Skipped in training; an error before the test and not in it."""
+    maps = {f"{i:02d}": some_labels(i) for i in range(30)}
+    images, labels = write_pairs(tmp_path, maps)
+    (labels / "01.png").write_bytes(b"no png")
+    assert len(load(images, labels)) == 30
+    assert re.search(r"1 of the 30 label maps of 'own' .*01\.png cannot be read", caplog.text)
+    with pytest.raises(ValueError, match=r"01\.png cannot be read"):
+        load(images, labels, role="test")
+
+
+def test_files_of_a_mac(tmp_path: Path) -> None:
+    """Names in Unicode's other form, endings in capitals, and files that are no images."""
+    images, labels = write_pairs(tmp_path, {normalize("NFD", "für"): some_labels()}, ".JPEG")
+    (labels / normalize("NFD", "für.png")).rename(labels / normalize("NFC", "für.PNG"))
+    for folder in (images, labels):
+        for name in ("._für.jpeg", "._für.png", ".DS_Store", "Thumbs.db"):
+            (folder / name).write_bytes(b"resource fork")
+    (record,) = load(images, labels, role="test")
+    assert record["file_name"] == str(images / normalize("NFD", "für.JPEG"))
+
+
 def test_faults_of_folders_are_named(tmp_path: Path) -> None:
     images, labels = write_pairs(tmp_path, MAPS)
     with pytest.raises(ValueError, match=r"set dataset\.test\.label_root"):
@@ -96,7 +175,7 @@ def test_faults_of_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.png has .* \(8, 8\), its image \(24, 32\)"):
         load(images, labels)
     (labels / "a.png").write_bytes(b"no png")
-    with pytest.raises(ValueError, match="label map of 'own' cannot be used"):
+    with pytest.raises(ValueError, match=r"labels/a\.png cannot be read: it is no image"):
         load(images, labels)
     write_labels(labels / "a.png", MAPS["a"])
     for path in images.rglob("*.jpg"):

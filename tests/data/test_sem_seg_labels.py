@@ -68,7 +68,9 @@ def test_a_class_may_be_the_ignored_one(tmp_path: Path) -> None:
 
 def test_colours_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "colours.png")
-    with pytest.raises(ValueError, match=r"colours\.png must have one number per pixel .* RGB"):
+    with pytest.raises(
+        ValueError, match=r"colours\.png must have one whole number per pixel .*\(2, 2, 3\)"
+    ):
         LabelReader(2)(str(tmp_path / "colours.png"))
 
 

@@ -108,6 +108,25 @@ def test_unusable_label_maps_are_skipped_and_named(
         make_mapper(True, [], max_skipped=1)(record)
 
 
+@pytest.mark.parametrize("key", ["file_name", "sem_seg_file_name"])
+@pytest.mark.parametrize("value", [None, 3, "none.png", [], "/"])
+def test_broken_records_are_named(record: dict[str, object], key: str, value: object) -> None:
+    record[key] = value
+    with pytest.raises(
+        ValueError, match=r"1 training images .*among them " + re.escape(str(record["file_name"]))
+    ):
+        make_mapper(True, [], max_skipped=1)(record)
+
+
+@pytest.mark.parametrize("size", [(1, 600), (600, 1)])
+def test_thin_images(record: dict[str, object], size: tuple[int, int]) -> None:
+    path = Path(str(record["file_name"]))
+    write_pairs(path.parents[1], {path.stem: some_labels(size=size)}, ".png")
+    for is_train, augmentations in ((True, recipe(16)), (False, [ResizeToFit(48, 200)])):
+        mapped = make_mapper(is_train, augmentations)(record)
+        assert min(mapped["image"].shape[1:]) >= 1
+
+
 def test_unreadable_test_image(record: dict[str, object]) -> None:
     Path(str(record["file_name"])).write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot use the test image .*a\.png"):

@@ -1,4 +1,5 @@
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -139,3 +140,12 @@ def test_missing_maps_are_counted_and_name_the_override(tmp_path: Path) -> None:
         load_coco_dataset(**options)
     with pytest.raises(ValueError, match=r"nowhere does not exist: set dataset\.test\.sem_seg_ro"):
         add_semantic_maps([], str(tmp_path / "nowhere"), role="test")
+
+
+def test_maps_of_a_mac(tmp_path: Path) -> None:
+    """Names in Unicode's other form, endings in capitals, and files that are no maps."""
+    for name in (normalize("NFD", "für.PNG"), "._für.png", ".DS_Store"):
+        (tmp_path / name).touch()
+    record = {"file_name": normalize("NFC", "images/für.jpg")}
+    (found,) = add_semantic_maps([record], str(tmp_path))
+    assert found["sem_seg_file_name"] == str(tmp_path / normalize("NFD", "für.PNG"))

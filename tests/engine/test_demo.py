@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -37,7 +38,8 @@ def write_video(path: Path, frames: int = 3) -> None:
 def test_a_folder(script: ModuleType, options: list[str], images: Path, tmp_path: Path) -> None:
     (images / "below").mkdir()
     (images / "000.png").rename(images / "below" / "000.png")
-    (images / "notes.txt").write_text("not an image")
+    for name in ("notes.txt", "._001.png", "._video.mp4", ".DS_Store"):
+        (images / name).write_text("not an image")
     output = tmp_path / "drawn"
     assert script.main([*options, "--input", str(images), "--output", str(output)]) == 0
     written = sorted(str(p.relative_to(output)) for p in output.rglob("*.*"))
@@ -111,12 +113,15 @@ def test_failures_are_named_and_the_rest_goes_on(
 ) -> None:
     (images / "001.png").write_bytes(b"broken")
     (images / "clip.mp4").write_bytes(b"broken")
-    inputs = ["--input", str(images), "nowhere.png", "--output", str(tmp_path / "drawn")]
+    pipes = [str(tmp_path / "pipe.png"), str(tmp_path / "pipe.mp4")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    inputs = ["--input", str(images), "nowhere.png", *pipes, "--output", str(tmp_path / "drawn")]
     assert script.main([*options, *inputs]) == 1
     printed = capsys.readouterr().out
-    for name in ("001.png", "clip.mp4", "nowhere.png"):
+    for name in ("001.png", "clip.mp4", "nowhere.png", "pipe.png", "pipe.mp4"):
         assert f"{name}: " in printed
-    assert "3 of 6 inputs drawn" in printed
+    assert "3 of 8 inputs drawn" in printed
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
 
 

@@ -50,6 +50,12 @@ def test_equals_the_test_loader(cfg: DictConfig, weights: str, image_format: str
     assert torch.equal(actual.pred_masks, expected.pred_masks)
 
 
+@pytest.mark.parametrize("size", [(1, 600), (600, 1), (1, 5000), (1, 1)])
+def test_thin_images(cfg: DictConfig, weights: str, size: tuple[int, int]) -> None:
+    instances = LazyPredictor(cfg, weights)(np.zeros((*size, 3), np.uint8))["instances"]
+    assert instances.image_size == size
+
+
 def test_a_batch_of_different_sizes(cfg: DictConfig, weights: str, image: np.ndarray) -> None:
     predictor = LazyPredictor(cfg, weights)
     tall = np.ascontiguousarray(image.transpose(1, 0, 2))

@@ -224,10 +224,10 @@ def test_unusable_images_and_masks_are_refused(tmp_path: Path) -> None:
     json_file, image_root = write_coco(tmp_path, content)
     results_file = tmp_path / "results.json"
     results_file.write_text("[]")
-    with pytest.raises(ValueError, match=r"elsewhere/000\.png must be an image"):
+    with pytest.raises(ValueError, match=r"elsewhere/000\.png cannot be read"):
         draw_gallery(json_file, tmp_path / "elsewhere", results_file, tmp_path / "out")
     Path(image_root, "000.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"images/000\.png must be an image"):
+    with pytest.raises(ValueError, match=r"images/000\.png cannot be read"):
         draw_gallery(json_file, image_root, results_file, tmp_path / "out")
     results = exact_results(content)
     results[0]["segmentation"] = rle_of((0, 0, 4, 4), 32)

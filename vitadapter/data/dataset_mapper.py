@@ -3,21 +3,26 @@
 import copy
 import logging
 import os
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-import torch
 from detectron2.data import DatasetMapper as _DatasetMapper
-from detectron2.data import detection_utils
+from detectron2.data import build_detection_train_loader, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from torch.utils.data import Sampler
 
+from vitadapter.data.image_files import read_image, read_record_image, reason
 from vitadapter.data.semantic_maps import read_semantic_map
+from vitadapter.data.transforms import augment
 
-__all__ = ["IMAGE_ERRORS", "DatasetMapper", "read_image", "read_record_image"]
+__all__ = [
+    "IMAGE_ERRORS",
+    "DatasetMapper",
+    "build_train_loader",
+    "read_image",
+    "read_record_image",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -25,54 +30,11 @@ InstanceAugmentation = Callable[
     [np.ndarray, Sequence[dict[str, object]]], tuple[np.ndarray, list[dict[str, object]]]
 ]
 
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow and Detectron2 raise on a missing, broken or wrongly sized image."""
+IMAGE_ERRORS = (ValueError,)
+"""What `read_record_image` raises."""
 
-# What Pillow raises on broken EXIF data.
-_EXIF_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error)
-_16_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except _EXIF_ERRORS:  # the pixels are good: Detectron2 takes them as they are, too
-        return image
-
-
-def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Reads an image of any colour mode; alpha is dropped and EXIF orientation applied.
-
-    Args:
-        file_name: path of the image.
-        image_format: "RGB", "BGR" or another format of Detectron2's `read_image`.
-
-    Returns:
-        np.ndarray: `(H, W, C)` uint8. 16-bit grey is scaled to 8 bit, where Detectron2 clips it.
-
-    Raises:
-        OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError: not an image.
-    """
-    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-        # Detectron2 looks for EXIF data first, and swallows the error of a broken PNG there.
-        image.load()
-        upright = _upright(image)
-        if upright.mode in _16_BIT_MODES:
-            grey = np.asarray(upright).astype(np.int64) >> 8
-            upright = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-        return detection_utils.convert_PIL_to_numpy(upright, image_format)
-
-
-def read_record_image(record: Mapping[str, object], image_format: str) -> np.ndarray:
-    """The image of a data set dict, `(H, W, C)`, of the size that its annotations give.
-
-    Raises:
-        OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError: not an image,
-            or one of another size.
-    """
-    image = read_image(str(record["file_name"]), image_format)
-    detection_utils.check_image_size(dict(record), image)
-    return image
+# What a detector is trained on; a flip of keypoints would need to know their partners.
+_FIELDS = ("bbox", "bbox_mode", "category_id", "segmentation")
 
 
 def _transform(
@@ -98,16 +60,22 @@ class DatasetMapper(_DatasetMapper):
 
     As Detectron2's, except:
 
-    - in training an image that cannot be read, or has another size than its annotations say,
-      is named in one warning and skipped (None is returned, and Detectron2's loader draws
-      another image); at test time it is an error, because a skipped image would change the AP;
+    - in training an image of which anything fails (reading it, its annotations or maps, an
+      augmentation) is named in one warning and skipped (None is returned, and Detectron2's loader
+      draws another image), up to a number of images; at test time it is an error, because a
+      skipped image would change the AP. What inherits overrides `map_record`;
     - polygon and RLE masks may be mixed: an image with an RLE mask gets bitmasks, others keep
       polygons, which a crop moves but does not cut;
-    - a semantic map that cannot be read or has another size than its image counts as such an
-      image.
+    - a resize leaves at least one pixel of a very thin image;
+    - fields of annotations that are not trained on, such as keypoints, are left out. (So does
+      Detectron2 without `use_keypoint`.)
 
     Boxes are cut to the crop and, unless `recompute_boxes`, not drawn anew around what is left of
     the mask, as in the official recipes.
+
+    Attributes:
+        num_images: of the data set; when all of them are unusable, no other can be drawn. None if
+            not known, see :func:`build_train_loader`.
     """
 
     def __init__(
@@ -153,67 +121,78 @@ class DatasetMapper(_DatasetMapper):
         )
         self.instance_augmentation = instance_augmentation
         self.max_skipped = max_skipped
-        self._skipped: set[str] = set()
+        self.num_images: int | None = None
+        self._unusable: set[str] = set()
+        # Images that fail in one augmentation and pass in another are not named again.
+        self._named: set[str] = set()
 
     def __call__(self, dataset_dict: Mapping[str, object]) -> dict[str, object] | None:
         """
         Args:
-            dataset_dict: one image in Detectron2's standard format.
+            dataset_dict: one image in Detectron2's standard format; it stays as it is.
 
         Returns:
-            dict: with "image" `(C, H, W)` uint8 and, in training, "instances" and, for images with
-            a "sem_seg_file_name", "sem_seg" `(H, W)` int64; None when the image is to be skipped.
+            dict: of `map_record`; None when the image is to be skipped.
 
         Raises:
             ValueError: the image cannot be used at test time, or too many in training.
         """
-        dataset_dict = copy.deepcopy(dict(dataset_dict))
+        file_name = str(dataset_dict.get("file_name"))
         try:
-            image = read_record_image(dataset_dict, self.image_format)
-            sem_seg = read_semantic_map(dataset_dict, image) if self.is_train else None
-        except IMAGE_ERRORS as error:
-            self._skip_or_raise(str(dataset_dict["file_name"]), error)
+            sample = self.map_record(copy.deepcopy(dict(dataset_dict)))
+        except Exception as error:  # nothing in a data set may stop training without a name
+            self._skip_or_raise(file_name, error)
             return None
-        dataset_dict.setdefault("height", image.shape[0])
-        dataset_dict.setdefault("width", image.shape[1])
+        self._unusable.discard(file_name)
+        return sample
 
-        annotations = dataset_dict.pop("annotations", None)
+    def map_record(self, record: dict[str, object]) -> dict[str, object]:
+        """Maps one image; whatever it raises is told by the rule of the class.
+
+        Args:
+            record: to be changed and returned.
+
+        Returns:
+            dict: with "image" `(C, H, W)` uint8 and, in training, "instances" and, for images with
+            a "sem_seg_file_name", "sem_seg" `(H, W)` int64.
+        """
+        image = read_record_image(record, self.image_format)
+        sem_seg = read_semantic_map(record, image) if self.is_train else None
+        record.setdefault("height", image.shape[0])
+        record.setdefault("width", image.shape[1])
+        annotations = record.pop("annotations", None)
         if self.is_train and self.instance_augmentation is not None and annotations:
             image, annotations = self.instance_augmentation(image, annotations)
-
-        aug_input = T.AugInput(image, sem_seg=sem_seg)
-        transforms = self.augmentations(aug_input)
-        image = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (C, H, W)
-        dataset_dict["image"] = torch.as_tensor(image)
-        if sem_seg is not None:
-            # A flip leaves a view of negative strides, which torch does not take.
-            sem_seg = np.ascontiguousarray(aug_input.sem_seg)
-            dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype(np.int64))
-
+        augmented = augment(self.augmentations, image, sem_seg)
+        record["image"] = augmented.image
+        if augmented.sem_seg is not None:
+            record["sem_seg"] = augmented.sem_seg
         if self.is_train and annotations is not None:
-            dataset_dict["instances"] = self._to_instances(
-                annotations, transforms, image.shape[1:], str(dataset_dict["file_name"])
+            record["instances"] = self._to_instances(
+                annotations, augmented.transforms, tuple(augmented.image.shape[1:])
             )
-        return dataset_dict
+        return record
 
     def _skip_or_raise(self, file_name: str, error: Exception) -> None:
         if not self.is_train:
-            raise ValueError(f"cannot use the test image {file_name}: {error}") from error
-        if file_name in self._skipped:
-            return
-        self._skipped.add(file_name)
-        count = len(self._skipped)
-        logger.warning(
-            "skipped image %s (unusable image %d in process %d): %s",
-            file_name,
-            count,
-            os.getpid(),
-            error,
-        )
-        if count >= self.max_skipped:
+            raise ValueError(f"cannot use the test image {file_name}: {reason(error)}") from error
+        self._unusable.add(file_name)
+        count = len(self._unusable)
+        if file_name not in self._named:
+            self._named.add(file_name)
+            logger.warning(
+                "skipped image %s (unusable image %d in process %d): %s",
+                file_name,
+                count,
+                os.getpid(),
+                reason(error),
+            )
+        if count >= min(self.max_skipped, self.num_images or count + 1):
+            of_all = "" if self.num_images is None else f" of {self.num_images}"
             raise ValueError(
-                f"{count} training images cannot be used (max_skipped={self.max_skipped}), "
-                f"among them {', '.join(sorted(self._skipped)[:5])}"
+                f"{count}{of_all} training images cannot be used "
+                f"(max_skipped={self.max_skipped}), among them "
+                f"{', '.join(sorted(self._unusable)[:5])}; of the last one: {reason(error)}"
             ) from error
 
     def _to_instances(
@@ -221,17 +200,18 @@ class DatasetMapper(_DatasetMapper):
         annotations: Sequence[dict[str, object]],
         transforms: T.TransformList,
         image_size: tuple[int, int],
-        file_name: str,
     ) -> Instances:
-        annotations = [a for a in annotations if not a.get("iscrowd", 0)]
+        fields = _FIELDS if self.use_instance_mask else _FIELDS[:-1]
+        annotations = [
+            {field: a[field] for field in fields if field in a}
+            for a in annotations
+            if not a.get("iscrowd", 0)
+        ]
         masks = [a.get("segmentation") for a in annotations]
-        if not self.use_instance_mask:
-            for annotation in annotations:
-                annotation.pop("segmentation", None)
-        elif not all(masks):
+        if self.use_instance_mask and not all(masks):
             raise ValueError(
-                f"an annotation of {file_name} has no mask: load the data set with masks=True, "
-                "or set use_instance_mask=False"
+                "an annotation has no mask: load the data set with masks=True, or set "
+                "use_instance_mask=False"
             )
         # Polygons, which crop and scale without loss, cannot hold an RLE mask, nor tell the box
         # of the part of them that a crop leaves.
@@ -243,3 +223,31 @@ class DatasetMapper(_DatasetMapper):
         if self.recompute_boxes and len(instances) > 0:
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return detection_utils.filter_empty_instances(instances)
+
+
+def build_train_loader(
+    dataset: list[dict[str, object]],
+    *,
+    mapper: DatasetMapper,
+    total_batch_size: int,
+    sampler: Sampler[int] | None = None,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+) -> Iterable[list[dict[str, object]]]:
+    """Detectron2's training loader, which ends with a clear error when no image can be used.
+
+    Args:
+        dataset: Detectron2's standard data set dicts.
+        mapper: told how many images there are.
+        total_batch_size, sampler, aspect_ratio_grouping, num_workers: as in Detectron2's
+            `build_detection_train_loader`.
+    """
+    mapper.num_images = len({str(record.get("file_name")) for record in dataset})
+    return build_detection_train_loader(
+        dataset,
+        mapper=mapper,
+        sampler=sampler,
+        total_batch_size=total_batch_size,
+        aspect_ratio_grouping=aspect_ratio_grouping,
+        num_workers=num_workers,
+    )

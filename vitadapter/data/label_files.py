@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["convert_files", "find_files", "read_labels", "write_labels"]
+from vitadapter.data.image_files import read_numbers
+
+__all__ = ["convert_files", "find_files", "write_labels"]
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
@@ -17,16 +19,10 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"the folder {folder} does not exist")
-    found = sorted(folder.glob(pattern))
+    found = sorted(p for p in folder.glob(pattern) if not p.name.startswith("._"))  # of macOS
     if not found:
         raise ValueError(f"{folder} has no file {pattern}")
     return found
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """What a file holds, `(H, W)` or `(H, W, 3)`; of a palette image the indices."""
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def write_labels(path: Path, labels: np.ndarray) -> None:
@@ -40,7 +36,7 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
 def convert_files(
     pairs: Iterable[tuple[Path, Path]],
     convert: Callable[[np.ndarray], np.ndarray],
-    read: Callable[[Path], np.ndarray] = read_labels,
+    read: Callable[[Path], np.ndarray] = read_numbers,
 ) -> int:
     """Converts label maps.
 

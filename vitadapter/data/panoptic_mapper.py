@@ -1,6 +1,5 @@
 """Images and panoptic maps to the input of a panoptic segmenter."""
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,8 +7,10 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
-from vitadapter.data.dataset_mapper import IMAGE_ERRORS, DatasetMapper, read_record_image
+from vitadapter.data.dataset_mapper import DatasetMapper
+from vitadapter.data.image_files import read_record_image
 from vitadapter.data.panoptic_maps import check_segment_ids, read_panoptic_png, rgb_to_id
+from vitadapter.data.transforms import augment
 
 __all__ = ["PanopticDatasetMapper"]
 
@@ -17,8 +18,8 @@ __all__ = ["PanopticDatasetMapper"]
 class PanopticDatasetMapper(DatasetMapper):
     """Maps a data set dict to the input of a panoptic segmenter, such as Mask2Former.
 
-    As for detectors, a training image that cannot be used (unreadable, a map of another size, a
-    segment that is not annotated) is named in one warning and skipped; at test time it is an
+    As for detectors, a training image of which anything fails (unreadable, a map of another size,
+    a segment that is not annotated) is named in one warning and skipped; at test time it is an
     error. Test images pass without their map, which the evaluator reads.
     """
 
@@ -48,36 +49,25 @@ class PanopticDatasetMapper(DatasetMapper):
             max_skipped=max_skipped,
         )
 
-    def __call__(self, dataset_dict: Mapping[str, object]) -> dict[str, object] | None:
+    def map_record(self, record: dict[str, object]) -> dict[str, object]:
         """
         Args:
-            dataset_dict: with "file_name" and, in training, "pan_seg_file_name" and
-                "segments_info", as `load_panoptic_dataset` returns them.
+            record: with "file_name" and, in training, "pan_seg_file_name" and "segments_info", as
+                `load_panoptic_dataset` returns them.
 
         Returns:
             dict: with "image" `(3, h, w)` uint8, "height" and "width" of the image in its file
             and, in training, "instances" with `gt_classes` and `gt_masks` (BitMasks) of the
-            segments, things and stuff, that have a pixel left; crowds are none. None when the
-            image is to be skipped.
-
-        Raises:
-            ValueError: the image cannot be used at test time, or too many in training.
+            segments, things and stuff, that have a pixel left; crowds are none.
         """
-        record = copy.deepcopy(dict(dataset_dict))
-        try:
-            image = read_record_image(record, self.image_format)
-            colours = self._read_map(record, image) if self.is_train else None
-        except IMAGE_ERRORS as error:
-            self._skip_or_raise(str(record["file_name"]), error)
-            return None
+        image = read_record_image(record, self.image_format)
+        colours = self._read_map(record, image) if self.is_train else None
         record["height"], record["width"] = image.shape[:2]
-        aug_input = T.AugInput(image)
-        transforms = self.augmentations(aug_input)
-        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (3, h, w)
-        record["image"] = torch.as_tensor(pixels)
+        augmented = augment(self.augmentations, image)
+        record["image"] = augmented.image
         if colours is not None:
             # Colours, not ids: resizing keeps 8 bit values as they are, whatever their number.
-            ids = rgb_to_id(transforms.apply_segmentation(colours))
+            ids = rgb_to_id(augmented.transforms.apply_segmentation(colours))
             record["instances"] = _to_instances(ids, record["segments_info"])
         return record
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
-from PIL import Image
+
+from vitadapter.data.image_files import open_image
 
 __all__ = ["VOID", "check_segment_ids", "id_to_rgb", "read_panoptic_png", "rgb_to_id"]
 
@@ -39,10 +39,11 @@ def read_panoptic_png(file_name: str, size: tuple[int, int] | None = None) -> np
         ValueError: not an image, not 8 bit RGB, or another size; names the file.
     """
     try:
-        with PathManager.open(file_name, "rb") as file, Image.open(file) as stored:
+        with open_image(file_name) as stored:
+            stored.load()
             mode, colours = stored.mode, np.asarray(stored)
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the panoptic map {file_name} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"the panoptic map {error}") from error
     # A palette or 16 bit grey could only hold ids in a way that nobody has agreed upon.
     if mode != "RGB":
         raise ValueError(

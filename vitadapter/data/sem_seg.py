@@ -7,7 +7,7 @@ change, as `vitadapter.data.coco` does.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_image
+from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg_labels import LabelReader, read_class_names
 from vitadapter.data.sem_seg_layouts import LAYOUTS, SemSegLayout, find_pairs
 
@@ -27,8 +27,11 @@ Record = dict[str, object]
 
 _ROLES = ("train", "test")
 _LABEL_SUFFIX = ".png"
-# Label maps that are read at the start: a wrong setting shows in nearly every one.
-_NUM_CHECKED = 10
+# Images that are compared with their label maps at the start: a wrong setting shows in each.
+_NUM_IMAGES_READ = 10
+# Label maps that are read at the start: seconds, and enough to see nearly every class that one
+# image in a hundred has.
+_NUM_LABELS_READ = 200
 
 
 def _own_data(role: str) -> str:
@@ -213,16 +216,26 @@ def sem_seg_metadata(name: str, class_names: str | None, num_classes: int) -> Me
     return Metadata(name=name, stuff_classes=list(names))
 
 
-def _check_files(records: Sequence[Record], read_label: LabelReader, name: str, role: str) -> None:
-    """Reads some images and label maps, evenly spread."""
-    chosen = np.linspace(0, len(records) - 1, min(_NUM_CHECKED, len(records))).astype(int)
+def _listed(values: Iterable[object]) -> str:
+    values = [str(value) for value in values]
+    return ", ".join(values[:10]) + (", ..." if len(values) > 10 else "")
+
+
+def _spread(records: Sequence[Record], count: int) -> list[Record]:
+    """At most so many, evenly spread."""
+    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
+    return [records[i] for i in chosen]
+
+
+def _check_images(records: Sequence[Record], read_label: LabelReader, name: str, role: str) -> None:
     errors = []
-    for record in (records[i] for i in chosen):
-        label = read_label(str(record["sem_seg_file_name"]))  # says itself what is wrong
+    chosen = _spread(records, _NUM_IMAGES_READ)
+    for record in chosen:
+        label = read_label(str(record["sem_seg_file_name"]))
         try:
             image = read_image(str(record["file_name"]), "RGB")
-        except IMAGE_ERRORS as error:
-            errors.append(f"{record['file_name']}: {error}")
+        except ValueError as error:
+            errors.append(str(error))
             continue
         if image.shape[:2] != label.shape:
             raise ValueError(
@@ -233,6 +246,46 @@ def _check_files(records: Sequence[Record], read_label: LabelReader, name: str, 
         raise ValueError(
             f"no image of '{name}' that was tried can be read ({errors[0]}): "
             f"set dataset.{role}.image_root=..."
+        )
+
+
+def _check_labels(
+    records: Sequence[Record],
+    read_label: LabelReader,
+    class_names: Sequence[str],
+    name: str,
+    role: str,
+) -> None:
+    """Reads label maps, and says which of them are unusable and which classes none of them has."""
+    chosen = _spread(records, _NUM_LABELS_READ)
+    counts = np.zeros(len(class_names), dtype=np.int64)
+    num_ignored, faults = 0, []
+    for record in chosen:
+        try:
+            labels = read_label(str(record["sem_seg_file_name"]))
+        except ValueError as error:
+            if role == "test":  # where none is skipped
+                raise
+            faults.append(str(error))
+            continue
+        known = labels[labels != read_label.ignore_label]
+        num_ignored += labels.size - known.size
+        counts += np.bincount(known, minlength=len(counts))
+    read = f"the {len(chosen)} label maps of '{name}' (of {len(records)}) read at the start"
+    if faults:
+        logger.warning("%d of %s cannot be used (%s)", len(faults), read, faults[0])
+    absent = set(np.flatnonzero(counts == 0).tolist()) - {read_label.ignore_label}
+    if absent:
+        first = int(read_label.reduce_zero_label)
+        ignored = f"{'0 or ' * first}{read_label.ignore_label} (ignored)"
+        logger.warning(
+            "%d of %d classes are in none of %s: %s. The maps have the values %s: if one of these "
+            "stands for such a class, convert the maps",
+            len(absent),
+            len(class_names),
+            read,
+            _listed([f"{label + first} ({class_names[label]})" for label in sorted(absent)]),
+            _listed([ignored] * bool(num_ignored) + list(np.flatnonzero(counts) + first)),
         )
 
 
@@ -290,10 +343,8 @@ def load_sem_seg_dataset(
     )
     records = DatasetCatalog.get(registered)
     reader = LabelReader(num_classes, ignore_label, reduce_zero_label)
-    try:
-        _check_files(records, reader, name, role)
-    except IMAGE_ERRORS as error:
-        raise ValueError(f"a label map of '{name}' cannot be used: {error}") from error
+    _check_images(records, reader, name, role)
+    _check_labels(records, reader, MetadataCatalog.get(registered).stuff_classes, name, role)
     logger.info("%d images of '%s' for %s", len(records), name, role)
     _warn_of_labels(name, num_classes, ignore_label, reduce_zero_label and label_root is not None)
     return records

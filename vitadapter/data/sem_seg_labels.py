@@ -5,21 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from numpy.typing import DTypeLike
-from PIL import Image
+
+from vitadapter.data.image_files import read_numbers
 
 __all__ = ["LabelReader", "read_class_names"]
-
-# One number per pixel: of a palette image the index, not the colour.
-_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
 class LabelReader:
     """Reads a label map; refuses values that are neither a class nor ignored.
 
-    Labels are the numbers in the file, in 1, 8, 16 or 32 bits; of a palette image they are the
+    Labels are the numbers in the file, in 1 to 32 bits; of a palette image they are the
     indices into the palette.
 
     Args:
@@ -55,18 +52,17 @@ class LabelReader:
             np.ndarray: `(H, W)`, classes and `ignore_label`.
 
         Raises:
-            ValueError: a colour image, or a label outside the classes; names the file.
-            OSError, SyntaxError, EOFError, Image.DecompressionBombError: not an image.
+            ValueError: not an image, a colour image, or a label outside the classes; names the
+                file.
         """
-        with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-            image.load()
-            if image.mode not in _MODES:
-                raise ValueError(
-                    f"the label map {file_name} must have one number per pixel (8 or 16 bit grey, "
-                    f"or a palette), got a colour image of mode {image.mode}: convert it first "
-                    "(scripts/prepare_*.py)"
-                )
-            labels = np.asarray(image).astype(np.int64)
+        labels = read_numbers(file_name)
+        if labels.ndim != 2 or labels.dtype.kind not in "biu":
+            raise ValueError(
+                f"the label map {file_name} must have one whole number per pixel (8 or 16 bit "
+                f"grey, or a palette), got {labels.dtype} of the shape {labels.shape}: convert it "
+                "first (scripts/prepare_*.py)"
+            )
+        labels = labels.astype(np.int64)
         return self._shifted(labels, file_name).astype(dtype)
 
     def _shifted(self, labels: np.ndarray, file_name: str) -> np.ndarray:

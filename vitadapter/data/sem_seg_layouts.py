@@ -8,12 +8,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unicodedata import normalize
 
 from vitadapter.data import sem_seg_classes
+from vitadapter.data.image_files import files_by_name
 
 __all__ = ["LAYOUTS", "SemSegLayout", "find_pairs"]
-
-_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -179,26 +179,6 @@ LAYOUTS: dict[str, SemSegLayout] = {
 }
 
 
-def _files(root: Path, suffix: str | None) -> dict[str, str]:
-    """Path of each file by the common part of its name, which begins below `root`."""
-    found: dict[str, str] = {}
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            path = Path(folder, name)
-            if suffix is None and path.suffix.lower() not in _IMAGE_SUFFIXES:
-                continue
-            if suffix is not None and not name.endswith(suffix):
-                continue
-            relative = path.relative_to(root).as_posix()
-            common = relative.removesuffix(path.suffix if suffix is None else suffix)
-            if common in found:
-                raise ValueError(
-                    f"{found[common]} and {path} have one name: which one is a label map's image?"
-                )
-            found[common] = str(path)
-    return found
-
-
 def find_pairs(layout: SemSegLayout) -> tuple[list[tuple[str, str]], list[str], list[str]]:
     """
     Args:
@@ -212,13 +192,13 @@ def find_pairs(layout: SemSegLayout) -> tuple[list[tuple[str, str]], list[str], 
         ValueError: two images of one name, or the file that lists the split does not exist, or
             names images that do not.
     """
-    images = _files(Path(layout.image_root), layout.image_suffix)
-    labels = _files(Path(layout.label_root), layout.label_suffix)
+    images = files_by_name(Path(layout.image_root), layout.image_suffix)
+    labels = files_by_name(Path(layout.label_root), layout.label_suffix)
     if layout.split_file is not None:
         path = Path(layout.split_file)
         if not path.is_file():
             raise ValueError(f"{path}, which lists the images of the split, does not exist")
-        listed = path.read_text().split()
+        listed = normalize("NFC", path.read_text(encoding="utf-8-sig")).split()
         absent = [name for name in listed if name not in images]
         if absent:
             raise ValueError(f"{path} lists {absent[0]}, which {layout.image_root} does not have")

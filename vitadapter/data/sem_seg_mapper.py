@@ -1,14 +1,14 @@
 """Images and label maps to the input of a semantic segmenter."""
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from detectron2.data import transforms as T
 
-from vitadapter.data.dataset_mapper import IMAGE_ERRORS, DatasetMapper, read_image
+from vitadapter.data.dataset_mapper import DatasetMapper
+from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg_labels import LabelReader
+from vitadapter.data.transforms import augment
 
 __all__ = ["SemSegDatasetMapper"]
 
@@ -16,7 +16,7 @@ __all__ = ["SemSegDatasetMapper"]
 class SemSegDatasetMapper(DatasetMapper):
     """Maps a data set dict to the input of a semantic segmenter.
 
-    As for detectors, a training image that cannot be used (unreadable, a label map of another
+    As for detectors, a training image of which anything fails (unreadable, a label map of another
     size, a label outside the classes) is named in one warning and skipped; at test time it is an
     error. Test images pass the augmentations without their label map, which the evaluator reads.
     """
@@ -49,31 +49,21 @@ class SemSegDatasetMapper(DatasetMapper):
         )
         self.read_label = read_label
 
-    def __call__(self, dataset_dict: Mapping[str, object]) -> dict[str, object] | None:
+    def map_record(self, record: dict[str, object]) -> dict[str, object]:
         """
         Args:
-            dataset_dict: with "file_name" and, in training, "sem_seg_file_name".
+            record: with "file_name" and, in training, "sem_seg_file_name".
 
         Returns:
             dict: with "image" `(3, h, w)` uint8, "height" and "width" of the image in its file
-            and, in training, "sem_seg" `(h, w)` int64; None when the image is to be skipped.
-
-        Raises:
-            ValueError: the image cannot be used at test time, or too many in training.
+            and, in training, "sem_seg" `(h, w)` int64.
         """
-        record = copy.deepcopy(dict(dataset_dict))
-        try:
-            image, labels = self._read(record)
-        except IMAGE_ERRORS as error:
-            self._skip_or_raise(str(record["file_name"]), error)
-            return None
+        image, labels = self._read(record)
         record["height"], record["width"] = image.shape[:2]
-        aug_input = T.AugInput(image, sem_seg=labels)
-        self.augmentations(aug_input)
-        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (3, h, w)
-        record["image"] = torch.as_tensor(pixels)
-        if labels is not None:
-            record["sem_seg"] = torch.as_tensor(np.ascontiguousarray(aug_input.sem_seg)).long()
+        augmented = augment(self.augmentations, image, labels)
+        record["image"] = augmented.image
+        if augmented.sem_seg is not None:
+            record["sem_seg"] = augmented.sem_seg
         return record
 
     def _read(self, record: Mapping[str, object]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
-from PIL import Image
+
+from vitadapter.data.image_files import files_by_name, read_numbers
 
 __all__ = ["add_semantic_maps", "read_semantic_map"]
 
@@ -33,17 +34,16 @@ def add_semantic_maps(
     override = f"set dataset.{role}.sem_seg_root=..., or =null to train without semantic maps"
     if not root.is_dir():
         raise ValueError(f"the folder of semantic maps {root} does not exist: {override}")
-    # One listing instead of one stat per image: COCO has 118 thousand of them.
-    listed = {path.name for path in root.iterdir()}
-    names = [f"{Path(str(record['file_name'])).stem}.png" for record in records]
-    missing = [name for name in names if name not in listed]
+    maps = files_by_name(root, ".png")
+    names = [normalize("NFC", Path(str(record["file_name"])).stem) for record in records]
+    missing = [f"{name}.png" for name in names if name not in maps]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(names)} semantic maps are not in {root} "
             f"({', '.join(missing[:3])}): {override}"
         )
     return [
-        {**record, "sem_seg_file_name": str(root / name)}
+        {**record, "sem_seg_file_name": maps[name]}
         for record, name in zip(records, names, strict=True)
     ]
 
@@ -56,20 +56,18 @@ def read_semantic_map(record: Mapping[str, object], image: np.ndarray) -> np.nda
         image: (H, W, C), the image that the map belongs to.
 
     Raises:
-        OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError: not an image, one
-            of another size, or one that is not 8 bit of grey or palette.
+        ValueError: not an image, one of another size, or one that is not 8 bit of grey or palette;
+            names the file.
     """
     file_name = record.get("sem_seg_file_name")
     if file_name is None:
         return None
-    with PathManager.open(str(file_name), "rb") as file, Image.open(file) as stored:
-        # A palette only colours the labels; Detectron2 would turn its colours into labels.
-        if stored.mode not in ("L", "P"):
-            raise ValueError(
-                f"the semantic map {file_name} must have one label of 8 bit per pixel, "
-                f"got the mode {stored.mode}"
-            )
-        labels = np.asarray(stored)
+    labels = read_numbers(str(file_name))
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(
+            f"the semantic map {file_name} must have one label of 8 bit per pixel, "
+            f"got {labels.dtype} of the shape {labels.shape}"
+        )
     if labels.shape != image.shape[:2]:
         raise ValueError(
             f"the semantic map {file_name} must have the image's size "

@@ -1,12 +1,64 @@
-"""Augmentation policies that Detectron2 lacks."""
+"""Augmentation policies that Detectron2 lacks, and how augmentations are applied."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import NoOpTransform, PadTransform
+from fvcore.transforms.transform import NoOpTransform, PadTransform, Transform
+from torch import Tensor
 
-__all__ = ["PadToSize", "RandomChoice"]
+__all__ = ["Augmented", "PadToSize", "RandomChoice", "augment"]
+
+
+class Augmented(NamedTuple):
+    """An image after augmentations."""
+
+    image: Tensor
+    """`(C, H, W)`"""
+
+    sem_seg: Tensor | None
+    """`(H, W)` int64, where a map was given."""
+
+    transforms: T.TransformList
+    """What was done."""
+
+
+class _ThinInput(T.AugInput):
+    """Keeps a pixel of images so thin that Detectron2's resizing rounds their width to 0."""
+
+    def transform(self, tfm: Transform) -> None:
+        if isinstance(tfm, T.ResizeTransform):
+            tfm.new_h, tfm.new_w = max(tfm.new_h, 1), max(tfm.new_w, 1)
+        super().transform(tfm)
+
+
+def augment(
+    augmentations: T.AugmentationList, image: np.ndarray, sem_seg: np.ndarray | None = None
+) -> Augmented:
+    """Applies augmentations to an image and its label map.
+
+    Args:
+        augmentations: applied in their order.
+        image: `(H, W, C)`; it stays as it is.
+        sem_seg: `(H, W)`, or none.
+
+    Raises:
+        ValueError: they leave no pixel.
+    """
+    aug_input = _ThinInput(image, sem_seg=sem_seg)
+    transforms = augmentations(aug_input)
+    if 0 in aug_input.image.shape:
+        raise ValueError(
+            f"the augmentations leave no pixel of an image of (height, width) {image.shape[:2]}"
+        )
+    # A flip leaves views of negative strides, which torch does not take.
+    pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+    labels = aug_input.sem_seg
+    if labels is not None:
+        labels = torch.as_tensor(np.ascontiguousarray(labels).astype(np.int64))
+    return Augmented(pixels, labels, transforms)
 
 
 class RandomChoice(T.Augmentation):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitadapter.data.coco import coco_metadata
 from vitadapter.data.panoptic import panoptic_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
+from vitadapter.data.transforms import augment
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.ema import is_averaged
 from vitadapter.engine.inference import build_inference
@@ -37,7 +38,7 @@ class LazyPredictor:
 
         cfg = LazyConfig.load("projects/ViTAdapter/configs/COCO/....py")
         predictor = LazyPredictor(cfg, "output/model_final.pth")
-        instances = predictor(cv2.imread("image.jpg"))["instances"]
+        instances = predictor(read_image("image.jpg", "BGR"))["instances"]
 
     Attributes:
         model: in evaluation mode.
@@ -85,7 +86,9 @@ class LazyPredictor:
     def __call__(self, image: np.ndarray) -> dict[str, object]:
         """
         Args:
-            image: `(H, W, 3)` uint8 in BGR order, as `cv2.imread` returns it.
+            image: `(H, W, 3)` uint8 in BGR order, as
+                :func:`vitadapter.data.image_files.read_image` returns it (and `cv2.imread`, which
+                reads images of more than 8 bits in another way than training does).
 
         Returns:
             dict: the model's output for this image, in its pixels: "instances", "sem_seg" with a
@@ -117,10 +120,8 @@ class LazyPredictor:
         height, width = image.shape[:2]
         if self._image_format == "RGB":
             image = image[:, :, ::-1]
-        aug_input = T.AugInput(np.ascontiguousarray(image))
-        self._augmentations(aug_input)
-        chw = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (3, h, w)
-        return {"image": torch.as_tensor(chw), "height": height, "width": width}
+        pixels = augment(self._augmentations, np.ascontiguousarray(image)).image
+        return {"image": pixels, "height": height, "width": width}
 
 
 def _test_metadata(cfg: DictConfig) -> Metadata:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
-from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_record_image
+from vitadapter.data.image_files import read_record_image
 from vitadapter.evaluation.results_file import EvaluatedImages, Instance, load_results
 
 __all__ = ["choose_images", "draw_gallery"]
@@ -205,11 +205,7 @@ class _Painter:
         """The image `(H, W, 3)`, RGB."""
         record = self._data.api.imgs[image_id]
         path = self._image_root / record["file_name"]
-        try:
-            image = read_record_image({**record, "file_name": str(path)}, "RGB")
-        except IMAGE_ERRORS as error:
-            raise ValueError(f"{path} must be an image of the annotated size: {error}") from error
-        return np.ascontiguousarray(image)
+        return np.ascontiguousarray(read_record_image({**record, "file_name": str(path)}, "RGB"))
 
     def draw(self, image_id: int, image: np.ndarray, side: int) -> tuple[_Panel, _Panel]:
         """Ground truth and predictions on the image, resized to a longer side of `side`."""

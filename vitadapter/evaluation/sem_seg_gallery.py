@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-from vitadapter.data.dataset_mapper import read_image
+from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg_labels import LabelReader
 from vitadapter.evaluation.gallery import choose_images
 

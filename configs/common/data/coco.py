@@ -2,11 +2,11 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from omegaconf import ListConfig
 
 from vitadapter.data.coco import load_coco_dataset
-from vitadapter.data.dataset_mapper import DatasetMapper
+from vitadapter.data.dataset_mapper import DatasetMapper, build_train_loader
 from vitadapter.data.transforms import PadToSize, RandomChoice
 from vitadapter.evaluation.coco import coco_evaluator
 
@@ -17,7 +17,7 @@ dataset = dict(
 )
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(build_train_loader)(
         dataset=L(load_coco_dataset)(
             name="${dataset.train.name}",
             json_file="${dataset.train.json_file}",

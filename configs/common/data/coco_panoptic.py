@@ -6,8 +6,9 @@ Training images pass the large-scale jitter of Mask2Former's own recipe, 1024 x 
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 
+from vitadapter.data.dataset_mapper import build_train_loader
 from vitadapter.data.panoptic import load_panoptic_dataset
 from vitadapter.data.panoptic_mapper import PanopticDatasetMapper
 from vitadapter.evaluation.panoptic import panoptic_evaluator
@@ -35,7 +36,7 @@ dataset = dict(
 del multi_scale_augmentations[-1]
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(build_train_loader)(
         dataset=L(load_panoptic_dataset)(
             name="${dataset.train.name}",
             json_file="${dataset.train.json_file}",

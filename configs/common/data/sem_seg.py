@@ -2,9 +2,10 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from vitadapter.data.dataset_mapper import build_train_loader
 from vitadapter.data.sem_seg import load_sem_seg_dataset
 from vitadapter.data.sem_seg_labels import LabelReader
 from vitadapter.data.sem_seg_mapper import SemSegDatasetMapper
@@ -35,7 +36,7 @@ _labels = L(LabelReader)(
 )
 
 dataloader = dict(
-    train=L(build_detection_train_loader)(
+    train=L(build_train_loader)(
         dataset=L(load_sem_seg_dataset)(
             name="${dataset.train.name}",
             image_root="${dataset.train.image_root}",

@@ -146,7 +146,9 @@ def test_labels_that_cannot_be(model) -> None:
         _labels(model, _batch((True, False)))
     batch = _batch((True, True))
     batch[1]["sem_seg"][0, 0] = 183
-    with pytest.raises(ValueError, match=r"in 0\.\.182 or 255 \(ignored\), got \[183\]"):
+    batch[1]["sem_seg_file_name"] = "maps/b.png"
+    rule = r"in 0\.\.182 or 255 \(ignored\), got \[183\] in maps/b\.png"
+    with pytest.raises(ValueError, match=rule):
         _labels(model, batch)
     batch[1]["sem_seg"] = batch[1]["sem_seg"][:40]
     with pytest.raises(ValueError, match=r"got \(40, 75\) for \(50, 75\)"):

@@ -139,15 +139,15 @@ class HybridTaskCascade(GeneralizedRCNN):
             image_labels = (
                 _subsample(x["sem_seg"], size, stride) if with_map else self._things(x["instances"])
             )
+            outside = (image_labels < 0) | (image_labels >= head.num_classes)
+            wrong = image_labels[outside & (image_labels != head.ignore_value)]
+            if len(wrong):
+                raise ValueError(
+                    f"semantic labels must be in 0..{head.num_classes - 1} or {head.ignore_value} "
+                    f"(ignored), got {wrong.unique().tolist()[:5]} in "
+                    f"{x.get('sem_seg_file_name', 'a map')}"
+                )
             labels[i, : image_labels.shape[0], : image_labels.shape[1]] = image_labels
-        wrong = labels[
-            ((labels < 0) | (labels >= head.num_classes)) & (labels != head.ignore_value)
-        ]
-        if len(wrong):
-            raise ValueError(
-                f"semantic labels must be in 0..{head.num_classes - 1} or {head.ignore_value} "
-                f"(ignored), got {wrong.unique().tolist()[:5]}"
-            )
         return labels
 
     def _things(self, instances: Instances) -> Tensor:

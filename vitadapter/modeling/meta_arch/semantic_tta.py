@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from detectron2.data import transforms as T
 from torch import Tensor, nn
 
-from vitadapter.data.dataset_mapper import read_image
+from vitadapter.data.image_files import read_image
+from vitadapter.data.transforms import augment
 
 __all__ = ["SemanticSegmentorWithTTA"]
 
@@ -81,9 +81,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         size = {"height": record.get("height", height), "width": record.get("width", width)}
         total = None
         for resize in self.resizes:
-            aug_input = T.AugInput(image)
-            resize(aug_input)
-            pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+            pixels = augment(resize, image).image
             for mirrored in (False, True) if self.flip else (False,):
                 version = pixels.flip(-1) if mirrored else pixels
                 (output,) = self.model([{"image": version, **size}])
