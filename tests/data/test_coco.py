@@ -152,7 +152,7 @@ def test_nothing_left_is_refused(tmp_path: Path) -> None:
     content = make_content()
     for annotation in content["annotations"]:
         annotation["bbox"] = [1, 1, 0, 5]
-    with pytest.raises(ValueError, match="usable annotation"):
+    with pytest.raises(ValueError, match="no annotations that can be used"):
         load(tmp_path, content, filter_empty=True)
 
 
