@@ -18,6 +18,7 @@ from vitadapter.data.json_entries import (
     Findings,
     by_id,
     check_image,
+    file_name_of,
     find_id,
     image_path,
     is_id,
@@ -192,12 +193,11 @@ def distinct(categories: list[dict[str, object]], findings: Findings) -> list[En
 
 
 def _image_record(image: Entry, numbers: Mapping[int | str, int], findings: Findings) -> Record:
-    name, url = image.get("file_name"), image.get("coco_url")
-    if name is None and isinstance(url, str) and url:
+    url = image.get("coco_url")
+    if image.get("file_name") is None and isinstance(url, str):
         # ".../train2017/000000000009.jpg": LVIS's validation set has images of both folders.
-        name = "/".join(url.split("/")[-2:])
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"must have a text as file_name (or coco_url), got {name!r:.80}")
+        image = {**image, "file_name": "/".join(url.split("/")[-2:])}
+    name = file_name_of(image)
     height, width = check_image(image)
     record = {"file_name": name, "height": height, "width": width, "image_id": image["id"]}
     for key in _LVIS_KEYS:

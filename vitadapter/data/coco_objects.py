@@ -4,6 +4,7 @@ It never returns from, or ends the process on, a polygon that is not finite or l
 and reads and writes beyond its memory where runs do not add up to the image.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from operator import mul
@@ -90,13 +91,18 @@ def _usable_polygons(
             )
         if len(p) < 6 or len(p) % 2:
             note(_SHORT)
+            continue
+        x, y = p[0::2], p[1::2]
+        left, right, top, bottom = min(x), max(x), min(y), max(y)
+        far = not all(-limit <= end <= limit for end in (left, right, top, bottom))
         # NaN compares with nothing, and hides between other numbers but not in their sum.
-        elif not (-limit <= min(p) and max(p) <= limit and sum(p) == sum(p)):
+        if far or math.isnan(sum(p)):
             note(_FAR)
-        else:
-            kept.append(p)
-            doubled = sum(map(mul, p[0::2], p[3::2])) - sum(map(mul, p[1::2], p[2::2]))
-            area += abs(doubled + p[-2] * p[1] - p[-1] * p[0])
+            continue
+        kept.append(p)
+        if left < size[1] and right > 0 and top < size[0] and bottom > 0:
+            doubled = sum(map(mul, x, y[1:])) - sum(map(mul, y, x[1:]))
+            area += abs(doubled + x[-1] * y[0] - y[-1] * x[0])
     if kept and area < 1e-6 and not mask_util.area(mask_util.frPyObjects(kept, *size)).any():
         note(_EMPTY)
         return None

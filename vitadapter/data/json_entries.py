@@ -18,6 +18,7 @@ __all__ = [
     "Findings",
     "by_id",
     "check_image",
+    "file_name_of",
     "find_id",
     "flag",
     "image_path",
@@ -219,6 +220,17 @@ def name_of(entry: Entry, field: str) -> str:
     if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
         return str(value)
     raise ValueError(f"must have a text as {field}, got {value!r:.80}")
+
+
+def file_name_of(entry: Entry) -> str:
+    """
+    Raises:
+        ValueError: none, or no text.
+    """
+    name = entry.get("file_name")
+    if isinstance(name, str) and name:
+        return name
+    raise ValueError(f"must have a text as file_name, got {name!r:.80}")
 
 
 def check_image(image: Entry) -> tuple[int, int]:
