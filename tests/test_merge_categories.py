@@ -12,8 +12,8 @@ CONTENT = {
     "images": [{"id": 3, "file_name": "a.jpg", "width": 8, "height": 6}],
     "categories": [{"id": 2, "name": "cat"}, {"id": 9, "name": "dog"}],
     "annotations": [
-        {"id": 1, "image_id": 3, "category_id": 9, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0},
-        {"id": 2, "image_id": 3, "category_id": 2, "bbox": [1, 1, 3, 2], "area": 6, "iscrowd": 1},
+        {"id": 0, "image_id": 3, "category_id": 9, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0},
+        {"id": 0, "image_id": 3, "category_id": 2, "bbox": [1, 1, 3, 2], "area": 6, "iscrowd": 1},
     ],
 }
 
@@ -35,7 +35,7 @@ def test_every_object_has_the_one_category(repository: Path, tmp_path: Path) -> 
     assert coco.loadCats(coco.getCatIds()) == [{"id": 1, "name": "thing"}]
     assert sorted(coco.getAnnIds(catIds=[1])) == [1, 2]
     for before, after in zip(CONTENT["annotations"], coco.dataset["annotations"], strict=True):
-        assert after == before | {"category_id": 1}
+        assert after == before | {"category_id": 1, "id": after["id"]}
     assert coco.dataset["images"] == CONTENT["images"]
 
 

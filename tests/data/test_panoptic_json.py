@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES, _get_builtin_metadata
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
-from panoptic_samples import NAMES, Content, make_content, some_ids, write_panoptic
+from hypothesis import given, settings
+from json_mutations import faulty
+from panoptic_samples import NAMES, NUM_CLASSES, Content, make_content, some_ids, write_panoptic
 
 from vitadapter.data.panoptic_json import read_panoptic_json, read_panoptic_records
+from vitadapter.data.panoptic_mapper import PanopticDatasetMapper
+from vitadapter.data.panoptic_maps import read_panoptic_png, rgb_to_id
+from vitadapter.evaluation.panoptic_quality import count_matches
 
 MAPS = {"a": some_ids(0), "b": some_ids(1, (40, 56))}
 
@@ -147,3 +152,30 @@ def test_not_panoptic_at_all(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=rf"x\.json.*{message}"):
         read_panoptic_json(str(tmp_path / "x.json"))
+
+
+def test_random_faults_are_refused_by_name(tmp_path: Path) -> None:
+    content = make_content(MAPS)
+    files = write_panoptic(tmp_path, MAPS, content)
+    mapper = PanopticDatasetMapper(True, augmentations=[], image_format="RGB", max_skipped=1000)
+
+    @settings(max_examples=100, deadline=None)
+    @given(faults=faulty(content))
+    def check(faults: object) -> None:
+        Path(files.json_file).write_text(json.dumps(faults))
+        try:
+            records = read_panoptic_records(*files)
+        except ValueError as error:
+            if files.json_file not in str(error):
+                raise
+            return
+        for record in records:
+            mapped = mapper(record)
+            ids = rgb_to_id(read_panoptic_png(record["pan_seg_file_name"]))
+            if mapped is None:  # told: the map has segments that are not listed, or another size
+                continue
+            segments = [s for s in record["segments_info"] if (ids == s["id"]).any()]
+            counts = count_matches(ids, segments, ids, segments, NUM_CLASSES)
+            assert counts[:, 1:3].sum() == 0
+
+    check()

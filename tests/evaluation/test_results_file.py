@@ -42,6 +42,15 @@ def test_pycocotools_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([{**RESULT, "bbox": [1, 2, 3, float("nan")]}], "finite numbers"),
         ([{**RESULT, "bbox": [1, 2, 3, "4"]}], r"finite numbers, got \[1, 2, 3, '4'\]"),
         ([{**RESULT, "bbox": 5}], "box of 4 finite numbers, got 5"),
+        (
+            [{**RESULT, "segmentation": {"size": [64, 64], "counts": "0P"}}],
+            "as the counts of an RLE, got '0P'",
+        ),
+        (
+            [{**RESULT, "segmentation": {"size": [64, 64], "counts": [5]}}],
+            "result 0 of .* add up to 5 pixels, not to the 4096",
+        ),
+        ([{**RESULT, "segmentation": [[1, 2, 3]] * 2 + [5]}], "must have flat lists"),
         ([{**RESULT, "score": "high"}], "finite number as score, got 'high'"),
         ([{**RESULT, "image_id": [1]}], r"image_id that the annotation file lists, got \[1\]"),
     ],
