@@ -17,13 +17,21 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--results", required=True, help="coco_instances_results.json of an evaluation"
     )
     parser.add_argument("--output", help="folder for the files; next to the results without it")
+    parser.add_argument(
+        "--max-dets-per-image", type=int, default=100, help="that are counted of each category"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     try:
-        tasks, written = analyze_results(args.json_file, args.results, args.output)
+        tasks, written = analyze_results(
+            args.json_file,
+            args.results,
+            args.output,
+            max_dets_per_image=args.max_dets_per_image,
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     for figures in tasks:

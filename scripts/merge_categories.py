@@ -10,13 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitadapter.data.coco_format import parse_coco
+from vitadapter.data.json_entries import read_json
+
 
 def merge_categories(json_file: Path, name: str) -> dict[str, object]:
     """The content of a COCO json with one category, whose id is 1."""
-    content = json.loads(json_file.read_text())
-    if not isinstance(content, dict) or not {"categories", "annotations"} <= content.keys():
-        raise ValueError(f"{json_file} is no COCO json with categories and annotations")
-    annotations = [{**annotation, "category_id": 1} for annotation in content["annotations"]]
+    content = read_json(json_file)
+    if not parse_coco(content, str(json_file)).has_annotations:
+        raise ValueError(f"{json_file} has no annotations")
+    annotations = [
+        {**annotation, "id": number, "category_id": 1}
+        for number, annotation in enumerate(content["annotations"], start=1)
+    ]
     return {**content, "categories": [{"id": 1, "name": name}], "annotations": annotations}
 
 

@@ -152,7 +152,7 @@ def test_nothing_left_is_refused(tmp_path: Path) -> None:
     content = make_content()
     for annotation in content["annotations"]:
         annotation["bbox"] = [1, 1, 0, 5]
-    with pytest.raises(ValueError, match="usable annotation"):
+    with pytest.raises(ValueError, match="no annotations that can be used"):
         load(tmp_path, content, filter_empty=True)
 
 
@@ -166,9 +166,8 @@ def test_annotation_without_box(tmp_path: Path, bbox: object) -> None:
     if bbox is None:
         del content["annotations"][3]["bbox"]
     Path(paths[0]).write_text(json.dumps(content))
-    with pytest.raises(
-        ValueError, match=r"001\.png must have a box of 4 numbers|cannot be read as COCO"
-    ):
+    message = r"json: annotations\[3\] \(id 4, image 2, 001\.png\) must have a box of 4 num"
+    with pytest.raises(ValueError, match=message):
         load_coco_dataset("x", *paths, num_classes=2)
 
 
@@ -244,8 +243,11 @@ def test_the_images_that_training_is_left_with_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bbox_mode": None}, "must have a bbox_mode"),
-        ({"segmentation": {"counts": b"11"}}, r"has the size \[\], .* \[64, 64\]"),
+        ({"bbox_mode": None}, "must have XYXY_ABS or XYWH_ABS as bbox_mode, got None"),
+        (
+            {"segmentation": {"counts": b"11"}},
+            r"has a mask of the size None, .* \[64, 64\]",
+        ),
     ],
 )
 def test_malformed_annotations_of_a_registered_list(
@@ -256,7 +258,9 @@ def test_malformed_annotations_of_a_registered_list(
     records[0]["annotations"][0] = {k: v for k, v in annotation.items() if v is not None}
     DatasetCatalog.register("test_coco_malformed_list", lambda: records)
     try:
-        with pytest.raises(ValueError, match=rf"000\.png {message}"):
+        with pytest.raises(
+            ValueError, match=rf"malformed.*annotations\[0\] of .*000\.png {message}"
+        ):
             load_coco_dataset("test_coco_malformed_list", num_classes=2)
     finally:
         DatasetCatalog.remove("test_coco_malformed_list")

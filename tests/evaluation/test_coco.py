@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_samples import make_content, write_coco
+from coco_samples import make_content, polygon_of, write_coco
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
-from vitadapter.data.coco import load_coco_dataset
+from vitadapter.data.coco import load_coco_dataset, register_coco
 from vitadapter.evaluation.coco import coco_evaluator
 from vitadapter.evaluation.detection_analysis import analyze_results
 
@@ -75,7 +76,7 @@ def test_annotations_without_mask_are_left_out(
     with caplog.at_level(logging.WARNING, "vitadapter"):
         results = evaluate(write_coco(tmp_path, content), tmp_path)
     assert results["segm"]["AP"] > 50
-    assert "leaves out 1 annotations" in caplog.text
+    assert "dropped 1 annotations without a mask" in caplog.text
 
 
 def test_box_only_evaluation_keeps_every_annotation(tmp_path: Path) -> None:
@@ -129,3 +130,60 @@ def test_bad_arguments(tmp_path: Path) -> None:
         coco_evaluator("x", str(tmp_path / "nowhere.json"), str(tmp_path))
     with pytest.raises(ValueError, match="tasks"):
         coco_evaluator("x", *write_coco(tmp_path, make_content()), tasks=["boxes"])
+
+
+def test_more_than_100_objects(tmp_path: Path, caplog) -> None:
+    """As pycocotools counts with maxDets, in the figures, the tables and the analysis."""
+    content = make_content(images=1)
+    content["annotations"] = [
+        {
+            "id": 0,
+            "image_id": 1,
+            "category_id": 1 + i % 2,
+            "bbox": [4 * (i % 16), 4 * (i // 16), 3, 3],
+            "segmentation": polygon_of((4 * (i % 16), 4 * (i // 16), 3, 3)),
+        }
+        for i in range(230)
+    ]
+    paths = write_coco(tmp_path, content)
+    few = evaluate(paths, tmp_path)
+    assert 60 < few["bbox"]["AP"] < 90
+    assert "set dataloader.evaluator.max_dets_per_image=115" in caplog.text
+    caplog.clear()
+    results = evaluate(paths, tmp_path, max_dets_per_image=115)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP-class1"] == pytest.approx(100)
+    assert "max_dets_per_image" not in caplog.text
+    assert "100.0" in (tmp_path / "out" / "per_class.md").read_text()
+    results_file = tmp_path / "out" / "coco_instances_results.json"
+    for limit, expected in ((115, 100), (100, few["segm"]["AP"])):
+        tasks, _ = analyze_results(paths[0], results_file, tmp_path, max_dets_per_image=limit)
+        assert tasks[1].summary()["AP"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="max_dets_per_image must be at least 1, got 0"):
+        coco_evaluator("x", *paths, max_dets_per_image=0)
+
+
+def test_masks_are_evaluated_where_there_are_some(tmp_path: Path, caplog) -> None:
+    paths = write_coco(tmp_path, make_content(masks="none"))
+    assert evaluate(paths, tmp_path).keys() == {"bbox"}
+    assert "has no masks: only boxes are evaluated" in caplog.text
+    with pytest.raises(ValueError, match=r"none of the 8 annotations of .*instances\.json has a"):
+        coco_evaluator("x", *paths, tasks=["segm"])
+
+
+def test_categories_of_the_metadata_must_be_those_of_the_file(tmp_path: Path) -> None:
+    json_file, image_root = write_coco(tmp_path, make_content())
+    name = register_coco("x", json_file, image_root)
+    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = {1: 0, 7: 1}
+    with pytest.raises(ValueError, match=r"instances\.json has 2 categories .* not the 2 that the"):
+        coco_evaluator(name)
+    DatasetCatalog.register("test_coco_own_function", list)
+    MetadataCatalog.get("test_coco_own_function").set(
+        json_file=json_file, thing_dataset_id_to_contiguous_id={1: 0, 7: 1}
+    )
+    try:
+        with pytest.raises(ValueError, match=r"instances\.json must have .* none has the id 7"):
+            coco_evaluator("test_coco_own_function")
+    finally:
+        DatasetCatalog.remove("test_coco_own_function")
+        MetadataCatalog.remove("test_coco_own_function")

@@ -231,7 +231,7 @@ def test_unusable_images_and_masks_are_refused(tmp_path: Path) -> None:
         draw_gallery(json_file, image_root, results_file, tmp_path / "out")
     results = exact_results(content)
     results[0]["segmentation"] = rle_of((0, 0, 4, 4), 32)
-    with pytest.raises(ValueError, match=r"\(64, 64\) \(height, width\), got \(32, 32\)"):
+    with pytest.raises(ValueError, match=r"mask of the size \[32, 32\], but .* \[64, 64\]"):
         draw(tmp_path, content, results)
 
 
@@ -239,7 +239,8 @@ def test_unusable_images_and_masks_are_refused(tmp_path: Path) -> None:
 def test_masks_that_cannot_be_decoded_are_refused(tmp_path: Path, segmentation: object) -> None:
     content = make_content(images=1, masks="none")
     results = [{**exact_results(content)[0], "segmentation": segmentation}]
-    with pytest.raises(ValueError, match="a mask of image 1 cannot be decoded"):
+    message = r"result 0 of .*results\.json (has|must have) .*(size|RLE|polygons)"
+    with pytest.raises(ValueError, match=message):
         draw(tmp_path, content, results)
 
 

@@ -6,9 +6,8 @@ under Detectron2's own training script.
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,19 +16,20 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_instances
 
-from vitadapter.data.coco_annotations import check_has_masks, drop_unusable
-from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_record_image
-from vitadapter.data.image_files import missing_files
+from vitadapter.data.coco_format import CocoData, coco_classes, read_coco, with_masks
+from vitadapter.data.coco_records import check_records
+from vitadapter.data.image_files import missing_files, read_record_image
+from vitadapter.data.json_entries import Findings, read_json
 from vitadapter.data.semantic_maps import add_semantic_maps
 
-__all__ = ["coco_metadata", "load_coco_dataset", "register_coco"]
+__all__ = ["coco_metadata", "load_coco_dataset", "read_registered", "register_coco"]
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, object]
 
 _ROLES = ("train", "test")
-# What Detectron2's and pycocotools' loaders raise on a file that is not COCO instances json.
+# What functions that load data raise on what they do not expect.
 _FORMAT_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _MAX_READ_ATTEMPTS = 100
 
@@ -146,72 +146,102 @@ def coco_metadata(
     if json_file is None or not Path(json_file).is_file():
         return Metadata(name=name)
     try:
-        categories = sorted(_read_json(json_file)["categories"], key=lambda c: c["id"])
-        return Metadata(name=name, thing_classes=[category["name"] for category in categories])
-    except (OSError, *_FORMAT_ERRORS) as error:
-        logger.warning("no class names: %s is not COCO instances (%r)", json_file, error)
+        classes = coco_classes(read_json(json_file), json_file, Findings())
+        return Metadata(name=name, thing_classes=[category["name"] for category in classes])
+    except (OSError, ValueError) as error:
+        logger.warning("no class names: %s", error)
         return Metadata(name=name)
 
 
-def _read_json(json_file: str) -> object:
-    return json.loads(Path(json_file).read_text(encoding="utf-8"))
+def read_registered(name: str, *, ground_truth: bool = False) -> CocoData:
+    """Reads and checks a data set of Detectron2's catalog.
 
+    The json file of a set that Detectron2 would read itself is read by :func:`read_coco`; other
+    sets are what their function returns.
 
-def _explain(json_file: str | None, error: Exception) -> str:
-    """What is wrong with a file that the loader could not take, in words."""
-    if json_file is None or not Path(json_file).is_file():
-        return repr(error)
-    try:
-        content = _read_json(json_file)
-    except ValueError as syntax_error:
-        return f"not json ({syntax_error})"
-    if not isinstance(content, Mapping):
-        return f"a json {type(content).__name__} instead of an object"
-    for key in ("images", "categories"):
-        if not content.get(key):
-            return f"it has no {key}"
-    return repr(error)
+    Args:
+        name: of the data set.
+        ground_truth: whether to read what predictions are compared with: Detectron2's convention
+            is the "json_file" of the metadata, if there is one.
 
-
-def _load_records(name: str, role: str) -> list[Record]:
-    json_file = MetadataCatalog.get(name).get("json_file")
-    source = json_file or f"the data set '{name}'"
+    Raises:
+        ValueError: the data set contradicts itself, or its metadata; names file and annotation.
+    """
+    metadata = MetadataCatalog.get(name)
+    json_file = metadata.get("json_file")
+    own_function = DatasetCatalog[name].__module__ != register_coco_instances.__module__
+    if json_file and (ground_truth or not own_function):
+        data = read_coco(json_file)
+        if not own_function:
+            data.located(metadata.image_root)
+            _set_classes(metadata, data)
+        return data
     try:
         records = DatasetCatalog.get(name)
     except _FORMAT_ERRORS as error:
+        raise ValueError(f"the data set '{name}' cannot be loaded: {error!r}") from error
+    return check_records(
+        records,
+        f"the data set '{name}'",
+        metadata.get("thing_classes"),
+        metadata.get("thing_dataset_id_to_contiguous_id"),
+    )
+
+
+def _set_classes(metadata: Metadata, data: CocoData) -> None:
+    """Names of the classes and their numbers, as Detectron2's loader would set them."""
+    names = [str(class_name) for class_name in metadata.get("thing_classes", data.class_names)]
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id", data.dataset_ids)
+    if names != data.class_names or numbers != data.dataset_ids:
         raise ValueError(
-            f"{source} cannot be read as COCO instances: {_explain(json_file, error)}; "
-            f"set dataset.{role}.json_file=..."
-        ) from error
-    if not isinstance(records, list):
-        raise ValueError(f"{source} must load as a list of dicts, got {type(records).__name__}")
-    if not records:
-        raise ValueError(f"{source} has no images: set dataset.{role}.json_file=...")
-    if not any(record.get("annotations") for record in records):
-        _check_unannotated(json_file, source, role)
-    return records
+            f"{data.source} has {len(data.categories)} categories ({_named(data.class_names)}, "
+            f"...), which are not the {len(names)} that the metadata of '{metadata.name}' name "
+            f"({_named(names)}, ...)"
+        )
+    metadata.set(
+        thing_classes=metadata.get("thing_classes", data.class_names),
+        thing_dataset_id_to_contiguous_id=numbers,
+    )
 
 
-def _check_unannotated(json_file: str | None, source: str, role: str) -> None:
+def _check_annotated(data: CocoData, role: str) -> None:
     """Only a test file made without annotations (COCO test-dev) may have none."""
-    if role == "test" and json_file and "annotations" not in _read_json(json_file):
-        logger.warning("%s has no annotations: predictions are written, no AP is computed", source)
+    if any(record.get("annotations") for record in data.records):
         return
-    raise ValueError(f"{source} has no annotations: set dataset.{role}.json_file=...")
+    if role == "test" and not data.has_annotations:
+        logger.warning(
+            "%s has no annotations: predictions are written, no AP is computed", data.source
+        )
+        return
+    raise ValueError(f"{data.source} has no annotations that can be used")
 
 
-def _check_num_classes(records: list[Record], name: str, num_classes: int) -> None:
-    classes = MetadataCatalog.get(name).get("thing_classes")
-    if classes is not None:
-        found = len(classes)
-    else:
-        ids = [a["category_id"] for r in records for a in r.get("annotations", ())]
-        found = max(max(ids, default=-1) + 1, num_classes)
+def _check_num_classes(data: CocoData, name: str, num_classes: int) -> None:
+    found = len(data.categories)
+    if MetadataCatalog.get(name).get("thing_classes") is None:
+        found = max(found, num_classes)  # the last classes may not occur
     if found != num_classes:
         raise ValueError(
             f"the annotations of '{name}' have {found} classes but the model predicts "
             f"{num_classes}: set dataset.num_classes={found}"
         )
+
+
+def _load(name: str, masks: bool, role: str) -> CocoData:
+    try:
+        data = read_registered(name)
+        _check_annotated(data, role)
+    except ValueError as error:
+        raise ValueError(f"{error}: set dataset.{role}.json_file=... to another file") from error
+    if not masks:
+        return data
+    try:
+        return with_masks(data)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}, but the config trains masks: use a box-only config (faster_rcnn_*, atss_*, "
+            "gfl_*, sparse_rcnn_*)"
+        ) from error
 
 
 def _check_images(records: list[Record], name: str, role: str) -> None:
@@ -225,8 +255,8 @@ def _check_images(records: list[Record], name: str, role: str) -> None:
     for record in records[:_MAX_READ_ATTEMPTS]:
         try:
             read_record_image(record, "RGB")
-        except IMAGE_ERRORS as error:
-            errors.append(f"{record['file_name']}: {error}")
+        except ValueError as error:
+            errors.append(str(error))
         else:
             return
     raise ValueError(
@@ -248,8 +278,8 @@ def load_coco_dataset(
 ) -> list[Record]:
     """Loads and checks a COCO-format data set, registered by name or given by its files.
 
-    Annotations whose box has no area, and with `masks` those without a mask in a set where
-    others have one, are dropped; each kind is counted in one warning.
+    Annotations whose box has no area in the image, and with `masks` those without a mask that can
+    be used, are dropped; each kind is counted in one warning. See `coco_format`.
 
     Args:
         name: a registered data set; not used when `json_file` is given.
@@ -262,17 +292,15 @@ def load_coco_dataset(
         role: "train" or "test": which override an error names.
 
     Returns:
-        list[dict]: Detectron2's standard data set dicts.
+        list[dict]: Detectron2's standard data set dicts; those of a json file as `CocoData` says.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change.
     """
     registered = register_coco(name, json_file, image_root, role=role)
-    records = _load_records(registered, role)
-    _check_num_classes(records, registered, num_classes)
-    if masks:
-        check_has_masks(records, registered)
-    records = drop_unusable(records, registered, masks)
+    data = _load(registered, masks, role)
+    _check_num_classes(data, registered, num_classes)
+    records = data.records
     if filter_empty:
         records = filter_images_with_only_crowd_annotations(records)
         if not records:
@@ -284,7 +312,6 @@ def load_coco_dataset(
         records = add_semantic_maps(records, sem_seg_root, role=role)
     # Only now: what training is left with must hold an image that can be read.
     _check_images(records, registered, role)
-    classes = MetadataCatalog.get(registered).get("thing_classes")
-    if classes and all("annotations" in record for record in records):
-        print_instances_class_histogram(records, classes)
+    if all("annotations" in record for record in records):
+        print_instances_class_histogram(records, data.class_names)
     return records

@@ -17,7 +17,6 @@ from vitadapter.data.semantic_maps import read_semantic_map
 from vitadapter.data.transforms import augment
 
 __all__ = [
-    "IMAGE_ERRORS",
     "DatasetMapper",
     "build_train_loader",
     "read_image",
@@ -29,9 +28,6 @@ logger = logging.getLogger(__name__)
 InstanceAugmentation = Callable[
     [np.ndarray, Sequence[dict[str, object]]], tuple[np.ndarray, list[dict[str, object]]]
 ]
-
-IMAGE_ERRORS = (ValueError,)
-"""What `read_record_image` raises."""
 
 # What a detector is trained on; a flip of keypoints would need to know their partners.
 _FIELDS = ("bbox", "bbox_mode", "category_id", "segmentation")

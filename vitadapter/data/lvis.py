@@ -2,22 +2,22 @@
 
 Detectron2's loader needs that package, whose last release (0.5.3) does not run on NumPy 1.24 or
 newer. A file in LVIS's format is COCO instances in which images name their folder by `coco_url`
-and tell which categories were looked for.
+and tell which categories were looked for; `read_coco` reads both.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
+import math
+from numbers import Real
 from pathlib import Path
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from vitadapter.data.coco import load_coco_dataset, register_coco
+from vitadapter.data.coco_format import coco_classes
+from vitadapter.data.json_entries import Findings, read_json
 
-__all__ = ["FederatedClassWeights", "load_lvis_dataset", "lvis_files", "register_lvis"]
+__all__ = ["FederatedClassWeights", "load_lvis_dataset", "lvis_files"]
 
 Record = dict[str, object]
 
@@ -40,68 +40,6 @@ def lvis_files(
     return metadata.json_file, metadata.image_root
 
 
-def _file_name(image: Mapping[str, object], image_root: Path) -> str:
-    if "file_name" in image:
-        return str(image_root / image["file_name"])
-    # ".../train2017/000000000009.jpg": LVIS's validation set has images of both folders.
-    return str(image_root.joinpath(*image["coco_url"].split("/")[-2:]))
-
-
-def _records(content: Mapping[str, list[Record]], image_root: Path) -> list[Record]:
-    labels = {c: i for i, c in enumerate(sorted(each["id"] for each in content["categories"]))}
-    records = {
-        image["id"]: {
-            "file_name": _file_name(image, image_root),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "neg_category_ids": image.get("neg_category_ids", []),
-            "not_exhaustive_category_ids": image.get("not_exhaustive_category_ids", []),
-            "annotations": [],
-        }
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    }
-    for annotation in content.get("annotations", ()):
-        records[annotation["image_id"]]["annotations"].append(
-            {
-                "bbox": annotation["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": labels[annotation["category_id"]],
-                "segmentation": annotation.get("segmentation"),
-                "iscrowd": 0,
-            }
-        )
-    return list(records.values())
-
-
-def register_lvis(json_file: str, image_root: str) -> str:
-    """Name under which Detectron2's catalogs hold the data set; may be called again at no cost.
-
-    Args:
-        json_file: annotations in LVIS's format.
-        image_root: as in :func:`lvis_files`.
-    """
-    path = Path(json_file)
-    status = path.stat()
-    identity = f"{path.resolve()}|{image_root}|{status.st_mtime_ns}|{status.st_size}"
-    name = f"lvis_{path.stem}_{hashlib.sha1(identity.encode()).hexdigest()[:10]}"
-    if name in DatasetCatalog:
-        return name
-
-    def load() -> list[Record]:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        MetadataCatalog.get(name).set(
-            thing_classes=[category["name"] for category in categories],
-            thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
-        )
-        return _records(content, Path(image_root))
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="lvis")
-    return name
-
-
 def load_lvis_dataset(
     name: str,
     json_file: str | None = None,
@@ -121,14 +59,14 @@ def load_lvis_dataset(
 
     Returns:
         list[dict]: Detectron2's standard data set dicts, with "neg_category_ids" and
-        "not_exhaustive_category_ids" as the file has them.
+        "not_exhaustive_category_ids" where the file has them.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change.
     """
-    files = lvis_files(name, json_file, image_root, role=role)
     return load_coco_dataset(
-        register_lvis(*files),
+        name,
+        *lvis_files(name, json_file, image_root, role=role),
         num_classes=num_classes,
         masks=masks,
         filter_empty=filter_empty,
@@ -164,14 +102,19 @@ class FederatedClassWeights:
 
     def _image_counts(self) -> list[int]:
         if self.json_file is None:
-            categories = MetadataCatalog.get(self.name).get("class_image_count")
+            source = self.name
+            categories = MetadataCatalog.get(source).get("class_image_count") or ()
         else:
-            content = json.loads(Path(self.json_file).expanduser().read_text(encoding="utf-8"))
-            categories = content["categories"]
-        source = self.name if self.json_file is None else self.json_file
-        if not categories or not all("image_count" in category for category in categories):
+            source = str(Path(self.json_file).expanduser())
+            categories = coco_classes(read_json(source), source, Findings())
+        counts = [c.get("image_count") for c in sorted(categories, key=lambda c: c["id"])]
+        if not counts or not all(map(_is_count, counts)):
             raise ValueError(
                 f"the federated loss needs an image_count of each category, but {source} has "
                 "none: set model.roi_heads.box_predictor.use_fed_loss=False"
             )
-        return [c["image_count"] for c in sorted(categories, key=lambda category: category["id"])]
+        return counts
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf

@@ -14,8 +14,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_record_image
-from vitadapter.data.image_files import missing_files
+from vitadapter.data.image_files import missing_files, read_record_image
 from vitadapter.data.panoptic_json import (
     PanopticClasses,
     read_panoptic_json,
@@ -214,8 +213,8 @@ def _check_files(records: Sequence[Record], name: str, role: str) -> None:
     for record in (records[i] for i in chosen):
         try:
             image = read_record_image(record, "RGB")
-        except IMAGE_ERRORS as error:
-            errors.append(f"{record['file_name']}: {error}")
+        except ValueError as error:
+            errors.append(str(error))
             continue
         size = (image.shape[0], image.shape[1])
         ids = rgb_to_id(read_panoptic_png(str(record["pan_seg_file_name"]), size))

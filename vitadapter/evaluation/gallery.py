@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
 from vitadapter.data.image_files import read_record_image
+from vitadapter.data.json_entries import image_path
 from vitadapter.evaluation.results_file import EvaluatedImages, Instance, load_results
 
 __all__ = ["choose_images", "draw_gallery"]
@@ -79,27 +80,6 @@ def _label(instance: Instance, api: COCO) -> str:
     return f"{name} (crowd)" if instance.get("iscrowd") else name
 
 
-def _decode_mask(instance: Instance, api: COCO, shape: tuple[int, int]) -> np.ndarray | None:
-    """The mask `(H, W)` of an instance, from polygons or RLE; None when it has none."""
-    segmentation = instance.get("segmentation")
-    try:
-        if isinstance(segmentation, list):
-            segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
-        if not segmentation:
-            return None
-        mask = api.annToMask({**instance, "segmentation": segmentation})
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"a mask of image {instance['image_id']} cannot be decoded: {error!r}"
-        ) from error
-    if mask.shape != shape:
-        raise ValueError(
-            f"masks must have the size of their image {shape} (height, width), got {mask.shape} "
-            f"for image {instance['image_id']}"
-        )
-    return mask
-
-
 def _draw_mask(visualizer: Visualizer, mask: np.ndarray, color: tuple[float, float, float]) -> None:
     """Fills and outlines a mask of the original size; holes stay open."""
     height, width = visualizer.img.shape[:2]
@@ -128,9 +108,8 @@ def _draw_instances(
     palette = _class_colors(api)
     ordered = sorted(instances, key=lambda i: i["bbox"][2] * i["bbox"][3], reverse=True)
     for instance in ordered:
-        mask = _decode_mask(instance, api, (height, width))
-        if mask is not None:
-            _draw_mask(visualizer, mask, palette[instance["category_id"]])
+        if "segmentation" in instance:
+            _draw_mask(visualizer, api.annToMask(instance), palette[instance["category_id"]])
     boxes = np.array([i["bbox"] for i in ordered], dtype=np.float64).reshape(-1, 4)
     visualizer.overlay_instances(
         boxes=BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) * scale,
@@ -204,8 +183,8 @@ class _Painter:
     def read(self, image_id: int) -> np.ndarray:
         """The image `(H, W, 3)`, RGB."""
         record = self._data.api.imgs[image_id]
-        path = self._image_root / record["file_name"]
-        return np.ascontiguousarray(read_record_image({**record, "file_name": str(path)}, "RGB"))
+        path = image_path(self._image_root, record["file_name"])
+        return np.ascontiguousarray(read_record_image({**record, "file_name": path}, "RGB"))
 
     def draw(self, image_id: int, image: np.ndarray, side: int) -> tuple[_Panel, _Panel]:
         """Ground truth and predictions on the image, resized to a longer side of `side`."""

@@ -1,7 +1,5 @@
 """LVIS evaluation of the data set that a config names, without the `lvis` package."""
 
-import contextlib
-import io
 import itertools
 import json
 import logging
@@ -14,9 +12,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
-from pycocotools.coco import COCO
 
+from vitadapter.data.coco_format import read_coco
 from vitadapter.data.lvis import lvis_files
+from vitadapter.evaluation.coco_annotations import coco_api, warn_of_uncounted
 from vitadapter.evaluation.detection_analysis import write_analysis
 from vitadapter.evaluation.detection_figures import DetectionFigures
 from vitadapter.evaluation.lvis_rules import FREQUENCIES, evaluate_lvis, frequency_figures
@@ -27,24 +26,6 @@ __all__ = ["LVISEvaluator", "lvis_evaluator"]
 logger = logging.getLogger(__name__)
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", *FREQUENCIES, "AR")
-
-
-def _load(json_file: str) -> COCO:
-    api = COCO()
-    try:
-        content = json.loads(Path(json_file).read_text(encoding="utf-8"))
-        # A test set has none.
-        annotations = [{**each, "iscrowd": 0} for each in content.get("annotations", ())]
-        api.dataset = {**content, "annotations": annotations}
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            api.createIndex()
-        if not all({"id", "name"} <= set(category) for category in content["categories"]):
-            raise ValueError("a category has no id or no name")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the annotation file must be in LVIS's format, but {json_file} is not: {error!r}"
-        ) from error
-    return api
 
 
 class LVISEvaluator(DatasetEvaluator):
@@ -82,8 +63,10 @@ class LVISEvaluator(DatasetEvaluator):
         self.max_dets_per_image = max_dets_per_image
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._plot_curves = plot_curves
-        self._api = _load(json_file)
-        self._categories = self._api.loadCats(sorted(self._api.getCatIds()))
+        self._data = read_coco(json_file)
+        if "segm" in (tasks or ()) and self._data.has_annotations:
+            coco_api(self._data, masks=True)  # refuses data without masks
+        warn_of_uncounted(coco_api(self._data), max_dets_per_image, per_category=False)
         self._results: list[Instance] = []
 
     def reset(self) -> None:
@@ -97,7 +80,7 @@ class LVISEvaluator(DatasetEvaluator):
         for single, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to(torch.device("cpu"))
             for result in instances_to_coco_json(instances, single["image_id"]):
-                result["category_id"] = self._categories[result["category_id"]]["id"]
+                result["category_id"] = self._data.categories[result["category_id"]]["id"]
                 self._results.append(result)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -112,17 +95,19 @@ class LVISEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
             (self._output_dir / "lvis_instances_results.json").write_text(json.dumps(results))
-        if not self._api.anns:
+        if not any(record.get("annotations") for record in self._data.records):
             logger.warning("no annotations: predictions are written, no AP is computed")
             return {}
         tasks = self.tasks
         if tasks is None:
-            tasks = ("bbox", "segm") if any("segmentation" in r for r in results) else ("bbox",)
+            masks = self._data.has_masks and any("segmentation" in r for r in results)
+            tasks = ("bbox", "segm") if masks else ("bbox",)
         if not results:
             logger.warning("the model predicted nothing")
             return {task: dict.fromkeys(_METRICS, math.nan) for task in tasks}
+        api = coco_api(self._data, masks="segm" in tasks)
         figures = [
-            evaluate_lvis(self._api, results, task, max_dets_per_image=self.max_dets_per_image)
+            evaluate_lvis(api, results, task, max_dets_per_image=self.max_dets_per_image)
             for task in tasks
         ]
         if self._output_dir is not None:
@@ -130,7 +115,7 @@ class LVISEvaluator(DatasetEvaluator):
         return {each.task: self._metrics(each) for each in figures}
 
     def _metrics(self, figures: DetectionFigures) -> dict[str, float]:
-        summary = {**figures.summary(), **frequency_figures(figures, self._categories)}
+        summary = {**figures.summary(), **frequency_figures(figures, self._data.categories)}
         metrics = {name: summary[name] for name in _METRICS if name in summary}
         logger.info("Evaluation results for %s:\n%s", figures.task, create_small_table(metrics))
         return metrics

@@ -163,6 +163,7 @@ def panoptic_evaluator(
     *,
     num_classes: int,
     num_things: int,
+    max_dets_per_image: int = 100,
 ) -> DatasetEvaluator:
     """Panoptic quality, and with `instances_json` the AP of boxes and masks.
 
@@ -170,6 +171,7 @@ def panoptic_evaluator(
         name, json_file, panoptic_root, image_root, instances_json, num_classes, num_things: as in
             `register_panoptic`.
         output_dir: folder for predictions and tables; None writes none.
+        max_dets_per_image: for the AP, as in `coco_evaluator`.
 
     Raises:
         ValueError: the data set does not exist.
@@ -187,4 +189,7 @@ def panoptic_evaluator(
     panoptic = PanopticEvaluator(registered, output_dir)
     if MetadataCatalog.get(registered).get("json_file") is None:
         return panoptic
-    return DatasetEvaluators([panoptic, coco_evaluator(registered, output_dir=output_dir)])
+    things = coco_evaluator(
+        registered, output_dir=output_dir, max_dets_per_image=max_dets_per_image
+    )
+    return DatasetEvaluators([panoptic, things])

@@ -1,29 +1,31 @@
 """Reads `coco_instances_results.json`, the predictions that Detectron2's `COCOEvaluator` writes."""
 
-import contextlib
-import io
-import json
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
+
+from vitadapter.data.coco_format import CocoData, read_coco
+from vitadapter.data.coco_objects import usable_mask
+from vitadapter.data.json_entries import is_id, read_json, told
+from vitadapter.evaluation.coco_annotations import coco_api
 
 __all__ = ["EvaluatedImages", "Instance", "load_annotations", "load_results"]
 
 Instance = Mapping[str, object]
 """An annotation or a prediction in COCO's format."""
 
-_ANNOTATION_KEYS = {"image_id", "category_id", "bbox"}
-_LISTED_KEYS = {"images": {"id", "file_name"}, "categories": {"id", "name"}}
-_RESULT_KEYS = {*_ANNOTATION_KEYS, "score"}
+_RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 
 
 @dataclass(frozen=True)
 class EvaluatedImages:
     """Images of a data set with what is annotated and what is predicted on them."""
 
+    data: CocoData
     api: COCO
     predictions: Mapping[int, list[Instance]]
 
@@ -32,68 +34,55 @@ class EvaluatedImages:
         return sorted(i for i in self.api.imgs if self.api.imgToAnns.get(i))
 
 
-def _read_json(path: str | Path, role: str) -> object:
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"{role} must be a json file, but {path} does not exist")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{role} must be a json file, but {path} is not one: {error}") from error
-
-
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _check_keys(entry: object, keys: set[str], name: str) -> None:
-    if not isinstance(entry, Mapping) or not keys <= set(entry):
-        found = sorted(entry) if isinstance(entry, Mapping) else entry
-        raise ValueError(f"{name} must be an object with {sorted(keys)}, got {found}")
-
-
-def _check_entry(entry: object, keys: set[str], name: str) -> None:
-    """Refuses what cannot be drawn; `name` tells where the entry is from."""
-    _check_keys(entry, keys, name)
-    box = entry["bbox"]
+def _check_result(result: object, api: COCO, name: str) -> Instance:
+    """Refuses what can neither be drawn nor compared; `name` tells where the result is from."""
+    if not isinstance(result, Mapping) or not set(result) >= _RESULT_KEYS:
+        found = sorted(result) if isinstance(result, Mapping) else result
+        raise ValueError(f"{name} must be an object with {sorted(_RESULT_KEYS)}, got {found!r:.80}")
+    box = result["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-        raise ValueError(f"{name} must have a box of 4 finite numbers, got {box!r}")
-    if "score" in keys and not _is_finite(entry["score"]):
-        raise ValueError(f"{name} must have a finite number as score, got {entry['score']!r}")
+        raise ValueError(f"{name} must have a box of 4 finite numbers, got {box!r:.80}")
+    if not _is_finite(result["score"]):
+        raise ValueError(f"{name} must have a finite number as score, got {result['score']!r:.80}")
+    _check_known(result, "image_id", api.imgs, name)
+    _check_known(result, "category_id", api.cats, name)
+    if "segmentation" not in result:
+        return result
+    image = api.imgs[result["image_id"]]
+    size = image["height"], image["width"]
+    mask = told(name, usable_mask, result["segmentation"], size, lambda _: None)
+    # pycocotools has no prediction without a mask: an empty one matches nothing.
+    return {**result, "segmentation": mask or _empty_mask(size)}
+
+
+def _empty_mask(size: tuple[int, int]) -> dict[str, object]:
+    return mask_util.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)
 
 
 def _check_known(entry: Instance, key: str, known: Mapping[int, object], name: str) -> None:
-    if not isinstance(entry[key], Hashable) or entry[key] not in known:
+    if not is_id(entry[key]) or entry[key] not in known:
         raise ValueError(
-            f"{name} must have a {key} that the annotation file lists, got {entry[key]}"
+            f"{name} must have a {key} that the annotation file lists, got {entry[key]!r:.80}"
         )
 
 
-def load_annotations(json_file: str | Path) -> COCO:
-    """Reads annotations in COCO's instances format.
+def load_annotations(json_file: str | Path) -> CocoData:
+    """Reads annotations in COCO's instances format or LVIS's.
 
     Raises:
-        ValueError: the file is missing or of another format.
+        ValueError: the file is missing, of another format, or without annotations.
     """
-    content = _read_json(json_file, "the annotation file")
-    api = COCO()
-    try:
-        api.dataset = {key: content[key] for key in ("images", "categories", "annotations")}
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            api.createIndex()
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"the annotation file must be in COCO's instances format, but {json_file} is not: "
-            f"{error!r}"
-        ) from error
-    for key, wanted in _LISTED_KEYS.items():
-        for number, entry in enumerate(api.dataset[key]):
-            _check_keys(entry, wanted, f"entry {number} of '{key}' in {json_file}")
-    for number, annotation in enumerate(api.dataset["annotations"]):
-        name = f"annotation {number} of {json_file}"
-        _check_entry(annotation, _ANNOTATION_KEYS, name)
-        _check_known(annotation, "category_id", api.cats, name)
-    return api
+    path = Path(json_file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"the annotation file must be a json file, but {path} does not exist")
+    data = read_coco(path)
+    if not data.has_annotations:
+        raise ValueError(f"{path} has no annotations")
+    return data
 
 
 def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedImages:
@@ -107,8 +96,12 @@ def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedIm
         ValueError: a file is missing or of another format, or the predictions belong to other
             images or categories than the annotations.
     """
-    api = load_annotations(json_file)
-    results = _read_json(results_file, "the results file")
+    data = load_annotations(json_file)
+    api = coco_api(data)
+    path = Path(results_file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"the results file must be a json file, but {path} does not exist")
+    results = read_json(path)
     if not isinstance(results, list):
         raise ValueError(
             f"the results file must hold a list, but {results_file} holds a "
@@ -116,9 +109,6 @@ def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedIm
         )
     predictions: dict[int, list[Instance]] = {image: [] for image in api.imgs}
     for number, result in enumerate(results):
-        name = f"result {number} of {results_file}"
-        _check_entry(result, _RESULT_KEYS, name)
-        _check_known(result, "image_id", api.imgs, name)
-        _check_known(result, "category_id", api.cats, name)
-        predictions[result["image_id"]].append(result)
-    return EvaluatedImages(api, predictions)
+        checked = _check_result(result, api, f"result {number} of {results_file}")
+        predictions[checked["image_id"]].append(checked)
+    return EvaluatedImages(data, api, predictions)

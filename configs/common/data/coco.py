@@ -68,6 +68,8 @@ dataloader = dict(
         output_dir="${train.output_dir}/inference",
         # Name of an entry to COCO's server, see dataset.test.name=coco_2017_test-dev.
         algorithm="vitadapter",
+        # Of each category, those of highest score.
+        max_dets_per_image=100,
         plot_curves=True,
     ),
 )

@@ -83,5 +83,7 @@ dataloader = dict(
         output_dir="${train.output_dir}/inference",
         num_classes="${dataset.num_classes}",
         num_things="${dataset.num_things}",
+        # Of each category of things, those of highest score, for their AP.
+        max_dets_per_image=100,
     ),
 )

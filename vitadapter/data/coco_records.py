@@ -1,0 +1,121 @@
+"""Data sets that functions of users return, checked as files are."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from vitadapter.data.coco_format import CocoData, Record, distinct
+from vitadapter.data.coco_objects import all_numbers, checked_object
+from vitadapter.data.json_entries import Entry, Findings, check_image, is_id, told
+
+__all__ = ["check_records"]
+
+logger = logging.getLogger(__name__)
+
+
+def _categories_of(
+    records: Sequence[Record],
+    source: str,
+    class_names: Sequence[object] | None,
+    dataset_ids: Mapping[int | str, int] | None,
+    findings: Findings,
+) -> list[Entry]:
+    found = {a["category_id"]: r for r in records for a in r.get("annotations", ())}
+    last = max(found, default=-1)
+    if class_names is None:
+        class_names = range(last + 1)
+    elif last >= len(class_names):
+        raise ValueError(
+            f"{source}: an annotation of {found[last]['file_name']} has the category_id {last}, "
+            f"but the metadata name {len(class_names)} thing_classes"
+        )
+    ids = {number: id_ for id_, number in (dataset_ids or {}).items()}
+    named = [{"id": ids.get(n, n), "name": str(name)} for n, name in enumerate(class_names)]
+    return distinct(named, findings)
+
+
+def _checked_record(record: Entry, findings: Findings) -> Record:
+    if not isinstance(record.get("file_name"), str | Path):
+        raise ValueError(f"must have a path as file_name, got {record.get('file_name')!r:.80}")
+    if "image_id" in record and not is_id(record["image_id"]):
+        raise ValueError(f"must have a number or text as image_id, got {record['image_id']!r:.80}")
+    height, width = check_image(record)
+    located = {**record, "height": height, "width": width}
+    if "annotations" not in record:
+        return located
+    if not isinstance(record["annotations"], list | tuple):
+        raise ValueError(f"must have a list of annotations, got {record['annotations']!r:.80}")
+    located["annotations"] = []
+    for position, annotation in enumerate(record["annotations"]):
+        where = f"annotations[{position}] of {record['file_name']}"
+        checked = told(where, _checked_object, annotation, (height, width), where, findings)
+        if checked is not None:
+            located["annotations"].append(checked)
+    return located
+
+
+def _checked_object(
+    annotation: object, size: tuple[int, int], where: str, findings: Findings
+) -> Record | None:
+    """An annotation of a record, with its box in XYWH_ABS, and all of its other fields."""
+    if not isinstance(annotation, Mapping):
+        raise ValueError(f"must be a dict, got {annotation!r:.80}")
+    category = annotation.get("category_id")
+    if not is_id(category) or isinstance(category, str) or category < 0:
+        raise ValueError(f"must have a class number as category_id, got {category!r:.80}")
+    box = annotation.get("bbox")
+    box = box.tolist() if isinstance(box, np.ndarray) else box
+    mode = annotation.get("bbox_mode")
+    if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        raise ValueError(f"must have XYXY_ABS or XYWH_ABS as bbox_mode, got {mode!r}")
+    if mode == BoxMode.XYXY_ABS and isinstance(box, list | tuple) and len(box) == 4:
+        if not all_numbers(box):
+            raise ValueError(f"must have a box of 4 numbers as bbox, got {box!r:.80}")
+        box = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+    checked = checked_object(
+        {**annotation, "bbox": box}, size, lambda kind: findings.add(kind, where)
+    )
+    if checked is None:
+        return None
+    rest = {k: v for k, v in annotation.items() if k != "segmentation"}
+    return {**rest, **checked, "category_id": int(category)}
+
+
+def check_records(
+    records: object,
+    source: str,
+    class_names: Sequence[object] | None,
+    dataset_ids: Mapping[int | str, int] | None,
+) -> CocoData:
+    """Checks what a function that a user has registered returns.
+
+    Args:
+        records: Detectron2's standard data set dicts; they stay as they are, with all that
+            Detectron2 does not know, in the order that they have.
+        source: name of the data set, for messages.
+        class_names: in the order of the class numbers; None takes the numbers that occur.
+        dataset_ids: class number of each category id; None where they are equal.
+
+    Raises:
+        ValueError: they are of another format, or contradict themselves.
+    """
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"{source} must load as a list of dicts, got {records!r:.80}")
+    findings = Findings()
+    files: dict[object, object] = {}
+    checked = []
+    for position, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{source}: image {position} must be a dict, got {record!r:.80}")
+        where = f"{source}: image {position} ({record.get('file_name')})"
+        checked.append(told(where, _checked_record, record, findings))
+        id_ = record.get("image_id")
+        # The same image may be listed again, to be seen more often.
+        if id_ is not None and files.setdefault(id_, record["file_name"]) != record["file_name"]:
+            raise ValueError(f"{where} has the image_id {id_!r}, and so has {files[id_]}")
+    categories = _categories_of(checked, source, class_names, dataset_ids, findings)
+    findings.warn(logger, source)
+    return CocoData(source, tuple(categories), checked)
