@@ -99,9 +99,9 @@ def test_nothing_is_executed(name: str, is_zip: bool, tmp_path: Path) -> None:
         torch.save(content, tmp_path / name)
     else:
         (tmp_path / name).write_bytes(pickle.dumps(content))
-    reason = r"would run code \(\w+\.mkdir\)"
-    if not is_zip:
-        reason = "is a program that" if name == "w.pkl" else "not made of tensors alone"
+    reason = r"would run code \((\w+\.mkdir|torch\.storage\._load_from_bytes)\)"
+    if not is_zip and name == "w.pkl":
+        reason = "is a program that"
     with pytest.raises(ValueError, match=rf"{name} cannot be loaded as weights: .*{reason}"):
         read_state_dict(tmp_path / name)
     assert not (tmp_path / "trace").exists()
@@ -129,14 +129,14 @@ def test_no_checkpoint(suffix: str, content: bytes | None, tmp_path: Path) -> No
 
 
 def test_an_old_file_that_was_changed_on_the_way(tmp_path: Path) -> None:
-    """PyTorch finds a storage that the file does not list, by an assertion."""
+    """A storage is not the one that the tensors use."""
     path = tmp_path / "w.pth"
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     key = str(WEIGHTS["a.bias"].untyped_storage()._cdata).encode()
     assert content.count(key) == 2
     path.write_bytes(content[::-1].replace(key[::-1], b"9" * len(key), 1)[::-1])
-    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded as weights: it is damaged"):
+    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded as weights: it lists other"):
         read_state_dict(path)
 
 

@@ -1,13 +1,11 @@
 """Checkpoint files as plain state dicts, read without executing what is in them."""
 
-import argparse
 import logging
-import pickle
-import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path, PosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["StateDict", "read_state_dict", "unwrap_state_dict"]
+from vitadapter.checkpoint.torch_files import read_torch_file
+
+__all__ = ["StateDict", "read_checkpoint_file", "read_state_dict", "unwrap_state_dict"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +26,6 @@ StateDict = dict[str, Tensor]
 # average is read where there is nothing else. DINO and iBOT publish the "teacher".
 _PLAIN = ("state_dict", "model", "module", "model_state", "teacher")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-# Harmless data that training codes save beside the weights and that PyTorch does not know.
-_SAFE_GLOBALS = [
-    argparse.Namespace,
-    PosixPath,
-    np.dtype,
-    np.ndarray,
-    type(np.dtype(np.uint8)),
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.int64)),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    (np.ones(1).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
-    (np.ones(1).__reduce__()[0], "numpy._core.multiarray._reconstruct"),
-]
 # What a file that is no checkpoint, or only part of one, may raise.
 _NOT_WEIGHTS = (
     AssertionError,
@@ -48,17 +33,18 @@ _NOT_WEIGHTS = (
     EOFError,
     IndexError,
     KeyError,
+    MemoryError,
     OSError,
     RuntimeError,
     SafetensorError,
     TypeError,
     ValueError,
-    pickle.UnpicklingError,
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
 )
 # Those of them whose message says nothing by itself.
-_DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError)
+_DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError, struct.error)
 
 
 def _read_safetensors(path: Path) -> object:
@@ -66,11 +52,8 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_torch(path: Path) -> object:
-    with torch.serialization.safe_globals(_SAFE_GLOBALS):
-        # Mapped: what is not asked for, such as an optimizer's state, is not read.
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+    # What is not asked for, such as an optimizer's state, is not read.
+    return read_torch_file(path, is_mapped=True)
 
 
 def _read_npz(path: Path) -> object:
@@ -104,16 +87,49 @@ def _packed_checkpoint(path: Path) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """The point of a message: PyTorch's own goes on to advise to switch the protection off."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"it needs more memory than there is ({text})"
     if isinstance(error, _DAMAGED):
         return f"it is damaged, or no such file ({type(error).__name__}: {text.split('. ')[0]})"
-    if not isinstance(error, pickle.UnpicklingError):
-        return text.split(". ")[0]
-    if code := re.search(r"GLOBAL (\S+)", text):
-        return f"loading it would run code ({code[1]}), which is refused"
-    detail = re.search(r"WeightsUnpickler error: (.*?)(?: Check |$)", text)
-    return f"it is not made of tensors alone{f' ({detail[1]})' if detail else ''}"
+    return text
+
+
+def _check_file(path: Path) -> None:
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise ValueError(f"the weights {path} cannot be reached: {error.strerror}") from error
+    if not is_file:
+        raise ValueError(f"the weights {path} do not exist")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} cannot be loaded as weights: the file is empty")
+
+
+def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[str, object]:
+    """Reads a training state that ``torch.save`` has written; nothing in it is executed.
+
+    Args:
+        path: of any name.
+        is_mapped: whether tensors may stay in the file until they are used, which leaves out what
+            nobody uses; the file must then not be overwritten.
+
+    Returns:
+        As it was saved: numbers, strings, None and tensors (on the CPU) in dicts, lists and
+        tuples. NumPy's and other objects are :class:`~vitadapter.checkpoint.pickles.Unread`.
+
+    Raises:
+        ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
+    """
+    path = Path(path)
+    _check_file(path)
+    try:
+        content = read_torch_file(path, is_mapped=is_mapped)
+    except _NOT_WEIGHTS as error:
+        raise ValueError(f"{path} cannot be loaded: {_reason(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path} cannot be loaded: a checkpoint is a dict with names as keys")
+    return content
 
 
 def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
@@ -130,10 +146,7 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
         ValueError: the file is absent, empty, cut off, no checkpoint, or asks for code to be run.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"the weights {path} do not exist")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} cannot be loaded as weights: the file is empty")
+    _check_file(path)
     reader = _READERS.get(path.suffix.lower(), _read_torch)
     try:
         if reader is _read_torch and (packed := _packed_checkpoint(path)):
