@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from vitadapter.checkpoint.pickles import PickleReader, Storage, storage_dtype
+from vitadapter.checkpoint.pickle_names import Storage, storage_dtype
+from vitadapter.checkpoint.pickles import PickleReader
 
 __all__ = ["read_torch_file"]
 
@@ -84,6 +85,8 @@ class _ZipFile:
         self._records = {info.filename: info for info in infos}
         if len(self._records) < len(infos):
             raise ValueError("two files in the archive have the same name")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            raise ValueError("torch.save does not compress, but the archive is compressed")
         pickles = [name for name in self._records if name.count("/") == 1 and _is_pickle(name)]
         if len(pickles) != 1:
             raise ValueError(f"torch.save writes one {_PICKLE}, the archive has {len(pickles)}")
@@ -111,8 +114,6 @@ class _ZipFile:
         info = self._records.get(name)
         if info is None:
             raise ValueError(f"the archive has no {name}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed; load and save the file with PyTorch again")
         end = info.header_offset + _LOCAL_HEADER.size
         header = self._memory[info.header_offset : end]
         if len(header) < _LOCAL_HEADER.size:
