@@ -115,6 +115,7 @@ def _parameter(data: Tensor, *_: object) -> Tensor:
 _MAKERS: Mapping[str, Callable[..., object]] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": lambda counts: _ordered_dict(list(counts.items())),
+    "builtins.bytes": lambda: b"",
     "builtins.set": to_set,
     "_codecs.encode": _bytes,
     "torch.Size": as_size,

@@ -29,12 +29,13 @@ from vitadapter.checkpoint.pickle_names import (
 __all__ = ["PickleReader"]
 
 # Far above what a training state has, and little enough to be read in seconds.
-_MOST_INSTRUCTIONS = 10_000_000
+_MOST_INSTRUCTIONS = 4_000_000
 _MOST_DIMENSIONS = 32
 _DEEPEST_NESTING = 64
 # Tensors may share memory, as tied weights do, or repeat it, but not without end.
 _MOST_SHARING = 16
 _SMALL_BYTES = 2**20
+_SIZED = (str, bytes, list, tuple, dict, set)
 
 
 def _check_tree(
@@ -161,7 +162,7 @@ class PickleReader:
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
             raise ValueError(f"it calls a {type(name).__name__}")
         # A long argument that is used again and again would take time and memory without end.
-        self._copies_left -= sum(len(a) for a in arguments if hasattr(a, "__len__"))
+        self._copies_left -= sum(len(a) for a in arguments if isinstance(a, _SIZED))
         if self._copies_left < 0:
             raise ValueError("it repeats its content too often")
         if name.text == REBUILD_FROM_TYPE:
