@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -47,6 +47,8 @@ def test_tensors_are_those_that_pytorch_reads(
     is_mapped: bool,
     is_parameter,
 ) -> None:
+    # PyTorch writes these in the old format, but cannot read them.
+    assume(is_zip or dtype not in (torch.float8_e4m3fn, torch.uint16))
     values = torch.arange(60).reshape(6, 10).to(dtype)
     tensor = view(values)
     if is_parameter:
