@@ -163,9 +163,10 @@ def plan_load(
             conversion, name = _convert(state_dict, family, names, path), family.name
         net_path = None if path is None else _join(path, "net")
         return _fit(model, conversion, net_path, source, name, resize)
-    except (ValueError, LookupError, RuntimeError) as error:
-        # The latter come of tensors with shapes that the family does not have.
+    except ValueError as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
+    except (LookupError, RuntimeError) as error:  # of PyTorch, in a converter
+        raise ValueError(f"{source} cannot be loaded: tensors of odd shapes ({error})") from error
 
 
 @dataclass

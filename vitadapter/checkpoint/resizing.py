@@ -31,7 +31,8 @@ def prefix_rows(rows: int, tokens: Mapping[str, Tensor]) -> int:
     """
 
     def number(*names: str) -> int:
-        return sum(tokens[name].shape[-2] for name in names if name in tokens)
+        found = [tokens[name].shape for name in names if name in tokens]
+        return sum(shape[-2] if len(shape) > 1 else 1 for shape in found)
 
     registers = number("reg_token", "register_tokens", "storage_tokens")
     distilled = number("dist_token")
