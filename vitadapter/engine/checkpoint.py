@@ -125,7 +125,8 @@ def check_weights_exist(path: str) -> None:
         ValueError: the file does not exist.
     """
     file_name = path.partition("?")[0]
-    if not is_remote(file_name) and not Path(file_name).is_file():
+    # Path's raises for a name that is too long.
+    if not is_remote(file_name) and not os.path.isfile(file_name):  # noqa: PTH113
         raise ValueError(
             f"the weights {file_name} do not exist: set train.init_checkpoint=... "
             "(train.init_checkpoint='' starts from random weights)"
