@@ -66,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         state_dict = read_state_dict(fetch(args.input))
         check_dense(state_dict, allow_meta=False)
-        check_finite(state_dict)
         family = recognise(state_dict, families)
         conversion = family.converters[0](state_dict)
+        check_finite(conversion.tensors)
     except (ValueError, LookupError, RuntimeError) as error:  # the latter come of odd shapes
         print(f"error: {error}", file=sys.stderr)
         return 1

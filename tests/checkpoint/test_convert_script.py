@@ -116,7 +116,7 @@ def test_a_full_disk_is_an_error_line(
         (None, "auto", "do not exist"),
         ({"conv1.weight": torch.ones(1)}, "auto", "no known family"),
         ({"conv1.weight": torch.ones(1)}, "augreg", "has embedding/kernel"),
-        ({"cls_token": torch.tensor([1.0, torch.inf])}, "auto", "infinite: cls_token (1 of 2)"),
+        ({"net.a": torch.tensor([1.0, torch.inf])}, "auto", "infinite: net.a (1 of 2)"),
     ],
 )
 def test_bad_inputs(

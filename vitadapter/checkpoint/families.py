@@ -146,19 +146,23 @@ def _prefixes(state_dict: Mapping[str, Tensor]) -> list[str]:
     """
     prefixes = {""}
     for name in state_dict:
-        parts = name.split(".")
-        for count, part in enumerate(parts[:_MOST_WRAPPERS], start=1):
+        parts = name.split(".", _MOST_WRAPPERS)[:_MOST_WRAPPERS]
+        for count, part in enumerate(parts, start=1):
             if part not in _WRAPPERS:
                 break
             prefixes.add(".".join(parts[:count]) + ".")
     return sorted(prefixes, key=lambda prefix: ("student" in prefix, prefix.count("."), prefix))
 
 
+def _inner(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
+
+
 def _under(family: Family, prefix: str) -> Family:
     """The family, for files that have it under a prefix."""
 
     def convert_under(convert: Converter, state_dict: Mapping[str, Tensor]) -> Conversion:
-        inner = {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
+        inner = _inner(state_dict, prefix)
         outside = {n: _OUTSIDE for n in state_dict if not n.startswith(prefix)}
         conversion = convert(inner)
         stripped = {name: name for name in inner if name in conversion.tensors}
@@ -188,7 +192,7 @@ def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAM
         ValueError: none; lists those that are known.
     """
     for prefix in _prefixes(state_dict):
-        inner = {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
+        inner = _inner(state_dict, prefix)
         for family in families:
             if family.recognises(inner):
                 return _under(family, prefix) if prefix else family

@@ -165,8 +165,8 @@ def plan_load(
         return _fit(model, conversion, net_path, source, name, resize)
     except ValueError as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
-    except (LookupError, RuntimeError) as error:  # of PyTorch, in a converter
-        raise ValueError(f"{source} cannot be loaded: tensors of odd shapes ({error})") from error
+    except (LookupError, RuntimeError) as error:  # of PyTorch, for odd shapes and types
+        raise ValueError(f"{source} cannot be loaded: its tensors do not fit ({error})") from error
 
 
 @dataclass
