@@ -216,12 +216,30 @@ def test_two_members_of_one_name(tmp_path: Path) -> None:
         read_torch_file(path, is_mapped=True)
 
 
+def test_members_that_overlap(tmp_path: Path) -> None:
+    """Each would be another copy of the file in memory."""
+    tensors = {str(i): torch.full((4,), i) for i in range(64)}
+    path = write(tmp_path / "w.pth", tensors)
+    with zipfile.ZipFile(path) as archive:
+        first = archive.getinfo("w/data/0").header_offset
+    content = bytearray(path.read_bytes())
+    for i in range(64):  # in the central directory: all are at the same place, and long
+        entry = content.rindex(f"w/data/{i}PK".encode() if i < 63 else b"w/data/63") - 46
+        content[entry + 20 : entry + 28] = struct.pack("<II", 2000, 2000)
+        content[entry + 42 : entry + 46] = struct.pack("<I", first)
+    path.write_bytes(content)
+    for is_mapped in (True, False):
+        with pytest.raises(ValueError, match="larger than the file"):
+            read_torch_file(path, is_mapped=is_mapped)
+
+
 def test_a_member_beyond_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "w.pth", {"a": torch.arange(6.0)})
     content = bytearray(path.read_bytes())
     # Both sizes of data/0 in the central directory.
     entry = content.rindex(b"w/data/0") - 46
-    content[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
+    size = len(content) - 100
+    content[entry + 20 : entry + 28] = struct.pack("<II", size, size)
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is cut off"):
         read_torch_file(path, is_mapped=True)
