@@ -1,0 +1,236 @@
+"""Pickles as data: nothing that they name is imported or called.
+
+PyTorch's ``weights_only`` calls some constructors with the file's arguments and trusts the shape of
+what it builds: a file of 2 MB can end the process or keep it busy for ever. Here a pickle is a list
+of instructions, of which those are followed that make plain data and tensors.
+"""
+
+import math
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from vitadapter.checkpoint.pickle_names import (
+    REBUILD_FROM_TYPE,
+    REBUILD_TENSOR,
+    Name,
+    Storage,
+    Unread,
+    as_size,
+    make_object,
+    resolve_name,
+    set_item,
+    to_set,
+)
+
+__all__ = ["PickleReader"]
+
+# Far above what a training state has, and little enough to be read in seconds.
+_MOST_INSTRUCTIONS = 4_000_000
+_MOST_DIMENSIONS = 32
+_DEEPEST_NESTING = 64
+# Tensors may share memory, as tied weights do, or repeat it, but not without end.
+_MOST_SHARING = 16
+_SMALL_BYTES = 2**20
+_SIZED = (str, bytes, list, tuple, dict, set)
+
+
+def _check_tree(
+    value: object, known: dict[int, tuple[int, int]], depth: int = 0
+) -> tuple[int, int]:
+    """Number of values in it, each as often as it is reached, and levels: both have a limit.
+
+    So a walk through all of it ends, and soon.
+    """
+    if not isinstance(value, dict | list | tuple):
+        return 1, 0
+    size, height = known.get(id(value), (0, 0))
+    if size == 0 and depth <= _DEEPEST_NESTING:
+        parts = value.values() if isinstance(value, dict) else value
+        inner = [_check_tree(part, known, depth + 1) for part in parts]
+        size = 1 + sum(size for size, _ in inner)
+        height = 1 + max((height for _, height in inner), default=0)
+        known[id(value)] = size, height
+    if depth + height > _DEEPEST_NESTING:
+        raise ValueError(f"it contains itself, or is nested deeper than {_DEEPEST_NESTING}")
+    if size > _MOST_INSTRUCTIONS:
+        raise ValueError(f"it has more than {_MOST_INSTRUCTIONS} values")
+    return size, height
+
+
+class PickleReader:
+    """Reads pickles of one file.
+
+    Args:
+        load_storage: the storage of a persistent id.
+        file_bytes: size of the file, in proportion to which tensors may be.
+    """
+
+    def __init__(self, load_storage: Callable[[object], Storage], file_bytes: int) -> None:
+        self._load_storage = load_storage
+        self._bytes_left = _MOST_SHARING * file_bytes + _SMALL_BYTES
+        self._copies_left = file_bytes + _MOST_INSTRUCTIONS
+        self._stack: list[object] = []
+        self._marked: list[list[object]] = []
+        self._memo: dict[int, object] = {}
+
+    def read(self, file: BinaryIO) -> object:
+        """The object of the next pickle.
+
+        Args:
+            file: at its beginning; is left at its end.
+
+        Returns:
+            Numbers, strings, bytes, ``None``, tensors (which share the memory of the storages) and
+            :class:`Unread`, in dicts, lists, tuples and sets.
+
+        Raises:
+            ValueError: the pickle is damaged, names something that would be run, or would make
+                more than a limit.
+            IndexError, KeyError, TypeError, AttributeError: it is damaged.
+        """
+        self._stack, self._marked, self._memo = [], [], {}
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count > _MOST_INSTRUCTIONS:
+                raise ValueError(f"it has more than {_MOST_INSTRUCTIONS} instructions")
+            if opcode.name == "STOP":
+                break
+            self._follow(opcode.name, argument)
+        value = self._stack.pop()
+        _check_tree(value, {})
+        return value
+
+    def _follow(self, name: str, argument: object) -> None:
+        stack = self._stack
+        if name in _ARGUMENTS:
+            stack.append(argument)
+        elif name in _NEW:
+            stack.append(_NEW[name]())
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif name == "MARK":
+            self._marked.append(stack)
+            self._stack = []
+        elif name in _FROM_MARK:
+            items, self._stack = stack, self._marked.pop()
+            self._collect(name, items)
+        elif name in _FROM_STACK:
+            count = _FROM_STACK[name]
+            items = [stack.pop() for _ in range(count)][::-1]
+            self._collect(name, items)
+        elif name == "GLOBAL":
+            stack.append(resolve_name(str(argument).replace(" ", ".", 1)))
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"it is not made of tensors alone ({name})")
+
+    def _collect(self, name: str, items: list[object]) -> None:
+        """Follows an instruction that takes values from the stack."""
+        stack = self._stack
+        if name.startswith("TUPLE"):
+            stack.append(tuple(items))
+        elif name.startswith("APPEND"):
+            if type(stack[-1]) is not list:
+                raise ValueError(f"it appends to a {type(stack[-1]).__name__}")
+            stack[-1].extend(items)
+        elif name.startswith("SETITEM"):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                set_item(stack[-1], key, value)
+        elif name == "ADDITEMS":
+            if type(stack[-1]) is not set:
+                raise ValueError(f"it adds to a {type(stack[-1]).__name__}")
+            stack[-1].update(to_set(items))
+        elif name == "STACK_GLOBAL":
+            stack.append(resolve_name(".".join(items)))
+        elif name == "BINPERSID":
+            stack.append(self._load_storage(items[0]))
+        elif name == "BUILD":
+            # Attributes are not needed: those of a dict are its versions, others are not read.
+            if not isinstance(stack[-1], dict | Unread):
+                raise ValueError(f"it sets attributes of a {type(stack[-1]).__name__}")
+        else:  # REDUCE, NEWOBJ
+            stack.append(self._make(*items))
+
+    def _make(self, name: object, arguments: object) -> object:
+        """What stands for the result of a call."""
+        if not isinstance(name, Name) or not isinstance(arguments, tuple):
+            raise ValueError(f"it calls a {type(name).__name__}")
+        # A long argument that is used again and again would take time and memory without end.
+        self._copies_left -= sum(len(a) for a in arguments if isinstance(a, _SIZED))
+        if self._copies_left < 0:
+            raise ValueError("it repeats its content too often")
+        if name.text == REBUILD_FROM_TYPE:
+            return self._make(arguments[0], arguments[2])
+        if name.text == "torch._utils._rebuild_tensor_v3":
+            return self._tensor(*arguments[:4], *arguments[6:])
+        if name.text in REBUILD_TENSOR:
+            return self._tensor(*arguments[:4], None, *arguments[6:])
+        return make_object(name, arguments)
+
+    def _tensor(
+        self,
+        storage: Storage,
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        metadata: object = None,
+    ) -> Tensor | Unread:
+        """A view of a storage, within its bounds."""
+        if metadata:
+            return Unread("a conjugate or negated tensor", is_tensor=True)
+        dtype = dtype or storage.dtype
+        size, stride = as_size(size), as_size(stride)
+        if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
+            raise ValueError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
+        numbers = (offset, *size, *stride)
+        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+            raise ValueError("sizes of a tensor are no whole numbers, or out of range")
+        item = dtype.itemsize
+        self._bytes_left -= math.prod(max(n, 1) for n in size) * item
+        if self._bytes_left < 0:
+            raise ValueError(f"its tensors are over {_MOST_SHARING} times as large as the file")
+        if 0 in size:
+            return torch.empty(size, dtype=dtype)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if (last + 1) * item > storage.data.nbytes():
+            raise ValueError(
+                f"a tensor of {(last + 1) * item} bytes is in a storage of {storage.data.nbytes()}"
+            )
+        return torch.empty(0, dtype=dtype).set_(storage.data, offset, size, stride)
+
+
+# Instructions, by what they take and leave on the stack.
+_ARGUMENTS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES"),
+}
+_NEW: Mapping[str, Callable[[], object]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": set,
+    "EMPTY_TUPLE": tuple,
+}
+_FROM_MARK = {"TUPLE", "APPENDS", "SETITEMS", "ADDITEMS"}
+_FROM_STACK = {
+    "TUPLE1": 1,
+    "TUPLE2": 2,
+    "TUPLE3": 3,
+    "APPEND": 1,
+    "SETITEM": 2,
+    "STACK_GLOBAL": 2,
+    "REDUCE": 2,
+    "NEWOBJ": 2,
+    "BUILD": 1,
+    "BINPERSID": 1,
+}
