@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
-from detectron2.layers.batch_norm import LayerNorm as ChannelsFirstLayerNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -26,10 +24,7 @@ __all__ = ["Recipe", "recipe_of", "recomputed", "run_and_recompute"]
 _REPEATABLE = (
     nn.BatchNorm2d,
     nn.SyncBatchNorm,
-    NaiveSyncBatchNorm,
-    FrozenBatchNorm2d,
     nn.GroupNorm,
-    ChannelsFirstLayerNorm,
     nn.Identity,
     nn.ReLU,
     nn.MaxPool2d,
@@ -137,7 +132,9 @@ def _kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-def run_and_recompute(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+def run_and_recompute(
+    layers: Sequence[nn.Module], x: Tensor, repeatable: tuple[type[nn.Module], ...] = ()
+) -> Tensor:
     """Runs layers in order and keeps only ``x`` for the backward pass.
 
     All but the last layer run again there; the last does not if it keeps nothing but its input, as
@@ -147,6 +144,7 @@ def run_and_recompute(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     Args:
         layers: norms, ReLU, pooling, convolutions.
         x: input of the first.
+        repeatable: classes beside PyTorch's that compute the same twice.
 
     Returns:
         The output of the last.
@@ -157,8 +155,8 @@ def run_and_recompute(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
             x = layer(x)
         return x
 
-    repeatable = all(is_plain(layer, *_REPEATABLE) for layer in layers)
-    if not repeatable or not is_eager() or not torch.is_grad_enabled():
+    known = all(is_plain(layer, *_REPEATABLE, *repeatable) for layer in layers)
+    if not known or not is_eager() or not torch.is_grad_enabled():
         return run(x)
     return checkpoint(
         run,

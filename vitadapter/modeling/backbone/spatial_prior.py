@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 import torch
-from detectron2.layers import get_norm
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
+from detectron2.layers.batch_norm import LayerNorm
 from torch import Tensor, nn
 
 from vitadapter.layers.fast import PointwiseConv2d, run_and_recompute
 
 __all__ = ["SpatialPriorModule"]
+
+_NORMS = (FrozenBatchNorm2d, NaiveSyncBatchNorm, LayerNorm)
 
 
 class SpatialPriorModule(nn.Module):
@@ -63,7 +66,7 @@ class SpatialPriorModule(nn.Module):
         c1 = self.stem[0](images.contiguous(memory_format=torch.channels_last))
         # Norm, ReLU, and the convolution or pooling behind them, at the largest size of the model.
         for start in (1, 4, 7):
-            c1 = run_and_recompute(self.stem[start : start + 3], c1)
+            c1 = run_and_recompute(self.stem[start : start + 3], c1, _NORMS)
         c2 = self.conv2(c1)
         c3 = self.conv3(c2)
         c4 = self.conv4(c3)
