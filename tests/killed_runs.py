@@ -1,0 +1,180 @@
+"""Training that is killed at random moments and resumed. Usage: killed_runs.py KILLS [SEED]
+
+Half of the kills are SIGKILL, half SIGTERM, of the training process alone or of all its processes,
+with and without data loader workers. Logs what each did and raises at the first fault.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from coco_samples import make_content, write_coco
+
+__all__ = ["Kill", "KilledRun"]
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).parents[1]
+_PERIOD = 4
+# PyTorch's workers look every 5 s whether their parent is there.
+_WORKERS_END_SECONDS = 15.0
+
+
+@dataclasses.dataclass
+class Kill:
+    """What to do to a start of a run."""
+
+    number: signal.Signals
+    after: float  # seconds
+    to_group: bool
+    num_workers: int
+    max_iter: int
+
+
+def _is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _iterations(lines: list[str]) -> list[int]:
+    rows = (json.loads(line) for line in lines)
+    return [row["iteration"] for row in rows if "total_loss" in row]
+
+
+class KilledRun:
+    """A run of the tiny detector in a folder of its own, through the training script."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "output"
+        train = write_coco(folder / "train", make_content(images=4))
+        test = write_coco(folder / "test", make_content(images=8))
+        self._command = [
+            sys.executable,
+            str(REPOSITORY / "scripts/lazyconfig_train_net.py"),
+            *("--resume", "--config-file", str(REPOSITORY / "tests/engine/tiny_mask_rcnn.py")),
+            *(f"dataset.train.json_file={train[0]}", f"dataset.train.image_root={train[1]}"),
+            *(f"dataset.test.json_file={test[0]}", f"dataset.test.image_root={test[1]}"),
+            *(f"train.output_dir={self.output}", "train.eval_period=10", "train.ema.enabled=True"),
+            *(f"train.checkpointer.period={_PERIOD}", "train.checkpointer.max_to_keep=3"),
+        ]
+
+    def last_iteration(self) -> int:
+        """Of the checkpoint to resume from, which is looked at; -1 where there is none."""
+        tag = self.output / "last_checkpoint"
+        if not tag.is_file():
+            return -1
+        state = torch.load(self.output / tag.read_text(), weights_only=True)
+        for part in (state["model"], state["model_ema"]):
+            assert all(t.isfinite().all() for t in part.values())
+        assert state["trainer"]["iteration"] == state["iteration"]
+        return state["iteration"]
+
+    def start(self, num_workers: int, max_iter: int) -> subprocess.Popen[str]:
+        """A process of the run, and the first of its own group of processes."""
+        workers = [f"dataloader.{part}.num_workers={num_workers}" for part in ("train", "test")]
+        return subprocess.Popen(
+            [*self._command, *workers, f"train.max_iter={max_iter}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+
+    def kill(self, kill: Kill) -> str:
+        """Starts, kills and checks what is left; returns a line about it."""
+        metrics = self.output / "metrics.json"
+        before = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+        first = self.last_iteration() + 1
+        process = self.start(kill.num_workers, kill.max_iter)
+        try:
+            output, _ = process.communicate(timeout=kill.after)
+            sent = False
+        except subprocess.TimeoutExpired:
+            sent = True
+            (os.killpg if kill.to_group else os.kill)(process.pid, kill.number)
+            output, _ = process.communicate(timeout=60)
+        code, ended = process.returncode, time.monotonic()
+        while _is_alive(process.pid):
+            assert time.monotonic() < ended + _WORKERS_END_SECONDS, "processes are left"
+            time.sleep(0.05)
+        orphaned = time.monotonic() - ended
+
+        is_kill = kill.number == signal.SIGKILL
+        allowed = {0, -9 if is_kill else 143} if sent else {0}
+        assert code in allowed, f"rc {code} after {kill}:\n{output}"
+        assert "Traceback" not in output, output
+        assert is_kill or orphaned < 1, f"{kill}: processes were left for {orphaned:.1f} s"
+        lines = metrics.read_text().splitlines()[before:] if metrics.is_file() else []
+        seen = max(_iterations(lines), default=first - 1)
+        last = self.last_iteration()
+        allowance = _PERIOD if is_kill and sent else 0
+        assert last >= seen - allowance, f"{kill}: {seen} was complete, {last} is the last"
+        self.check_files()
+        if code == 0:
+            assert torch.load(self.output / "model_final.pth", weights_only=True)[
+                "iteration"
+            ] == max(last, kill.max_iter - 1)
+        return (
+            f"{kill.number.name} after {kill.after:.2f} s, {kill.num_workers} workers, "
+            f"group {kill.to_group}: rc {code}, iterations {first} to {seen}, saved {last}, "
+            f"processes left for {orphaned:.1f} s"
+        )
+
+    def check_files(self) -> None:
+        """Each published file is whole, and not more than are to be kept."""
+        files = list(self.output.glob("*.pth"))
+        for file in files:
+            torch.load(file, weights_only=True)
+        assert len([f for f in files if f.stem != "model_final"]) <= 3, files
+
+    def finish(self) -> None:
+        """Lets the run end."""
+        max_iter = self.last_iteration() + 3
+        process = self.start(0, max_iter)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert (self.output / "last_checkpoint").read_text() == "model_final.pth"
+        assert self.last_iteration() == max_iter - 1
+
+
+def main(kills: int, seed: int) -> None:
+    """Kills a run `kills` times; logs a line about each."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        run = KilledRun(Path(folder))
+        start = time.monotonic()
+        run.start(0, 1).communicate()
+        seconds = time.monotonic() - start
+        logger.info("a start with one iteration takes %.1f s", seconds)
+        for index in range(kills):
+            kill = Kill(
+                number=(signal.SIGKILL, signal.SIGTERM)[index % 2],
+                # Half of them early, half while it trains, evaluates, saves and ends.
+                after=rng.uniform(0, seconds)
+                if rng.random() < 0.3
+                else seconds * rng.uniform(0.6, 1.8),
+                to_group=rng.random() < 0.5,
+                num_workers=(0, 2)[index // 2 % 2],
+                max_iter=run.last_iteration() + rng.choice((5, 30, 1000)),
+            )
+            logger.info(run.kill(kill))
+        run.finish()
+    logger.info("%d kills: nothing lost", kills)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
