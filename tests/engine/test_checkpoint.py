@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from detectron2.config import instantiate
+from training_samples import Program
 
 from vitadapter.checkpoint.official_detectors import MASK_RCNN, export_official
 from vitadapter.engine import checkpoint as checkpoint_module
@@ -109,16 +110,6 @@ def test_old_checkpoints_are_removed_those_of_earlier_starts_too(tmp_path: Path)
     saver.max_to_keep = 1
     saver.save("model_0000004", iteration=4)
     assert {path.stem for path in tmp_path.glob("model_0*.pth")} == {"model_0000004"}
-
-
-class Program:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.target,)
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "model.pth", "model.pyth"])

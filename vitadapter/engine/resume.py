@@ -66,7 +66,7 @@ def _read(path: Path) -> Content:
         and _is_state(content.get("model_ema", {}))
     ):
         found = ", ".join(sorted(content)[:5]) or "nothing"
-        raise ValueError(f"{path} has no state of training to go on from, but {found}")
+        raise ValueError(f"{path} has no state of training to go on from (it has {found})")
     if wrong := find_not_finite(content):
         raise ValueError(f"{wrong} of {path} is infinite or NaN")
     return content
