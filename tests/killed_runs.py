@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from coco_samples import make_content, write_coco
 
-__all__ = ["Kill", "KilledRun"]
+__all__ = ["Kill", "KilledRun", "wait_for_group"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,30 +34,30 @@ class Kill:
     """What to do to a start of a run."""
 
     number: signal.Signals
-    after: float  # seconds
+    after: float  # seconds, or, if these are over, as soon as there are so many iterations
     to_group: bool
     num_workers: int
     max_iter: int
+    iterations: int = 0
 
 
-def _is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _iterations(lines: list[str]) -> list[int]:
-    rows = (json.loads(line) for line in lines)
-    return [row["iteration"] for row in rows if "total_loss" in row]
+def wait_for_group(group: int) -> float:
+    """Waits until no process of a group is left; returns the seconds that this took."""
+    start = time.monotonic()
+    while time.monotonic() < start + _WORKERS_END_SECONDS:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return time.monotonic() - start
+        time.sleep(0.02)
+    raise AssertionError(f"processes of the group {group} are left")
 
 
 class KilledRun:
     """A run of the tiny detector in a folder of its own, through the training script."""
 
     def __init__(self, folder: Path) -> None:
-        self.output = folder / "output"
+        self.output, self._log = folder / "output", folder / "log.txt"
         train = write_coco(folder / "train", make_content(images=4))
         test = write_coco(folder / "test", make_content(images=8))
         self._command = [
@@ -81,56 +81,57 @@ class KilledRun:
         assert state["trainer"]["iteration"] == state["iteration"]
         return state["iteration"]
 
-    def start(self, num_workers: int, max_iter: int) -> subprocess.Popen[str]:
+    def start(self, num_workers: int, max_iter: int) -> subprocess.Popen[bytes]:
         """A process of the run, and the first of its own group of processes."""
         workers = [f"dataloader.{part}.num_workers={num_workers}" for part in ("train", "test")]
-        return subprocess.Popen(
-            [*self._command, *workers, f"train.max_iter={max_iter}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
+        with self._log.open("w") as log:
+            return subprocess.Popen(
+                [*self._command, *workers, f"train.max_iter={max_iter}"],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            )
+
+    def _logged(self, skip: int = 0) -> list[int]:
+        """The iterations that `metrics.json` has after its first lines."""
+        file = self.output / "metrics.json"
+        lines = file.read_text().splitlines() if file.is_file() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        return [row["iteration"] for row in rows if "total_loss" in row][skip:]
 
     def kill(self, kill: Kill) -> str:
         """Starts, kills and checks what is left; returns a line about it."""
-        metrics = self.output / "metrics.json"
-        before = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+        before = len(self._logged())
         first = self.last_iteration() + 1
-        process = self.start(kill.num_workers, kill.max_iter)
-        try:
-            output, _ = process.communicate(timeout=kill.after)
-            sent = False
-        except subprocess.TimeoutExpired:
-            sent = True
+        process, start = self.start(kill.num_workers, kill.max_iter), time.monotonic()
+        while process.poll() is None and (
+            time.monotonic() < start + kill.after or len(self._logged(before)) < kill.iterations
+        ):
+            time.sleep(0.02)
+        is_sent = process.poll() is None
+        if is_sent:
             (os.killpg if kill.to_group else os.kill)(process.pid, kill.number)
-            output, _ = process.communicate(timeout=60)
-        code, ended = process.returncode, time.monotonic()
-        while _is_alive(process.pid):
-            assert time.monotonic() < ended + _WORKERS_END_SECONDS, "processes are left"
-            time.sleep(0.05)
-        orphaned = time.monotonic() - ended
-
+        code = process.wait(60)
+        seconds = wait_for_group(process.pid)
         is_kill = kill.number == signal.SIGKILL
-        allowed = {0, -9 if is_kill else 143} if sent else {0}
-        assert code in allowed, f"rc {code} after {kill}:\n{output}"
-        assert "Traceback" not in output, output
-        assert is_kill or orphaned < 1, f"{kill}: processes were left for {orphaned:.1f} s"
-        lines = metrics.read_text().splitlines()[before:] if metrics.is_file() else []
-        seen = max(_iterations(lines), default=first - 1)
+        expected = {0, -9 if is_kill else 143} if is_sent else {0}
+        assert code in expected, f"rc {code} after {kill}:\n{self._log.read_text()}"
+        assert "Traceback" not in self._log.read_text(), self._log.read_text()
+        assert is_kill or seconds < 1, f"{kill}: processes were left for {seconds:.1f} s"
+
+        seen = max(self._logged(before), default=first - 1)
         last = self.last_iteration()
-        allowance = _PERIOD if is_kill and sent else 0
-        assert last >= seen - allowance, f"{kill}: {seen} was complete, {last} is the last"
+        lost = _PERIOD if is_kill and is_sent else 0
+        assert last >= seen - lost, f"{kill}: {seen} was complete, {last} is the last"
         self.check_files()
         if code == 0:
-            assert torch.load(self.output / "model_final.pth", weights_only=True)[
-                "iteration"
-            ] == max(last, kill.max_iter - 1)
+            final = torch.load(self.output / "model_final.pth", weights_only=True)
+            assert final["iteration"] == last >= kill.max_iter - 1
         return (
-            f"{kill.number.name} after {kill.after:.2f} s, {kill.num_workers} workers, "
-            f"group {kill.to_group}: rc {code}, iterations {first} to {seen}, saved {last}, "
-            f"processes left for {orphaned:.1f} s"
+            f"{kill.number.name:7} after {kill.after:5.2f} s, {kill.num_workers} workers, "
+            f"{'all processes' if kill.to_group else 'one process'}: rc {code}, iterations "
+            f"{first} to {seen}, saved {last}, processes left for {seconds:.1f} s"
         )
 
     def check_files(self) -> None:
@@ -143,9 +144,7 @@ class KilledRun:
     def finish(self) -> None:
         """Lets the run end."""
         max_iter = self.last_iteration() + 3
-        process = self.start(0, max_iter)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+        assert self.start(0, max_iter).wait(120) == 0, self._log.read_text()
         assert (self.output / "last_checkpoint").read_text() == "model_final.pth"
         assert self.last_iteration() == max_iter - 1
 
@@ -156,7 +155,7 @@ def main(kills: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = KilledRun(Path(folder))
         start = time.monotonic()
-        run.start(0, 1).communicate()
+        run.start(0, 1).wait()
         seconds = time.monotonic() - start
         logger.info("a start with one iteration takes %.1f s", seconds)
         for index in range(kills):
