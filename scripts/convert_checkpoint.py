@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitadapter.checkpoint import FAMILIES, fetch, find_family, read_state_dict, recognise
 from vitadapter.checkpoint.report import LoadReport
+from vitadapter.checkpoint.values import check_dense, check_finite
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -61,11 +62,14 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
+    families = FAMILIES if args.family == "auto" else [find_family(args.family)]
     try:
         state_dict = read_state_dict(fetch(args.input))
-        family = recognise(state_dict) if args.family == "auto" else find_family(args.family)
+        check_dense(state_dict, allow_meta=False)
+        family = recognise(state_dict, families)
         conversion = family.converters[0](state_dict)
-    except ValueError as error:
+        check_finite(conversion.tensors)
+    except (ValueError, LookupError, RuntimeError) as error:  # the latter come of odd shapes
         print(f"error: {error}", file=sys.stderr)
         return 1
     # Own memory for each: safetensors refuses shared storage.

@@ -10,7 +10,9 @@ from torch import nn
 
 from vitadapter.checkpoint.augreg import convert_augreg
 from vitadapter.checkpoint.families import recognise
+from vitadapter.checkpoint.loading import plan_load
 from vitadapter.checkpoint.reading import read_state_dict
+from vitadapter.modeling.backbone import ViT, ViTAdapter
 
 DIM, HEADS, DEPTH, CLASSES = 24, 3, 2, 5
 
@@ -87,6 +89,19 @@ def test_equals_timms_loader(prefix: str, tmp_path: Path) -> None:
         "head/bias",
         *optimizer,
     }
+
+
+def test_a_load_into_a_net_with_layer_scale(tmp_path: Path) -> None:
+    """Files without it are those of models whose blocks are added as they are."""
+    np.savez(tmp_path / "w.npz", **make_arrays())
+    size = {"embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "pretrain_img_size": 64}
+    net = ViT(**size, layer_scale_init=1e-5)
+    model = ViTAdapter(net, num_interactions=1, conv_dim=8, deform_num_heads=HEADS)
+    planned = plan_load(model, read_state_dict(tmp_path / "w.npz"), "w.npz")
+    planned.apply(model)
+    assert planned.report.family == "augreg"
+    assert planned.report.net_share == 1.0
+    assert all((block.gamma1 == 1).all() for block in model.net.blocks)
 
 
 def test_bad_input() -> None:

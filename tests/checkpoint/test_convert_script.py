@@ -79,6 +79,17 @@ def test_bad_outputs(output: str, message: str, script: ModuleType, tmp_path: Pa
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("family", ["auto", "dinov2"])
+def test_a_vit_inside_another_model(
+    family: str, script: ModuleType, source: tuple[Path, dict[str, Tensor]]
+) -> None:
+    path, state = source
+    torch.save({f"teacher.backbone.{name}": t for name, t in state.items()}, path)
+    assert script.main([str(path), str(path.with_name("out.pth")), "--family", family]) == 0
+    converted = read_state_dict(path.with_name("out.pth"))
+    assert torch.equal(converted["blocks.1.gamma2"], state["blocks.1.ls2.gamma"])
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_full_disk_is_an_error_line(
     suffix: str,
@@ -105,6 +116,7 @@ def test_a_full_disk_is_an_error_line(
         (None, "auto", "do not exist"),
         ({"conv1.weight": torch.ones(1)}, "auto", "no known family"),
         ({"conv1.weight": torch.ones(1)}, "augreg", "has embedding/kernel"),
+        ({"net.a": torch.tensor([1.0, torch.inf])}, "auto", "infinite: net.a (1 of 2)"),
     ],
 )
 def test_bad_inputs(

@@ -7,6 +7,7 @@ from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor
 
 from vitadapter.checkpoint.eva02 import convert_eva02
+from vitadapter.checkpoint.families import recognise
 from vitadapter.modeling.backbone import TimmViT
 
 DIM = 48
@@ -98,7 +99,9 @@ def test_the_image_tower_of_clip(prefix):
     tower["logit_scale"] = torch.zeros(())
     tower["text.token_embedding.weight"] = torch.zeros(4, 4)
     expected = checkpoint_filter_fn(dict(tower), model)
-    found = convert_eva02(tower)
+    family = recognise(tower)
+    assert family.name == "eva02"
+    found = family.converters[0](tower).tensors
     assert_same(found, {n: t for n, t in expected.items() if not n.startswith("norm.")})
     TimmViT(name, **settings).load_state_dict(found)
 

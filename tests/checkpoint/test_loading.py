@@ -252,6 +252,128 @@ def test_other_bad_input() -> None:
         plan(model, foreign | nn.Module.state_dict(model.head, prefix="head."))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.fill_(torch.nan), r"qkv\.bias \(96 of 96\)"),
+        (lambda t: t.index_fill(0, torch.tensor(3), torch.inf), r"qkv\.bias \(1 of 96\)"),
+        (lambda t: t.double() * 1e300, r"NaN or infinite, in the model's precision: .*qkv\.bias"),
+        (lambda t: t.to_sparse(), "blocks.3.attn.qkv.bias is sparse"),
+        (lambda t: t.to("meta"), "blocks.3.attn.qkv.bias is without values"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8), "qkv.bias is quantised"),
+        (lambda t: torch.nested.nested_tensor([t, t[:2]]), "qkv.bias is nested"),
+        (lambda t: t.to(torch.complex64), r"qkv\.bias is torch\.complex64, the model has"),
+    ],
+)
+@pytest.mark.parametrize("allow_partial", [False, True])
+def test_nothing_is_copied_if_one_entry_is_bad(
+    change: Callable[[Tensor], Tensor], message: str, allow_partial: bool
+) -> None:
+    model, state = make_model(), make_timm()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["blocks.3.attn.qkv.bias"] = change(state["blocks.3.attn.qkv.bias"].clone())
+    with pytest.raises(ValueError, match=rf"w\.pth cannot be loaded: .*{message}"):
+        plan(model, state, allow_partial=allow_partial).apply(model)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_running_statistics_and_heads_are_checked_too() -> None:
+    model = make_model()
+    state = model.state_dict()
+    for name in ("backbone.bottom_up.norm1.running_var", "head.weight"):
+        broken = state | {name: torch.full_like(state[name], torch.nan)}
+        with pytest.raises(ValueError, match=f"1 of its tensors .*{name}"):
+            plan(make_model(), broken)
+    # What does not go into the model does not matter.
+    plan(model, make_timm(num_classes=4) | {"head.bias": torch.full((4,), torch.nan)})
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_entries_of_another_rank(rank: int) -> None:
+    other = torch.ones((2,) * rank)
+    for name in ("pos_embed", "patch_embed.proj.weight"):
+        with pytest.raises(ValueError, match=rf"w\.pth .*{name}"):
+            plan(make_model(), make_timm() | {name: other})
+    # Of a token that the net does not have only the number of rows counts, for the positions.
+    state = make_timm() | {"cls_token": other, "pos_embed": torch.ones(1, 37, 32)}
+    assert plan(make_model(), state).report.net_share == 1.0
+
+
+def test_entries_that_a_converter_cannot_join() -> None:
+    state = make_timm("vit_small_patch14_dinov2", img_size=56)
+    state |= {"register_tokens": torch.ones(1, 4, 32), "cls_token": torch.ones(1, 1, 7)}
+    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded: its tensors do not fit"):
+        plan(make_model(layer_scale_init=1.0), state)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "model.backbone.", "teacher.backbone.", "visual."])
+def test_a_plain_vit_inside_another_model(prefix: str) -> None:
+    model, state = make_model(), make_timm()
+    planned = plan(model, {f"{prefix}{name}": tensor for name, tensor in state.items()})
+    planned.apply(model)
+    net = model.backbone.bottom_up.net
+    assert torch.equal(net.blocks[2].mlp.fc1.weight, state["blocks.2.mlp.fc1.weight"])
+    assert planned.report.net_share == 1.0
+    name = "blocks.2.mlp.fc1.weight"
+    assert planned.report.renamed[prefix + name] == f"backbone.bottom_up.net.{name}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (129, r"\(1, 129, 32\) in the file, .*129 positions are no square grid after 0 or 1 rows"),
+        (14 * 28 + 1, "393 positions are no square grid after 0 or 1 rows"),
+        (14 * 28, "392 positions are no square grid"),
+        (2 + 49, "51 positions are no square grid"),  # distilled, but without its token
+    ],
+)
+def test_positions_of_a_grid_that_is_not_square(rows: int, message: str) -> None:
+    state = make_timm()
+    state["pos_embed"] = torch.ones(1, rows, 32)
+    with pytest.raises(ValueError, match=message):
+        plan(make_model(), state)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "deit3_small_patch16_224",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_siglip_224",
+    ],
+)
+def test_positions_start_behind_the_files_tokens(name: str) -> None:
+    """Each row of the grid is a number of its own, and none of the prefix arrives in it."""
+    patch = 14 if "patch14" in name else 16
+    state = make_timm(name, img_size=8 * patch)
+    rows = state["pos_embed"].shape[1]
+    state["pos_embed"] = torch.full((1, rows, 32), 1e6)
+    state["pos_embed"][:, rows - 64 :] = 1
+    scale = {"layer_scale_init": 1.0} if "blocks.0.ls1.gamma" in state or "deit3" in name else {}
+    planned = plan(make_model(**scale), state, allow_partial=True)
+    fitted = planned.tensors["backbone.bottom_up.net.pos_embed"]
+    assert fitted.shape == (1, 17, 32)
+    torch.testing.assert_close(fitted[:, 1:], torch.ones(1, 16, 32))
+
+
+@pytest.mark.parametrize(("patch", "is_right"), [(8, False), (14, True), (20, True), (32, False)])
+def test_other_patches(patch: int, is_right: bool) -> None:
+    state = make_timm()
+    state["patch_embed.proj.weight"] = torch.ones(32, 3, patch, patch)
+    if is_right:
+        report = plan(make_model(), state).report
+        assert report.resized["backbone.bottom_up.net.patch_embed.proj.weight"].before[2] == patch
+        return
+    message = rf"patches of {patch} x {patch} pixels cannot stand for 16 x 16: .*factor of 1\.5"
+    with pytest.raises(ValueError, match=message):
+        plan(make_model(), state)
+    planned = plan(make_model(), state, allow_partial=True)
+    assert planned.is_doubtful
+
+
 def test_half_precision_is_widened() -> None:
     model, state = make_model(), make_timm()
     plan(model, {name: tensor.half() for name, tensor in state.items()}).apply(model)

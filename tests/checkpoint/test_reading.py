@@ -10,7 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitadapter.checkpoint.reading import read_state_dict, unwrap_state_dict
+from vitadapter.checkpoint.pickle_names import Unread
+from vitadapter.checkpoint.reading import (
+    read_checkpoint_file,
+    read_state_dict,
+    unwrap_state_dict,
+)
 from vitadapter.engine.checkpoint import AtomicCheckpointer
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
@@ -167,6 +172,146 @@ def test_an_archive_of_a_checkpoint(tmp_path: Path) -> None:
         archive.write(tmp_path / "model.pth.tar", "model.pth.tar")
     with pytest.raises(ValueError, match=r"w\.zip .* archive, unpack model\.pth\.tar"):
         read_state_dict(tmp_path / "w.zip")
+
+
+class Crafted:
+    """Saved as a call that stock PyTorch makes where NumPy's classes are allowed."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An array of objects over bytes, which are taken for addresses.
+        return np.ndarray, ((1,), np.dtype("O"), b"A" * 8)
+
+
+def test_an_array_of_objects_over_bytes(tmp_path: Path) -> None:
+    torch.save({"model": WEIGHTS, "x": Crafted(), "y": [Crafted()]}, tmp_path / "w.pth")
+    check(read_state_dict(tmp_path / "w.pth"))
+    found = read_checkpoint_file(tmp_path / "w.pth")
+    assert isinstance(found["x"], Unread)
+    assert repr(found["y"]) == "[Unread(kind='numpy.ndarray', is_tensor=False)]"
+
+
+def test_a_dict_that_contains_itself() -> None:
+    content: dict[str, object] = {}
+    content["model"] = {"state_dict": content}
+    with pytest.raises(ValueError, match="it contains itself"):
+        unwrap_state_dict(content)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.eye(2).to_sparse(), "a sparse tensor"),
+        (torch.eye(2).to_sparse_csr(), "a sparse tensor"),
+        (torch.empty(2, device="meta"), "a tensor without values"),
+        (torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8), "a quantised tensor"),
+        (torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), "a nested tensor"),
+    ],
+)
+def test_weights_that_are_not_dense(tensor: Tensor, kind: str, tmp_path: Path) -> None:
+    """Not left out without a word; beside the weights they do not matter."""
+    torch.save({"model": WEIGHTS | {"c": tensor}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=f"c is {kind}"):
+        read_state_dict(tmp_path / "w.pth")
+    torch.save({"model": WEIGHTS, "optimizer": {"c": tensor}}, tmp_path / "w.pth")
+    check(read_state_dict(tmp_path / "w.pth"))
+
+
+def test_names_that_become_equal_as_text(tmp_path: Path) -> None:
+    torch.save({1: torch.ones(1), "1": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="two of its entries are called 1"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def write_npz(path: Path, members: list[tuple[str, bytes]], **arguments: int) -> Path:
+    with zipfile.ZipFile(path, "w", **arguments) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+def npy(shape: object = (2,), dtype: str = "<f4", data: bytes = b"\0" * 8) -> bytes:
+    header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(shape=(2**50,)), r"a should have the shape \(1125899906842624,\), but there are"),
+        (npy(shape=(2**50, 0, 2**50)), "damaged|shape|too big|array"),
+        (npy(shape=(-1,)), "a should have the shape"),
+        (npy(dtype="|O"), "a is an array of object, not of numbers"),
+        (npy(dtype="|V4"), "not of numbers"),
+        (npy(dtype="(9999999,)<f4"), "not of numbers"),
+        (npy()[:-4], "should have the shape|damaged|cut|EOF|size"),
+        (b"no array", "magic"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "header|parenthes|size|Header"),
+    ],
+)
+def test_arrays_that_numpy_does_not_write(content: bytes, message: str, tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "w.npz", [("a.npy", content)])
+    with pytest.raises(ValueError, match=rf"w\.npz cannot be loaded as weights: .*({message})"):
+        read_state_dict(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_of_arrays_that_numpy_does_not_write(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "w.npz", [("a.npy", npy()), ("a.npy", npy())])
+    with pytest.raises(ValueError, match="two of its entries are called a"):
+        read_state_dict(path)
+    path = write_npz(tmp_path / "w.npz", [("a.npy", npy())], compression=zipfile.ZIP_LZMA)
+    with pytest.raises(ValueError, match="compressed in another way"):
+        read_state_dict(path)
+    zeros = npy(shape=(2**27,), data=bytes(2**29))
+    path = write_npz(tmp_path / "w.npz", [("a.npy", zeros)], compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"unpacks to 536\d+ bytes, over 4 times its own"):
+        read_state_dict(path)
+
+
+def test_arrays_of_other_machines(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(6, dtype=">f4"), "b": np.asfortranarray(np.ones((2, 3), ">i8"))}
+    np.savez_compressed(tmp_path / "w.npz", **arrays)
+    found = read_state_dict(tmp_path / "w.npz")
+    assert found["a"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert found["b"].tolist() == [[1] * 3] * 2
+
+
+@pytest.mark.parametrize("suffix", ["pth", "npz", "safetensors", "pkl"])
+def test_a_name_that_is_too_long(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be reached: File name too long"):
+        read_state_dict(tmp_path / f"{'x' * 300}.{suffix}")
+    with pytest.raises(ValueError, match="cannot be reached: File name too long"):
+        read_checkpoint_file(tmp_path / f"{'x' * 300}.{suffix}")
+
+
+def test_a_whole_training_state(tmp_path: Path) -> None:
+    content = {"model": WEIGHTS, "iteration": 7, "best": {"value": 0.5}, "args": None}
+    torch.save(content, tmp_path / "w.pth")
+    found = read_checkpoint_file(tmp_path / "w.pth")
+    check(found.pop("model"))
+    assert found == {"iteration": 7, "best": {"value": 0.5}, "args": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"nothing", "cannot be loaded: "),
+        ([1], "a dict with names as keys"),
+        ({1: 2}, "a dict with names as keys"),
+        ({"x": os.mkdir}, r"would run code \(\w+\.mkdir\)"),
+    ],
+)
+def test_no_training_state(content: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"w\.pth .*{message}"):
+        read_checkpoint_file(path)
+    torch.save({"a": torch.ones(9)}, path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded: \S"):
+        read_checkpoint_file(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -147,6 +147,23 @@ def save_linear(path: Path, **state: torch.Tensor) -> str:
     return str(path)
 
 
+def test_a_name_that_is_too_long() -> None:
+    with pytest.raises(ValueError, match=r"x do not exist: set train\.init_checkpoint"):
+        check_weights_exist("x" * 300)
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_weights_that_are_not_finite(complete: bool, tmp_path: Path) -> None:
+    """Neither training nor evaluation and prediction, which want them complete, load them."""
+    loader = make_checkpointer(tmp_path, 0.0)
+    for value, dtype in ((torch.nan, torch.float32), (1e300, torch.float64)):
+        weights = {"weight": torch.full((1, 1), value, dtype=dtype), "bias": torch.zeros(1)}
+        torch.save(weights, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=r"w\.pth .* NaN or infinite.*: weight \(1 of 1\)"):
+            load_init_checkpoint(loader, f"{tmp_path}/w.pth", complete=complete)
+    assert loader.model.weight.item() == 0.0
+
+
 def test_weights_of_another_model(tmp_path: Path, caplog) -> None:
     """`torch.nn.Linear(1, 1)` has a weight of shape (1, 1) and a bias of shape (1,)."""
     foreign = save_linear(tmp_path / "raw.pth", **{"blocks.0.attn.qkv.weight": torch.ones(3, 1)})

@@ -14,7 +14,7 @@ from .family import Conversion, Family
 from .official import convert_official_backbone, export_official_backbone
 from .official_detectors import LAYOUTS, OfficialLayout, convert_official, export_official
 from .plain_vit import convert_dinov2, convert_mae, convert_timm_vit
-from .reading import read_state_dict
+from .reading import read_checkpoint_file, read_state_dict
 from .resizing import resize_patch_kernel, resize_pos_embed
 from .sources import fetch
 from .uni_perceiver import convert_uni_perceiver
@@ -39,6 +39,7 @@ __all__ = [
     "export_official_backbone",
     "fetch",
     "find_family",
+    "read_checkpoint_file",
     "read_state_dict",
     "recognise",
     "resize_patch_kernel",

@@ -121,6 +121,4 @@ def _is_augreg(state_dict: Mapping[str, Tensor]) -> bool:
     return any(name.removeprefix(_OPTIMIZER_PREFIX) == "embedding/kernel" for name in state_dict)
 
 
-AUGREG = Family(
-    "augreg", "AugReg .npz files in JAX's names", _is_augreg, (convert_augreg,), is_costly=True
-)
+AUGREG = Family("augreg", "AugReg .npz files in JAX's names", _is_augreg, (convert_augreg,))

@@ -24,8 +24,8 @@ def convert_beit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ``cls_token`` stays, although nets with window attention have none.
 
     Args:
-        state_dict: entries of the original model, perhaps all under ``encoder.``; without the
-            file's outer ``model`` or ``module``.
+        state_dict: entries of the original model, without the file's outer ``model`` or
+            ``module`` and without a prefix.
 
     Returns:
         A new dict; names as in ``BEiT.state_dict()``.
@@ -34,12 +34,6 @@ def convert_beit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: the entries are not those of a BEiT.
     """
     entries = dict(state_dict)
-    if entries and min(entries).startswith("encoder"):
-        entries = {
-            name.removeprefix("encoder."): tensor
-            for name, tensor in entries.items()
-            if name.startswith("encoder.")
-        }
     shared = entries.pop(_SHARED_TABLE, None)
     _check_is_beit(entries, shared is not None, state_dict)
     converted = {name: tensor for name, tensor in entries.items() if not _DROPPED.match(name)}

@@ -7,8 +7,6 @@ from torch import Tensor
 
 __all__ = ["convert_eva02"]
 
-# Of EVA-02 CLIP only the image tower is used.
-_IMAGE_TOWERS = ("visual.trunk.", "visual.")
 # Why names are left out, by regular expression of their beginning.
 _DROPPED = {
     r"mask_token$": "token of the pre-training task",
@@ -31,8 +29,8 @@ def convert_eva02(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """EVA-02 to ``TimmViT``.
 
     Reads the files of the authors (masked image modelling, classifiers, and the image tower of
-    EVA-02 CLIP) and timm's. Patch kernel and position embedding keep their sizes; the files for
-    patches of 14 pixels are resized by whoever loads them.
+    EVA-02 CLIP without its prefix) and timm's. Patch kernel and position embedding keep their
+    sizes; the files for patches of 14 pixels are resized by whoever loads them.
 
     Args:
         state_dict: entries of one of them.
@@ -44,17 +42,11 @@ def convert_eva02(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: the entries are not those of an EVA-02 ViT.
     """
-    tower = next((t for t in _IMAGE_TOWERS if f"{t}patch_embed.proj.weight" in state_dict), "")
-    entries = {
-        name.removeprefix(tower): tensor
-        for name, tensor in state_dict.items()
-        if name.startswith(tower)
-    }
     rows = _RENAMED
-    if "blocks.0.attn.q_proj.weight" in entries:
+    if "blocks.0.attn.q_proj.weight" in state_dict:
         rows = (*_RENAMED, _WITH_SEPARATE_PROJECTIONS)
     tensors = {}
-    for name, tensor in entries.items():
+    for name, tensor in state_dict.items():
         if any(re.match(pattern, name) for pattern in _DROPPED):
             continue
         for pattern, replacement in rows:

@@ -1,7 +1,9 @@
 """All families of checkpoints, and which one a file belongs to."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from vitadapter.checkpoint.augreg import AUGREG
 from vitadapter.checkpoint.beit import convert_beit
 from vitadapter.checkpoint.dinov3 import convert_dinov3
 from vitadapter.checkpoint.eva02 import convert_eva02
-from vitadapter.checkpoint.family import Conversion, Family, describe
+from vitadapter.checkpoint.family import Conversion, Converter, Family, describe
 from vitadapter.checkpoint.official_detectors import OFFICIAL_FAMILIES
 from vitadapter.checkpoint.plain_vit import DINOV2, HEADS, MAE, TIMM_VIT
 from vitadapter.checkpoint.uni_perceiver import convert_uni_perceiver
@@ -39,6 +41,7 @@ _OWN = Family(
     (_convert_own,),
 )
 
+_BIAS_TABLE = re.compile(r"(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_bias_table")
 _BEIT_REASONS = {
     r"relative_position_index$": "follows from the size of the bias table",
     r"rel_pos_bias\.relative_position_bias_table$": "copied to every block",
@@ -47,7 +50,7 @@ _BEIT_REASONS = {
 _BEIT = Family(
     "beit",
     "BEiT and BEiTv2, pre-trained or fine-tuned, original or timm's names",
-    lambda state_dict: any(n.endswith("relative_position_bias_table") for n in state_dict),
+    lambda state_dict: any(_BIAS_TABLE.fullmatch(name) for name in state_dict),
     (lambda state_dict: describe(state_dict, convert_beit(state_dict), _BEIT_REASONS),),
 )
 
@@ -92,12 +95,11 @@ _DINOV3 = Family(
     (lambda state_dict: describe(state_dict, convert_dinov3(state_dict), _DINOV3_REASONS),),
 )
 
-_EVA02_MLP = re.compile(r"(visual\.(trunk\.)?)?blocks\.0\.mlp\.(w12|w3|ffn_ln|fc1_g)\.")
+_EVA02_MLP = re.compile(r"blocks\.0\.mlp\.(w12|w3|ffn_ln|fc1_g)\.")
 _EVA02_REASONS = {
     r"(^|\.)rope\.": "rotary positions, which the net computes",
     r"(^|\.)(norm|fc_norm|head|lm_head)\.": "final norm or head, which the adapter does without",
     r"mask_token$": "token of the pre-training task",
-    r".": "not of the image tower",
 }
 _EVA02 = Family(
     "eva02",
@@ -124,19 +126,78 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+# Parts of models whose names stand before those of the plain ViT inside.
+_WRAPPERS = {
+    *("backbone", "encoder", "model", "module", "vit", "trunk", "student", "teacher"),
+    *("visual", "visual_encoder", "vision_model", "vision_tower", "image_encoder", "img_backbone"),
+}
+_MOST_WRAPPERS = 4
+_OUTSIDE = "no part of the plain ViT"
+
+
 def _known() -> str:
     return "; ".join(f"{family.name} ({family.description})" for family in FAMILIES)
 
 
-def recognise(state_dict: Mapping[str, Tensor]) -> Family:
+def _prefixes(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """What may stand before the names of a plain ViT, what is more likely first.
+
+    Of a self-distilled model the teacher is taken, as for a file that has it apart.
+    """
+    prefixes = {""}
+    for name in state_dict:
+        parts = name.split(".", _MOST_WRAPPERS)[:_MOST_WRAPPERS]
+        for count, part in enumerate(parts, start=1):
+            if part not in _WRAPPERS:
+                break
+            prefixes.add(".".join(parts[:count]) + ".")
+    return sorted(prefixes, key=lambda prefix: ("student" in prefix, prefix.count("."), prefix))
+
+
+def _inner(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
+
+
+def _under(family: Family, prefix: str) -> Family:
+    """The family, for files that have it under a prefix."""
+
+    def convert_under(convert: Converter, state_dict: Mapping[str, Tensor]) -> Conversion:
+        inner = _inner(state_dict, prefix)
+        outside = {n: _OUTSIDE for n in state_dict if not n.startswith(prefix)}
+        conversion = convert(inner)
+        stripped = {name: name for name in inner if name in conversion.tensors}
+        renamed = {prefix + old: new for old, new in (stripped | conversion.renamed).items()}
+        dropped = {prefix + name: why for name, why in conversion.dropped.items()}
+        return replace(conversion, renamed=renamed, dropped=outside | dropped)
+
+    return replace(
+        family, converters=tuple(partial(convert_under, convert) for convert in family.converters)
+    )
+
+
+def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAMILIES) -> Family:
     """The family of a state dict, from its names.
+
+    The plain ViT may be part of another model: names may have a prefix of the parts ``_WRAPPERS``,
+    such as ``backbone.`` or ``model.visual.``.
+
+    Args:
+        state_dict: as read from a file.
+        families: those that it may be of. One alone is returned in any case.
+
+    Returns:
+        The family, whose converters take the whole of the state dict.
 
     Raises:
         ValueError: none; lists those that are known.
     """
-    for family in FAMILIES:
-        if family.recognises(state_dict):
-            return family
+    for prefix in _prefixes(state_dict):
+        inner = _inner(state_dict, prefix)
+        for family in families:
+            if family.recognises(inner):
+                return _under(family, prefix) if prefix else family
+    if len(families) == 1:
+        return families[0]  # its converter says what is missing
     raise ValueError(
         f"its names are of no known family: it has {len(state_dict)} entries such as "
         f"{sorted(state_dict)[:3]}. Known: {_known()}"

@@ -62,14 +62,12 @@ class Family:
         recognises: whether a state dict is of this family, from its names.
         converters: pure functions. There are several where nets of different classes call the
             same thing differently; the one whose names fit the net best is used.
-        is_costly: whether converting takes so long that the result is worth keeping on disk.
     """
 
     name: str
     description: str
     recognises: Callable[[Mapping[str, Tensor]], bool]
     converters: Sequence[Converter]
-    is_costly: bool = False
 
 
 def convert_names(

@@ -12,6 +12,7 @@ from vitadapter.checkpoint.families import recognise
 from vitadapter.checkpoint.family import Conversion, Family
 from vitadapter.checkpoint.report import LoadReport, Resized
 from vitadapter.checkpoint.resizing import fit_tensor
+from vitadapter.checkpoint.values import check_dense, check_finite, check_type
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
 
 __all__ = ["MIN_NET_SHARE", "LoadPlan", "check_plan", "plan_load"]
@@ -106,12 +107,6 @@ def _convert(
     return max(placed, key=lambda conversion: len(conversion.tensors.keys() & names.keys()))
 
 
-def _check_kind(name: str, tensor: Tensor, wanted: Tensor) -> None:
-    """Numbers of any precision can be copied; codes of a quantised model cannot."""
-    if wanted.is_floating_point() and not tensor.is_floating_point():
-        raise ValueError(f"{name} is {tensor.dtype}, the model has {wanted.dtype}")
-
-
 def _initial(tensor: Tensor) -> str:
     """How an entry that was not loaded starts."""
     if tensor.numel() and not tensor.is_meta and bool((tensor == tensor.flatten()[0]).all()):
@@ -138,36 +133,40 @@ def plan_load(
     state_dict: Mapping[str, Tensor],
     source: str,
     *,
-    family: Family | None = None,
     resize: bool = True,
 ) -> LoadPlan:
     """Finds out what of a checkpoint goes where; the model is not changed.
 
     Args:
         model: a detector, a segmenter or a backbone.
-        state_dict: as read from a file.
+        state_dict: as read from a file. Its family is recognised, but for a model without a plain
+            ViT names are taken as they are.
         source: how the report calls it.
-        family: None recognises it. In a model without a plain ViT names are taken as they are.
         resize: whether positions, patches and tables of another size may be resized.
 
     Returns:
         LoadPlan: to be checked by :func:`check_plan` and then applied.
 
     Raises:
-        ValueError: an unknown family, a converter's complaint, or entries that are no numbers.
+        ValueError: an unknown family, a converter's complaint, or entries that are sparse, of
+            another kind of numbers, NaN or infinite. Nothing that :meth:`LoadPlan.apply` copies can
+            fail after this.
     """
     names = model.state_dict()
     path = _find_backbone(model)
     try:
+        check_dense(state_dict, allow_meta=any(tensor.is_meta for tensor in names.values()))
         if path is None:
             conversion, name = Conversion(dict(state_dict), scope="model"), "names as they are"
         else:
-            family = family or recognise(state_dict)
+            family = recognise(state_dict)
             conversion, name = _convert(state_dict, family, names, path), family.name
         net_path = None if path is None else _join(path, "net")
         return _fit(model, conversion, net_path, source, name, resize)
     except ValueError as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
+    except (LookupError, RuntimeError) as error:  # of PyTorch, for odd shapes and types
+        raise ValueError(f"{source} cannot be loaded: its tensors do not fit ({error})") from error
 
 
 @dataclass
@@ -192,7 +191,7 @@ def _fit_tensors(
         prefix: of the net's names; None without a net.
         resize: whether tensors of the net may be resized.
     """
-    net = {} if prefix is None else _below(state, prefix)
+    file, net = ({} if prefix is None else _below(x, prefix) for x in (found, state))
     result = _Fitted()
     for name, tensor in found.items():
         in_net = prefix is not None and name.startswith(prefix)
@@ -203,16 +202,22 @@ def _fit_tensors(
                 result.unexpected.append(name)
             continue
         shape = state[name].shape
-        _check_kind(name, tensor, state[name])
-        fitted: tuple[Tensor, str | None] | None = (tensor, None)
-        if tensor.shape != shape:
-            fitted = fit_tensor(name[len(prefix) :], tensor, net) if in_net and resize else None
-        if fitted is None:
-            result.wrong_shape[name] = f"{tuple(tensor.shape)} in the file, {tuple(shape)} here"
+        check_type(name, tensor, state[name])
+        method = None
+        try:
+            if tensor.shape != shape:
+                if not (in_net and resize):
+                    raise ValueError
+                tensor, method = fit_tensor(name[len(prefix) :], file, net)
+        except ValueError as error:
+            why = f" ({error})" if str(error) else ""
+            shapes = f"{tuple(tensor.shape)} in the file, {tuple(shape)} here"
+            result.wrong_shape[name] = f"{shapes}{why}"
             continue
-        result.tensors[name], method = fitted
+        result.tensors[name] = tensor
         if method is not None:
-            result.resized[name] = Resized(tuple(tensor.shape), tuple(shape), method)
+            result.resized[name] = Resized(tuple(found[name].shape), tuple(shape), method)
+    check_finite(result.tensors, state)
     return result
 
 

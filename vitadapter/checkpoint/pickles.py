@@ -8,175 +8,34 @@ of instructions, of which those are followed that make plain data and tensors.
 import math
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-__all__ = ["PickleReader", "Storage", "Unread", "storage_dtype"]
+from vitadapter.checkpoint.pickle_names import (
+    REBUILD_FROM_TYPE,
+    REBUILD_TENSOR,
+    Name,
+    Storage,
+    Unread,
+    as_size,
+    make_object,
+    resolve_name,
+    set_item,
+    to_set,
+)
+
+__all__ = ["PickleReader"]
 
 # Far above what a training state has, and little enough to be read in seconds.
-_MOST_INSTRUCTIONS = 10_000_000
+_MOST_INSTRUCTIONS = 4_000_000
 _MOST_DIMENSIONS = 32
 _DEEPEST_NESTING = 64
 # Tensors may share memory, as tied weights do, or repeat it, but not without end.
 _MOST_SHARING = 16
 _SMALL_BYTES = 2**20
-
-_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-_STORAGES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-    "torch.ComplexFloatStorage": torch.complex64,
-    "torch.ComplexDoubleStorage": torch.complex128,
-    "torch.QInt8Storage": torch.qint8,
-    "torch.QUInt8Storage": torch.quint8,
-    "torch.QInt32Storage": torch.qint32,
-    "torch.storage.UntypedStorage": torch.uint8,
-}
-# Other names of the same things: of Python 2, and of versions of NumPy and Python.
-_SYNONYMS = {
-    "__builtin__.": "builtins.",
-    "numpy._core.": "numpy.core.",
-    "pathlib._local.": "pathlib.",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Unread:
-    """Stands for an object that is neither plain data nor a dense tensor, such as NumPy's.
-
-    Attributes:
-        kind: what it is called in messages.
-    """
-
-    kind: str
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A class or function that the file mentions."""
-
-    text: str
-
-
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """Memory of tensors, and what its values are where the tensors do not say so."""
-
-    dtype: torch.dtype
-    data: torch.UntypedStorage
-
-
-def _unread(kind: str) -> Callable[..., Unread]:
-    return lambda *_: Unread(kind)
-
-
-def _ordered_dict(pairs: list[tuple[object, object]] | tuple[()] = ()) -> dict[object, object]:
-    result: dict[object, object] = {}
-    for key, value in pairs:
-        _set_item(result, key, value)
-    return result
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise ValueError("it has bytes in another encoding than latin1")
-    return text.encode("latin1")
-
-
-def _set(items: list[object]) -> set[object]:
-    return {_checked_key(item) for item in items}
-
-
-def _size(sizes: tuple[int, ...] | list[int]) -> tuple[int, ...]:
-    if not isinstance(sizes, tuple | list):
-        raise ValueError(f"it has a {type(sizes).__name__} as size")
-    return tuple(sizes)
-
-
-def _parameter(data: Tensor, *_: object) -> Tensor:
-    return data
-
-
-# What is made of the objects that training codes save; the file's arguments reach nothing else.
-_MAKERS: Mapping[str, Callable[..., object]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "collections.Counter": lambda counts: _ordered_dict(list(counts.items())),
-    "builtins.set": _set,
-    "_codecs.encode": _bytes,
-    "torch.Size": _size,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch.nn.parameter.Parameter": _parameter,
-    "torch._utils._rebuild_sparse_tensor": _unread("a sparse tensor"),
-    "torch._utils._rebuild_qtensor": _unread("a quantised tensor"),
-    "torch._utils._rebuild_nested_tensor": _unread("a nested tensor"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _unread("a tensor without values"),
-    "torch._utils._rebuild_wrapper_subclass": _unread("a tensor without values"),
-    "torch._utils._rebuild_device_tensor_from_numpy": _unread("a tensor of another device"),
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _unread("a tensor of another device"),
-    **{
-        name: _unread(name)
-        for name in (
-            "argparse.Namespace",
-            "builtins.bytearray",
-            "builtins.complex",
-            "numpy.core.multiarray._reconstruct",
-            "numpy.core.multiarray.scalar",
-            "numpy.dtype",
-            "numpy.ndarray",
-            "pathlib.PosixPath",
-            "pathlib.PurePosixPath",
-            "pathlib.PureWindowsPath",
-            "pathlib.WindowsPath",
-            "torch.device",
-            "torch.serialization._get_layout",
-        )
-    },
-}
-# Of a subclass of Tensor, or one with attributes: the plain tensor.
-_REBUILD_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
-# Names that are only mentioned: the types of tensors and quantisers that are not built.
-_MENTIONED = {
-    _REBUILD_FROM_TYPE,
-    "torch.Tensor",
-    "torch._tensor.Tensor",
-    *(f"torch.per_{kind}_affine" for kind in ("tensor", "channel")),
-    *(f"torch.per_{kind}_symmetric" for kind in ("tensor", "channel")),
-}
-_REBUILD_TENSOR = {
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-}
-_KNOWN = {*_MAKERS, *_MENTIONED, *_REBUILD_TENSOR, *_STORAGES}
-
-
-def _checked_key(key: object) -> object:
-    """A key of a dict, or member of a set, whose hash is quickly made."""
-    plain = (str, bytes, int, float, type(None), Unread)
-    parts = key if isinstance(key, tuple) else (key,)
-    if len(parts) <= _MOST_DIMENSIONS and all(isinstance(part, plain) for part in parts):
-        return key
-    raise ValueError(f"keys are names and numbers, got a {type(key).__name__}")
-
-
-def _set_item(target: object, key: object, value: object) -> None:
-    if type(target) is not dict:
-        raise ValueError(f"it adds an entry to a {type(target).__name__}")
-    if _checked_key(key) in target:
-        raise ValueError(f"two of its entries are called {str(key)[:100]}")
-    target[key] = value
+_SIZED = (str, bytes, list, tuple, dict, set)
 
 
 def _check_tree(
@@ -200,17 +59,6 @@ def _check_tree(
     if size > _MOST_INSTRUCTIONS:
         raise ValueError(f"it has more than {_MOST_INSTRUCTIONS} values")
     return size, height
-
-
-def storage_dtype(name: object) -> torch.dtype:
-    """Of the values in a storage whose class the file mentions.
-
-    Raises:
-        ValueError: there is no such class.
-    """
-    if not isinstance(name, _Name) or name.text not in _STORAGES:
-        raise ValueError("it has a storage of tensors that PyTorch does not have")
-    return _STORAGES[name.text]
 
 
 class PickleReader:
@@ -278,7 +126,7 @@ class PickleReader:
             items = [stack.pop() for _ in range(count)][::-1]
             self._collect(name, items)
         elif name == "GLOBAL":
-            stack.append(_named(str(argument).replace(" ", ".", 1)))
+            stack.append(resolve_name(str(argument).replace(" ", ".", 1)))
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"it is not made of tensors alone ({name})")
 
@@ -293,13 +141,13 @@ class PickleReader:
             stack[-1].extend(items)
         elif name.startswith("SETITEM"):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                _set_item(stack[-1], key, value)
+                set_item(stack[-1], key, value)
         elif name == "ADDITEMS":
             if type(stack[-1]) is not set:
                 raise ValueError(f"it adds to a {type(stack[-1]).__name__}")
-            stack[-1].update(_set(items))
+            stack[-1].update(to_set(items))
         elif name == "STACK_GLOBAL":
-            stack.append(_named(".".join(items)))
+            stack.append(resolve_name(".".join(items)))
         elif name == "BINPERSID":
             stack.append(self._load_storage(items[0]))
         elif name == "BUILD":
@@ -311,21 +159,19 @@ class PickleReader:
 
     def _make(self, name: object, arguments: object) -> object:
         """What stands for the result of a call."""
-        if not isinstance(name, _Name) or not isinstance(arguments, tuple):
+        if not isinstance(name, Name) or not isinstance(arguments, tuple):
             raise ValueError(f"it calls a {type(name).__name__}")
         # A long argument that is used again and again would take time and memory without end.
-        self._copies_left -= sum(len(a) for a in arguments if hasattr(a, "__len__"))
+        self._copies_left -= sum(len(a) for a in arguments if isinstance(a, _SIZED))
         if self._copies_left < 0:
             raise ValueError("it repeats its content too often")
-        if name.text == _REBUILD_FROM_TYPE:
+        if name.text == REBUILD_FROM_TYPE:
             return self._make(arguments[0], arguments[2])
         if name.text == "torch._utils._rebuild_tensor_v3":
             return self._tensor(*arguments[:4], *arguments[6:])
-        if name.text in _REBUILD_TENSOR:
+        if name.text in REBUILD_TENSOR:
             return self._tensor(*arguments[:4], None, *arguments[6:])
-        if name.text not in _MAKERS:
-            raise ValueError(f"it calls {name.text}")
-        return _MAKERS[name.text](*arguments)
+        return make_object(name, arguments)
 
     def _tensor(
         self,
@@ -338,9 +184,9 @@ class PickleReader:
     ) -> Tensor | Unread:
         """A view of a storage, within its bounds."""
         if metadata:
-            return Unread("a conjugate or negated tensor")
+            return Unread("a conjugate or negated tensor", is_tensor=True)
         dtype = dtype or storage.dtype
-        size, stride = _size(size), _size(stride)
+        size, stride = as_size(size), as_size(stride)
         if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
             raise ValueError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
         numbers = (offset, *size, *stride)
@@ -358,18 +204,6 @@ class PickleReader:
                 f"a tensor of {(last + 1) * item} bytes is in a storage of {storage.data.nbytes()}"
             )
         return torch.empty(0, dtype=dtype).set_(storage.data, offset, size, stride)
-
-
-def _named(name: str) -> object:
-    """What a name stands for; names that are not of tensors or plain data are refused."""
-    for other, usual in _SYNONYMS.items():
-        if name.startswith(other):
-            name = usual + name.removeprefix(other)
-    if name in _DTYPES:
-        return _DTYPES[name]
-    if name not in _KNOWN:
-        raise ValueError(f"loading it would run code ({name[:100]}), which is refused")
-    return _Name(name)
 
 
 # Instructions, by what they take and leave on the stack.

@@ -1,21 +1,29 @@
 """Checkpoint files as plain state dicts, read without executing what is in them."""
 
 import logging
+import math
+import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vitadapter.checkpoint.pickle_names import Unread
 from vitadapter.checkpoint.torch_files import read_torch_file
 
 __all__ = ["StateDict", "read_checkpoint_file", "read_state_dict", "unwrap_state_dict"]
+
+_DATA_PARALLEL = re.compile(r"(module\.)*")
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +34,11 @@ StateDict = dict[str, Tensor]
 # average is read where there is nothing else. DINO and iBOT publish the "teacher".
 _PLAIN = ("state_dict", "model", "module", "model_state", "teacher")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+# Kinds of NumPy's types: truth values, whole, real and complex numbers.
+_NUMERIC = "biufc"
+# Weights hardly become smaller when they are compressed.
+_MOST_UNPACKING = 4
+_SMALL_BYTES = 2**28
 # What a file that is no checkpoint, or only part of one, may raise.
 _NOT_WEIGHTS = (
     AssertionError,
@@ -37,9 +50,11 @@ _NOT_WEIGHTS = (
     OSError,
     RuntimeError,
     SafetensorError,
+    SyntaxError,
     TypeError,
     ValueError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -57,8 +72,36 @@ def _read_torch(path: Path) -> object:
 
 
 def _read_npz(path: Path) -> object:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        unpacked = sum(info.file_size for info in infos)
+        if unpacked > max(_MOST_UNPACKING * path.stat().st_size, _SMALL_BYTES):
+            raise ValueError(
+                f"it unpacks to {unpacked} bytes, over {_MOST_UNPACKING} times its own"
+            )
+        arrays: dict[str, Tensor] = {}
+        for info in infos:
+            name = info.filename.removesuffix(".npy")
+            if name in arrays:
+                raise ValueError(f"two of its entries are called {name}")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{name} is compressed in another way than NumPy does it")
+            with archive.open(info) as file:
+                arrays[name] = torch.from_numpy(_read_array(file, name, info.file_size))
+    return arrays
+
+
+def _read_array(file: IO[bytes], name: str, size: int) -> np.ndarray:
+    """A numeric array whose header asks for no more than the `size` bytes that there are."""
+    header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, _, dtype = header[npy.read_magic(file)](file)
+    if dtype.kind not in _NUMERIC:
+        raise ValueError(f"{name} is an array of {dtype}, not of numbers (it may hide a pickle)")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"{name} should have the shape {shape}, but there are {size} bytes")
+    file.seek(0)
+    array = npy.read_array(file, allow_pickle=False)
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _read_pickle(path: Path) -> object:
@@ -116,7 +159,7 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
 
     Returns:
         As it was saved: numbers, strings, None and tensors (on the CPU) in dicts, lists and
-        tuples. NumPy's and other objects are :class:`~vitadapter.checkpoint.pickles.Unread`.
+        tuples. NumPy's and other objects are :class:`~vitadapter.checkpoint.pickle_names.Unread`.
 
     Raises:
         ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
@@ -156,6 +199,22 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
         raise ValueError(f"{path} cannot be loaded as weights: {_reason(error)}") from error
 
 
+def _dense_tensors(content: Mapping[object, object]) -> StateDict:
+    """Tensors by name; what else is beside them is left out."""
+    tensors = [(str(name), value) for name, value in content.items() if isinstance(value, Tensor)]
+    if not tensors:
+        raise ValueError(f"it has no tensors among {sorted(map(str, content))[:5]}")
+    for name, value in content.items():
+        if isinstance(value, Unread) and value.is_tensor:
+            raise ValueError(f"{name} is {value.kind}, dense ones are needed")
+    result: StateDict = {}
+    for name, tensor in tensors:
+        if name in result:
+            raise ValueError(f"two of its entries are called {name}")
+        result[name] = tensor
+    return result
+
+
 def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
     """Finds the state dict in what a training code has saved.
 
@@ -176,7 +235,11 @@ def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
         ValueError: there are no tensors, or names that become equal.
     """
     wrappers = (*_AVERAGED, *_PLAIN) if averaged else (*_PLAIN, *_AVERAGED)
+    outer: list[object] = []
     while isinstance(content, Mapping):
+        if any(content is mapping for mapping in outer):
+            raise ValueError("it contains itself")
+        outer.append(content)
         wrapper = next((k for k in wrappers if isinstance(content.get(k), Mapping)), None)
         if wrapper is None:
             break
@@ -185,17 +248,14 @@ def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
         content = content[wrapper]
     if not isinstance(content, Mapping):
         raise ValueError(f"a checkpoint is a dict of tensors, got {type(content).__name__}")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"it has no tensors among {sorted(map(str, content))[:5]}")
+    tensors = _dense_tensors(content)
     copies = {f"ema_{name.replace('.', '_')}" for name in tensors}
     result: StateDict = {}
     for name, tensor in tensors.items():
-        short = name.replace("_orig_mod.", "")
-        while short.startswith("module."):
-            short = short.removeprefix("module.")
         if name in copies:
             continue
+        short = name.replace("_orig_mod.", "")
+        short = short[_DATA_PARALLEL.match(short).end() :]
         if short in result:
             raise ValueError(f"two of its entries are called {short}")
         result[short] = tensor

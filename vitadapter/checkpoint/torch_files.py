@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from vitadapter.checkpoint.pickles import PickleReader, Storage, storage_dtype
+from vitadapter.checkpoint.pickle_names import Storage, storage_dtype
+from vitadapter.checkpoint.pickles import PickleReader
 
 __all__ = ["read_torch_file"]
 
@@ -51,7 +52,7 @@ def _part(memory: mmap.mmap, offset: int, size: int) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset)
 
 
-def _check_storage_id(persistent_id: object, length: int) -> tuple[torch.dtype, str | int, int]:
+def _parse_storage_id(persistent_id: object, length: int) -> tuple[torch.dtype, str | int, int]:
     """(type of its values, key, number of its values)"""
     if not isinstance(persistent_id, tuple) or len(persistent_id) != length:
         raise ValueError("it refers to something that is no storage of a tensor")
@@ -69,6 +70,7 @@ class _ZipFile:
         self._path, self._memory, self._is_mapped = path, memory, is_mapped
         self._records: dict[str, zipfile.ZipInfo] = {}
         self._storages: dict[str | int, Storage] = {}
+        self._bytes_left = len(memory)
 
     def read(self) -> object:
         with zipfile.ZipFile(self._path) as archive:
@@ -84,6 +86,8 @@ class _ZipFile:
         self._records = {info.filename: info for info in infos}
         if len(self._records) < len(infos):
             raise ValueError("two files in the archive have the same name")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            raise ValueError("torch.save does not compress, but the archive is compressed")
         pickles = [name for name in self._records if name.count("/") == 1 and _is_pickle(name)]
         if len(pickles) != 1:
             raise ValueError(f"torch.save writes one {_PICKLE}, the archive has {len(pickles)}")
@@ -96,7 +100,7 @@ class _ZipFile:
         return self._records[pickles[0]]
 
     def _storage(self, persistent_id: object) -> Storage:
-        dtype, key, count = _check_storage_id(persistent_id, 5)
+        dtype, key, count = _parse_storage_id(persistent_id, 5)
         if key not in self._storages:
             data = self._record(f"{self._folder}data/{key}")
             self._storages[key] = Storage(dtype, data.untyped_storage())
@@ -111,8 +115,9 @@ class _ZipFile:
         info = self._records.get(name)
         if info is None:
             raise ValueError(f"the archive has no {name}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed; load and save the file with PyTorch again")
+        self._bytes_left -= info.file_size
+        if self._bytes_left < 0:  # files of an archive may overlap
+            raise ValueError("its tensors are larger than the file")
         end = info.header_offset + _LOCAL_HEADER.size
         header = self._memory[info.header_offset : end]
         if len(header) < _LOCAL_HEADER.size:
@@ -158,7 +163,7 @@ class _OldFile:
 
     def _storage(self, persistent_id: object) -> Storage:
         """Of the right size; its values come later in the file."""
-        dtype, key, count = _check_storage_id(persistent_id, 6)
+        dtype, key, count = _parse_storage_id(persistent_id, 6)
         if key not in self._storages:
             self._bytes_left -= count * dtype.itemsize
             if self._bytes_left < 0:

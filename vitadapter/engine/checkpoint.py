@@ -13,8 +13,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
-from vitadapter.checkpoint.cache import read_checkpoint
-from vitadapter.checkpoint.family import Family
 from vitadapter.checkpoint.loading import check_plan, plan_load
 from vitadapter.checkpoint.reading import StateDict, read_checkpoint_file, read_state_dict
 from vitadapter.checkpoint.sources import fetch, is_remote
@@ -215,23 +213,23 @@ def check_weights_exist(path: str) -> None:
         ValueError: the file does not exist.
     """
     file_name = path.partition("?")[0]
-    if not is_remote(file_name) and not Path(file_name).is_file():
+    # Path's raises for a name that is too long.
+    if not is_remote(file_name) and not os.path.isfile(file_name):  # noqa: PTH113
         raise ValueError(
             f"the weights {file_name} do not exist: set train.init_checkpoint=... "
             "(train.init_checkpoint='' starts from random weights)"
         )
 
 
-def _read(model: nn.Module, path: str, averaged: bool) -> tuple[StateDict, Family | None]:
-    """The checkpoint of a path that may end in Detectron2's query, and its family if known."""
+def _read(model: nn.Module, path: str, averaged: bool) -> StateDict:
+    """The checkpoint of a path that may end in Detectron2's query."""
     file_name, _, query = path.partition("?")
     if query not in ("", *_HEURISTICS):
         raise ValueError(f"a path may end in ?{_HEURISTICS[0]} only, got {path}")
-    file = fetch(file_name)
+    state_dict = read_state_dict(fetch(file_name), averaged=averaged)
     if query != _HEURISTICS[0]:
-        return read_checkpoint(file, averaged=averaged)
-    state_dict = read_state_dict(file, averaged=averaged)
-    return align_and_update_state_dicts(model.state_dict(), state_dict, c2_conversion=False), None
+        return state_dict
+    return align_and_update_state_dicts(model.state_dict(), state_dict, c2_conversion=False)
 
 
 def load_init_checkpoint(
@@ -264,8 +262,8 @@ def load_init_checkpoint(
     path = expand_home(path)
     check_weights_exist(path)
     model = checkpointer.model
-    state_dict, family = _read(model, path, averaged)
-    plan = plan_load(model, state_dict, path, family=family, resize=not complete)
+    state_dict = _read(model, path, averaged)
+    plan = plan_load(model, state_dict, path, resize=not complete)
     check_plan(plan, model, complete=complete, allow_partial=allow_partial)
     plan.apply(model)
     level = logging.WARNING if plan.is_doubtful else logging.INFO
