@@ -100,8 +100,8 @@ class KilledRun:
         rows = [json.loads(line) for line in lines if line.endswith("}")]
         return [row["iteration"] for row in rows if "total_loss" in row][skip:]
 
-    def kill(self, kill: Kill) -> str:
-        """Starts, kills and checks what is left; returns a line about it."""
+    def kill(self, kill: Kill) -> bool:
+        """Starts, kills and checks what is left; returns whether the run had not ended before."""
         before = len(self._logged())
         first = self.last_iteration() + 1
         process, start = self.start(kill.num_workers, kill.max_iter), time.monotonic()
@@ -128,11 +128,16 @@ class KilledRun:
         if code == 0:
             final = torch.load(self.output / "model_final.pth", weights_only=True)
             assert final["iteration"] == last >= kill.max_iter - 1
-        return (
-            f"{kill.number.name:7} after {kill.after:5.2f} s, {kill.num_workers} workers, "
-            f"{'all processes' if kill.to_group else 'one process'}: rc {code}, iterations "
-            f"{first} to {seen}, saved {last}, processes left for {seconds:.1f} s"
+        logger.info(
+            "%s after %.2f s, %d workers, %s: rc %d, iterations %d to %d, saved %d, "
+            "processes left for %.1f s",
+            kill.number.name if is_sent else "no signal",
+            kill.after,
+            kill.num_workers,
+            "all processes" if kill.to_group else "one process",
+            *(code, first, seen, last, seconds),
         )
+        return is_sent
 
     def check_files(self) -> None:
         """Each published file is whole, and not more than are to be kept."""
@@ -150,28 +155,29 @@ class KilledRun:
 
 
 def main(kills: int, seed: int) -> None:
-    """Kills a run `kills` times; logs a line about each."""
+    """Kills a run `kills` times and lets it end; logs a line about each start."""
     rng = random.Random(seed)
+    left = [signal.SIGKILL, signal.SIGTERM] * (kills // 2)
     with tempfile.TemporaryDirectory() as folder:
         run = KilledRun(Path(folder))
         start = time.monotonic()
         run.start(0, 1).wait()
         seconds = time.monotonic() - start
         logger.info("a start with one iteration takes %.1f s", seconds)
-        for index in range(kills):
+        while left:
+            # Some while it starts, most while it trains, evaluates, saves and ends.
+            moment = rng.uniform(0, 1) if rng.random() < 0.25 else rng.uniform(0.6, 1.8)
             kill = Kill(
-                number=(signal.SIGKILL, signal.SIGTERM)[index % 2],
-                # Half of them early, half while it trains, evaluates, saves and ends.
-                after=rng.uniform(0, seconds)
-                if rng.random() < 0.3
-                else seconds * rng.uniform(0.6, 1.8),
+                number=left[-1],
+                after=seconds * moment,
                 to_group=rng.random() < 0.5,
-                num_workers=(0, 2)[index // 2 % 2],
-                max_iter=run.last_iteration() + rng.choice((5, 30, 1000)),
+                num_workers=rng.choice((0, 2)),
+                max_iter=run.last_iteration() + rng.choice((10, 1000, 1000)),
             )
-            logger.info(run.kill(kill))
+            if run.kill(kill):
+                left.pop()
         run.finish()
-    logger.info("%d kills: nothing lost", kills)
+    logger.info("killed %d times, half by SIGKILL and half by SIGTERM: nothing lost", kills)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     """Many kills at random moments are those of `killed_runs.py` as a program."""
     run = KilledRun(tmp_path)
     for number, to_group, num_workers in ((signal.SIGKILL, True, 0), (signal.SIGTERM, False, 2)):
-        run.kill(Kill(number, 0, to_group, num_workers, max_iter=10000, iterations=6))
+        assert run.kill(Kill(number, 0, to_group, num_workers, 10000, iterations=6))
 
 
 FAULTY_CONFIG = """
