@@ -4,6 +4,7 @@ Light enough to be imported before everything else. Signals that a process was s
 such as SIGINT under `nohup ... &`, stay ignored.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -14,10 +15,12 @@ from types import FrameType
 
 __all__ = ["StopSignals", "exit_on_signals", "forward_signals"]
 
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, object]:
+def _install(handler: Handler) -> dict[int, object]:
     """Sets the handler of the signals that are not ignored; returns those from before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -35,6 +38,8 @@ def _exit(number: int) -> None:
 def exit_on_signals() -> None:
     """From here on a signal ends the process at once: as long as there is nothing to save."""
     _install(lambda number, frame: _exit(number))
+    # While Python is being shut down it runs no handlers; the exit status stands by then.
+    atexit.register(_install, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
