@@ -174,6 +174,15 @@ def test_the_tag_is_what_counts(folder: Path, tag: bytes) -> None:
     assert find_checkpoint(str(folder))[0] == folder / "model_0000001.pth"
 
 
+@pytest.mark.parametrize("name", ["program.pkl", "program.pyth", "model_best.pth"])
+def test_whatever_the_tag_names_is_not_run(folder: Path, name: str, caplog) -> None:
+    run_code(folder / name)
+    (folder / "last_checkpoint").write_text(name)
+    assert find_checkpoint(str(folder))[0].name == "model_final.pth"
+    assert f"{name} cannot be loaded" in caplog.text
+    assert not (folder / "executed").exists()
+
+
 @pytest.mark.parametrize(
     ("tag", "message"),
     [
