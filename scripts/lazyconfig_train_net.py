@@ -5,7 +5,13 @@ As Detectron2's script of the same name (under which the configs run too), with 
 refuse misspelt keys, checks before the first iteration, and a checkpoint whenever training stops.
 """
 
+if __name__ in ("__main__", "__mp_main__"):
+    from vitadapter.engine.signals import exit_on_signals
+
+    exit_on_signals()  # before the other imports, which take seconds
+
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -17,6 +23,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError, check_run, setup_errors
+from vitadapter.engine.signals import forward_signals
 from vitadapter.engine.trainer import do_eval_only, do_train
 
 EPILOG = """
@@ -49,6 +56,8 @@ def main(args: argparse.Namespace) -> None:
             do_train(cfg, resume=args.resume)
     except SetupError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def invoke_main(arguments: list[str] | None = None) -> None:
@@ -59,19 +68,20 @@ def invoke_main(arguments: list[str] | None = None) -> None:
         parser.error("--config-file is required")
     if not Path(args.config_file).is_file():
         parser.error(f"--config-file {args.config_file} does not exist")
+    has_children = args.num_gpus * args.num_machines > 1
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with forward_signals() if has_children else contextlib.nullcontext():
+            launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     except ProcessExitedException as error:  # one of several, which has said why
-        sys.exit(error.exit_code)
+        code = error.exit_code
+        sys.exit(code if code >= 0 else 128 - code)  # a signal has ended it
 
 
 if __name__ == "__main__":

@@ -35,8 +35,12 @@ class SmallModel(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         if any(sample.get("diverged") for sample in batch):
             raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        factor = max(sample.get("gradient_factor", 1.0) for sample in batch)
         self.seen += len(batch)
-        out = self.second(self.first(torch.stack([s["image"] for s in batch])).tanh()).float()
+        hidden = self.first(torch.stack([s["image"] for s in batch]))
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: gradient * factor)
+        out = self.second(hidden.tanh()).float()
         wanted = torch.stack([s["target"] for s in batch])
         error = (out - wanted) ** 2
         return {"loss_cls": error[:, 0].mean(), "loss_box": 3 * error[:, 1].mean()}
@@ -80,7 +84,7 @@ def error_of(trainer: AccumulatingTrainer) -> str:
 
 
 def distributed(rank: int, folder: Path) -> None:
-    """One of two processes: trains on its half of 8 samples, then meets two faults of rank 1.
+    """One of two processes: trains on its half of 8 samples, then meets three faults of rank 1.
 
     Writes weights, the number of reductions and the messages to `{rank}.json` in the folder.
     """
@@ -116,7 +120,8 @@ def _train_distributed(rank: int) -> dict[str, object]:
     storage = run(trainer, 2)
     weights = {name: value.tolist() for name, value in model.module.state_dict().items()}
     messages = []
-    for fault in ({"image": torch.full((6,), float("nan"))}, {"diverged": True}):
+    nan, gradient = {"image": torch.full((6,), float("nan"))}, {"gradient_factor": float("inf")}
+    for fault in (nan, gradient, {"diverged": True}):
         spoiled = samples(2)
         if rank == 1:
             spoiled[1].update(fault)

@@ -62,3 +62,13 @@ def spoil_image(sample: dict) -> None:
 def raise_error(sample: dict) -> None:
     """A fault in the middle of an iteration."""
     raise RuntimeError("out of memory")
+
+
+class Program:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.target,)

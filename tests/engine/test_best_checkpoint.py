@@ -115,6 +115,22 @@ def test_a_resumed_run_knows_the_best(keep: DictConfig, evaluations: Callable, c
     assert best(keep)["best"] == {"metric": "segm/AP50", "mode": "max", "value": 1.0}
 
 
+@pytest.mark.parametrize("content", [b"", b"text"])
+def test_a_damaged_best_checkpoint_is_replaced(
+    keep: DictConfig, evaluations: Callable, content: bytes, caplog
+) -> None:
+    keep.train.max_iter = 1
+    evaluations(3.0)
+    do_train(keep)
+    Path(keep.train.output_dir, "model_best.pth").write_bytes(content)
+    keep.train.max_iter = 2
+    evaluations(2.0)
+    with caplog.at_level(logging.WARNING, "vitadapter"):
+        do_train(keep, resume=True)
+    assert "model_best.pth cannot be loaded" in caplog.text
+    assert best(keep)["best"]["value"] == 2.0
+
+
 def test_stopped_in_the_last_iteration(keep: DictConfig, evaluations: Callable) -> None:
     keep.train.max_iter = 3
     evaluations(3.0, 2.0)

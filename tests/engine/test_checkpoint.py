@@ -1,9 +1,11 @@
+import pickle
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from detectron2.config import instantiate
+from training_samples import Program
 
 from vitadapter.checkpoint.official_detectors import MASK_RCNN, export_official
 from vitadapter.engine import checkpoint as checkpoint_module
@@ -53,6 +55,70 @@ def test_a_save_that_breaks_off_leaves_the_last_checkpoint_whole(
     assert [Path(f).name for f in loader.get_all_checkpoint_files()] == ["model.pth"]
     saver.save("model", iteration=2)
     assert not list(tmp_path.glob("*partial*"))
+
+
+def poison(tensor: torch.Tensor, value: float) -> None:
+    with torch.no_grad():
+        tensor.view(-1)[-1] = value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("part", ["weight", "running_var", "average", "optimizer"])
+def test_nothing_infinite_or_nan_is_written(tmp_path: Path, part: str, value: float) -> None:
+    model, average = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    saver = AtomicCheckpointer(model, str(tmp_path), optimizer=optimizer, model_ema=average)
+    saver.save("model_0000001", iteration=1)
+    places = {
+        "weight": (model.weight, "model.weight"),
+        "running_var": (model.running_var, "model.running_var"),
+        "average": (average.bias, "model_ema.bias"),
+        "optimizer": (optimizer.state[model.bias]["exp_avg_sq"], "optimizer.state.1.exp_avg_sq"),
+    }
+    tensor, name = places[part]
+    poison(tensor, value)
+    before = sorted(tmp_path.iterdir())
+    for file in ("model_0000002", "model_final"):
+        with pytest.raises(FloatingPointError, match=rf"^{name} is infinite or NaN: .*{file}\.pth"):
+            saver.save(file, iteration=2)
+    if part != "optimizer":
+        with pytest.raises(FloatingPointError, match=r"model_best\.pth is not written"):
+            saver.save_weights("model_best", average if part == "average" else model)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert saver.saved_iteration == 1
+
+
+def test_old_checkpoints_are_removed_those_of_earlier_starts_too(tmp_path: Path) -> None:
+    for start in range(2):
+        saver = make_checkpointer(tmp_path, start)
+        saver.max_to_keep = 3
+        saver.save_weights("model_best", saver.model)
+        (tmp_path / "mine.pth").touch()
+        for iteration in range(4 * start, 4 * start + 4):
+            saver.save(f"model_{iteration:07d}", iteration=iteration)
+        saver.save("model_final", iteration=iteration)
+    kept = {"mine", "model_best", "model_final", *(f"model_000000{i}" for i in (5, 6, 7))}
+    assert {path.stem for path in tmp_path.glob("*.pth")} == kept
+    # Gone back to: its successors are newer than what was left behind.
+    for iteration in (2, 3):
+        saver.save(f"model_{iteration:07d}", iteration=iteration)
+    kept = {"mine", "model_best", "model_final", *(f"model_000000{i}" for i in (7, 2, 3))}
+    assert {path.stem for path in tmp_path.glob("*.pth")} == kept
+    saver.max_to_keep = 1
+    saver.save("model_0000004", iteration=4)
+    assert {path.stem for path in tmp_path.glob("model_0*.pth")} == {"model_0000004"}
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model.pth", "model.pyth"])
+def test_no_checkpoint_is_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps({"model": Program(tmp_path / "executed")}))
+    loader = make_checkpointer(tmp_path, 1.0)
+    with pytest.raises(ValueError, match=rf"{name} cannot be loaded"):
+        loader.load(str(tmp_path / name))
+    assert not (tmp_path / "executed").exists()
 
 
 def test_weights_of_several_forms(tmp_path: Path) -> None:

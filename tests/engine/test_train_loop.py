@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig
 from small_trainer import SmallModel, batches, distributed, error_of, run, samples
 from training_samples import act, last, load, metrics_of, spoil_image
 
 from vitadapter.data.dataset_mapper import DatasetMapper
+from vitadapter.engine.checkpoint import find_not_finite
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.train_loop import AccumulatingTrainer
@@ -72,14 +75,18 @@ def test_distributed_micro_batches(tmp_path: Path) -> None:
     for report in reports:
         found = {n: torch.tensor(report["weights"][n]) for n in weights_of(expected)}
         torch.testing.assert_close(found, weights_of(expected), atol=1e-6, rtol=1e-5)
-        assert report["reductions"] == 2 + 1  # the last one before the NaN loss was seen
+        # The last two before the NaN loss and the infinite gradient were seen.
+        assert report["reductions"] == 2 + 2
         assert report["unchanged"]
     assert reports[0]["losses"].keys() == {"loss_cls", "loss_box", "total_loss"}
     # The fault of one process stops both, and they say the same of it.
     assert reports[0]["messages"] == reports[1]["messages"]
-    nan, diverged = reports[0]["messages"]
+    nan, gradient, diverged = reports[0]["messages"]
     assert nan.endswith("(loss_cls=nan, loss_box=nan) at iteration 0, images: 1.png")
     assert diverged.endswith("contain Inf/NaN. at iteration 0, images: 1.png")
+    # Shared by the processes, it may be any image's.
+    assert gradient.startswith("the gradient became infinite or NaN (of ")
+    assert gradient.endswith("at iteration 0, images: 0.png, 1.png, 0.png, 1.png")
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.float16])
@@ -99,6 +106,41 @@ def test_nothing_is_updated_by_a_loss_that_is_not_finite(
     )
     torch.testing.assert_close(weights_of(model), before, atol=0, rtol=0)
     assert trainer.grad_scaler.get_scale() in (1.0, 2.0**16)
+
+
+@given(
+    index=st.integers(0, 73),
+    value=st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e25]),
+    amp_dtype=st.sampled_from([None, torch.bfloat16]),
+    name=st.sampled_from(sorted(OPTIMIZERS)),
+)
+@settings(deadline=None, max_examples=25)
+def test_nothing_is_updated_by_a_gradient_that_is_not_finite(
+    index: int, value: float, amp_dtype: torch.dtype | None, name: str
+) -> None:
+    """1e25 is finite, but its square, which the norm and Adam need, is not."""
+    model = SmallModel()
+    owners = [(n, i) for n, p in model.named_parameters() for i in range(p.numel())]
+    owner, offset = owners[index]
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        spoiled = gradient.clone()
+        spoiled.view(-1)[offset] = value
+        return spoiled
+
+    model.get_parameter(owner).register_hook(spoil)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    before = weights_of(model)
+    trainer = AccumulatingTrainer(
+        model, batches(samples(4), 2), optimizer, accumulate_steps=2, amp_dtype=amp_dtype
+    )
+    where = "its norm is" if value == 1e25 else f"of 1 parameters, such as {owner}"
+    images = ", ".join(f"{i}.png" for i in range(4))
+    assert error_of(trainer) == (
+        f"the gradient became infinite or NaN ({where}) at iteration 0, images: {images}"
+    )
+    torch.testing.assert_close(weights_of(model), before, atol=0, rtol=0)
+    assert not optimizer.state
 
 
 def test_images_without_a_file_go_by_their_id() -> None:
@@ -146,6 +188,20 @@ def test_an_infinite_gradient_only_lowers_the_scale() -> None:
     trainer = half_trainer(model, batches(samples(4), 2), 2.0**40)
     run(trainer, 1)
     assert trainer.grad_scaler.get_scale() == 2.0**39
+    torch.testing.assert_close(weights_of(model), before, atol=0, rtol=0)
+
+
+def test_a_gradient_that_is_always_infinite_stops_training_under_float16_too() -> None:
+    model = SmallModel()
+    before = weights_of(model)
+    model.first.weight.register_hook(lambda gradient: gradient * float("nan"))
+    trainer = half_trainer(model, batches(samples(200), 2), 512.0)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"^the gradient stays infinite or NaN \(float16's loss scale fell to .*e-06\) "
+        r"at iteration 26, images: 104\.png, 105\.png, 106\.png, 107\.png$",
+    ):
+        run(trainer, 50)
     torch.testing.assert_close(weights_of(model), before, atol=0, rtol=0)
 
 
@@ -224,3 +280,44 @@ def test_loss_that_is_not_finite_names_iteration_and_images(cfg: DictConfig) -> 
     state = load(cfg, last(cfg))
     assert state["trainer"]["iteration"] == 0
     assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
+
+
+class NaNGradient(torch.autograd.Function):
+    """The identity, whose gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan")
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_of_before(
+    cfg: DictConfig, monkeypatch
+) -> None:
+    """The losses are finite, and so are the batch statistics; the next start goes on."""
+
+    def spoil(sample: dict) -> None:
+        forward = torch.nn.Linear.forward
+        monkeypatch.setattr(
+            torch.nn.Linear, "forward", lambda self, x: NaNGradient.apply(forward(self, x))
+        )
+
+    mapper = cfg.dataloader.train.mapper.copy()
+    act(cfg, spoil, at=2)
+    cfg.train.ema.enabled = True
+    with pytest.raises(
+        FloatingPointError,
+        match=r"gradient became infinite or NaN \(of \d+ parameters, such as .*\) at iteration 2, "
+        r"images: .*\.png",
+    ):
+        do_train(cfg)
+    monkeypatch.undo()
+    state = load(cfg, last(cfg))
+    assert state["trainer"]["iteration"] == 1
+    assert find_not_finite(state) is None
+    cfg.dataloader.train.mapper = mapper
+    do_train(cfg, resume=True)
+    assert load(cfg, "model_final.pth")["iteration"] == 2

@@ -1,14 +1,17 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from killed_runs import Kill, KilledRun, wait_for_group
 from tools import lazyconfig_train_net as train_net
 
 SCRIPT = "lazyconfig_train_net.py"
@@ -126,6 +129,42 @@ def test_two_processes(
     assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1]
     assert "bbox/AP" in rows[-1]
     assert (output / "log.txt.rank1").is_file()
+
+
+def test_the_launcher_waits_for_two_processes_that_are_stopped(
+    repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(repository / "scripts" / SCRIPT), "--num-gpus", "2"]
+    command += ["--dist-url", "auto", "--config-file", str(tiny_config), *overrides]
+    process = subprocess.Popen(
+        [*command, "train.max_iter=10000"],
+        env=two_processes_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    metrics, end = tmp_path / "output" / "metrics.json", time.monotonic() + 120
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.terminate()  # not its children
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    wait_for_group(process.pid)
+    name = (tmp_path / "output" / "last_checkpoint").read_text()
+    state = torch.load(tmp_path / "output" / name, weights_only=True)
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert state["iteration"] == rows[-1]["iteration"]
+
+
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    """Many kills at random moments are those of `killed_runs.py` as a program."""
+    run = KilledRun(tmp_path)
+    for number, to_group, num_workers in ((signal.SIGKILL, True, 0), (signal.SIGTERM, False, 2)):
+        assert run.kill(Kill(number, 0, to_group, num_workers, 10000, iterations=6))
 
 
 FAULTY_CONFIG = """

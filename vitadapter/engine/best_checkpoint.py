@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-import torch
 from detectron2.engine import hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
+from vitadapter.checkpoint.reading import read_checkpoint_file
 from vitadapter.engine.checkpoint import BEST_NAME, AtomicCheckpointer
 
 __all__ = ["BestCheckpointer"]
@@ -67,10 +67,15 @@ class BestCheckpointer(hooks.BestCheckpointer):
         path = Path(self._folder.save_dir, f"{BEST_NAME}.pth")
         if self.trainer.start_iter == 0 or not path.is_file():
             return
-        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        best = saved.get("best", {})
+        try:
+            saved = read_checkpoint_file(path, is_mapped=True)
+        except ValueError as error:
+            logger.warning("%s: it is replaced by the best from here on", error)
+            return
+        best = saved.get("best")
+        best = best if isinstance(best, Mapping) else {}
         if (best.get("metric"), best.get("mode")) == (self._metric, self._mode):
-            self.best_metric, self.best_iter = best["value"], saved["iteration"]
+            self.best_metric, self.best_iter = best.get("value"), saved.get("iteration")
         else:
             logger.warning(
                 "%s is the best by %s: it is replaced by the best by %s from here on",

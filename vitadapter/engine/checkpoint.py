@@ -1,26 +1,31 @@
 """Checkpoints that a kill cannot corrupt, and the weights that a run starts from."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import nn
 
 from vitadapter.checkpoint.loading import check_plan, plan_load
-from vitadapter.checkpoint.reading import StateDict, read_state_dict
+from vitadapter.checkpoint.reading import StateDict, read_checkpoint_file, read_state_dict
 from vitadapter.checkpoint.sources import fetch, is_remote
 
 __all__ = [
     "BEST_NAME",
+    "FINAL_NAME",
+    "LAST_NAME",
     "AtomicCheckpointer",
-    "check_loaded",
     "check_weights_exist",
     "expand_home",
+    "find_not_finite",
+    "iteration_of",
     "load_init_checkpoint",
 ]
 
@@ -29,6 +34,14 @@ logger = logging.getLogger(__name__)
 BEST_NAME = "model_best"
 """File name, without its ending, of the weights with the best evaluation."""
 
+FINAL_NAME = "model_final"
+"""File name, without its ending, of the checkpoint of the last iteration."""
+
+LAST_NAME = "last_checkpoint"
+"""The file that names the checkpoint to resume from; Detectron2's."""
+
+_PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+
 # Fixed, so that what a killed save leaves behind is overwritten by the next one.
 _PARTIAL_NAME = "checkpoint.partial"
 _REPORT_NAME = "init_checkpoint_report.txt"
@@ -36,17 +49,58 @@ _REPORT_NAME = "init_checkpoint_report.txt"
 _HEURISTICS = ("matching_heuristics=True", "matching_heuristics=False")
 
 
+def iteration_of(path: Path) -> int | None:
+    """The iteration that a checkpoint is named after, if it is."""
+    match = _PERIODIC.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def _tensors(data: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of nested dicts and lists, with dotted names."""
+    if isinstance(data, torch.Tensor):
+        yield name, data
+    elif isinstance(data, Mapping | list | tuple):
+        items = data.items() if isinstance(data, Mapping) else enumerate(data)
+        for key, value in items:
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def find_not_finite(data: object) -> str | None:
+    """The name of a tensor that is infinite or NaN, if there is one.
+
+    Args:
+        data: tensors and other things in dicts, lists and tuples.
+    """
+    tensors = _tensors(data)
+    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+
+
+@contextlib.contextmanager
+def _replaced(target: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `target` when everything is written."""
+    partial = target.with_name(_PARTIAL_NAME)
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, writing aside and renaming: each file is whole or absent.
+    """Detectron2's checkpointer, except that
+
+    - it writes aside and renames: each file is whole or absent;
+    - nothing that is infinite or NaN is written;
+    - old checkpoints are removed, those of earlier starts too;
+    - files are read without running what is in them.
 
     Attributes:
+        max_to_keep: number of checkpoints named after an iteration that are kept; None for all.
         saved_iteration: the iteration of the last save, None before it.
-        missing: names of the parameters and buffers that the last load did not find, with their
-            shapes where these do not fit.
     """
 
+    max_to_keep: int | None = None
     saved_iteration: int | None = None
-    missing: Mapping[str, str] = {}
 
     def save(self, name: str, **extra: object) -> None:
         """Saves the model and all checkpointables as `name.pth` and tags it as the last one.
@@ -54,6 +108,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Args:
             name: file name without its ending.
             extra: further data to save, as Detectron2's periodic checkpointer passes it.
+
+        Raises:
+            FloatingPointError: a weight, an average or the optimizer's state is infinite or NaN.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -64,6 +121,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
         iteration = extra.get("iteration")
         self.saved_iteration = iteration if isinstance(iteration, int) else None
+        self._remove_old(f"{name}.pth")
 
     def save_weights(self, name: str, model: nn.Module, **extra: object) -> None:
         """Saves weights only, as `name.pth`, which a resumed run does not load.
@@ -72,22 +130,46 @@ class AtomicCheckpointer(DetectionCheckpointer):
             name: file name without its ending.
             model: whose weights are saved.
             extra: further data to save.
+
+        Raises:
+            FloatingPointError: a weight is infinite or NaN.
         """
         if self.save_dir and self.save_to_disk:
             self._write(name, {"model": model.state_dict(), **extra})
 
     def _write(self, name: str, data: Mapping[str, object]) -> None:
         target = Path(self.save_dir, f"{name}.pth")
+        if wrong := find_not_finite(data):
+            raise FloatingPointError(f"{wrong} is infinite or NaN: {target} is not written")
         self.logger.info("Saving checkpoint to %s", target)
-        partial = target.with_name(_PARTIAL_NAME)
-        with partial.open("wb") as file:
+        with _replaced(target) as file:
             torch.save(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
 
-    def _load_model(self, checkpoint: dict[str, object]) -> _IncompatibleKeys:
-        incompatible = super()._load_model(checkpoint)
+    def _remove_old(self, last: str) -> None:
+        """Keeps the most recently written: a run that went back to an older one goes on there."""
+        if self.max_to_keep is None:
+            return
+        files = [p for p in Path(self.save_dir).iterdir() if iteration_of(p) is not None]
+        others = sorted(
+            (path for path in files if path.name != last),
+            key=lambda path: (path.stat().st_mtime_ns, path.name),
+            reverse=True,
+        )
+        for path in others[self.max_to_keep - (len(others) < len(files)) :]:
+            path.unlink()
+
+    def load_model(self, state_dict: Mapping[str, torch.Tensor], path: str) -> None:
+        """Loads the weights of a checkpoint to resume from.
+
+        Args:
+            state_dict: all weights of the model.
+            path: named in the message.
+
+        Raises:
+            ValueError: they are another model's; names the first three that are missing.
+        """
+        incompatible = self._load_model({"model": dict(state_dict)})
+        self._log_incompatible_keys(incompatible)
         state = self.model.state_dict(keep_vars=True)
         # A shared parameter is there under each of its names.
         found = {id(v) for name, v in state.items() if name not in incompatible.missing_keys}
@@ -95,19 +177,25 @@ class AtomicCheckpointer(DetectionCheckpointer):
             name: f"{name} {tuple(in_model)} from {tuple(in_file)}"
             for name, in_file, in_model in incompatible.incorrect_shapes
         }
-        self.missing = {
-            name: shapes.get(name, name)
+        missing = [
+            shapes.get(name, name)
             for name in incompatible.missing_keys
             # Only counts, and PyTorch's files of before version 0.4.1 lack it.
             if id(state[name]) not in found and not name.endswith("num_batches_tracked")
-        }
-        return incompatible
+        ]
+        if missing:
+            raise ValueError(
+                f"{path} is of another model: {len(missing)} of the {len(state)} weights are "
+                f"missing or of another shape: {', '.join(missing[:3])}"
+            )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the file that a resumed run loads."""
-        partial = Path(self.save_dir, f"{_PARTIAL_NAME}.tag")
-        partial.write_text(last_filename_basename)
-        partial.replace(Path(self.save_dir, "last_checkpoint"))
+        with _replaced(Path(self.save_dir, LAST_NAME)) as file:
+            file.write(last_filename_basename.encode())
+
+    def _load_file(self, filename: str) -> dict[str, object]:
+        return read_checkpoint_file(filename)
 
 
 def expand_home(path: str) -> str:
@@ -130,25 +218,6 @@ def check_weights_exist(path: str) -> None:
         raise ValueError(
             f"the weights {file_name} do not exist: set train.init_checkpoint=... "
             "(train.init_checkpoint='' starts from random weights)"
-        )
-
-
-def check_loaded(checkpointer: AtomicCheckpointer, path: str) -> None:
-    """Refuses a checkpoint to resume from that belongs to another model.
-
-    Args:
-        checkpointer: has just loaded `path`.
-        path: named in the message.
-
-    Raises:
-        ValueError: names the first three weights that are missing.
-    """
-    missing = list(checkpointer.missing.values())
-    if missing:
-        raise ValueError(
-            f"{path} is of another model: {len(missing)} of the "
-            f"{len(checkpointer.model.state_dict())} weights are missing or of another shape: "
-            f"{', '.join(missing[:3])}"
         )
 
 

@@ -81,13 +81,19 @@ class WeightEMA:
         Args:
             state: state dict of `module`; None where the checkpoint has none.
             model: with the checkpoint's weights.
-            path: of the checkpoint, named in the warning.
+            path: of the checkpoint, named in messages.
+
+        Raises:
+            ValueError: the average is another model's.
         """
         if state is None:
             logger.warning("%s has no averaged weights: the average starts from its weights", path)
             self.reset(model)
-        else:
+            return
+        try:
             self.module.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the averaged weights of {path} do not fit: {error}") from error
 
 
 class EMAHook(HookBase):

@@ -1,82 +1,252 @@
-"""Continuing a run: the state of its last checkpoint, under the settings of the config."""
+"""Continuing a run: the state of its newest good checkpoint, under the settings of the config."""
 
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from detectron2.engine import SimpleTrainer
 
-from vitadapter.engine.checkpoint import BEST_NAME, AtomicCheckpointer, check_loaded
+from vitadapter.checkpoint.reading import read_checkpoint_file
+from vitadapter.engine.checkpoint import (
+    FINAL_NAME,
+    LAST_NAME,
+    AtomicCheckpointer,
+    find_not_finite,
+    iteration_of,
+)
 from vitadapter.engine.ema import WeightEMA
 
-__all__ = ["resume_training"]
+__all__ = ["find_checkpoint", "resume_training"]
 
 logger = logging.getLogger(__name__)
 
-# Of a parameter group. "lr" is not among them: the schedule computes it from "initial_lr".
-_SETTINGS = ("weight_decay", "momentum", "betas")
+Content = dict[str, object]
+
+# Of a parameter group, what says how a step is computed and not what it gives.
+_IMPLEMENTATION = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
+# State of an optimizer that has the shape of the parameter.
+_LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+def _is_state(content: object) -> bool:
+    """Whether it is tensors by name."""
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in content.items()
+    )
+
+
+def _is_optimizer(content: object) -> bool:
+    """Whether it has the form of an optimizer's state."""
+    if not isinstance(content, Mapping):
+        return False
+    groups, state = content.get("param_groups"), content.get("state")
+    return (
+        isinstance(groups, list)
+        and all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
+        and isinstance(state, Mapping)
+        and all(isinstance(value, Mapping) for value in state.values())
+    )
+
+
+def _read(path: Path) -> Content:
+    """A checkpoint that training can go on from.
+
+    Raises:
+        ValueError: says why it cannot.
+    """
+    content = read_checkpoint_file(path)
+    trainer = content.get("trainer")
+    if not (
+        isinstance(trainer, Mapping)
+        and isinstance(trainer.get("iteration"), int)
+        and _is_optimizer(trainer.get("optimizer"))
+        and _is_state(content.get("model"))
+        and _is_state(content.get("model_ema", {}))
+    ):
+        found = ", ".join(sorted(content)[:5]) or "nothing"
+        raise ValueError(f"{path} has no state of training to go on from (it has {found})")
+    if wrong := find_not_finite(content):
+        raise ValueError(f"{wrong} of {path} is infinite or NaN")
+    return content
+
+
+def _saved_iteration(path: Path) -> int:
+    """The iteration of a checkpoint; -1 for one that cannot be read."""
+    iteration = iteration_of(path)
+    if iteration is not None:
+        return iteration
+    try:
+        iteration = read_checkpoint_file(path, is_mapped=True).get("iteration")
+    except ValueError:
+        return -1
+    return iteration if isinstance(iteration, int) else -1
+
+
+def _named_last(folder: Path, files: list[Path]) -> Path | None:
+    """The checkpoint that `last_checkpoint` names; None where there is no such file.
+
+    Raises:
+        ValueError: it names none of the folder.
+    """
+    file = folder / LAST_NAME
+    if not file.is_file():
+        return None
+    name = file.read_bytes().decode("utf-8-sig", "replace").strip()
+    advice = f"write one of {sorted(path.name for path in files)} into it"
+    if not name or not name.isprintable() or len(name.encode()) > 255:
+        raise ValueError(f"{file} does not name a checkpoint, but {name[:50]!r}: {advice}")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{file} names {name}, which is outside of the folder: {advice}")
+    if not (folder / name).is_file():
+        raise ValueError(f"{file} names {name}, which does not exist: {advice}")
+    return folder / name
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """The checkpoint that `last_checkpoint` names, then those of the run, the newest first."""
+    files = [p for p in folder.glob("*.pth") if iteration_of(p) is not None or p.stem == FINAL_NAME]
+    last = _named_last(folder, files)
+    if last is not None:
+        yield last
+    others = [path for path in files if path != last]
+    yield from sorted(others, key=lambda path: (_saved_iteration(path), path.name), reverse=True)
+
+
+def find_checkpoint(folder: str) -> tuple[Path, Content] | None:
+    """Reads the checkpoint that a run is to be resumed from.
+
+    It is the one that `last_checkpoint` names, or, with a warning, the newest that can be read and
+    has no infinite or NaN weights.
+
+    Args:
+        folder: the run's `train.output_dir`.
+
+    Returns:
+        The file and its content; None where the folder has no checkpoints.
+
+    Raises:
+        ValueError: none of them is good, or `last_checkpoint` names a file that is not there.
+    """
+    faults: list[str] = []
+    for path in _candidates(Path(folder)):
+        try:
+            content = _read(path)
+        except (ValueError, RecursionError) as error:
+            faults.append(str(error))
+            continue
+        if faults:
+            logger.warning("%s: training goes on from %s instead", "; ".join(faults), path)
+        return path, content
+    if faults:
+        raise ValueError(
+            f"{folder} has no checkpoint to resume from: {'; '.join(faults)}. Start another run "
+            "with train.output_dir=..."
+        )
+    return None
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
     """What the config says of each parameter group of an optimizer just built."""
+    # "lr" is left to the schedule, which computes it from "initial_lr".
     return [
-        {"initial_lr": group["lr"], **{key: group[key] for key in _SETTINGS if key in group}}
+        {"initial_lr" if k == "lr" else k: value for k, value in group.items() if k != "params"}
         for group in optimizer.param_groups
     ]
 
 
 def _apply_settings(
-    optimizer: torch.optim.Optimizer, settings: list[dict[str, object]], path: str
+    optimizer: torch.optim.Optimizer, settings: list[dict[str, object]], path: Path
 ) -> None:
     """Puts the config's settings in the place of the checkpoint's, with one warning for each."""
     changed: dict[str, tuple[object, object]] = {}
     for group, wanted in zip(optimizer.param_groups, settings, strict=True):
         for key, new in wanted.items():
-            old = group.get(key)
-            if old != new:
-                changed.setdefault(key, (old, new))
-                group[key] = new
+            if group.get(key, new) != new and key not in _IMPLEMENTATION:
+                changed.setdefault(key, (group[key], new))
+            group[key] = new
     for key, (old, new) in changed.items():
         logger.warning("%s was trained with %s=%s, from here on it is %s", path, key, old, new)
 
 
-def resume_training(
-    checkpointer: AtomicCheckpointer, trainer: SimpleTrainer, ema: WeightEMA | None = None
-) -> int:
-    """Restores the whole state of the last checkpoint.
+def _group_differences(
+    saved: Mapping[str, object], group: Mapping[str, object], state: Mapping[object, object]
+) -> list[str]:
+    """What of a parameter group makes its saved state useless."""
+    parameters, numbers = group["params"], saved["params"]
+    if len(numbers) != len(parameters):
+        return [f"{len(numbers)} parameters in the file, {len(parameters)} here"]
+    lost, new = (
+        sorted(set(first) - set(second) - _IMPLEMENTATION - {"initial_lr"})
+        for first, second in ((saved, group), (group, saved))
+    )
+    if lost and new:
+        return [f"another kind of optimizer, with {', '.join(lost)} instead of {', '.join(new)}"]
+    if group.get("amsgrad") and not saved.get("amsgrad"):
+        return ["amsgrad=True needs a state that amsgrad=False does not have"]
+    return [
+        f"{key} is {tuple(value.shape)} in the file for a parameter {tuple(parameter.shape)}"
+        for number, parameter in zip(numbers, parameters, strict=True)
+        for key, value in state.get(number, {}).items()
+        if key in _LIKE_PARAMETER
+        if isinstance(value, torch.Tensor) and value.shape != parameter.shape
+    ]
 
-    The optimizer keeps the learning rate and weight decay that it was built with: where the
+
+def _check_optimizer(
+    saved: Mapping[str, object], optimizer: torch.optim.Optimizer, path: Path
+) -> None:
+    """PyTorch itself compares no more than the numbers of groups and parameters."""
+    groups, saved_groups = optimizer.param_groups, saved["param_groups"]
+    differences = [f"{len(saved_groups)} parameter groups in the file, {len(groups)} here"]
+    if len(groups) == len(saved_groups):
+        differences = [
+            f"parameter group {index}: {difference}"
+            for index, (old, new) in enumerate(zip(saved_groups, groups, strict=True))
+            for difference in _group_differences(old, new, saved["state"])
+        ]
+    if differences:
+        raise ValueError(
+            f"{path} cannot be resumed with this config, whose optimizer differs "
+            f"({'; '.join(differences[:3])}): take back what has changed, or start another run "
+            f"with train.init_checkpoint={path} train.output_dir=..."
+        )
+
+
+def resume_training(
+    checkpointer: AtomicCheckpointer,
+    trainer: SimpleTrainer,
+    ema: WeightEMA | None,
+    path: Path,
+    content: Content,
+) -> int:
+    """Restores the whole state of a checkpoint.
+
+    The optimizer keeps the learning rate and other settings that it was built with: where the
     checkpoint has others, a warning names both.
 
     Args:
-        checkpointer: has the trainer among its checkpointables.
+        checkpointer: of the model.
         trainer: its hooks are registered.
         ema: the average of the weights, if there is one.
+        path: of the checkpoint, named in messages.
+        content: of the checkpoint, from :func:`find_checkpoint`.
 
     Returns:
         int: the iteration to go on with.
 
     Raises:
-        ValueError: the checkpoint is lost, or belongs to another model or optimizer.
+        ValueError: the checkpoint belongs to another model or optimizer.
     """
-    path = checkpointer.get_checkpoint_file()
-    if not Path(path).is_file():
-        others = {Path(name).name for name in checkpointer.get_all_checkpoint_files()}
-        others -= {f"{BEST_NAME}.pth"}  # weights only
-        raise ValueError(
-            f"{checkpointer.save_dir}/last_checkpoint names {Path(path).name}, which does not "
-            f"exist: write one of {sorted(others)} into it"
-        )
+    checkpointer.load_model(content["model"], str(path))
+    _check_optimizer(content["trainer"]["optimizer"], trainer.optimizer, path)
     settings = _settings(trainer.optimizer)
-    try:
-        rest = checkpointer.load(path, checkpointables=["trainer"])
-    except ValueError as error:  # the optimizer's parameter groups are others
-        raise ValueError(
-            f"{path} cannot be resumed with this config ({error}): take back what has changed, or "
-            f"start another run with train.init_checkpoint={path} train.output_dir=..."
-        ) from error
-    check_loaded(checkpointer, path)
-    if ema is not None:
-        ema.restore(rest.get("model_ema"), trainer.model, path)
+    trainer.load_state_dict(content["trainer"])
     _apply_settings(trainer.optimizer, settings, path)
+    average = content.get("model_ema")
+    if ema is not None:
+        ema.restore(average, trainer.model, str(path))
+    elif average is not None:
+        logger.warning("%s has averaged weights, which train.ema.enabled=False drops", path)
     return trainer.iter + 1

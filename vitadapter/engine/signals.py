@@ -1,88 +1,163 @@
-"""Signals that stop training, kept away from the moments in which they would do harm."""
+"""SIGINT (Ctrl-C) and SIGTERM: a run stops where nothing is half done, with the shell's status.
 
-import logging
+Light enough to be imported before everything else. Signals that a process was started to ignore,
+such as SIGINT under `nohup ... &`, stay ignored.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["SignalGate"]
+__all__ = ["StopSignals", "exit_on_signals", "forward_signals"]
 
-logger = logging.getLogger(__name__)
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
-Handler = Callable[[int, FrameType | None], None]
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-class SignalGate:
-    """Turns Ctrl-C and SIGTERM into exceptions, at once while open, on opening while closed.
+def _install(handler: Handler) -> dict[int, object]:
+    """Sets the handler of the signals that are not ignored; returns those from before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heard = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) or signal.SIG_DFL for number in heard}
 
-    PyTorch's data loader raises from a handler too, for SIGCHLD, when a worker dies; the gate
-    holds it back likewise. (Blocking signals would not do: Python runs the handlers in the main
-    thread whichever thread receives the signal.)
+
+def _exit(number: int) -> None:
+    """Ends the process without a traceback; nothing that raises could be swallowed on the way."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(128 + number)
+
+
+def exit_on_signals() -> None:
+    """From here on a signal ends the process at once: as long as there is nothing to save."""
+    _install(lambda number, frame: _exit(number))
+    # While Python is being shut down it runs no handlers; the exit status stands by then.
+    atexit.register(_install, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def forward_signals() -> Iterator[None]:
+    """Passes signals on to the child processes and waits for these.
+
+    Raises:
+        SystemExit: on leaving, if there was a signal; with the shell's exit status for it.
+    """
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        children = multiprocessing.active_children()
+        if not children:
+            _exit(number)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, number)
+        for child in children:
+            # Here, because torch.multiprocessing kills the others 30 s after the first has ended.
+            child.join()
+
+    before = _install(forward)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            raise SystemExit(128 + received[0])
+
+
+class StopSignals:
+    """Signals that stop training: noted, and turned into an exception where that does no harm.
+
+    Python may run a handler between any two instructions, so also in the middle of an update of
+    the weights or of the writing of a checkpoint; the exception is raised by :meth:`check` only,
+    or inside :meth:`at_once`. Further signals change nothing: a scheduler, a launcher and a
+    terminal may each send their own. The death of a data loader's worker, which PyTorch raises from
+    a handler too, is found when its batch is waited for.
     """
 
     def __init__(self) -> None:
-        self._installed: dict[int, Handler | int] = {}
-        self._child_handler: Handler | int = signal.SIG_DFL
-        self._closed = False
-        self._pending: dict[int, None] = {}
+        self._noted: int | None = None
+        self._at_once = False
+        self._is_active = False
+        self._process = os.getpid()
+        self._on_child: object = signal.SIG_DFL
 
-    def install(self) -> None:
-        """Takes the signals over, where Python allows it; the gate is open."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A run under nohup keeps ignoring what it was told to ignore.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._installed[number] = signal.signal(number, self._on_stop) or signal.SIG_DFL
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Takes the signals over, where Python allows it; raises on leaving as :meth:`check`."""
+        self._process = os.getpid()
+        before = _install(self._note)
+        self._is_active = bool(before)
+        self._silence_workers()
+        try:
+            yield
+            self.check()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            # After a signal to all processes workers may yet die of it.
+            if self._is_active and self._noted is None:
+                signal.signal(signal.SIGCHLD, self._on_child)
+            self._is_active, self._noted = False, None
 
-    def close(self) -> None:
-        """From now on signals are only noted."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._installed and hasattr(signal, "SIGCHLD"):
-            # Taken over each time, because the data loader sets its handler in between.
-            self._child_handler = signal.signal(signal.SIGCHLD, self._note) or signal.SIG_DFL
-
-    def open(self) -> None:
-        """Lets signals through again, first those noted.
+    def check(self) -> None:
+        """Stops training if there was a signal.
 
         Raises:
-            KeyboardInterrupt: SIGINT came while the gate was closed.
-            SystemExit: SIGTERM did; with the shell's exit status for it.
-            RuntimeError: a worker of a data loader died.
+            KeyboardInterrupt: it was SIGINT.
+            SystemExit: it was SIGTERM; with the shell's exit status for it.
         """
-        noted = self._release()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if number in noted:
-                self._on_stop(number, None)
-        if getattr(signal, "SIGCHLD", None) in noted and callable(self._child_handler):
-            self._child_handler(signal.SIGCHLD, None)
+        if self._noted == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._noted is not None:
+            raise SystemExit(128 + self._noted)
 
-    def uninstall(self) -> None:
-        """Gives the signals back; those noted are dropped."""
-        self._release()
-        for number, handler in self._installed.items():
-            signal.signal(number, handler)
-        self._installed.clear()
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal raises at once: for what takes long and changes no state of training.
 
-    def _release(self) -> list[int]:
-        if self._closed and self._installed and hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, self._child_handler)
-        self._closed = False
-        noted = list(self._pending)
-        self._pending.clear()
-        return noted
+        Raises:
+            KeyboardInterrupt, SystemExit: as :meth:`check`, also in the place of an error that
+                followed the signal, such as that of a worker which received it too.
+        """
+        try:
+            self._at_once = True
+            self.check()
+            yield
+        except Exception:
+            self.check()
+            raise
+        finally:
+            self._at_once = False
+            self._silence_workers()
+        self.check()
+
+    def _silence_workers(self) -> None:
+        """Takes back the handler that PyTorch sets with the first data loader that has workers."""
+        if self._is_active:
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if callable(handler):
+                self._on_child = handler
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._pending[number] = None
-
-    def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._closed:
-            logger.warning("%s: stopping as soon as possible", signal.Signals(number).name)
-            self._note(number, frame)
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-        else:
-            raise SystemExit(128 + number)
+        if os.getpid() != self._process:  # a worker: its parent ends it, by SIGTERM
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        if self._noted is None:
+            self._noted = number
+            # Logging may be what was interrupted.
+            with contextlib.suppress(OSError):
+                os.write(2, b"%s: stopping soon\n" % signal.Signals(number).name.encode())
+        if self._at_once:
+            self._at_once = False
+            self.check()

@@ -1,6 +1,10 @@
-"""Detectron2's training loop with micro-batches, mixed precision and losses that must be finite."""
+"""Detectron2's training loop with micro-batches and mixed precision, stopped by what is not finite.
+
+What is not finite never reaches the weights: losses and gradients are looked at before the update.
+"""
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Iterable
@@ -13,7 +17,12 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.engine.signals import StopSignals
+
 __all__ = ["AccumulatingTrainer"]
+
+# Of float16's loss. Where gradients overflow even so, no smaller one will help.
+_MIN_SCALE = 2.0**-16
 
 Batch = list[dict[str, object]]
 Losses = dict[str, float]
@@ -35,11 +44,11 @@ def _stop(reason: str, iteration: int, images: Iterable[str]) -> FloatingPointEr
     return FloatingPointError(f"{reason} at iteration {iteration}, images: {', '.join(images)}")
 
 
-def _to_host(losses: list[dict[str, Tensor]]) -> list[Losses]:
-    """The losses of all micro-batches as numbers, with a single wait for the device."""
-    flat = torch.stack([loss.detach().float() for named in losses for loss in named.values()])
-    values = iter(flat.tolist())
-    return [dict(zip(named, values, strict=False)) for named in losses]
+def _to_host(losses: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[Losses], float]:
+    """The losses of all micro-batches and the gradient's norm, with one wait for the device."""
+    flat = [loss.detach().float() for named in losses for loss in named.values()]
+    values = iter(torch.stack([*flat, norm.to(flat[0])]).tolist())
+    return [dict(zip(named, values, strict=False)) for named in losses], next(values)
 
 
 def _mean(losses: list[Losses]) -> Losses:
@@ -61,11 +70,13 @@ class AccumulatingTrainer(SimpleTrainer):
     """Updates the weights once per iteration, by the mean gradient of several micro-batches.
 
     Everything that counts iterations counts updates: hooks, learning rate, checkpoints, logs. As
-    Detectron2's trainers otherwise, except that losses which are not finite stop all processes,
-    before anything is updated, and name their images.
+    Detectron2's trainers otherwise, except that losses and gradients which are not finite stop all
+    processes, before anything is updated, and name their images. Under float16 gradients may
+    overflow: such updates are left out, until the scale of the loss has become tiny.
 
     Attributes:
         grad_scaler: scales the loss under float16, else does nothing.
+        stop_signals: those that stop training.
     """
 
     def __init__(
@@ -95,35 +106,56 @@ class AccumulatingTrainer(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         self.accumulate_steps = accumulate_steps
         self.amp_dtype = amp_dtype
+        self.stop_signals = StopSignals()
         self._device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, init_scale=init_scale, enabled=amp_dtype is torch.float16
         )
 
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """As Detectron2's; Ctrl-C and SIGTERM stop it where nothing is half done.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: a signal, see :class:`StopSignals`.
+        """
+        with self.stop_signals.active():
+            super().train(start_iter, max_iter)
+
     def run_step(self) -> None:
         """Trains on the next `accumulate_steps` batches of the loader.
 
         Raises:
-            FloatingPointError: a loss is infinite or NaN; the weights are those of before.
+            FloatingPointError: a loss or a gradient is infinite or NaN; the weights are those of
+                before.
         """
         assert self.model.training, "the model was changed to eval mode"
+        try:
+            self._backward()
+        except Exception:
+            # Another process may have stopped at the signal before this one.
+            self.stop_signals.check()
+            raise
+        self.after_backward()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _backward(self) -> None:
+        """Computes the gradient, which is finite or will be left out by the scaler."""
         self.optimizer.zero_grad()
         batches: list[Batch] = []
         losses: list[dict[str, Tensor]] = []
         data_time = 0.0
         for left in reversed(range(self.accumulate_steps)):
             start = time.perf_counter()
-            batches.append(next(self._data_loader_iter))
+            with self.stop_signals.at_once():
+                batches.append(next(self._data_loader_iter))
             data_time += time.perf_counter() - start
             # Gradients travel between processes once, with the last micro-batch.
             with self._no_sync() if left else contextlib.nullcontext():
                 losses.append(self._forward(batches[-1]))
                 total = sum(losses[-1].values()) / self.accumulate_steps
                 self.grad_scaler.scale(total).backward()
-        self.after_backward()
-        self._report(batches, _to_host(losses), data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        self._report(batches, losses, data_time)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.model, DistributedDataParallel):
@@ -147,8 +179,34 @@ class AccumulatingTrainer(SimpleTrainer):
             raise _stop(faults[0][0], self.iter, images)
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
-    def _report(self, batches: list[Batch], losses: list[Losses], data_time: float) -> None:
-        """Logs the mean over micro-batches and processes, as Detectron2 does."""
+    def _gradient_norm(self) -> Tensor:
+        """Of all gradients together; 0 under a scaler, which looks at them itself."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        is_scaled = self.grad_scaler.is_enabled()
+        gradients = [p.grad for p in parameters if p.grad is not None and not is_scaled]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _check_gradient(self, norm: float, batches: list[Batch]) -> None:
+        fault = None
+        if self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() < _MIN_SCALE:
+            scale = self.grad_scaler.get_scale()
+            fault = f"the gradient stays infinite or NaN (float16's loss scale fell to {scale})"
+        elif not math.isfinite(norm):
+            named = self.model.named_parameters()
+            wrong = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
+            # Adam keeps squares, which would overflow too.
+            where = f"of {len(wrong)} parameters, such as {wrong[0]}" if wrong else "its norm is"
+            fault = f"the gradient became infinite or NaN ({where})"
+        if fault is not None:
+            images = [_image_name(sample) for batch in batches for sample in batch]
+            # The gradient is the same in all processes, so that all come here.
+            raise _stop(fault, self.iter, itertools.chain(*comm.all_gather(images)))
+
+    def _report(
+        self, batches: list[Batch], on_device: list[dict[str, Tensor]], data_time: float
+    ) -> None:
+        """Checks losses and gradient and logs the mean over micro-batches and processes."""
+        losses, norm = _to_host(on_device, self._gradient_norm())
         suspects = [
             _image_name(sample)
             for batch, named in zip(batches, losses, strict=True)
@@ -158,6 +216,7 @@ class AccumulatingTrainer(SimpleTrainer):
         # To all and not only to the first, so that all stop.
         reports = comm.all_gather(_Report(losses, data_time, suspects))
         _check_finite(reports, self.iter)
+        self._check_gradient(norm, batches)
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time)
         if not comm.is_main_process():

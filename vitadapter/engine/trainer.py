@@ -28,11 +28,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.best_checkpoint import BestCheckpointer
-from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
+from vitadapter.engine.checkpoint import (
+    FINAL_NAME,
+    AtomicCheckpointer,
+    find_not_finite,
+    load_init_checkpoint,
+)
 from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import build_inference
-from vitadapter.engine.resume import resume_training
+from vitadapter.engine.resume import find_checkpoint, resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
 from vitadapter.engine.train_loop import AccumulatingTrainer
 
@@ -170,7 +175,9 @@ def _build_hooks(
         built.append(EMAHook(ema, checkpointer.model))
     built.append(StateKeeper(checkpointer))
     if comm.is_main_process():
-        built.append(hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer))
+        settings = dict(train.checkpointer)
+        checkpointer.max_to_keep = settings.pop("max_to_keep", None)
+        built.append(hooks.PeriodicCheckpointer(checkpointer, **settings))
     built.append(EvalHook(train.eval_period, evaluate))
     if comm.is_main_process():
         writers = _build_writers(train.output_dir, train.max_iter)
@@ -198,12 +205,22 @@ def _restore(
     resume: bool,
 ) -> int:
     """Loads what training starts from; returns the iteration to start with."""
-    if resume and checkpointer.has_checkpoint():
-        return resume_training(checkpointer, trainer, ema)
+    found = find_checkpoint(cfg.train.output_dir) if resume else None
+    if found is not None:
+        start = resume_training(checkpointer, trainer, ema, *found)
+        if start >= cfg.train.max_iter and found[0].stem != FINAL_NAME:
+            # The run was stopped between its last iteration and its end.
+            checkpointer.save(FINAL_NAME, iteration=start - 1)
+        return start
     allow_partial = cfg.train.get("init_allow_partial", False)
     load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, allow_partial=allow_partial)
     if ema is not None:
         ema.reset(checkpointer.model)
+    if wrong := find_not_finite(checkpointer.model.state_dict()):
+        raise ValueError(
+            f"{wrong} of the model is infinite or NaN before the first iteration: such a model "
+            "cannot be saved (a constant is no weight: register its buffer with persistent=False)"
+        )
     return 0
 
 
@@ -267,14 +284,16 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
 
     Args:
         cfg: with model, dataloader.{train,test,evaluator}, optimizer, lr_multiplier, train.
-        resume: whether to go on from the last checkpoint of `train.output_dir`, if it has one.
+        resume: whether to go on from the last good checkpoint of `train.output_dir`, if it has
+            checkpoints.
 
     Returns:
         dict: as :func:`do_test`, of the last evaluation.
 
     Raises:
         SetupError: what cannot work, before training starts.
-        FloatingPointError: the loss became infinite or NaN; names the images.
+        FloatingPointError: a loss, the gradient or a weight became infinite or NaN; names the
+            images of the iteration, or the weight.
     """
     results: Results = {}
 
