@@ -29,6 +29,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.best_checkpoint import BestCheckpointer
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
+from vitadapter.engine.data_order import IterationSeed, continue_data, seed_process
 from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import build_inference
@@ -119,6 +120,8 @@ def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
     steps = cfg.train.get("accumulate_steps", 1)
     if steps > 1:
         loader_cfg.total_batch_size //= steps
+    # Samplers draw the seed of their order: the same at every start.
+    seed_process(cfg.train.get("seed", -1))
     return instantiate(loader_cfg)
 
 
@@ -166,6 +169,8 @@ def _build_hooks(
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
     ]
+    if train.get("seed", -1) >= 0:
+        built.append(IterationSeed(train.seed))
     if ema is not None:
         built.append(EMAHook(ema, checkpointer.model))
     built.append(StateKeeper(checkpointer))
@@ -300,6 +305,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate_and_keep))
         trainer.register_hooks([_best_checkpointer(cfg, checkpointer, evaluated, results)])
         start = _restore(cfg, trainer, checkpointer, ema, resume)
+        continue_data(loader, start * trainer.accumulate_steps, cfg.train.get("seed", -1))
     if start >= cfg.train.max_iter:
         logger.info("All %d iterations are done already: only evaluating", cfg.train.max_iter)
         _evaluate_finished(cfg, start, evaluate_and_keep)
