@@ -27,7 +27,7 @@ def identity(record: dict) -> dict:
 
 def noisy(record: dict) -> dict:
     """A record and the random numbers that an augmentation would draw."""
-    drawn = (random.random(), np.random.rand(), torch.rand(()).item())
+    drawn = (random.random(), np.random.uniform(), torch.rand(()).item())  # noqa: NPY002
     return {**record, "drawn": drawn}
 
 
@@ -79,9 +79,7 @@ def test_workers_go_on_with_other_random_numbers() -> None:
     records = records_of([True] * 12)
 
     def start(batches: int) -> list[list[dict]]:
-        loader = loader_of(
-            records, 2, mapper=noisy, num_workers=2, aspect_ratio_grouping=False
-        )
+        loader = loader_of(records, 2, mapper=noisy, num_workers=2, aspect_ratio_grouping=False)
         continue_data(loader, batches, seed=0)
         return list(itertools.islice(loader, 4))
 

@@ -10,6 +10,7 @@ not known while workers fill them), but their augmentations are drawn anew. A ch
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -79,17 +80,23 @@ def _group(
     indices: Iterable[int], records: Sequence[dict], batch_size: int, batches: int
 ) -> tuple[int, list[int]]:
     """How many images so many batches of equal orientation take, and those not in one of them."""
-    groups: tuple[list[int], list[int]] = ([], [])
-    for consumed, index in enumerate(indices, start=1):
-        record = records[index]
-        group = groups[record["width"] > record["height"]]
+
+    @cache  # unpacking a record again for each pass over the data would take minutes
+    def is_wide(index: int) -> bool:
+        return records[index]["width"] > records[index]["height"]
+
+    groups: dict[bool, list[int]] = {True: [], False: []}
+    consumed = 0
+    for index in indices:
+        consumed += 1
+        group = groups[is_wide(index)]
         group.append(index)
         if len(group) == batch_size:
             group.clear()
             batches -= 1
             if batches == 0:
                 break
-    return consumed, groups[0] + groups[1]
+    return consumed, groups[True] + groups[False]
 
 
 def _skip(parts: Sequence[object], batches: int) -> bool:
