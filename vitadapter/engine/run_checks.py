@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.engine.checkpoint import check_weights_exist, expand_home
+from vitadapter.engine.run_lock import check_unlocked
 
 __all__ = ["SetupError", "check_device", "check_run", "setup_errors"]
 
@@ -199,6 +200,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         _check_amp(train)
         _check_micro_batches(cfg)
         _check_best(cfg)
+        check_unlocked(train.output_dir)
     occupied = Path(train.output_dir, "last_checkpoint").is_file()
     if occupied and not resume and not eval_only:
         raise ValueError(

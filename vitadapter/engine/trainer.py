@@ -4,6 +4,7 @@ Beyond it: whatever can be checked is checked before the first iteration, and tr
 early, for whatever reason, leaves a checkpoint to resume from.
 """
 
+import contextlib
 import copy
 import importlib.util
 import logging
@@ -35,6 +36,7 @@ from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import build_inference
 from vitadapter.engine.resume import resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
+from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.train_loop import AccumulatingTrainer
 
 __all__ = ["do_eval_only", "do_test", "do_train"]
@@ -261,26 +263,8 @@ def do_eval_only(cfg: DictConfig) -> Results:
     return evaluate(inference)
 
 
-def do_train(cfg: DictConfig, resume: bool = False) -> Results:
-    """Trains, evaluates every `train.eval_period` iterations and at the end.
-
-    An iteration is an update of the weights, by `train.accumulate_steps` batches of the loader.
-    Checkpoints, `metrics.json` (losses, learning rate, APs) and tensorboard events are written to
-    `train.output_dir`; with `train.ema` checkpoints have the averaged weights too, which are
-    evaluated then, and with `train.best_checkpoint` `model_best.pth` has the best evaluated ones.
-    When training stops early - an error, Ctrl-C, SIGTERM - the last complete iteration is saved.
-
-    Args:
-        cfg: with model, dataloader.{train,test,evaluator}, optimizer, lr_multiplier, train.
-        resume: whether to go on from the last checkpoint of `train.output_dir`, if it has one.
-
-    Returns:
-        dict: as :func:`do_test`, of the last evaluation.
-
-    Raises:
-        SetupError: what cannot work, before training starts.
-        FloatingPointError: the loss became infinite or NaN; names the images.
-    """
+def _train(cfg: DictConfig, resume: bool) -> Results:
+    """:func:`do_train` in an output folder of its own."""
     results: Results = {}
 
     def evaluate_and_keep() -> Results:
@@ -289,8 +273,6 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         return results
 
     with setup_errors():
-        check_run(cfg, resume=resume)
-        Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
         loader = _build_loader(cfg)
         evaluate = _build_evaluation(cfg)
         _check_same_classes(cfg)
@@ -312,3 +294,32 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         return results
     trainer.train(start, cfg.train.max_iter)
     return results
+
+
+def do_train(cfg: DictConfig, resume: bool = False) -> Results:
+    """Trains, evaluates every `train.eval_period` iterations and at the end.
+
+    An iteration is an update of the weights, by `train.accumulate_steps` batches of the loader.
+    Checkpoints, `metrics.json` (losses, learning rate, APs) and tensorboard events are written to
+    `train.output_dir`; with `train.ema` checkpoints have the averaged weights too, which are
+    evaluated then, and with `train.best_checkpoint` `model_best.pth` has the best evaluated ones.
+    When training stops early - an error, Ctrl-C, SIGTERM - the last complete iteration is saved.
+    The folder is locked meanwhile. With `train.seed` a resumed run goes on as if it had never been
+    stopped, within the limits that :mod:`vitadapter.engine.data_order` names.
+
+    Args:
+        cfg: with model, dataloader.{train,test,evaluator}, optimizer, lr_multiplier, train.
+        resume: whether to go on from the last checkpoint of `train.output_dir`, if it has one.
+
+    Returns:
+        dict: as :func:`do_test`, of the last evaluation.
+
+    Raises:
+        SetupError: what cannot work, before training starts.
+        FloatingPointError: the loss became infinite or NaN; names the images.
+    """
+    with contextlib.ExitStack() as held:
+        with setup_errors():
+            check_run(cfg, resume=resume)
+            held.enter_context(RunLock(cfg.train.output_dir))
+        return _train(cfg, resume)
