@@ -10,18 +10,21 @@ import sys
 from pathlib import Path
 
 from detectron2.config import LazyConfig
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
 from torch.multiprocessing import ProcessExitedException
 
+from vitadapter.engine.launch import Place, launch
 from vitadapter.engine.overrides import apply_overrides
-from vitadapter.engine.run_checks import SetupError, check_run, setup_errors
+from vitadapter.engine.run_checks import SetupError, check_device, check_run, setup_errors
 from vitadapter.engine.trainer import do_eval_only, do_train
 
 EPILOG = """
 Examples:
   train on one machine    %(prog)s --config-file CONFIG --num-gpus 8
+  or, with torchrun       torchrun --nproc_per_node 8 %(prog)s --config-file CONFIG
   go on after a stop      %(prog)s --config-file CONFIG --num-gpus 8 --resume
   evaluate                %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.pth
   your own data           %(prog)s --config-file CONFIG dataset.num_classes=10 \\
@@ -33,12 +36,14 @@ one. Ctrl-C and SIGTERM save the training state before the run ends.
 """
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, place: Place) -> None:
     """Runs one process of the job."""
     cfg = LazyConfig.load(args.config_file)
     try:
         with setup_errors():
             apply_overrides(cfg, args.opts)
+            check_device(OmegaConf.select(cfg, "train.device"))
+            place.join(cfg.train.device)
             # do_train checks too, but default_setup would write into the folder of another run.
             check_run(cfg, resume=args.resume, eval_only=args.eval_only)
         default_setup(cfg, args)
@@ -62,12 +67,14 @@ def invoke_main(arguments: list[str] | None = None) -> None:
     try:
         launch(
             main,
-            args.num_gpus,
+            args,
+            num_gpus=args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
         )
+    except SetupError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except ProcessExitedException as error:  # one of several, which has said why

@@ -106,11 +106,12 @@ def two_processes_environment() -> dict[str, str]:
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def test_two_processes(
+def test_two_processes_of_torchrun(
     repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(repository / "scripts" / SCRIPT), "--num-gpus", "2"]
-    command += ["--dist-url", "auto", "--config-file", str(tiny_config), *overrides]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(repository / "scripts" / SCRIPT)]
+    command += ["--config-file", str(tiny_config), *overrides]
     changes = ["train.max_iter=2", "train.accumulate_steps=2", "train.ema.enabled=True"]
     changes += ["dataloader.train.total_batch_size=4", "train.best_checkpoint.metric=bbox/AP"]
     run = subprocess.run(
@@ -125,7 +126,9 @@ def test_two_processes(
     rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1]
     assert "bbox/AP" in rows[-1]
-    assert (output / "log.txt.rank1").is_file()
+    assert "World size: 2" in (output / "log.txt.rank1").read_text()
+    assert len(list(output.glob("events.out.tfevents.*"))) == 1
+    assert not (output / "run.lock").exists()
 
 
 FAULTY_CONFIG = """

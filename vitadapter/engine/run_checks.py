@@ -120,15 +120,34 @@ _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
 
 
 def check_device(device: str) -> None:
-    """Refuses a GPU where there is none.
+    """Refuses a device that is not there.
 
     Raises:
-        ValueError: not a device, or a GPU that PyTorch does not find.
+        ValueError: not a device, or one that PyTorch cannot compute on here.
     """
     if not _is_device(device):
         raise ValueError(f"train.device must be a device such as cuda or cpu, got {device!r}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"train.device={device} but PyTorch finds no GPU: set train.device=cpu")
+    kind, index = torch.device(device).type, torch.device(device).index
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"train.device={device} but PyTorch finds no GPU: set train.device=cpu"
+            )
+        found = torch.cuda.device_count()
+        if (index or 0) >= found:
+            raise ValueError(
+                f"train.device={device} but PyTorch finds {found} GPUs, counted from 0: set "
+                "train.device=cuda"
+            )
+    elif kind != "cpu":
+        # Not asked of GPUs, where it would take memory of the first one in each process.
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(
+                f"train.device={device} but PyTorch cannot compute on it: set train.device=cuda or "
+                "train.device=cpu"
+            ) from error
 
 
 def _check_amp(train: DictConfig) -> None:
