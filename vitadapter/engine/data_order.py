@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import DataLoader, Sampler
 
-__all__ = ["IterationSeed", "continue_data", "seed_process"]
+__all__ = ["IterationSeed", "batch_size_of", "continue_data", "seed_process"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,12 @@ def _parts(loader: object) -> Iterator[object]:
         loader = getattr(loader, "dataset", getattr(loader, "_dataset", None))
 
 
+def batch_size_of(loader: object) -> int | None:
+    """Number of images in each batch of a loader; None where it does not tell."""
+    sizes = (getattr(part, "batch_size", None) for part in _parts(loader))
+    return next(filter(None, sizes), None)
+
+
 def _group(
     indices: Iterable[int], records: Sequence[dict], batch_size: int, batches: int
 ) -> tuple[int, list[int]]:
@@ -101,8 +107,7 @@ def _group(
 
 def _skip(parts: Sequence[object], batches: int) -> bool:
     """Whether the first so many batches could be left out."""
-    sampled, sizes = parts[-1], [getattr(part, "batch_size", None) for part in parts]
-    batch_size = next(filter(None, sizes), None)
+    sampled, batch_size = parts[-1], batch_size_of(parts[0])
     if not isinstance(sampled, ToIterableDataset) or batch_size is None:
         return False
     consumed, set_aside = batches * batch_size, []

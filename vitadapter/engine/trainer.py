@@ -28,9 +28,10 @@ from detectron2.utils.events import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.best_checkpoint import BestCheckpointer
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
-from vitadapter.engine.data_order import IterationSeed, continue_data, seed_process
+from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
 from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import build_inference
@@ -104,18 +105,6 @@ def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Opt
     return optimizer
 
 
-def _check_sync_batch_norm(model: torch.nn.Module, device: str) -> None:
-    """PyTorch's synchronises on GPUs only, and says so in the first iteration."""
-    synced = [n for n, m in model.named_modules() if isinstance(m, torch.nn.SyncBatchNorm)]
-    processes = comm.get_world_size()
-    if synced and processes > 1 and torch.device(device).type == "cpu":
-        raise ValueError(
-            f"norm='SyncBN' ({synced[0]} and others) needs GPUs, got train.device={device} with "
-            f"{processes} processes: set another, for instance "
-            "model.backbone.bottom_up.norm=naiveSyncBN (or =BN)"
-        )
-
-
 def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
     """Gives micro-batches: `train.accumulate_steps` of them have the total batch size."""
     loader_cfg = copy.deepcopy(cfg.dataloader.train)
@@ -130,7 +119,7 @@ def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
 def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrainer:
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
-    _check_sync_batch_norm(model, cfg.train.device)
+    check_batch_norms(model, cfg.train.device, batch_size_of(loader))
     model.to(cfg.train.device)
     optimizer = _build_optimizer(cfg, model)
     ddp = dict(cfg.train.ddp)
