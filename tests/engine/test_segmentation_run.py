@@ -68,6 +68,7 @@ def test_micro_batches_of_one_image_are_refused(cfg: DictConfig, total: int, ste
     message = r"at least 2 images at a time, got 1 .*model\.sem_seg_head\.head\.norm=GN"
     with pytest.raises(SetupError, match=message):
         do_train(cfg)
+    cfg.dataset.crop.size = 64  # so that the coarsest map has more than one cell
     cfg.model.sem_seg_head.head.norm = "GN"
     cfg.model.sem_seg_head.head.channels = 64
     cfg.model.sem_seg_head.auxiliary_head.channels = 64
