@@ -19,6 +19,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from tqdm import tqdm
 
 from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_image
+from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.predictor import LazyPredictor
 
@@ -187,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no image or video found in {', '.join(args.input)}")
         return 1
     try:
+        check_alone()
         planned = plan_outputs(inputs, args.output)
         cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
         predictor = LazyPredictor(cfg, args.weights)

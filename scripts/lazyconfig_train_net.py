@@ -46,7 +46,7 @@ def main(args: argparse.Namespace, place: Place) -> None:
             place.join(cfg.train.device)
             # do_train checks too, but default_setup would write into the folder of another run.
             check_run(cfg, resume=args.resume, eval_only=args.eval_only)
-        default_setup(cfg, args)
+            default_setup(cfg, args)
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="vitadapter")
         if args.eval_only:
             do_eval_only(cfg)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitadapter.data.coco import coco_metadata
 from vitadapter.data.panoptic import panoptic_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
+from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.ema import is_averaged
 from vitadapter.engine.inference import build_inference
@@ -74,8 +74,10 @@ class LazyPredictor:
         if mapper.image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format must be 'RGB' or 'BGR', got {mapper.image_format!r}")
         self._image_format = mapper.image_format
-        self._augmentations = T.AugmentationList(instantiate(mapper.augmentations))
-        self.model = instantiate(cfg.model).to(device).eval()
+        self._augmentations = T.AugmentationList(
+            build(mapper.augmentations, "dataloader.test.mapper.augmentations")
+        )
+        self.model = build(cfg.model, "model").to(device).eval()
         load_init_checkpoint(
             AtomicCheckpointer(self.model), weights, complete=True, averaged=is_averaged(cfg)
         )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import HookBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -30,6 +29,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.best_checkpoint import BestCheckpointer
+from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
 from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
@@ -80,8 +80,8 @@ def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     """Loads the test data now, so that its faults are found before training."""
     if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
-    loader = instantiate(cfg.dataloader.test)
-    evaluator = instantiate(cfg.dataloader.evaluator)
+    loader = build(cfg.dataloader.test, "dataloader.test")
+    evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
 
     def evaluate(model: torch.nn.Module) -> Results:
         results = inference_on_dataset(model, loader, evaluator)
@@ -95,7 +95,7 @@ def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
 def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
-    optimizer = instantiate(optimizer_cfg)
+    optimizer = build(optimizer_cfg, "optimizer")
     for group in (optimizer.defaults, *optimizer.param_groups):
         for key, value in group.items():
             # A ListConfig (betas) would drag the whole config, model included, into checkpoints
@@ -113,11 +113,11 @@ def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
         loader_cfg.total_batch_size //= steps
     # Samplers draw the seed of their order: the same at every start.
     seed_process(cfg.train.get("seed", -1))
-    return instantiate(loader_cfg)
+    return build(loader_cfg, "dataloader.train")
 
 
 def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrainer:
-    model = instantiate(cfg.model)
+    model = build(cfg.model, "model")
     logger.info("Model:\n%s", model)
     check_batch_norms(model, cfg.train.device, batch_size_of(loader))
     model.to(cfg.train.device)
@@ -158,7 +158,7 @@ def _build_hooks(
     train = cfg.train
     built = [
         hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
     ]
     if train.get("seed", -1) >= 0:
         built.append(IterationSeed(train.seed))
@@ -243,7 +243,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
     with setup_errors():
         check_run(cfg, eval_only=True)
         evaluate = _build_evaluation(cfg)
-        model = instantiate(cfg.model).to(cfg.train.device)
+        model = build(cfg.model, "model").to(cfg.train.device)
         inference = build_inference(cfg, model)
         checkpointer = AtomicCheckpointer(model)
         load_init_checkpoint(
