@@ -19,15 +19,19 @@ def fail(number: int) -> None:
         raise RuntimeError
 
 
+def stack(first: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.Sequential(first)
+
+
 def network() -> DictConfig:
     inner = L(torch.nn.Linear)(in_features=2, out_features="${width}")
-    layers = L(torch.nn.ModuleDict)(modules={"first": inner})
+    layers = L(stack)(first=inner)
     return DictConfig({"net": layers, "width": 3}, flags={"allow_objects": True})
 
 
 def test_builds_as_detectron2_does() -> None:
     built = build(network().net, "net")
-    assert built["first"].weight.shape == (3, 2)
+    assert built[0].weight.shape == (3, 2)
     assert build(5, "number") == 5
     assert build(None, "nothing") is None
 
@@ -37,7 +41,7 @@ def test_names_the_innermost_part_and_its_values() -> None:
     cfg.width = "wide"
     with pytest.raises(
         ValueError,
-        match=r"^net\.modules\.first \(Linear with in_features=2, out_features='wide'\) cannot be "
+        match=r"^net\.first \(Linear with in_features=2, out_features='wide'\) cannot be "
         r"built: TypeError: .*linear\.py:\d+\)$",
     ):
         build(cfg.net, "net")
