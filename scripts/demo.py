@@ -46,7 +46,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
     args = parser.parse_args(arguments)
     if not Path(args.config_file).is_file():
-        parser.error(f"--config-file {args.config_file} does not exist")
+        parser.error(f"--config-file {args.config_file} does not exist or is a folder")
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
     return args

@@ -63,7 +63,7 @@ def invoke_main(arguments: list[str] | None = None) -> None:
     if not args.config_file:
         parser.error("--config-file is required")
     if not Path(args.config_file).is_file():
-        parser.error(f"--config-file {args.config_file} does not exist")
+        parser.error(f"--config-file {args.config_file} does not exist or is a folder")
     try:
         launch(
             main,

@@ -28,7 +28,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
     args = parser.parse_args(arguments)
     if not Path(args.config_file).is_file():
-        parser.error(f"--config-file {args.config_file} does not exist")
+        parser.error(f"--config-file {args.config_file} does not exist or is a folder")
     return args
 
 

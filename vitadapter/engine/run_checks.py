@@ -12,10 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 from vitadapter.engine.checkpoint import check_weights_exist, expand_home
 from vitadapter.engine.run_lock import check_unlocked
 
-__all__ = ["SetupError", "check_device", "check_run", "setup_errors"]
+__all__ = ["IMAGE_FORMATS", "SetupError", "check_device", "check_run", "setup_errors"]
 
 _ABSENT = object()
-_IMAGE_FORMATS = ("RGB", "BGR")
+IMAGE_FORMATS = ("RGB", "BGR")
 _AMP_DTYPES = ("float16", "bfloat16")
 
 
@@ -103,8 +103,8 @@ def _is_device(value: object) -> bool:
 
 # Key, whether it may be absent, what its value must fulfil, and that in words.
 _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
-    ("dataloader.train.mapper.image_format", True, _IMAGE_FORMATS.__contains__, "be RGB or BGR"),
-    ("dataloader.test.mapper.image_format", True, _IMAGE_FORMATS.__contains__, "be RGB or BGR"),
+    ("dataloader.train.mapper.image_format", True, IMAGE_FORMATS.__contains__, "be RGB or BGR"),
+    ("dataloader.test.mapper.image_format", True, IMAGE_FORMATS.__contains__, "be RGB or BGR"),
     ("train.output_dir", False, _is_folder, "name a folder"),
     ("train.init_checkpoint", False, _is_text_or_null, "be a file, a URL or ''"),
     ("train.init_allow_partial", True, _is_bool, "be True or False"),
