@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -22,24 +22,33 @@ from vitadapter.engine.run_checks import SetupError, check_run
 from vitadapter.engine.run_lock import RunLock, check_unlocked
 from vitadapter.engine.trainer import do_train
 
-HOLDER = """
-import os, signal, sys, time
-from vitadapter.engine.run_lock import RunLock
-with RunLock(sys.argv[1]):
-    child = os.fork() if "fork" in sys.argv else -1  # as a worker of a data loader
-    if child == 0:
+FORK = multiprocessing.get_context("fork")
+
+
+def hold_until_killed(folder: Path, options: tuple[str, ...], started: Connection) -> None:
+    if "abrupt" in options:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: os._exit(128 + number))
+    with RunLock(folder):
+        child = os.fork() if "fork" in options else -1  # as a worker of a data loader
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        started.send(child)
         time.sleep(60)
-        os._exit(0)
-    print(child, flush=True)
-    time.sleep(60)
-"""
 
 
-def hold(folder: Path, *options: str) -> tuple[subprocess.Popen, int]:
+def hold(folder: Path, *options: str) -> tuple[BaseProcess, int]:
     """A process that holds the lock, and the process id of its fork."""
-    command = [sys.executable, "-c", HOLDER, str(folder), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    return process, int(process.stdout.readline())
+    started, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=hold_until_killed, args=(folder, options, sender))
+    process.start()
+    return process, started.recv()
+
+
+def exit_status(process: BaseProcess) -> int | None:
+    process.join(timeout=30)
+    return process.exitcode
 
 
 def of_another_machine(folder: Path) -> Path:
@@ -76,6 +85,8 @@ def test_a_second_run_is_refused_while_the_first_goes_on(cfg: DictConfig, tmp_pa
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_nothing_is_left_behind(tmp_path: Path, error: type[BaseException]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
     def run() -> None:
         with RunLock(tmp_path / "run"):
             assert (tmp_path / "run" / "run.lock").exists()
@@ -84,22 +95,42 @@ def test_nothing_is_left_behind(tmp_path: Path, error: type[BaseException]) -> N
     with pytest.raises(error):
         run()
     assert list((tmp_path / "run").iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_sigterm_frees_the_folder(tmp_path: Path) -> None:
-    process, _ = hold(tmp_path)
+@pytest.mark.parametrize(
+    ("options", "number", "status"),
+    [
+        ([], signal.SIGTERM, 143),
+        (["abrupt"], signal.SIGTERM, 143),
+        (["abrupt"], signal.SIGINT, 130),
+    ],
+)
+def test_signals_free_the_folder(
+    tmp_path: Path, options: list[str], number: int, status: int
+) -> None:
+    process, _ = hold(tmp_path, *options)
     with pytest.raises(ValueError, match=f"in use by process {process.pid} on "):
         check_unlocked(tmp_path)
+    os.kill(process.pid, number)
+    assert exit_status(process) == status
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_to_a_fork_does_not_free_the_folder(tmp_path: Path) -> None:
+    process, fork = hold(tmp_path, "fork")
+    os.kill(fork, signal.SIGTERM)
+    with pytest.raises(ValueError, match=f"in use by process {process.pid} on "):
+        RunLock(tmp_path).__enter__()
     process.terminate()
-    assert process.wait(timeout=30) == 143
+    assert exit_status(process) == 143
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_run_is_recognised_at_once(tmp_path: Path, caplog) -> None:
     process, fork = hold(tmp_path, "fork")
     process.kill()
-    process.wait()
+    assert exit_status(process) == -signal.SIGKILL
     try:
         # As if another process had been given its number: it is not asked.
         path = tmp_path / "run.lock"
@@ -196,11 +227,9 @@ def race(folder: str, barrier: object, inside: object, clashes: object) -> None:
 
 
 def test_never_two_at_a_time(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    barrier, inside = context.Barrier(3), context.Lock()
-    clashes = context.Value("i", 0)
+    barrier, inside, clashes = FORK.Barrier(3), FORK.Lock(), FORK.Value("i", 0)
     arguments = (str(tmp_path), barrier, inside, clashes)
-    processes = [context.Process(target=race, args=arguments) for _ in range(3)]
+    processes = [FORK.Process(target=race, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

@@ -67,10 +67,6 @@ class _Owner(NamedTuple):
         return (self.host, self.boot) == (other.host, other.boot)
 
 
-def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
-
-
 def _agree(action: Callable[[], None]) -> None:
     """Lets the main process act; what it refuses, all refuse."""
     error = None
@@ -91,8 +87,8 @@ class RunLock:
 
     On one machine the operating system frees the lock with the process that holds it, however that
     ends. A lock of another machine, or on a file system without locks, counts as abandoned when its
-    owner has not renewed it for `patience` seconds. While it is held, SIGTERM ends the process by
-    `SystemExit` unless it is handled otherwise, so that the file is removed.
+    owner has not renewed it for `patience` seconds. A SIGINT or SIGTERM that nobody else handles
+    frees it before it ends the process.
     """
 
     def __init__(self, folder: str | Path, *, beat: float = 10.0, patience: float = 90.0) -> None:
@@ -106,7 +102,8 @@ class RunLock:
         self._beat, self._patience = beat, patience
         self._descriptor: int | None = None
         self._ended = threading.Event()
-        self._previous: object = None
+        self._process = os.getpid()
+        self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> "RunLock":
         """
@@ -117,9 +114,7 @@ class RunLock:
         _agree(self._acquire)
         if self._descriptor is not None:
             threading.Thread(target=self._show_life, daemon=True).start()
-            in_main_thread = threading.current_thread() is threading.main_thread()
-            if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                self._previous = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+            self._take_signals()
         return self
 
     def __exit__(
@@ -129,10 +124,9 @@ class RunLock:
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
-        if self._descriptor is not None:
-            self._release()
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        self._release()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def check(self) -> None:
         """As if it were entered and left at once; writes nothing.
@@ -213,8 +207,25 @@ class RunLock:
             with contextlib.suppress(OSError):  # a file system that is away for a while
                 os.utime(self._path)
 
+    def _take_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._release()
+        handler = self._handlers[number]
+        if callable(handler):
+            handler(number, frame)  # which may end the process without another word
+        else:
+            sys.exit(128 + number)
+
     def _release(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None or os.getpid() != self._process:  # a fork does not hold the lock
+            return
         _held.discard(descriptor)
         if self._is_current(descriptor):  # else somebody else took it over
             self._path.unlink()
