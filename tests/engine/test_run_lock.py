@@ -47,7 +47,7 @@ def hold(folder: Path, *options: str) -> tuple[BaseProcess, int]:
 
 
 def exit_status(process: BaseProcess) -> int | None:
-    process.join(timeout=30)
+    process.join()  # with a timeout it would wait for the fork, too
     return process.exitcode
 
 
