@@ -1,5 +1,6 @@
 """Which processes make up a run, by options and by the environment."""
 
+import socket
 import sys
 
 import pytest
@@ -86,6 +87,13 @@ def test_processes_that_know_of_each_other_are_not_refused(monkeypatch) -> None:
         )
     check_alone({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
     assert started == [((print, None, 4, 8, 1, "tcp://first:1"), 4)] * 3
+
+
+def test_an_address_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=rf"0 of 2 cannot meet .*{url} .*--dist-url \(auto"):
+            Place(0, 2, 0, 2, url).join("cpu")
 
 
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch) -> None:

@@ -63,20 +63,28 @@ class Place(NamedTuple):
             device: that the run trains on.
 
         Raises:
-            ValueError: there are fewer GPUs than processes, or the device is one GPU for all.
+            ValueError: there are fewer GPUs than processes, the device is one GPU for all, or the
+                processes do not find each other.
         """
         if self.world_size == 1:
             return
         on_gpus = torch.device(device).type == "cuda"
         if on_gpus:
             self._choose_gpu(torch.device(device))
-        distributed.init_process_group(
-            "nccl" if on_gpus else "gloo",
-            init_method=self.url,
-            rank=self.rank,
-            world_size=self.world_size,
-            timeout=DEFAULT_TIMEOUT,
-        )
+        try:
+            distributed.init_process_group(
+                "nccl" if on_gpus else "gloo",
+                init_method=self.url,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=DEFAULT_TIMEOUT,
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"process {self.rank} of {self.world_size} cannot meet the others at {self.url} "
+                f"({str(error).splitlines()[0]}): set another --dist-url (auto for a free port of "
+                "this machine)"
+            ) from error
         comm.create_local_process_group(self.local_world_size)
         comm.synchronize()
 
