@@ -114,7 +114,9 @@ def _skip(parts: Sequence[object], batches: int) -> bool:
     if any(isinstance(part, AspectRatioGroupedDataset) for part in parts):
         mapped = sampled.dataset
         records = mapped._dataset if isinstance(mapped, MapDataset) else mapped
-        if {"width", "height"} <= records[0].keys():  # else the images would have to be read
+        first = records[0]
+        # Else the images would have to be read.
+        if isinstance(first, dict) and {"width", "height"} <= first.keys():
             consumed, set_aside = _group(sampled.sampler, records, batch_size, batches)
     sampled.sampler = _Remaining(sampled.sampler, consumed, set_aside)
     return True
