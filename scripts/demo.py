@@ -14,13 +14,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.config import LazyConfig
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from tqdm import tqdm
 
 from vitadapter.data.dataset_mapper import IMAGE_ERRORS, read_image
 from vitadapter.engine.launch import check_alone
-from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_alone()
         planned = plan_outputs(inputs, args.output)
-        cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
+        cfg = load_config(args.config_file, args.overrides)
         predictor = LazyPredictor(cfg, args.weights)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

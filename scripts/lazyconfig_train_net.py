@@ -9,7 +9,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -17,7 +16,7 @@ from omegaconf import OmegaConf
 from torch.multiprocessing import ProcessExitedException
 
 from vitadapter.engine.launch import Place, launch
-from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.overrides import load_config
 from vitadapter.engine.run_checks import SetupError, check_device, check_run, setup_errors
 from vitadapter.engine.trainer import do_eval_only, do_train
 
@@ -38,10 +37,9 @@ one. Ctrl-C and SIGTERM save the training state before the run ends.
 
 def main(args: argparse.Namespace, place: Place) -> None:
     """Runs one process of the job."""
-    cfg = LazyConfig.load(args.config_file)
     try:
         with setup_errors():
-            apply_overrides(cfg, args.opts)
+            cfg = load_config(args.config_file, args.opts)
             check_device(OmegaConf.select(cfg, "train.device"))
             place.join(cfg.train.device)
             # do_train checks too, but default_setup would write into the folder of another run.

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.overrides import apply_overrides, load_config
 
 
 def takes_anything(known: int, **others: int) -> None:
@@ -227,3 +228,28 @@ def test_what_a_part_does_not_take(built: DictConfig, override: str, message: st
     with pytest.raises(ValueError, match=message):
         apply_overrides(built, [override])
     assert built == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.txt", "a: 1", "has to be a python or yaml file"),
+        ("c.yaml", "a: [1", r"c\.yaml cannot be read: .*line 1"),
+        ("c.yaml", "- 1", r"c\.yaml must define keys"),
+        ("c.py", "x = (", r"c\.py cannot be read: .*line 1"),
+    ],
+)
+def test_files_that_are_no_configs(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(str(path), [])
+
+
+def test_config_files(tmp_path: Path) -> None:
+    for name, text in (("c.yaml", "a: {b: 1}"), ("c.py", "a = dict(b=1)")):
+        (tmp_path / name).write_text(text)
+        assert load_config(str(tmp_path / name), ["a.b=2"]).a.b == 2
+    (tmp_path / "c.py").write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        load_config(str(tmp_path / "c.py"), [])

@@ -1,4 +1,4 @@
-"""Command-line overrides of a LazyConfig that refuse a misspelt key instead of adding it."""
+"""Configs from the command line: a file, and overrides that refuse a misspelt key."""
 
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
@@ -6,14 +6,16 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin
 
+from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-__all__ = ["apply_overrides"]
+__all__ = ["apply_overrides", "load_config"]
 
 # Keys that configs of older versions, and Detectron2's own, lack.
 _OPTIONAL_KEYS = (
@@ -240,3 +242,24 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             _check_known(cfg, parent, last, value, key)
             _set(parent, last, value)
     return cfg
+
+
+def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
+    """Runs a LazyConfig file and applies overrides to what it defines.
+
+    Args:
+        config_file: Python or YAML; either executes what it names.
+        overrides: as for :func:`apply_overrides`.
+
+    Raises:
+        ValueError: the file is not of this kind, or see :func:`apply_overrides`. An error of the
+            program that a Python file is stays as it is.
+    """
+    try:
+        cfg = LazyConfig.load(config_file)
+    except (SyntaxError, YAMLError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"--config-file {config_file} must define keys such as model and train")
+    return apply_overrides(cfg, overrides)
