@@ -14,12 +14,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.config import LazyConfig
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from tqdm import tqdm
 
 from vitadapter.data.image_files import IMAGE_SUFFIXES, is_image_name, read_image
-from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.launch import check_alone
+from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
 
 WRITABLE_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4"}  # with the codec below
@@ -44,7 +44,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
     args = parser.parse_args(arguments)
     if not Path(args.config_file).is_file():
-        parser.error(f"--config-file {args.config_file} does not exist")
+        parser.error(f"--config-file {args.config_file} does not exist or is a folder")
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
     return args
@@ -188,8 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no image or video found in {', '.join(args.input)}")
         return 1
     try:
+        check_alone()
         planned = plan_outputs(inputs, args.output)
-        cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
+        cfg = load_config(args.config_file, args.overrides)
         predictor = LazyPredictor(cfg, args.weights)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

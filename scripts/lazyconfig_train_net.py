@@ -11,24 +11,24 @@ if __name__ in ("__main__", "__mp_main__"):
     exit_on_signals()  # before the other imports, which take seconds
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
-from detectron2.config import LazyConfig
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
 from torch.multiprocessing import ProcessExitedException
 
-from vitadapter.engine.overrides import apply_overrides
-from vitadapter.engine.run_checks import SetupError, check_run, setup_errors
-from vitadapter.engine.signals import forward_signals
+from vitadapter.engine.launch import Place, launch
+from vitadapter.engine.overrides import load_config
+from vitadapter.engine.run_checks import SetupError, check_device, check_run, setup_errors
 from vitadapter.engine.trainer import do_eval_only, do_train
 
 EPILOG = """
 Examples:
   train on one machine    %(prog)s --config-file CONFIG --num-gpus 8
+  or, with torchrun       torchrun --nproc_per_node 8 %(prog)s --config-file CONFIG
   go on after a stop      %(prog)s --config-file CONFIG --num-gpus 8 --resume
   evaluate                %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.pth
   your own data           %(prog)s --config-file CONFIG dataset.num_classes=10 \\
@@ -40,15 +40,16 @@ one. Ctrl-C and SIGTERM save the training state before the run ends.
 """
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, place: Place) -> None:
     """Runs one process of the job."""
-    cfg = LazyConfig.load(args.config_file)
     try:
         with setup_errors():
-            apply_overrides(cfg, args.opts)
+            cfg = load_config(args.config_file, args.opts)
+            check_device(OmegaConf.select(cfg, "train.device"))
+            place.join(cfg.train.device)
             # do_train checks too, but default_setup would write into the folder of another run.
             check_run(cfg, resume=args.resume, eval_only=args.eval_only)
-        default_setup(cfg, args)
+            default_setup(cfg, args)
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="vitadapter")
         if args.eval_only:
             do_eval_only(cfg)
@@ -67,18 +68,18 @@ def invoke_main(arguments: list[str] | None = None) -> None:
     if not args.config_file:
         parser.error("--config-file is required")
     if not Path(args.config_file).is_file():
-        parser.error(f"--config-file {args.config_file} does not exist")
-    has_children = args.num_gpus * args.num_machines > 1
+        parser.error(f"--config-file {args.config_file} does not exist or is a folder")
     try:
-        with forward_signals() if has_children else contextlib.nullcontext():
-            launch(
-                main,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
+        launch(
+            main,
+            args,
+            num_gpus=args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+        )
+    except SetupError as error:
+        sys.exit(f"error: {error}")
     except ProcessExitedException as error:  # one of several, which has said why
         code = error.exit_code
         sys.exit(code if code >= 0 else 128 - code)  # a signal has ended it

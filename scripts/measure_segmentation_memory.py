@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 
 from vitadapter.engine.inference import build_inference
-from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.overrides import load_config
 
 GIB = 1024**3
 
@@ -32,7 +32,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
     args = parser.parse_args(arguments)
     if not Path(args.config_file).is_file():
-        parser.error(f"--config-file {args.config_file} does not exist")
+        parser.error(f"--config-file {args.config_file} does not exist or is a folder")
     if args.size < 1:
         parser.error(f"--size must be positive, got {args.size}")
     return args
@@ -51,7 +51,7 @@ def peak_bytes(device: torch.device) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     try:
-        cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
+        cfg = load_config(args.config_file, args.overrides)
     except ValueError as error:
         sys.exit(f"error: {error}")
     device = torch.device(cfg.train.device)

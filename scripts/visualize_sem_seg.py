@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 
 from vitadapter.data.sem_seg import sem_seg_metadata
-from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.overrides import load_config
 from vitadapter.evaluation.sem_seg_gallery import draw_sem_seg_gallery
 
 
@@ -28,14 +28,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
     args = parser.parse_args(arguments)
     if not Path(args.config_file).is_file():
-        parser.error(f"--config-file {args.config_file} does not exist")
+        parser.error(f"--config-file {args.config_file} does not exist or is a folder")
     return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     try:
-        cfg = apply_overrides(LazyConfig.load(args.config_file), args.overrides)
+        cfg = load_config(args.config_file, args.overrides)
         dataset = cfg.dataset
         metadata = sem_seg_metadata(dataset.test.name, dataset.class_names, dataset.num_classes)
         written = draw_sem_seg_gallery(

@@ -11,6 +11,8 @@ train = dict(
     # Whether a checkpoint may have less than 90 % of the plain ViT's parameters.
     init_allow_partial=False,
     max_iter=87960,
+    # Of the weights, the order of the data and the augmentations; -1 for others at each start.
+    seed=-1,
     # Micro-batches of an iteration: as many images take part in it, at less memory.
     accumulate_steps=1,
     # float16 scales the loss, at first by init_scale; bfloat16 does not need to.

@@ -1,10 +1,13 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.overrides import apply_overrides, load_config
 
 
 def takes_anything(known: int, **others: int) -> None:
@@ -147,3 +150,106 @@ def test_a_key_that_older_configs_lack() -> None:
     assert (cfg.train.accumulate_steps, cfg.train.ema.enabled) == (2, True)
     with pytest.raises(ValueError, match=r"no key 'model\.init_allow_partial'"):
         apply_overrides(cfg, ["model.init_allow_partial=True"])
+
+
+def builds(
+    part: torch.nn.Module,
+    optional: torch.nn.Module | None = None,
+    norm: str | Callable[[int], torch.nn.Module] = "",
+    number: float = 0.5,
+    count: int = 1,
+    switch: bool = False,
+    name: str | None = None,
+    sizes: list[int] | None = None,
+) -> None:
+    """Parameters of each kind."""
+
+
+@pytest.fixture
+def built() -> DictConfig:
+    part = L(torch.nn.ReLU)(inplace=False)
+    owner = L(builds)(part=part.copy(), optional=part.copy(), norm=part.copy())
+    content = {"owner": owner, "group": {"a": 1}, "train": {"ema": {"enabled": False}}}
+    content["other"] = part.copy()
+    content["listed"] = [part.copy()]
+    content["alias"] = "${other}"
+    return DictConfig(content, flags={"allow_objects": True})
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "owner.optional=null",
+        "owner.norm=GN",
+        "owner.part=${other}",
+        "owner.part={inplace: True}",
+        "owner.number=2",
+        "owner.number=2.5",
+        "owner.number=${owner.count}",
+        "owner.count=2",
+        "owner.switch=True",
+        "owner.name=null",
+        "owner.name=text",
+        "owner.sizes=5",
+        "train.ema=null",
+        "alias=null",
+    ],
+)
+def test_what_a_part_takes(built: DictConfig, override: str) -> None:
+    apply_overrides(built, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("owner.part=null", r"owner\.part=null would put .*owner\.part\.inplace"),
+        ("owner.part=relu", r"owner\.part=relu would put"),
+        ("owner.part=[1]", r"owner\.part=\[1\] would put"),
+        ("owner.optional=5", r"owner\.optional=5 would put"),
+        ("owner.optional=relu", r"owner\.optional=relu would put"),
+        ("owner.norm=null", r"owner\.norm=null would put"),
+        ("owner={part: null}", r"owner\.part=null would put"),
+        ("other=null", "other=null would put"),
+        ("listed.0=null", r"listed\.0=null would put .*~listed\.0"),
+        ("group=3", r"group=3 would put .*group\.a"),
+        ("train.ema=3", r"train\.ema=3 would put"),
+        ("owner.number=x", r"owner\.number must be a number, got 'x'"),
+        ("owner.number=True", r"owner\.number must be a number, got True"),
+        ("owner.number=null", r"owner\.number must be a number, got None"),
+        ("owner.count=2.0", r"owner\.count must be an integer, got 2\.0"),
+        ("owner.switch=maybe", r"owner\.switch must be True or False, got 'maybe'"),
+        ("owner.switch=0", r"owner\.switch must be True or False, got 0"),
+        ("owner.name=5", r"owner\.name must be text or null, got 5"),
+        ("owner.name=[a]", r"owner\.name must be text or null, got \['a'\]"),
+    ],
+)
+def test_what_a_part_does_not_take(built: DictConfig, override: str, message: str) -> None:
+    before = built.copy()
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(built, [override])
+    assert built == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.txt", "a: 1", "has to be a python or yaml file"),
+        ("c.yaml", "a: [1", r"c\.yaml cannot be read: .*line 1"),
+        ("c.yaml", "- 1", r"c\.yaml must define keys"),
+        ("c.py", "x = (", r"c\.py cannot be read: .*line 1"),
+    ],
+)
+def test_files_that_are_no_configs(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(str(path), [])
+
+
+def test_config_files(tmp_path: Path) -> None:
+    for name, text in (("c.yaml", "a: {b: 1}"), ("c.py", "a = dict(b=1)")):
+        (tmp_path / name).write_text(text)
+        assert load_config(str(tmp_path / name), ["a.b=2"]).a.b == 2
+    (tmp_path / "c.py").write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        load_config(str(tmp_path / "c.py"), [])

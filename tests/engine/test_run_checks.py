@@ -33,6 +33,9 @@ from vitadapter.engine.run_checks import SetupError, check_device, check_run, se
         ("train.checkpointer.max_to_keep=0", r"train\.checkpointer\.max_to_keep must .*got 0"),
         ("train.seed=null", r"train\.seed must be an integer.*got None"),
         ("train.seed=1.5", r"train\.seed must .*got 1\.5"),
+        ("train.seed=-2", r"train\.seed must .*got -2"),
+        ("train.seed=2147483648", r"train\.seed must be an integer below 2\*\*31 .*got 2147483648"),
+        ("train.device=meta", r"train\.device=meta but PyTorch cannot compute on it"),
         ("train.accumulate_steps=0", r"train\.accumulate_steps must .*got 0"),
         ("train.accumulate_steps=1.5", r"train\.accumulate_steps must .*got 1\.5"),
         ("train.accumulate_steps=4", r"positive multiple of train\.accumulate_steps=4 .*got 2"),
@@ -128,10 +131,17 @@ def test_devices(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="finds no GPU"):
         check_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda:1")
+    with pytest.raises(ValueError, match="cuda:2 but PyTorch finds 2 GPUs, counted from 0"):
+        check_device("cuda:2")
 
 
 def test_errors_of_the_set_up_are_marked() -> None:
     with pytest.raises(SetupError, match="wrong"), setup_errors():
         raise ValueError("wrong")
+    with pytest.raises(SetupError, match=r"a\.b: Interpolation key 'c' not found"), setup_errors():
+        DictConfig({"a": {"b": "${c}"}}).a.b  # noqa: B018
     with pytest.raises(KeyError), setup_errors():
         raise KeyError("a fault, not a mistake")

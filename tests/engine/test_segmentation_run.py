@@ -14,6 +14,7 @@ from sem_seg_samples import some_labels, write_pairs
 
 from vitadapter.data.sem_seg_labels import LabelReader
 from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_train
 from vitadapter.evaluation.sem_seg_gallery import draw_sem_seg_gallery
 from vitadapter.model_zoo import get_config
@@ -59,6 +60,20 @@ def test_trains_evaluates_and_draws(cfg: DictConfig, tmp_path: Path, script: Mod
     drawn = script.draw(predictor, image, threshold=0.5)
     assert drawn.shape == image.shape
     assert (drawn != image).any()
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1, 1), (2, 2)])
+def test_micro_batches_of_one_image_are_refused(cfg: DictConfig, total: int, steps: int) -> None:
+    cfg.dataloader.train.total_batch_size, cfg.train.accumulate_steps = total, steps
+    message = r"at least 2 images at a time, got 1 .*model\.sem_seg_head\.head\.norm=GN"
+    with pytest.raises(SetupError, match=message):
+        do_train(cfg)
+    cfg.dataset.crop.size = 64  # so that the coarsest map has more than one cell
+    cfg.model.sem_seg_head.head.norm = "GN"
+    cfg.model.sem_seg_head.head.channels = 64
+    cfg.model.sem_seg_head.auxiliary_head.channels = 64
+    cfg.dataloader.evaluator = None
+    do_train(cfg)
 
 
 def test_multi_scale_testing(cfg: DictConfig) -> None:

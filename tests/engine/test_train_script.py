@@ -66,6 +66,31 @@ def test_a_stop_is_no_traceback(
         (["dataset.num_classes=5"], r"set dataset\.num_classes=2"),
         (["train.max_iter"], "key=value"),
         (["--eval-only"], r"train\.init_checkpoint="),
+        (["train.output_dir=/dev/null/run"], "/dev/null"),
+        (["train.inference.tta=multi_scale_flip"], r"tta = get_config\('common/tta\.py'\)"),
+        (["train.inference.tta={a: 1}"], r"common/sem_seg_tta\.py .* got \{'a': 1\}"),
+        (["train.inference._target_=builtins.dict"], r"train\.inference must build a module"),
+        (["train.inference._target_=a.b"], r"train\.inference \(a\.b with .*'a'"),
+        (["model.backbone._target_=null"], r"model\.backbone \(None with .* cannot be built"),
+        (["model.backbone.bottom_up._target_=os.path.join"], r"model\.backbone\.bottom_up \(os"),
+        (["model.backbone.bottom_up.stem.norm=XX"], r"bottom_up\.stem \(.*norm='XX'\) .*KeyError"),
+        (["+model.backbone.speed=3"], r"model\.backbone \(FPN with .*'speed'"),
+        (["~model.roi_heads.box_head"], r"model\.roi_heads \(StandardROIHeads with .*'box_head'"),
+        (["model.backbone.bottom_up=null"], r"model\.backbone\.bottom_up=null would put"),
+        (["model.backbone.bottom_up=${nothing}"], r"bottom_up: Interpolation key 'nothing'"),
+        (["model.pixel_mean=5"], r"model \(GeneralizedRCNN with pixel_mean=5.*rcnn\.py:"),
+        (["~model"], "model must be a group of keys"),
+        (["~dataloader"], r"dataloader\.train must be a group of keys"),
+        (["optimizer.lr=abc"], r"optimizer\.lr must be 0 or a positive number, got 'abc'"),
+        (["optimizer.weight_decay=null"], r"optimizer\.weight_decay must be a number, got None"),
+        (["optimizer._target_=torch.optim.Adamm"], r"optimizer \(torch\.optim\.Adamm with lr="),
+        (["+optimizer.betas=3"], r"optimizer \(AdamW with .*betas=3\) cannot be built: TypeError"),
+        (["lr_multiplier=null"], r"lr_multiplier=null would put .*lr_multiplier\.start_value"),
+        (["dataset.train.json_file=5"], r"dataloader\.train\.dataset \(load_.*json_file=5"),
+        (["dataloader.train.mapper.augmentations=5"], r"train\.mapper \(DatasetMapper with"),
+        (["dataloader.train.mapper.image_format=XYZ"], "must be RGB or BGR, got 'XYZ'"),
+        (["dataloader.evaluator=5"], r"dataloader\.evaluator=5 would put"),
+        (["dataloader.evaluator.plot_curves=x"], r"plot_curves must be True or False, got 'x'"),
     ],
 )
 def test_mistakes_are_named(
@@ -77,8 +102,9 @@ def test_mistakes_are_named(
 ) -> None:
     options = [a for a in arguments if a.startswith("--")]
     changes = [a for a in arguments if not a.startswith("--")]
-    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+    with pytest.raises(SystemExit, match=f"(?s)^error: .*{message}") as stopped:
         script.invoke_main(["--config-file", str(tiny_config), *options, *overrides, *changes])
+    assert "Traceback" not in stopped.value.code
 
 
 def test_faults_in_training_keep_their_traceback(
@@ -109,11 +135,12 @@ def two_processes_environment() -> dict[str, str]:
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def test_two_processes(
+def test_two_processes_of_torchrun(
     repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(repository / "scripts" / SCRIPT), "--num-gpus", "2"]
-    command += ["--dist-url", "auto", "--config-file", str(tiny_config), *overrides]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(repository / "scripts" / SCRIPT)]
+    command += ["--config-file", str(tiny_config), *overrides]
     changes = ["train.max_iter=2", "train.accumulate_steps=2", "train.ema.enabled=True"]
     changes += ["dataloader.train.total_batch_size=4", "train.best_checkpoint.metric=bbox/AP"]
     run = subprocess.run(
@@ -128,7 +155,9 @@ def test_two_processes(
     rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1]
     assert "bbox/AP" in rows[-1]
-    assert (output / "log.txt.rank1").is_file()
+    assert "World size: 2" in (output / "log.txt.rank1").read_text()
+    assert len(list(output.glob("events.out.tfevents.*"))) == 1
+    assert not (output / "run.lock").exists()
 
 
 def test_the_launcher_waits_for_two_processes_that_are_stopped(

@@ -1,6 +1,5 @@
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,19 +166,6 @@ def test_refused_before_training(cfg: DictConfig, override: str, message: str) -
     with pytest.raises(SetupError, match=message):
         do_train(apply_overrides(cfg, [override]))
     assert not output.exists() or not list(output.iterdir())
-
-
-def test_synchronised_norms_need_gpus(cfg: DictConfig, monkeypatch) -> None:
-    cfg.model.backbone.bottom_up.stem.norm = "SyncBN"
-    cfg.train.max_iter = 1
-    do_train(cfg)  # in one process there is nothing to synchronise
-    two_processes = SimpleNamespace(get_world_size=lambda: 2)
-    monkeypatch.setattr(trainer_module, "comm", two_processes)
-    cfg.train.output_dir += "2"
-    with pytest.raises(
-        SetupError, match=r"SyncBN.*stem\.conv1\.norm.*2 processes.*norm=naiveSyncBN"
-    ):
-        do_train(cfg)
 
 
 def test_classes_in_another_order_are_refused(cfg: DictConfig, tmp_path: Path) -> None:

@@ -162,6 +162,8 @@ def test_wrong_shapes_are_refused(nms: object) -> None:
         (lambda: LinearDecay(1.5), r"iou_threshold must be in \[0, 1\], got 1.5"),
         (lambda: HardNMS(-0.1), r"iou_threshold must be in \[0, 1\], got -0.1"),
         (lambda: GaussianDecay(0.0), "sigma must be positive, got 0.0"),
+        (lambda: GaussianDecay(float("nan")), "sigma must be positive, got nan"),
+        (lambda: SoftNMS(min_score=float("nan")), "min_score must be positive, got nan"),
         (lambda: SoftNMS(min_score=0.0), "min_score must be positive, got 0.0"),
     ],
 )

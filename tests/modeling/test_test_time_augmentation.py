@@ -152,8 +152,10 @@ def test_bounds_of_areas_are_as_in_coco() -> None:
 def test_area_ranges_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"one range for each of the 2 min_sizes, got 1"):
         ScaleRangeMapperTTA([64, 96], 200, True, [(0, 10)])
-    with pytest.raises(ValueError, match=r"\(above, up to\), got \(10, 10\)"):
+    with pytest.raises(ValueError, match=r"\(above, up to\) .*got \(10, 10\)"):
         ScaleRangeMapperTTA([64], 200, True, [(10, 10)])
+    with pytest.raises(ValueError, match=r"must be pairs .*got \(0, 10, 20\)"):
+        ScaleRangeMapperTTA([64], 200, True, [(0, 10, 20)])
 
 
 def test_nothing_found(mask_rcnn: GeneralizedRCNN, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,6 +293,8 @@ def test_factors_by_name() -> None:
     assert factor("head.weight") == 1.0
     with pytest.raises(ValueError, match=r"factors must not be negative, got \{'a': -1\}"):
         FactorByName({"a": -1})
+    with pytest.raises(ValueError, match=r"factors must not be negative, got \{'a': nan\}"):
+        FactorByName({"a": float("nan")})
 
 
 def test_factors_of_rate_and_decay() -> None:

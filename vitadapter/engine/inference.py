@@ -4,11 +4,11 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.engine.building import build
 from vitadapter.modeling.same_size_batches import predict_by_size
 
 __all__ = ["InferenceModel", "build_inference"]
@@ -39,11 +39,17 @@ class InferenceModel(nn.Module):
                 none.
 
         Raises:
-            ValueError: another `amp_dtype`.
+            ValueError: another `amp_dtype`, or a `tta` that is no module.
         """
         super().__init__()
         if amp_dtype is not None and amp_dtype not in _AMP_DTYPES:
             raise ValueError(f"amp_dtype must be one of {_AMP_DTYPES} or None, got {amp_dtype!r}")
+        if tta is not None and not isinstance(tta, nn.Module):
+            raise ValueError(
+                "train.inference.tta is a module around the model, which a config file sets: "
+                "train.inference.tta = get_config('common/tta.py').multi_scale_flip (or "
+                f"common/sem_seg_tta.py for segmenters), got {tta!r}"
+            )
         self.model = model
         self.tta = tta
         self.amp_dtype = amp_dtype
@@ -75,4 +81,7 @@ def build_inference(cfg: DictConfig, model: nn.Module) -> InferenceModel:
         return InferenceModel(model)
     inference = copy.deepcopy(inference)
     inference.model = model  # to which `tta.model` refers
-    return instantiate(inference)
+    built = build(inference, "train.inference")
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"train.inference must build a module, got {built!r}")
+    return built

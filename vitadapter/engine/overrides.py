@@ -1,17 +1,21 @@
-"""Command-line overrides of a LazyConfig that refuse a misspelt key instead of adding it."""
+"""Configs from the command line: a file, and overrides that refuse a misspelt key."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin
 
+from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-__all__ = ["apply_overrides"]
+__all__ = ["apply_overrides", "load_config"]
 
 # Keys that configs of older versions, and Detectron2's own, lack.
 _OPTIONAL_KEYS = (
@@ -22,6 +26,17 @@ _OPTIONAL_KEYS = (
     "train.ema",
     "train.best_checkpoint",
 )
+
+# Groups of keys that null switches off.
+_MAY_BE_NULL = ("dataloader.evaluator", "train.inference", "train.ema", "train.best_checkpoint")
+
+_IN_WORDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    NoneType: "null",
+}
 
 
 def _quoted(text: str) -> str:
@@ -86,17 +101,57 @@ def _unknown(cfg: DictConfig, key: str) -> ValueError:
     return ValueError(f"the config has no key {key!r} ({hint}); write +{key}=... to add it")
 
 
-def _accepts(node: object, argument: str) -> bool:
-    """Whether `node` is a lazy call of something that names this argument in its signature."""
+def _parameter(node: object, argument: str) -> inspect.Parameter | None:
+    """The parameter that an argument of a lazy call is for, where its signature names one."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        return False
-    target = locate(node._target_) if isinstance(node._target_, str) else node._target_
+        return None
     try:
+        target = locate(node._target_) if isinstance(node._target_, str) else node._target_
         parameter = inspect.signature(target).parameters.get(argument)
-    except (TypeError, ValueError):
-        return False
+    except (ImportError, TypeError, ValueError):
+        return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return parameter is not None and parameter.kind in named
+    return parameter if parameter is not None and parameter.kind in named else None
+
+
+def _check_type(parameter: inspect.Parameter, value: object, full_key: str) -> None:
+    """Refuses a plain value of another type than the parameter's, where that takes plain values."""
+    annotation = parameter.annotation
+    is_union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if is_union else (annotation,)
+    if not all(isinstance(kind, Hashable) and kind in _IN_WORDS for kind in kinds):
+        return
+    is_reference = isinstance(value, str) and "${" in value
+    is_default = value is None and parameter.default is None
+    if is_reference or is_default or type(value) in kinds:
+        return
+    if type(value) is int and float in kinds:
+        return
+    words = " or ".join(_IN_WORDS[kind] for kind in kinds)
+    raise ValueError(f"{full_key} must be {words}, got {value!r}")
+
+
+def _check_kind(parent: DictConfig | ListConfig, key: str, value: object, full_key: str) -> None:
+    """Refuses a plain value in the place of a group of keys, such as a part of the model."""
+    at = key if isinstance(parent, DictConfig) else int(key)
+    if OmegaConf.is_interpolation(parent, at) or OmegaConf.is_missing(parent, at):
+        return
+    below = _child(parent, key)
+    is_reference = isinstance(value, str) and "${" in value
+    if not isinstance(below, DictConfig) or isinstance(value, Mapping) or is_reference:
+        return
+    parameter = _parameter(parent, key)
+    if value is None and full_key in _MAY_BE_NULL:
+        return
+    if parameter is not None:
+        takes_text = str in (parameter.annotation, *get_args(parameter.annotation))
+        if (value is None and parameter.default is None) or (isinstance(value, str) and takes_text):
+            return
+    keys = ", ".join(f"{full_key}.{inner}" for inner in list(below)[:3])
+    raise ValueError(
+        f"{full_key}={'null' if value is None else value} would put a plain value in the place of "
+        f"a group of keys ({keys}, ...): set these, or delete the group with ~{full_key}"
+    )
 
 
 def _check_known(cfg: DictConfig, node: object, key: str, value: object, full_key: str) -> None:
@@ -105,10 +160,14 @@ def _check_known(cfg: DictConfig, node: object, key: str, value: object, full_ke
         raise ValueError(
             f"{full_key!r} cannot be set: what is above {key!r} is {node!r}, which holds no keys"
         )
+    parameter = _parameter(node, key)
+    if parameter is not None:
+        _check_type(parameter, value, full_key)
     if key not in _keys(node):
-        if full_key not in _OPTIONAL_KEYS and not _accepts(node, key):
+        if full_key not in _OPTIONAL_KEYS and parameter is None:
             raise _unknown(cfg, full_key)
         return
+    _check_kind(node, key, value, full_key)
     if isinstance(value, Mapping) and isinstance(below := _child(node, key), DictConfig):
         for inner, inner_value in value.items():
             _check_known(cfg, below, str(inner), inner_value, f"{full_key}.{inner}")
@@ -167,7 +226,9 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         DictConfig: `cfg`.
 
     Raises:
-        ValueError: a malformed override, or an unknown key; the message names the nearest keys.
+        ValueError: a malformed override; an unknown key, of which the message names the nearest
+            ones; a value of another type than its parameter's; or a plain value in the place of a
+            group of keys.
     """
     for text in overrides:
         override = _parse(text)
@@ -181,3 +242,24 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             _check_known(cfg, parent, last, value, key)
             _set(parent, last, value)
     return cfg
+
+
+def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
+    """Runs a LazyConfig file and applies overrides to what it defines.
+
+    Args:
+        config_file: Python or YAML; either executes what it names.
+        overrides: as for :func:`apply_overrides`.
+
+    Raises:
+        ValueError: the file is not of this kind, or see :func:`apply_overrides`. An error of the
+            program that a Python file is stays as it is.
+    """
+    try:
+        cfg = LazyConfig.load(config_file)
+    except (SyntaxError, YAMLError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"--config-file {config_file} must define keys such as model and train")
+    return apply_overrides(cfg, overrides)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from omegaconf import DictConfig, OmegaConf
@@ -13,10 +12,11 @@ from vitadapter.data.coco import coco_metadata
 from vitadapter.data.panoptic import panoptic_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.data.transforms import augment
+from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.ema import is_averaged
 from vitadapter.engine.inference import build_inference
-from vitadapter.engine.run_checks import check_device
+from vitadapter.engine.run_checks import IMAGE_FORMATS, check_device
 
 __all__ = ["LazyPredictor"]
 
@@ -72,11 +72,13 @@ class LazyPredictor:
         device = device or cfg.train.device
         check_device(device)
         mapper = cfg.dataloader.test.mapper
-        if mapper.image_format not in ("RGB", "BGR"):
+        if mapper.image_format not in IMAGE_FORMATS:
             raise ValueError(f"image_format must be 'RGB' or 'BGR', got {mapper.image_format!r}")
         self._image_format = mapper.image_format
-        self._augmentations = T.AugmentationList(instantiate(mapper.augmentations))
-        self.model = instantiate(cfg.model).to(device).eval()
+        self._augmentations = T.AugmentationList(
+            build(mapper.augmentations, "dataloader.test.mapper.augmentations")
+        )
+        self.model = build(cfg.model, "model").to(device).eval()
         load_init_checkpoint(
             AtomicCheckpointer(self.model), weights, complete=True, averaged=is_averaged(cfg)
         )

@@ -1,19 +1,26 @@
 """Settings of a run that cannot work, refused before anything is built or written."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vitadapter.engine.checkpoint import check_weights_exist, expand_home
+from vitadapter.engine.run_lock import check_unlocked
 
-__all__ = ["SetupError", "check_device", "check_run", "setup_errors"]
+__all__ = ["IMAGE_FORMATS", "SetupError", "check_device", "check_run", "setup_errors"]
 
 _ABSENT = object()
+IMAGE_FORMATS = ("RGB", "BGR")
 _AMP_DTYPES = ("float16", "bfloat16")
+
+
+# What training builds.
+_GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier")
 
 
 class SetupError(ValueError):
@@ -22,10 +29,12 @@ class SetupError(ValueError):
 
 @contextlib.contextmanager
 def setup_errors() -> Iterator[None]:
-    """Marks a ValueError from inside as one of the set-up."""
+    """Marks what the user can mend, among the errors from inside, as errors of the set-up."""
     try:
         yield
-    except ValueError as error:
+    except OmegaConfBaseException as error:
+        raise SetupError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    except (ValueError, OSError) as error:
         raise SetupError(str(error)) from error
 
 
@@ -49,12 +58,20 @@ def _is_positive_or_null(value: object) -> bool:
     return value is None or _is_positive(value)
 
 
+def _is_seed(value: object) -> bool:
+    return _is_int(value) and -1 <= value < 2**31  # of which NumPy takes the double
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_positive_number(value: object) -> bool:
     return _is_number(value) and 0 < value < float("inf")
+
+
+def _is_not_negative_number(value: object) -> bool:
+    return _is_number(value) and 0 <= value < float("inf")
 
 
 def _is_decay(value: object) -> bool:
@@ -86,6 +103,8 @@ def _is_device(value: object) -> bool:
 
 # Key, whether it may be absent, what its value must fulfil, and that in words.
 _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
+    ("dataloader.train.mapper.image_format", True, IMAGE_FORMATS.__contains__, "be RGB or BGR"),
+    ("dataloader.test.mapper.image_format", True, IMAGE_FORMATS.__contains__, "be RGB or BGR"),
     ("train.output_dir", False, _is_folder, "name a folder"),
     ("train.init_checkpoint", False, _is_text_or_null, "be a file, a URL or ''"),
     ("train.init_allow_partial", True, _is_bool, "be True or False"),
@@ -100,8 +119,10 @@ _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
         _is_positive_or_null,
         "be a positive integer, or null to keep all",
     ),
-    ("train.seed", True, _is_int, "be an integer (-1 for a random one)"),
+    ("train.seed", True, _is_seed, "be an integer below 2**31 (-1 for a random one)"),
     ("train.accumulate_steps", True, _is_positive, "be a positive integer"),
+    ("optimizer.lr", True, _is_not_negative_number, "be 0 or a positive number"),
+    ("optimizer.weight_decay", True, _is_not_negative_number, "be 0 or a positive number"),
     ("train.amp.enabled", False, _is_bool, "be True or False"),
     ("train.amp.dtype", True, _AMP_DTYPES.__contains__, "be float16 or bfloat16"),
     ("train.amp.init_scale", True, _is_positive_number, "be a positive number"),
@@ -119,15 +140,44 @@ _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
 
 
 def check_device(device: str) -> None:
-    """Refuses a GPU where there is none.
+    """Refuses a device that is not there.
 
     Raises:
-        ValueError: not a device, or a GPU that PyTorch does not find.
+        ValueError: not a device, or one that PyTorch cannot compute on here.
     """
     if not _is_device(device):
         raise ValueError(f"train.device must be a device such as cuda or cpu, got {device!r}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"train.device={device} but PyTorch finds no GPU: set train.device=cpu")
+    kind, index = torch.device(device).type, torch.device(device).index
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"train.device={device} but PyTorch finds no GPU: set train.device=cpu"
+            )
+        found = torch.cuda.device_count()
+        if (index or 0) >= found:
+            raise ValueError(
+                f"train.device={device} but PyTorch finds {found} GPUs, counted from 0: set "
+                "train.device=cuda"
+            )
+    elif kind != "cpu":
+        # Not asked of GPUs, where it would take memory of the first one in each process.
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(
+                f"train.device={device} but PyTorch cannot compute on it: set train.device=cuda or "
+                "train.device=cpu"
+            ) from error
+
+
+def _check_groups(cfg: DictConfig, keys: Sequence[str]) -> None:
+    """Refuses a config that lacks something, or refers to what is not there."""
+    for key in keys:
+        group = OmegaConf.select(cfg, key)
+        if not isinstance(group, DictConfig):
+            raise ValueError(f"{key} must be a group of keys that can be built, got {group!r}")
+    for key in ("train", *keys):
+        OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
 
 
 def _check_amp(train: DictConfig) -> None:
@@ -183,6 +233,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
     Raises:
         ValueError: the message names the override to change.
     """
+    _check_groups(cfg, ("dataloader.test", "model") if eval_only else _GROUPS)
     for key, optional, is_valid, rule in _CHECKS:
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is _ABSENT and not optional:
@@ -199,6 +250,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         _check_amp(train)
         _check_micro_batches(cfg)
         _check_best(cfg)
+        check_unlocked(train.output_dir)
     occupied = Path(train.output_dir, "last_checkpoint").is_file()
     if occupied and not resume and not eval_only:
         raise ValueError(

@@ -4,6 +4,7 @@ Beyond it: whatever can be checked is checked before the first iteration, and tr
 early, for whatever reason, leaves a checkpoint to resume from.
 """
 
+import contextlib
 import copy
 import importlib.util
 import logging
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import HookBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -27,18 +27,22 @@ from detectron2.utils.events import (
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.best_checkpoint import BestCheckpointer
+from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import (
     FINAL_NAME,
     AtomicCheckpointer,
     find_not_finite,
     load_init_checkpoint,
 )
+from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
 from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import build_inference
 from vitadapter.engine.resume import find_checkpoint, resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
+from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.train_loop import AccumulatingTrainer
 
 __all__ = ["do_eval_only", "do_test", "do_train"]
@@ -81,8 +85,8 @@ def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     """Loads the test data now, so that its faults are found before training."""
     if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
-    loader = instantiate(cfg.dataloader.test)
-    evaluator = instantiate(cfg.dataloader.evaluator)
+    loader = build(cfg.dataloader.test, "dataloader.test")
+    evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
 
     def evaluate(model: torch.nn.Module) -> Results:
         results = inference_on_dataset(model, loader, evaluator)
@@ -96,7 +100,7 @@ def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
 def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model
-    optimizer = instantiate(optimizer_cfg)
+    optimizer = build(optimizer_cfg, "optimizer")
     for group in (optimizer.defaults, *optimizer.param_groups):
         for key, value in group.items():
             # A ListConfig (betas) would drag the whole config, model included, into checkpoints
@@ -106,31 +110,21 @@ def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Opt
     return optimizer
 
 
-def _check_sync_batch_norm(model: torch.nn.Module, device: str) -> None:
-    """PyTorch's synchronises on GPUs only, and says so in the first iteration."""
-    synced = [n for n, m in model.named_modules() if isinstance(m, torch.nn.SyncBatchNorm)]
-    processes = comm.get_world_size()
-    if synced and processes > 1 and torch.device(device).type == "cpu":
-        raise ValueError(
-            f"norm='SyncBN' ({synced[0]} and others) needs GPUs, got train.device={device} with "
-            f"{processes} processes: set another, for instance "
-            "model.backbone.bottom_up.norm=naiveSyncBN (or =BN)"
-        )
-
-
 def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
     """Gives micro-batches: `train.accumulate_steps` of them have the total batch size."""
     loader_cfg = copy.deepcopy(cfg.dataloader.train)
     steps = cfg.train.get("accumulate_steps", 1)
     if steps > 1:
         loader_cfg.total_batch_size //= steps
-    return instantiate(loader_cfg)
+    # Samplers draw the seed of their order: the same at every start.
+    seed_process(cfg.train.get("seed", -1))
+    return build(loader_cfg, "dataloader.train")
 
 
 def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrainer:
-    model = instantiate(cfg.model)
+    model = build(cfg.model, "model")
     logger.info("Model:\n%s", model)
-    _check_sync_batch_norm(model, cfg.train.device)
+    check_batch_norms(model, cfg.train.device, batch_size_of(loader))
     model.to(cfg.train.device)
     optimizer = _build_optimizer(cfg, model)
     ddp = dict(cfg.train.ddp)
@@ -169,8 +163,10 @@ def _build_hooks(
     train = cfg.train
     built = [
         hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
     ]
+    if train.get("seed", -1) >= 0:
+        built.append(IterationSeed(train.seed))
     if ema is not None:
         built.append(EMAHook(ema, checkpointer.model))
     built.append(StateKeeper(checkpointer))
@@ -264,7 +260,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
     with setup_errors():
         check_run(cfg, eval_only=True)
         evaluate = _build_evaluation(cfg)
-        model = instantiate(cfg.model).to(cfg.train.device)
+        model = build(cfg.model, "model").to(cfg.train.device)
         inference = build_inference(cfg, model)
         checkpointer = AtomicCheckpointer(model)
         load_init_checkpoint(
@@ -273,28 +269,8 @@ def do_eval_only(cfg: DictConfig) -> Results:
     return evaluate(inference)
 
 
-def do_train(cfg: DictConfig, resume: bool = False) -> Results:
-    """Trains, evaluates every `train.eval_period` iterations and at the end.
-
-    An iteration is an update of the weights, by `train.accumulate_steps` batches of the loader.
-    Checkpoints, `metrics.json` (losses, learning rate, APs) and tensorboard events are written to
-    `train.output_dir`; with `train.ema` checkpoints have the averaged weights too, which are
-    evaluated then, and with `train.best_checkpoint` `model_best.pth` has the best evaluated ones.
-    When training stops early - an error, Ctrl-C, SIGTERM - the last complete iteration is saved.
-
-    Args:
-        cfg: with model, dataloader.{train,test,evaluator}, optimizer, lr_multiplier, train.
-        resume: whether to go on from the last good checkpoint of `train.output_dir`, if it has
-            checkpoints.
-
-    Returns:
-        dict: as :func:`do_test`, of the last evaluation.
-
-    Raises:
-        SetupError: what cannot work, before training starts.
-        FloatingPointError: a loss, the gradient or a weight became infinite or NaN; names the
-            images of the iteration, or the weight.
-    """
+def _train(cfg: DictConfig, resume: bool) -> Results:
+    """:func:`do_train` in an output folder of its own."""
     results: Results = {}
 
     def evaluate_and_keep() -> Results:
@@ -303,8 +279,6 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         return results
 
     with setup_errors():
-        check_run(cfg, resume=resume)
-        Path(cfg.train.output_dir).mkdir(parents=True, exist_ok=True)
         loader = _build_loader(cfg)
         evaluate = _build_evaluation(cfg)
         _check_same_classes(cfg)
@@ -319,9 +293,41 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate_and_keep))
         trainer.register_hooks([_best_checkpointer(cfg, checkpointer, evaluated, results)])
         start = _restore(cfg, trainer, checkpointer, ema, resume)
+        continue_data(loader, start * trainer.accumulate_steps, cfg.train.get("seed", -1))
     if start >= cfg.train.max_iter:
         logger.info("All %d iterations are done already: only evaluating", cfg.train.max_iter)
         _evaluate_finished(cfg, start, evaluate_and_keep)
         return results
     trainer.train(start, cfg.train.max_iter)
     return results
+
+
+def do_train(cfg: DictConfig, resume: bool = False) -> Results:
+    """Trains, evaluates every `train.eval_period` iterations and at the end.
+
+    An iteration is an update of the weights, by `train.accumulate_steps` batches of the loader.
+    Checkpoints, `metrics.json` (losses, learning rate, APs) and tensorboard events are written to
+    `train.output_dir`; with `train.ema` checkpoints have the averaged weights too, which are
+    evaluated then, and with `train.best_checkpoint` `model_best.pth` has the best evaluated ones.
+    When training stops early - an error, Ctrl-C, SIGTERM - the last complete iteration is saved.
+    The folder is locked meanwhile. With `train.seed` a resumed run goes on as if it had never been
+    stopped, within the limits that :mod:`vitadapter.engine.data_order` names.
+
+    Args:
+        cfg: with model, dataloader.{train,test,evaluator}, optimizer, lr_multiplier, train.
+        resume: whether to go on from the last good checkpoint of `train.output_dir`, if it has
+            checkpoints.
+
+    Returns:
+        dict: as :func:`do_test`, of the last evaluation.
+
+    Raises:
+        SetupError: what cannot work, before training starts.
+        FloatingPointError: a loss, the gradient or a weight became infinite or NaN; names the
+            images of the iteration, or the weight.
+    """
+    with contextlib.ExitStack() as held:
+        with setup_errors():
+            check_run(cfg, resume=resume)
+            held.enter_context(RunLock(cfg.train.output_dir))
+        return _train(cfg, resume)

@@ -144,7 +144,9 @@ def read_metrics(run: str | Path) -> RunMetrics:
     path = Path(run).expanduser()
     path = path / _FILE_NAME if path.suffix != ".json" else path
     if not path.is_file():
-        raise ValueError(f"{path} must be the metrics of a training run, but it does not exist")
+        raise ValueError(
+            f"{path} must be the metrics of a training run, but it does not exist or is a folder"
+        )
     rows = _merge(_parse(path.read_text(encoding="utf-8", errors="replace"), path))
     if not any(_TRAINING_KEY in row for row in rows.values()):
         raise ValueError(

@@ -38,7 +38,9 @@ def _palette(num_classes: int) -> np.ndarray:
 
 def _read_predictions(path: Path) -> dict[str, list[Mapping[str, object]]]:
     if not path.is_file():
-        raise ValueError(f"{path}, the predictions that an evaluation writes, does not exist")
+        raise ValueError(
+            f"{path}, the predictions that an evaluation writes, does not exist or is a folder"
+        )
     try:
         by_image: dict[str, list[Mapping[str, object]]] = {}
         for segment in json.loads(path.read_text()):

@@ -155,7 +155,9 @@ class MSDeformAttn(nn.Module):
                 f"got {list(spatial_shapes)}"
             )
         if reference_points.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"reference_points must be float32, got {reference_points.dtype}")
+            raise TypeError(
+                f"reference_points must be float32 or float64, got {reference_points.dtype}"
+            )
         shape = tuple(reference_points.shape)
         batch, queries, _ = query.shape
         if (

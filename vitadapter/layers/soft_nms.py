@@ -41,7 +41,7 @@ class GaussianDecay:
         Raises:
             ValueError: it is not positive.
         """
-        if sigma <= 0:
+        if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
         self.sigma = sigma
 
@@ -69,7 +69,7 @@ class SoftNMS:
         Raises:
             ValueError: `min_score` is not positive, so that no box could ever be dropped.
         """
-        if min_score <= 0:
+        if not min_score > 0:
             raise ValueError(f"min_score must be positive, got {min_score}")
         self.decay = LinearDecay() if decay is None else decay
         self.min_score = min_score

@@ -52,9 +52,11 @@ class ScaleRangeMapperTTA(DatasetMapperTTA):
                 f"area_ranges must have one range for each of the {len(min_sizes)} min_sizes, "
                 f"got {len(ranges)}"
             )
-        for above, up_to in ranges:
-            if not above < up_to:
-                raise ValueError(f"area_ranges must be (above, up to), got ({above}, {up_to})")
+        for area_range in ranges:
+            if len(area_range) != 2 or not area_range[0] < area_range[1]:
+                raise ValueError(
+                    f"area_ranges must be pairs (above, up to) with above < up to, got {area_range}"
+                )
         self.area_ranges = ranges
 
     def __call__(self, dataset_dict: Input) -> list[Input]:

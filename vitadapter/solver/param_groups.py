@@ -74,7 +74,7 @@ class FactorByName:
     """
 
     def __init__(self, factors: Mapping[str, float]) -> None:
-        if any(factor < 0 for factor in factors.values()):
+        if not all(factor >= 0 for factor in factors.values()):
             raise ValueError(f"factors must not be negative, got {dict(factors)}")
         self.factors = dict(factors)
 

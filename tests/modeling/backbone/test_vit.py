@@ -138,6 +138,8 @@ def test_can_be_built_on_the_meta_device():
         (dict(num_heads=5), "num_heads must divide embed_dim=24, got num_heads=5"),
         (dict(depth=0), "must be positive"),
         (dict(mlp_ratio=0), "must be positive"),
+        (dict(mlp_ratio=float("nan")), "must be positive"),
+        (dict(pretrain_img_size=15), "pretrain_img_size must be at least patch_size=16, got 15"),
         (dict(drop_path_rate=-0.1), r"\[0, 1\), got -0.1"),
         (dict(window_size=-1), r"window_size must be at least 1.*got -1"),
         (dict(window_size=[4, 0, 4, 0], window_block_indexes=[0, 2]), r"got \[4, 0, 4, 0\]"),

@@ -68,7 +68,7 @@ def test_features_may_come_in_any_order() -> None:
     [
         ({"num_levels": 4}, r"num_levels < number of features .* got num_levels=4"),
         ({"num_levels": 0}, "0 < num_levels"),
-        ({"embed_dim": 30}, "embed_dim must be a multiple of 4, got 30"),
+        ({"embed_dim": 30}, "embed_dim must be a positive multiple of 4, got 30"),
     ],
 )
 def test_arguments_of_the_pixel_decoder(arguments: dict[str, int], message: str) -> None:

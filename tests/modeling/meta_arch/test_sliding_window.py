@@ -102,8 +102,16 @@ def test_half_precision_is_averaged_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("crop", "stride", "batch"), [((8, 8), (9, 8), 1), ((8, 8), (0, 4), 1), ((8, 8), (4, 4), 0)]
+    ("crop", "stride", "batch"),
+    [
+        ((8, 8), (9, 8), 1),
+        ((8, 8), (0, 4), 1),
+        ((8, 8), (4, 4), 0),
+        ((8, 8), (4,), 1),
+        ((8,), (4,), 1),
+        ((8, 8, 8), (4, 4, 4), 1),
+    ],
 )
-def test_gaps_are_refused(crop: tuple[int, int], stride: tuple[int, int], batch: int) -> None:
+def test_gaps_are_refused(crop: tuple[int, ...], stride: tuple[int, ...], batch: int) -> None:
     with pytest.raises(ValueError, match="0 < stride <= crop_size"):
         SlidingWindow(crop, stride, windows_per_batch=batch)

@@ -56,7 +56,7 @@ class ExtraAttention(Backbone):
             raise ValueError(
                 f"num_heads must divide {in_feature}'s {dim} channels, got {num_heads}"
             )
-        if not 0 <= drop_path_rate < 1 or ffn_ratio < 0:
+        if not (0 <= drop_path_rate < 1 and ffn_ratio >= 0):
             raise ValueError(
                 "drop_path_rate in [0, 1) and ffn_ratio >= 0 are needed, "
                 f"got {drop_path_rate=}, {ffn_ratio=}"

@@ -175,7 +175,7 @@ def check_net_arguments(
     Raises:
         ValueError: one of these does not hold.
     """
-    wrong = {name: size for name, size in sizes.items() if size <= 0}
+    wrong = {name: size for name, size in sizes.items() if not size > 0}
     if wrong:
         raise ValueError(f"{', '.join(sizes)} must be positive, got {wrong}")
     if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
@@ -215,8 +215,8 @@ def block_window_sizes(
     negative = global_window_size < 0 or (one_for_all and window_size < 0)
     if len(sizes) != len(indexes) or negative or any(size < 1 for size in sizes):
         raise ValueError(
-            "window_size must be at least 1 token, one for all or one for each block of "
-            "window_block_indexes, and global_window_size at least 0, "
+            "window_size must be at least 1 token (0 if no block has windows), one for all or one "
+            "for each block of window_block_indexes, and global_window_size at least 0, "
             f"got {window_size}, {list(indexes)} and {global_window_size}"
         )
     windows = [global_window_size] * depth

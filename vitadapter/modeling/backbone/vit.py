@@ -219,6 +219,10 @@ class ViT(Detectron2ViT):
             (img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size),
             mlp_ratio,
         )
+        if pretrain_img_size < patch_size:
+            raise ValueError(
+                f"pretrain_img_size must be at least {patch_size=}, got {pretrain_img_size}"
+            )
         if embed_dim % num_heads:
             raise ValueError(f"num_heads must divide {embed_dim=}, got {num_heads=}")
         if not 0 <= drop_path_rate < 1:
@@ -301,7 +305,7 @@ class ViT(Detectron2ViT):
 
 
 def _check_sizes(sizes: Sequence[int], mlp_ratio: float) -> None:
-    if min(sizes) < 1 or mlp_ratio <= 0:
+    if min(sizes) < 1 or not mlp_ratio > 0:
         raise ValueError(
             "img_size, patch_size, in_chans, embed_dim, depth, num_heads, pretrain_img_size and "
             f"mlp_ratio must be positive, got {tuple(sizes)} and {mlp_ratio}"

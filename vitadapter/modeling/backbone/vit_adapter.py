@@ -94,7 +94,7 @@ class ViTAdapter(PyramidBackbone):
             else _stages(net.depth, interaction_indexes)
         )
         _check_vit_feature(vit_feature, len(self.stages))
-        if not 0 <= drop_path_rate < 1 or ffn_ratio < 0 or num_extra_extractors < 0:
+        if not (0 <= drop_path_rate < 1 and ffn_ratio >= 0 and num_extra_extractors >= 0):
             raise ValueError(
                 "drop_path_rate in [0, 1), ffn_ratio >= 0 and num_extra_extractors >= 0 are "
                 f"needed, got {drop_path_rate=}, {ffn_ratio=}, {num_extra_extractors=}"

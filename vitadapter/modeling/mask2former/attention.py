@@ -23,7 +23,7 @@ class MaskedAttention(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
         super().__init__()
-        if embed_dim % num_heads != 0:
+        if num_heads < 1 or embed_dim % num_heads != 0:
             raise ValueError(f"num_heads must divide embed_dim, got {num_heads=}, {embed_dim=}")
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))

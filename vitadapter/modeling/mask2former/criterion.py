@@ -75,7 +75,7 @@ class SetCriterion(nn.Module):
         random_points: RandomPoints = uniform_points,
     ) -> None:
         super().__init__()
-        if num_points < 1 or oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:
+        if not (num_points >= 1 and oversample_ratio >= 1 and 0 <= importance_sample_ratio <= 1):
             raise ValueError(
                 "num_points and oversample_ratio must be at least 1 and importance_sample_ratio "
                 f"lie in [0, 1], got {num_points=}, {oversample_ratio=}, {importance_sample_ratio=}"

@@ -34,7 +34,7 @@ class HungarianMatcher:
         random_points: RandomPoints = uniform_points,
     ) -> None:
         weights = (class_weight, mask_weight, dice_weight)
-        if min(weights) < 0 or max(weights) == 0 or num_points < 1:
+        if not all(w >= 0 for w in weights) or max(weights) == 0 or num_points < 1:
             raise ValueError(
                 "weights must not be negative nor all zero, and num_points be at least 1, got "
                 f"class_weight, mask_weight, dice_weight = {weights}, {num_points=}"

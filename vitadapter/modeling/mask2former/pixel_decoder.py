@@ -121,8 +121,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 "0 < num_levels < number of features is needed, since masks are predicted on a "
                 f"finer map than the encoder's, got {num_levels=} and {list(input_shape)}"
             )
-        if embed_dim % 4 != 0:
-            raise ValueError(f"embed_dim must be a multiple of 4, got {embed_dim}")
+        if embed_dim < 1 or embed_dim % 4 != 0:
+            raise ValueError(f"embed_dim must be a positive multiple of 4, got {embed_dim}")
         from_coarse = sorted(input_shape.items(), key=lambda item: -item[1].stride)
         encoded, finer = from_coarse[:num_levels], from_coarse[num_levels:]
         self.embed_dim = embed_dim

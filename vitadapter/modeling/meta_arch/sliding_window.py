@@ -59,8 +59,9 @@ class SlidingWindow:
         pad_to_crop: bool = False,
         windows_per_batch: int = 1,
     ) -> None:
-        gaps = any(not 0 < step <= side for step, side in zip(stride, crop_size, strict=True))
-        if len(crop_size) != 2 or gaps or windows_per_batch < 1:
+        pairs = len(crop_size) == len(stride) == 2
+        gaps = not pairs or any(not 0 < s <= c for s, c in zip(stride, crop_size, strict=True))
+        if gaps or windows_per_batch < 1:
             raise ValueError(
                 "0 < stride <= crop_size is needed for height and width, and at least one window "
                 f"per batch, got {tuple(stride)}, {tuple(crop_size)}, {windows_per_batch}"

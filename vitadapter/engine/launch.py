@@ -1,0 +1,204 @@
+"""The processes of a run: started here, or by torchrun."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+import torch
+from detectron2.engine.launch import DEFAULT_TIMEOUT, _find_free_port
+from detectron2.utils import comm
+from torch import distributed
+from torch.multiprocessing import start_processes
+
+from vitadapter.engine.run_checks import setup_errors
+from vitadapter.engine.signals import forward_signals
+
+__all__ = ["Place", "check_alone", "launch"]
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What tells a process that it is one of several: of srun, mpirun, and of who does it by hand.
+_SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
+
+Arguments = TypeVar("Arguments")
+
+
+class Place(NamedTuple):
+    """Which of the processes of a run this one is; by default the only one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    url: str = "env://"
+
+    @classmethod
+    def from_torchrun(cls, environment: Mapping[str, str]) -> "Place":
+        """
+        Raises:
+            ValueError: a variable that torchrun sets is missing, or they contradict each other.
+        """
+        missing = [name for name in _TORCHRUN if not environment.get(name)]
+        if missing:
+            raise ValueError(
+                f"LOCAL_RANK is set, as torchrun does, but not {', '.join(missing)}: start with "
+                "torchrun, or unset LOCAL_RANK"
+            )
+        try:
+            place = cls(*(int(environment[name]) for name in _TORCHRUN[:4]))
+        except ValueError:
+            place = cls(-1)
+        within = 0 <= place.rank < place.world_size
+        within &= 0 <= place.local_rank < place.local_world_size
+        if not within or place.world_size % place.local_world_size:
+            values = ", ".join(f"{name}={environment[name]}" for name in _TORCHRUN[:4])
+            raise ValueError(
+                "ranks must be numbered from 0 to below their world size, with as many processes "
+                f"on each machine, got {values}"
+            )
+        return place
+
+    def join(self, device: str) -> None:
+        """Connects the processes, through NCCL on GPUs and gloo on CPUs.
+
+        Args:
+            device: that the run trains on.
+
+        Raises:
+            ValueError: there are fewer GPUs than processes, the device is one GPU for all, or the
+                processes do not find each other.
+        """
+        if self.world_size == 1:
+            return
+        on_gpus = torch.device(device).type == "cuda"
+        if on_gpus:
+            self._choose_gpu(torch.device(device))
+        try:
+            distributed.init_process_group(
+                "nccl" if on_gpus else "gloo",
+                init_method=self.url,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=DEFAULT_TIMEOUT,
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"process {self.rank} of {self.world_size} cannot meet the others at {self.url} "
+                f"({str(error).splitlines()[0]}): set another --dist-url (auto for a free port of "
+                "this machine)"
+            ) from error
+        comm.create_local_process_group(self.local_world_size)
+        comm.synchronize()
+
+    def _choose_gpu(self, device: torch.device) -> None:
+        found = torch.cuda.device_count()
+        if found < self.local_world_size:
+            raise ValueError(
+                f"{self.local_world_size} processes on this machine need as many GPUs, got "
+                f"{found}: start fewer, or set train.device=cpu"
+            )
+        if device.index is not None:
+            raise ValueError(
+                f"train.device={device} is one GPU for {self.world_size} processes: set "
+                "train.device=cuda"
+            )
+        torch.cuda.set_device(self.local_rank)
+
+
+def check_alone(environment: Mapping[str, str] = os.environ, num_machines: int = 1) -> None:
+    """Refuses to be one of several processes that do not know of each other.
+
+    Args:
+        environment: what launchers have set.
+        num_machines: number of processes that do know of each other.
+
+    Raises:
+        ValueError: says what to type instead.
+    """
+    sizes = {name: environment.get(name, "") for name in _SIZES}
+    if environment.get("SLURM_PROCID", "0") != "0":  # never so in a batch script without srun
+        sizes["SLURM_NTASKS"] = environment.get("SLURM_NTASKS", "several")
+    for name, size in sizes.items():
+        if size not in ("", "1", str(num_machines)):
+            raise ValueError(
+                f"{name}={size} says that this is one of {size} processes, which do not know of "
+                "each other: all would do the same work and write the same files. Start one "
+                "process on each machine. Training takes --num-gpus N (on several machines also "
+                "--num-machines M --machine-rank R --dist-url tcp://FIRST_MACHINE:PORT), or\n"
+                "  torchrun --nproc_per_node N scripts/lazyconfig_train_net.py --config-file ...\n"
+                f"If there is only this process, unset {name}"
+            )
+
+
+def _own_place(
+    environment: Mapping[str, str], num_gpus: int, num_machines: int, machine_rank: int
+) -> Place | None:
+    """This process's place, alone or among torchrun's; None where it is to start the others."""
+    if num_gpus < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
+        raise ValueError(
+            "--num-gpus and --num-machines must be positive, and --machine-rank from 0 to below "
+            f"--num-machines, got {num_gpus}, {num_machines} and {machine_rank}"
+        )
+    alone = num_gpus == num_machines == 1
+    if not environment.get("LOCAL_RANK"):
+        check_alone(environment, num_machines)
+        return Place() if alone else None
+    if not alone:
+        raise ValueError(
+            "LOCAL_RANK is set, so that torchrun has started the processes: leave out --num-gpus, "
+            "--num-machines and --machine-rank, or start without torchrun"
+        )
+    return Place.from_torchrun(environment)
+
+
+def launch(
+    main: Callable[[Arguments, Place], None],
+    arguments: Arguments,
+    *,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Runs `main(arguments, place)` in each process of a run, which torchrun may have started.
+
+    Args:
+        main: joins the other processes by `place.join`.
+        arguments: for `main`.
+        num_gpus: processes on this machine.
+        num_machines: number of machines.
+        machine_rank: of this machine.
+        dist_url: where the processes meet, as Detectron2's; "auto" for a free port of this machine.
+        environment: what torchrun and other launchers have set.
+
+    Raises:
+        SetupError: options and environment contradict each other, or several processes were
+            started that do not know of each other.
+    """
+    with setup_errors():
+        place = _own_place(environment, num_gpus, num_machines, machine_rank)
+        if num_machines > 1 and not dist_url.startswith("tcp://"):
+            raise ValueError(
+                f"several machines need --dist-url tcp://FIRST_MACHINE:PORT, got {dist_url!r}"
+            )
+    if place is not None:
+        main(arguments, place)
+        return
+    if dist_url == "auto":
+        dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
+    options = (main, arguments, num_gpus, num_machines * num_gpus, machine_rank, dist_url)
+    with forward_signals():
+        start_processes(_run_one, args=options, nprocs=num_gpus)
+
+
+def _run_one(
+    local_rank: int,
+    main: Callable[[Arguments, Place], None],
+    arguments: Arguments,
+    num_gpus: int,
+    world_size: int,
+    machine_rank: int,
+    dist_url: str,
+) -> None:
+    rank = machine_rank * num_gpus + local_rank
+    main(arguments, Place(rank, world_size, local_rank, num_gpus, dist_url))

@@ -1,0 +1,244 @@
+"""One run in an output folder at a time: a lock file that names its owner."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NamedTuple
+
+from detectron2.utils import comm
+
+__all__ = ["RunLock", "check_unlocked"]
+
+logger = logging.getLogger(__name__)
+
+_NAME = "run.lock"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux only; elsewhere the host's name suffices
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+# A fork, such as a worker of a data loader, shares the lock of its parent and would keep it when
+# the parent is killed.
+_held: set[int] = set()
+
+
+def _give_up_in_fork() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_give_up_in_fork)
+
+
+class _Owner(NamedTuple):
+    host: str
+    boot: str
+    process: int
+    started: str
+
+    @classmethod
+    def this_process(cls) -> "_Owner":
+        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        return cls(socket.gethostname(), boot, os.getpid(), started)
+
+    @classmethod
+    def read(cls, descriptor: int) -> "_Owner | None":
+        """None where a process was killed before it had written its name."""
+        try:
+            return cls(**json.loads(os.pread(descriptor, 1 << 16, 0)))
+        except (ValueError, TypeError):
+            return None
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, which started {self.started}"
+
+    def is_of_machine(self, other: "_Owner") -> bool:
+        return (self.host, self.boot) == (other.host, other.boot)
+
+
+def _agree(action: Callable[[], None]) -> None:
+    """Lets the main process act; what it refuses, all refuse."""
+    error = None
+    if comm.is_main_process():
+        try:
+            action()
+        except ValueError as refused:
+            error = str(refused)
+        except OSError as refused:
+            error = f"train.output_dir must be a folder that can be written to, got {refused}"
+    error = comm.all_gather(error)[0]
+    if error is not None:
+        raise ValueError(error)
+
+
+class RunLock:
+    """Held while a run writes to its output folder; only the main process of a run holds it.
+
+    On one machine the operating system frees the lock with the process that holds it, however that
+    ends. A lock of another machine, or on a file system without locks, counts as abandoned when its
+    owner has not renewed it for `patience` seconds. A SIGINT or SIGTERM that nobody else handles
+    frees it before it ends the process.
+    """
+
+    def __init__(self, folder: str | Path, *, beat: float = 10.0, patience: float = 90.0) -> None:
+        """
+        Args:
+            folder: the output folder; made if it does not exist.
+            beat: seconds between two signs of life.
+            patience: seconds to wait for one of an owner that cannot be asked.
+        """
+        self._path = Path(folder, _NAME)
+        self._beat, self._patience = beat, patience
+        self._descriptor: int | None = None
+        self._ended = threading.Event()
+        self._process = os.getpid()
+        self._handlers: dict[int, object] = {}
+
+    def __enter__(self) -> "RunLock":
+        """
+        Raises:
+            ValueError: another run holds the lock, or the folder cannot be written to; in all
+                processes.
+        """
+        _agree(self._acquire)
+        if self._descriptor is not None:
+            threading.Thread(target=self._show_life, daemon=True).start()
+            self._take_signals()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._release()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """As if it were entered and left at once; writes nothing.
+
+        Raises:
+            ValueError: as on entering.
+        """
+        if self._path.exists():
+            self._acquire()
+            self._release()
+
+    def _acquire(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        while self._descriptor is None:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if self._take(descriptor):
+                    self._descriptor = descriptor
+            finally:
+                if self._descriptor is None:
+                    os.close(descriptor)
+        _held.add(descriptor)
+
+    def _take(self, descriptor: int) -> bool:
+        """False where the owner has just removed the file."""
+        certain = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._refusal(_Owner.read(descriptor)) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            certain = False
+        if not self._is_current(descriptor):
+            return False
+        owner, this = _Owner.read(descriptor), _Owner.this_process()
+        if owner is not None:
+            if not (certain and owner.is_of_machine(this)) and not self._is_abandoned(owner):
+                return False
+            logger.warning("%s is left behind by %s: taking it over", self._path, owner)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(this._asdict()).encode(), 0)
+        os.fsync(descriptor)
+        return True
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _is_abandoned(self, owner: _Owner) -> bool:
+        """Waits for a sign of life; False where the owner has removed the file meanwhile."""
+        logger.warning(
+            "%s names %s: waiting %g s for a sign of life", self._path, owner, self._patience
+        )
+        end = time.monotonic() + self._patience
+        try:
+            before = self._path.stat().st_mtime_ns
+            while time.monotonic() < end:
+                time.sleep(min(1.0, self._beat))
+                if self._path.stat().st_mtime_ns != before:
+                    raise self._refusal(owner)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _refusal(self, owner: _Owner | None) -> ValueError:
+        return ValueError(
+            f"train.output_dir={self._path.parent} is in use by {owner or 'another process'}: "
+            "wait until that run has ended, stop it, or set another train.output_dir=... "
+            f"(if it is certain that it has ended, delete {self._path})"
+        )
+
+    def _show_life(self) -> None:
+        while not self._ended.wait(self._beat):
+            with contextlib.suppress(OSError):  # a file system that is away for a while
+                os.utime(self._path)
+
+    def _take_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._release()
+        handler = self._handlers[number]
+        if callable(handler):
+            handler(number, frame)  # which may end the process without another word
+        else:
+            sys.exit(128 + number)
+
+    def _release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None or os.getpid() != self._process:  # a fork does not hold the lock
+            return
+        _held.discard(descriptor)
+        if self._is_current(descriptor):  # else somebody else took it over
+            self._path.unlink()
+        os.close(descriptor)
+
+
+def check_unlocked(folder: str | Path) -> None:
+    """Refuses a folder in which another run is going on; writes nothing.
+
+    Args:
+        folder: an output folder, which need not exist.
+
+    Raises:
+        ValueError: names the owner, and what to do; in all processes.
+    """
+    _agree(RunLock(folder).check)
