@@ -18,7 +18,7 @@ from vitadapter.engine.train_loop import AccumulatingTrainer
 Batch = list[dict[str, object]]
 
 # Of waiting for the other process, which on a busy machine takes long to start.
-_TIMEOUT = timedelta(minutes=10)
+_TIMEOUT = timedelta(minutes=2)
 
 
 class SmallModel(nn.Module):

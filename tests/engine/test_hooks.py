@@ -233,8 +233,20 @@ def test_stopped_in_the_last_iteration_is_not_evaluated(cfg: DictConfig) -> None
     assert not any("bbox/AP" in row for row in metrics_of(cfg))
 
 
-def test_weights_that_are_not_finite_are_not_saved(cfg: DictConfig, caplog) -> None:
-    cfg.optimizer.lr = float("inf")
+def overflow_in_update(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the weights infinite or NaN in one of the updates, counted from 1."""
+    step, calls = torch.optim.AdamW.step, itertools.count(1)
+
+    def overflow(self: torch.optim.AdamW) -> None:
+        if next(calls) == number:
+            self.param_groups[0]["lr"] = float("inf")
+        step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
+
+
+def test_weights_that_are_not_finite_are_not_saved(cfg: DictConfig, monkeypatch, caplog) -> None:
+    overflow_in_update(1, monkeypatch)
     with caplog.at_level(logging.ERROR, "vitadapter"), pytest.raises(FloatingPointError):
         do_train(cfg)
     assert "NaN weights" in caplog.text
@@ -246,14 +258,7 @@ def test_an_update_that_overflows_leaves_no_checkpoint(
     cfg: DictConfig, period: int, monkeypatch, caplog
 ) -> None:
     """In the last iteration, so that no loss shows it."""
-    step, calls = torch.optim.AdamW.step, itertools.count(1)
-
-    def overflow(self: torch.optim.AdamW) -> None:
-        if next(calls) == 3:
-            self.param_groups[0]["lr"] = float("inf")
-        step(self)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
+    overflow_in_update(3, monkeypatch)
     apply_overrides(cfg, [f"train.checkpointer.period={period}", "train.ema.enabled=True"])
     with pytest.raises(FloatingPointError, match=r" is infinite or NaN: .* is not written"):
         do_train(cfg)
