@@ -145,10 +145,27 @@ def test_an_old_file_that_was_changed_on_the_way(tmp_path: Path) -> None:
         read_state_dict(path)
 
 
+def test_a_download_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(WEIGHTS, path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"w\.pth cannot .* it is cut off: the end of the archive"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("name", ["a" * 100_000, "a\ud800", "a\nb", "\x1b[2J"])
+def test_names_that_no_terminal_can_show_are_refused(name: str, tmp_path: Path) -> None:
+    torch.save({**WEIGHTS, name: torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"a name that no model has, of \d+ characters") as refused:
+        read_state_dict(tmp_path / "w.pth")
+    assert len(str(refused.value)) < 1000
+    assert str(refused.value).isascii()
+
+
 def test_the_reason_says_more_than_a_number(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(b"hello world this is a page")  # a KeyError of 101
-    with pytest.raises(ValueError, match=r"it is damaged, or no such file \(KeyError: 101\)"):
+    with pytest.raises(ValueError, match=r"it is damaged, or not a checkpoint \(KeyError: 101\)"):
         read_state_dict(path)
 
 

@@ -189,6 +189,34 @@ def test_the_parent_of_other_categories_is_no_class(tmp_path: Path, caplog) -> N
     assert len(parse_coco(content, "a.json").categories) == 3
 
 
+def test_test_sets_without_annotations_may_have_parents() -> None:
+    content = make_content()
+    for category in content["categories"]:
+        category["supercategory"] = "animals"
+    content["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
+    del content["annotations"]
+    assert parse_coco(content, "a.json").class_names == ["class0", "class1"]
+
+
+def test_one_file_under_two_ids_is_told(caplog) -> None:
+    """Each of the two images has but its own part of the objects."""
+    content = make_content()
+    parse_coco(content, "a.json")
+    assert caplog.text == ""
+    content["images"][1]["file_name"] = content["images"][0]["file_name"]
+    assert len(parse_coco(content, "a.json").records) == len(content["images"])
+    assert "1 files are those of an image with another id too" in caplog.text
+    assert "000.png of the images 1 and 2" in caplog.text
+
+
+def test_a_list_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """As of two files joined by hand; Python would take the last alone."""
+    text = json.dumps(make_content())
+    (tmp_path / "a.json").write_text(text[:-1] + ', "annotations": []}')
+    with pytest.raises(ValueError, match=r"a\.json: an object has the key 'annotations' more than"):
+        read_coco(tmp_path / "a.json")
+
+
 def test_a_category_may_be_its_own_supercategory() -> None:
     """As COCO's person, in a file in which nobody is to be seen."""
     content = make_content()

@@ -111,6 +111,21 @@ def test_polygons_without_a_pixel(polygon: list[float]) -> None:
     assert "without a pixel" in note
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.floats(-0.5, 0.5), min_size=6, max_size=12),
+    st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(0.01, 20), st.floats(0.01, 20)),
+)
+def test_masks_are_kept_where_they_have_a_pixel(
+    points: list[float], place: tuple[float, float, float, float]
+) -> None:
+    x, y, width, height = place
+    pairs = zip(points[0::2], points[1::2], strict=False)
+    polygon = [value for px, py in pairs for value in (x + px * width, y + py * height)]
+    has_pixels = mask_util.area(mask_util.frPyObjects([polygon], 32, 40)).any()
+    assert (usable_mask([polygon], (32, 40), lambda _: None) is not None) == has_pixels
+
+
 def test_crossed_polygons_have_pixels() -> None:
     crossed = [[10, 10, 30, 30, 30, 10, 10, 30]]
     assert _use(crossed) == (crossed, [])

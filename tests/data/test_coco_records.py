@@ -55,6 +55,23 @@ def test_class_numbers_must_have_names() -> None:
         check_records(_records(), "'mine'", ["a"], None)
 
 
+def test_ids_of_two_types_and_images_without_a_list_are_refused() -> None:
+    records = _records()
+    records[1]["image_id"] = "b"
+    with pytest.raises(ValueError, match=r"001\.png\) has the image_id 'b', but others .* as 1:"):
+        check_records(records, "'mine'", None, None)
+    records = _records()
+    del records[1]["annotations"]
+    with pytest.raises(ValueError, match=r"001\.png\): either all images .* an empty list"):
+        check_records(records, "'mine'", None, None)
+
+
+@pytest.mark.parametrize("ids", [{1: 0}, {1: 0, 2: 0}, {1: 0, 2: 2}, {1: 0, 2: 1, 3: 2}, [1, 2]])
+def test_each_class_has_one_category_id(ids: object) -> None:
+    with pytest.raises(ValueError, match=r"'mine': thing_dataset_id_to_contiguous_id .* 0\.\.1"):
+        check_records(_records(), "'mine'", ["a", "b"], ids)
+
+
 def test_random_faults_are_refused_by_name() -> None:
     records = _records()
 

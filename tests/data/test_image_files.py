@@ -376,10 +376,25 @@ def test_links_that_lead_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     ]
 
 
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
+    """There are 20! ways through them."""
+    folders = [tmp_path / f"f{i}" for i in range(20)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "image.png").touch()
+    for folder in folders:
+        for other in folders:
+            (folder / f"to_{other.name}").symlink_to(other)
+    found = files_by_name(tmp_path, None)
+    assert {f"f{i}/image" for i in range(20)} <= set(found)
+    assert len(found) <= 40
+
+
 def test_missing_files(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     for name in ("a.png", "below/b.png"):
         (tmp_path / name).touch()
     there = [str(tmp_path / name) for name in ("a.png", "below/b.png", "below/../a.png")]
     absent = [str(tmp_path / name) for name in ("b.png", "nowhere/a.png", "below/a.png")]
+    absent += [f"{tmp_path}/{'a' * 5000}.png", f"{tmp_path}/{'a' * 5000}/a.png", f"{tmp_path}/a\0"]
     assert sorted(missing_files(there + absent + ["https://host/a.png"])) == sorted(absent)

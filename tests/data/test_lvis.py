@@ -1,6 +1,7 @@
 """LVIS's format, by Detectron2's conventions."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,11 @@ def test_weights_of_the_federated_loss(content: Content, files: tuple[str, str])
     assert weights.tolist() == pytest.approx(CATEGORIES)  # roots of the squares in the file
     with pytest.raises(ValueError, match=r"coco_2017_train has none: set .*use_fed_loss=False"):
         FederatedClassWeights("coco_2017_train")()
-    del content["categories"][1]["image_count"]
-    Path(files[0]).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"lvis\.json has none"):
-        FederatedClassWeights("x", files[0])()
+    for count in (None, -1, 10**400, math.nan):
+        content["categories"][1]["image_count"] = count
+        Path(files[0]).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"lvis\.json has none"):
+            FederatedClassWeights("x", files[0])()
 
 
 def test_rare_classes_are_repeated(content: Content, files: tuple[str, str]) -> None:

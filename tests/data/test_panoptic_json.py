@@ -52,6 +52,20 @@ def test_records_are_those_of_detectron2(tmp_path: Path) -> None:
     assert records == expected
 
 
+def test_names_and_files_that_are_there_twice_are_told(tmp_path: Path, caplog) -> None:
+    content = make_content(MAPS)
+    read_panoptic_records(*write_panoptic(tmp_path, MAPS, content))
+    assert caplog.text == ""
+    content["categories"][2]["name"] = "cat"
+    content["images"][1]["file_name"] = "a.jpg"
+    content["annotations"][1]["file_name"] = "a.png"
+    files = write_panoptic(tmp_path, MAPS, content)
+    assert len(read_panoptic_records(*files)) == 2
+    assert read_panoptic_json(files.json_file)[1].names == ("cat (1)", "cat (7)", "sky", "grass")
+    assert "told 2 categories that share their name apart" in caplog.text
+    assert "2 files are those of an image with another id too" in caplog.text
+
+
 def test_images_may_have_any_suffix(tmp_path: Path) -> None:
     files = write_panoptic(tmp_path, MAPS, make_content(MAPS, suffix=".png"))
     assert [Path(r["file_name"]).name for r in read_panoptic_records(*files)] == ["a.png", "b.png"]

@@ -89,6 +89,27 @@ def test_without_annotations_predictions_are_written(
     assert (tmp_path / "out" / "lvis_instances_results.json").is_file()
 
 
+@pytest.mark.parametrize("frequency", [None, "F", "", 5, []])
+def test_unknown_frequencies_are_told(
+    frequency: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = make_lvis()
+    LVISEvaluator(write_lvis(tmp_path, content)[0])
+    assert caplog.text == ""
+    content["categories"][1]["frequency"] = frequency
+    evaluator = LVISEvaluator(write_lvis(tmp_path, content)[0], plot_curves=False)
+    assert "1 of 5 categories have no frequency of 'r', 'c' or 'f', such as" in caplog.text
+    _feed(evaluator, make_lvis_detections(content), content)
+    results = evaluator.evaluate()["bbox"]
+    assert math.isnan(results["APc"])
+    assert results["APf"] > 0
+    for category in content["categories"]:
+        category["frequency"] = frequency
+    evaluator = LVISEvaluator(write_lvis(tmp_path, content)[0], plot_curves=False)
+    _feed(evaluator, make_lvis_detections(content), content)
+    assert not {"APr", "APc", "APf"} & set(evaluator.evaluate()["bbox"])
+
+
 def test_a_model_that_finds_nothing(content: Content, files: tuple[str, str]) -> None:
     evaluator = LVISEvaluator(files[0])
     _feed(evaluator, [], content)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from coco_samples import make_content, write_coco
 
+from vitadapter.evaluation.detection_analysis import analyze_results
 from vitadapter.evaluation.results_file import load_annotations, load_results
 
 RESULT = {"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -59,6 +60,32 @@ def test_bad_results_are_refused(tmp_path: Path, results: object, message: str) 
     json_file, _ = write_coco(tmp_path, make_content())
     with pytest.raises(ValueError, match=message):
         load_results(json_file, write_json(tmp_path / "results.json", results))
+
+
+@pytest.mark.parametrize("field", ["score", "bbox"])
+@pytest.mark.parametrize("value", [10**400, 1e300, float("nan"), -float("inf")])
+def test_numbers_that_cannot_be_drawn_are_refused(tmp_path: Path, field: str, value: float) -> None:
+    json_file, _ = write_coco(tmp_path, make_content())
+    result = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+    result[field] = value if field == "score" else [1, 2, 3, value]
+    with pytest.raises(ValueError, match=r"result 0 of .*finite number"):
+        load_results(json_file, write_json(tmp_path / "results.json", [result]))
+
+
+def test_polygons_may_be_predicted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """pycocotools itself takes those of annotations alone."""
+    content = make_content(masks="polygon")
+    json_file, _ = write_coco(tmp_path, content)
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    results = [{key: a[key] for key in keys} | {"score": 0.5} for a in content["annotations"]]
+    tasks, _ = analyze_results(json_file, write_json(tmp_path / "results.json", results))
+    assert [figures.task for figures in tasks] == ["bbox", "segm"]
+    assert tasks[1].summary()["AP"] == pytest.approx(100)
+    assert "results.json" not in caplog.text
+    results[2]["segmentation"] = [[1, 2, float("nan"), 4, 5, 6]]
+    load_results(json_file, write_json(tmp_path / "results.json", results))
+    assert "dropped 1 polygons that are not finite" in caplog.text
+    assert "such as result 2 of" in caplog.text
 
 
 def test_missing_files_are_refused(tmp_path: Path) -> None:

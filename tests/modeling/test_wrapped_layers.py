@@ -307,6 +307,24 @@ def test_hooks_on_all_modules():
     torch.testing.assert_close(grads, expected_grads, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("change", ["hook", "wrapper"])
+def test_a_sequence_of_layers_is_called_too(change):
+    """The layers of the stem also run one by one."""
+    model = _make("ViTAdapter")
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    before, _ = _run(model, images)
+    if change == "hook":
+        model.spm.stem.register_forward_hook(lambda layer, inputs, output: output * 1.5)
+    else:
+        model.spm.stem = FakeQuantized(model.spm.stem).double()
+    with plain_layers():
+        expected, expected_grads = _run(model, images)
+    found, grads = _run(model, images)
+    assert (found[0] - before[0]).abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-7, atol=1e-9)
+
+
 def test_dropout_inside_a_wrapper_draws_once():
     """What runs again in the backward pass must not draw other random numbers there."""
 

@@ -39,6 +39,7 @@ _NUMERIC = "biufc"
 # Weights hardly become smaller when they are compressed.
 _MOST_UNPACKING = 4
 _SMALL_BYTES = 2**28
+_LONGEST_NAME = 1000
 # What a file that is no checkpoint, or only part of one, may raise.
 _NOT_WEIGHTS = (
     AssertionError,
@@ -134,7 +135,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"it needs more memory than there is ({text})"
     if isinstance(error, _DAMAGED):
-        return f"it is damaged, or no such file ({type(error).__name__}: {text.split('. ')[0]})"
+        return f"it is damaged, or not a checkpoint ({type(error).__name__}: {text.split('. ')[0]})"
     return text
 
 
@@ -209,6 +210,10 @@ def _dense_tensors(content: Mapping[object, object]) -> StateDict:
             raise ValueError(f"{name} is {value.kind}, dense ones are needed")
     result: StateDict = {}
     for name, tensor in tensors:
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise ValueError(
+                f"it has a name that no model has, of {len(name)} characters: {name!a:.80}"
+            )
         if name in result:
             raise ValueError(f"two of its entries are called {name}")
         result[name] = tensor

@@ -15,6 +15,7 @@ __all__ = ["read_torch_file"]
 
 _PICKLE = "data.pkl"
 _MOST_PICKLE_BYTES = 2**26
+_ZIP_START = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -40,6 +41,8 @@ def read_torch_file(path: Path, *, is_mapped: bool) -> object:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if zipfile.is_zipfile(path):
         return _ZipFile(path, memory, is_mapped).read()
+    if memory[:4] == _ZIP_START:
+        raise ValueError("it is cut off: the end of the archive is missing")
     return _OldFile(memory).read()
 
 
@@ -123,7 +126,7 @@ class _ZipFile:
         if len(header) < _LOCAL_HEADER.size:
             raise ValueError(f"{name} is not where the archive says")
         signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
-        if signature != b"PK\x03\x04":
+        if signature != _ZIP_START:
             raise ValueError(f"{name} is not where the archive says")
         data = _part(self._memory, end + name_bytes + extra_bytes, info.file_size)
         return data if self._is_mapped else data.clone()

@@ -24,6 +24,7 @@ from vitadapter.data.json_entries import (
     is_id,
     listed,
     name_of,
+    note_shared_files,
     read_json,
     told,
 )
@@ -143,6 +144,7 @@ def parse_coco(content: object, source: str) -> CocoData:
     for id_, image in images.items():
         where = f"{source}: image {id_!r} ({image.get('file_name')!r})"
         records[id_] = told(where, _image_record, image, numbers, findings)
+    note_shared_files(records.values(), "file_name", findings)
     if "annotations" in content:
         annotations = listed(content, "annotations", source, may_be_empty=True)
         _add_annotations(annotations, records, numbers, source, findings)
@@ -169,11 +171,11 @@ def coco_classes(content: object, source: str, findings: Findings) -> list[Entry
         category["name"] = told(f"{source}: category {id_!r}", name_of, category, "name")
     parents = {c.get("supercategory") for c in by_number.values() if _is_child(c)}
     candidates = {c["id"] for c in by_number.values() if c["name"] in parents}
-    if candidates:
+    if candidates and "annotations" in content:  # test sets have none
         annotations = listed(content, "annotations", source, may_be_empty=True)
         candidates -= {a["category_id"] for a in annotations if is_id(a.get("category_id"))}
-        for id_ in candidates:
-            findings.add(_PARENT, f"{by_number[id_]['name']!r} (id {id_!r})")
+    for id_ in candidates:
+        findings.add(_PARENT, f"{by_number[id_]['name']!r} (id {id_!r})")
     return distinct([c for c in by_number.values() if c["id"] not in candidates], findings)
 
 

@@ -82,7 +82,7 @@ def _usable_polygons(
 ) -> list[Sequence[float]] | None:
     limit = _farthest(size)
     kept = []
-    area = 0.0
+    area = extent = 0.0
     for polygon in polygons:
         p = polygon.ravel().tolist() if isinstance(polygon, np.ndarray) else polygon
         if not isinstance(p, list | tuple) or not all_numbers(p):
@@ -100,10 +100,12 @@ def _usable_polygons(
             note(_FAR)
             continue
         kept.append(p)
-        if left < size[1] and right > 0 and top < size[0] and bottom > 0:
+        if left >= 0 and right <= size[1] and top >= 0 and bottom <= size[0]:
             doubled = sum(map(mul, x, y[1:])) - sum(map(mul, y, x[1:]))
             area += abs(doubled + x[-1] * y[0] - y[-1] * x[0])
-    if kept and area < 1e-6 and not mask_util.area(mask_util.frPyObjects(kept, *size)).any():
+            extent += right - left + bottom - top
+    # What is thicker than a pixel and inside the image has one; of the others pycocotools knows.
+    if kept and area <= 2 * extent and not mask_util.area(mask_util.frPyObjects(kept, *size)).any():
         note(_EMPTY)
         return None
     return kept or None

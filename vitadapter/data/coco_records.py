@@ -1,6 +1,7 @@
 """Data sets that functions of users return, checked as files are."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,15 +27,26 @@ def _categories_of(
     found = {a["category_id"]: r for r in records for a in r.get("annotations", ())}
     last = max(found, default=-1)
     if class_names is None:
-        class_names = range(last + 1)
+        class_names = range(max(last + 1, len(dataset_ids or ())))
     elif last >= len(class_names):
         raise ValueError(
             f"{source}: an annotation of {found[last]['file_name']} has the category_id {last}, "
             f"but the metadata name {len(class_names)} thing_classes"
         )
+    if dataset_ids is not None:
+        _check_numbers(dataset_ids, len(class_names), source)
     ids = {number: id_ for id_, number in (dataset_ids or {}).items()}
     named = [{"id": ids.get(n, n), "name": str(name)} for n, name in enumerate(class_names)]
     return distinct(named, findings)
+
+
+def _check_numbers(dataset_ids: object, num_classes: int, source: str) -> None:
+    numbers = list(dataset_ids.values()) if isinstance(dataset_ids, Mapping) else None
+    if numbers is None or Counter(numbers) != Counter(range(num_classes)):
+        raise ValueError(
+            f"{source}: thing_dataset_id_to_contiguous_id of the metadata must be a dict with one "
+            f"category id for each class 0..{num_classes - 1}, got {dataset_ids!r:.80}"
+        )
 
 
 def _checked_record(record: Entry, findings: Findings) -> Record:
@@ -116,6 +128,16 @@ def check_records(
         # The same image may be listed again, to be seen more often.
         if id_ is not None and files.setdefault(id_, record["file_name"]) != record["file_name"]:
             raise ValueError(f"{where} has the image_id {id_!r}, and so has {files[id_]}")
+        if isinstance(id_, str) != isinstance(next(iter(files), id_), str):
+            raise ValueError(
+                f"{where} has the image_id {id_!r}, but others have ids such as "
+                f"{next(iter(files))!r}: they must be all numbers or all texts"
+            )
+        if ("annotations" in record) != ("annotations" in records[0]):
+            raise ValueError(
+                f"{where}: either all images must have annotations, or none (test sets), but only "
+                "some have: give those without objects an empty list"
+            )
     categories = _categories_of(checked, source, class_names, dataset_ids, findings)
     findings.warn(logger, source)
     return CocoData(source, tuple(categories), checked)

@@ -58,9 +58,16 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")
 
 
-def _leads_back(folder: Path) -> bool:
-    """Whether a link to a folder leads to one that holds it."""
-    return folder.is_symlink() and folder.resolve() in {p.resolve() for p in folder.parents}
+def _is_repeated(link: Path, followed: set[Path]) -> bool:
+    """Whether a link to a folder leads to one that holds it, or that another link has led to.
+
+    Of folders that link to each other there are more ways through than can be walked.
+    """
+    target = link.resolve()
+    if target in followed or target in {folder.resolve() for folder in link.parents}:
+        return True
+    followed.add(target)
+    return False
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -69,10 +76,16 @@ def _walk(root: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise ValueError(f"the folder {error.filename} cannot be listed: {error.strerror}")
 
+    followed: set[Path] = set()
     for folder, below, names in os.walk(root, followlinks=True, onerror=fail):
-        for link in [name for name in below if _leads_back(Path(folder, name))]:
-            logger.warning("%s is left out: it links to a folder that holds it", f"{folder}/{link}")
-            below.remove(link)
+        for link in [Path(folder, name) for name in below]:
+            if link.is_symlink() and _is_repeated(link, followed):
+                logger.warning(
+                    "%s is left out: it links to a folder that holds it, or that is read by "
+                    "another link",
+                    link,
+                )
+                below.remove(link.name)
         yield from (Path(folder, name) for name in names)
 
 
@@ -106,10 +119,11 @@ def files_by_name(root: Path, suffix: str | None) -> dict[str, str]:
 
 def _located(path: Path) -> Path:
     """The path, or if it does not exist, the one that Unicode's other form (NFC, NFD) names."""
-    if not path.exists():
+    # `os.path.exists` takes a name that is too long for one that does not exist; `Path` raises.
+    if not os.path.exists(path):  # noqa: PTH110
         for form in ("NFC", "NFD"):
             for other in (path.with_name(normalize(form, path.name)), normalize(form, str(path))):
-                if Path(other).exists():
+                if os.path.exists(other):  # noqa: PTH110
                     return Path(other)
     return path
 
@@ -122,8 +136,9 @@ def missing_files(file_names: Iterable[str]) -> list[str]:
     missing = []
     for folder, members in by_folder.items():
         # One listing instead of one stat per image: COCO has 118 thousand of them.
-        listed = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        missing += [str(p) for p in members if p.name not in listed and not _located(p).exists()]
+        listed = set(os.listdir(folder)) if os.path.isdir(folder) else set()  # noqa: PTH112, PTH208
+        unlisted = (path for path in members if path.name not in listed)
+        missing += [str(p) for p in unlisted if not os.path.exists(_located(p))]  # noqa: PTH110
     return missing
 
 

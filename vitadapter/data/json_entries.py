@@ -6,7 +6,7 @@ Each function refuses what cannot be right by a `ValueError` that names the file
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import Logger
 from numbers import Integral, Real
 from pathlib import Path
@@ -25,6 +25,7 @@ __all__ = [
     "is_id",
     "listed",
     "name_of",
+    "note_shared_files",
     "read_json",
     "told",
 ]
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 # Of an image, so that pycocotools' 32 bits can count them.
 _MAX_PIXELS = 2**31
+_SHARED = "{} files are those of an image with another id too, which has annotations of its own"
 _KINDS = {
     type(None): "null",
     bool: "a boolean",
@@ -79,19 +81,31 @@ def told(where: str, function: Callable[..., T], *arguments: object) -> T:
         raise ValueError(f"{where} {error}") from error
 
 
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of json; of two values under one key Python would keep the last alone."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"an object has the key {key!r} more than once")
+    return entry
+
+
 def read_json(json_file: str | Path) -> object:
     """What a file holds, with or without a byte order mark.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: not json; names the file.
+        ValueError: not json, or a key that an object has twice; names the file.
     """
     with PathManager.open(str(json_file), "rb") as file:
         content = file.read()
     try:
-        return json.loads(content)  # of bytes: finds the encoding by itself
-    except (ValueError, RecursionError) as error:
+        # Of bytes: finds the encoding by itself.
+        return json.loads(content, object_pairs_hook=_unrepeated)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{json_file} is not json ({error})") from error
+    except ValueError as error:  # of an object or a number in it
+        raise ValueError(f"{json_file}: {error}") from error
 
 
 def listed(
@@ -246,6 +260,21 @@ def check_image(image: Entry) -> tuple[int, int]:
             f"{size[1]!r:.40}"
         )
     return int(size[0]), int(size[1])
+
+
+def note_shared_files(entries: Iterable[Entry], field: str, findings: Findings) -> None:
+    """Tells of files that several entries name: each of them has but a part of what is there.
+
+    Args:
+        entries: with the file under `field`.
+        field: such as "file_name".
+        findings: get what is told.
+    """
+    first: dict[object, object] = {}
+    for entry in entries:
+        id_ = first.setdefault(entry[field], entry["image_id"])
+        if id_ != entry["image_id"]:
+            findings.add(_SHARED, f"{entry[field]} of the images {id_!r} and {entry['image_id']!r}")
 
 
 def image_path(folder: str | Path, file_name: str) -> str:

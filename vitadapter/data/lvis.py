@@ -5,7 +5,6 @@ newer. A file in LVIS's format is COCO instances in which images name their fold
 and tell which categories were looked for; `read_coco` reads both.
 """
 
-import math
 from numbers import Real
 from pathlib import Path
 
@@ -117,4 +116,4 @@ class FederatedClassWeights:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 2**63

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vitadapter.data.coco_format import distinct
 from vitadapter.data.json_entries import (
     Entry,
     Findings,
@@ -19,6 +20,7 @@ from vitadapter.data.json_entries import (
     image_path,
     listed,
     name_of,
+    note_shared_files,
     read_json,
     told,
 )
@@ -48,8 +50,14 @@ class PanopticClasses:
     num_things: int
 
 
-def read_panoptic_json(json_file: str) -> tuple[Mapping[str, Sequence[Entry]], PanopticClasses]:
-    """The content of a file, and its classes.
+def read_panoptic_json(
+    json_file: str, findings: Findings | None = None
+) -> tuple[Mapping[str, Sequence[Entry]], PanopticClasses]:
+    """The content of a file, and its classes, with names of their own.
+
+    Args:
+        json_file: in COCO's panoptic format.
+        findings: get what was mended; None where it is told elsewhere.
 
     Raises:
         ValueError: not COCO's panoptic format; names the file.
@@ -71,7 +79,7 @@ def read_panoptic_json(json_file: str) -> tuple[Mapping[str, Sequence[Entry]], P
         if told(where, flag, category, "isthing"):
             things.append(category)
     ordered = things + [category for category in categories.values() if category not in things]
-    names = tuple(category["name"] for category in ordered)
+    names = tuple(category["name"] for category in distinct(ordered, findings or Findings()))
     return content, PanopticClasses(names, tuple(c["id"] for c in ordered), len(things))
 
 
@@ -94,7 +102,8 @@ def read_panoptic_records(json_file: str, panoptic_root: str, image_root: str) -
             of one id, a segment of an unknown category or without an id of its own; names the
             file, and the map.
     """
-    content, classes = read_panoptic_json(json_file)
+    findings = Findings()
+    content, classes = read_panoptic_json(json_file, findings)
     images = by_id(content["images"], "images", json_file, "file_name")
     numbers = {id_: number for number, id_ in enumerate(classes.dataset_ids)}
     records: dict[int | str, Record] = {}
@@ -109,7 +118,8 @@ def read_panoptic_records(json_file: str, panoptic_root: str, image_root: str) -
         record["pan_seg_file_name"] = told(where, _file, annotation, panoptic_root)
         record["segments_info"] = _segments(annotation, numbers, classes.num_things, where)
         records[image["id"]] = record
-    findings = Findings()
+    for field in ("file_name", "pan_seg_file_name"):
+        note_shared_files(records.values(), field, findings)
     for id_ in images.keys() - records.keys():
         findings.add(_NO_MAP, f"{images[id_].get('file_name')} (id {id_!r})")
     findings.warn(logger, json_file)

@@ -25,6 +25,7 @@ __all__ = ["LVISEvaluator", "lvis_evaluator"]
 
 logger = logging.getLogger(__name__)
 
+_FREQUENCIES = tuple(FREQUENCIES.values())
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", *FREQUENCIES, "AR")
 
 
@@ -67,7 +68,23 @@ class LVISEvaluator(DatasetEvaluator):
         if "segm" in (tasks or ()) and self._data.has_annotations:
             coco_api(self._data, masks=True)  # refuses data without masks
         warn_of_uncounted(coco_api(self._data), max_dets_per_image, per_category=False)
+        self._warn_of_frequencies()
         self._results: list[Instance] = []
+
+    def _warn_of_frequencies(self) -> None:
+        told = [c for c in self._data.categories if "frequency" in c]
+        unknown = [c for c in self._data.categories if c.get("frequency") not in _FREQUENCIES]
+        if told and unknown:
+            logger.warning(
+                "%s: %d of %d categories have no frequency of 'r', 'c' or 'f', such as %s with %r: "
+                "they count in none of %s",
+                self._data.source,
+                len(unknown),
+                len(self._data.categories),
+                unknown[0]["name"],
+                unknown[0].get("frequency"),
+                ", ".join(FREQUENCIES),
+            )
 
     def reset(self) -> None:
         """Forgets all predictions."""

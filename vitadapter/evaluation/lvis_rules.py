@@ -127,9 +127,9 @@ def frequency_figures(
         figures: of all categories.
         categories: in the order of the figures.
     """
-    groups = np.array([category.get("frequency", "") for category in categories])
+    groups = [category.get("frequency") for category in categories]
     return {
-        name: figures.summary(np.flatnonzero(groups == frequency))["AP"]
+        name: figures.summary(np.flatnonzero([group == frequency for group in groups]))["AP"]
         for name, frequency in FREQUENCIES.items()
-        if (groups != "").any()
+        if any(group in FREQUENCIES.values() for group in groups)
     }

@@ -1,6 +1,6 @@
 """Reads `coco_instances_results.json`, the predictions that Detectron2's `COCOEvaluator` writes."""
 
-import math
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 from vitadapter.data.coco_format import CocoData, read_coco
 from vitadapter.data.coco_objects import usable_mask
-from vitadapter.data.json_entries import is_id, read_json, told
+from vitadapter.data.json_entries import Findings, is_id, read_json, told
 from vitadapter.evaluation.coco_annotations import coco_api
 
 __all__ = ["EvaluatedImages", "Instance", "load_annotations", "load_results"]
@@ -18,6 +18,10 @@ __all__ = ["EvaluatedImages", "Instance", "load_annotations", "load_results"]
 Instance = Mapping[str, object]
 """An annotation or a prediction in COCO's format."""
 
+logger = logging.getLogger(__name__)
+
+# Of scores and, in pixels, of boxes: what lies farther away cannot be drawn.
+_LARGEST = 1e6
 _RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 
 
@@ -35,10 +39,10 @@ class EvaluatedImages:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= _LARGEST  # false for NaN
 
 
-def _check_result(result: object, api: COCO, name: str) -> Instance:
+def _check_result(result: object, api: COCO, name: str, findings: Findings) -> Instance:
     """Refuses what can neither be drawn nor compared; `name` tells where the result is from."""
     if not isinstance(result, Mapping) or not set(result) >= _RESULT_KEYS:
         found = sorted(result) if isinstance(result, Mapping) else result
@@ -54,7 +58,11 @@ def _check_result(result: object, api: COCO, name: str) -> Instance:
         return result
     image = api.imgs[result["image_id"]]
     size = image["height"], image["width"]
-    mask = told(name, usable_mask, result["segmentation"], size, lambda _: None)
+    mask = told(
+        name, usable_mask, result["segmentation"], size, lambda kind: findings.add(kind, name)
+    )
+    if isinstance(mask, list):  # pycocotools takes polygons of annotations alone
+        mask = mask_util.merge(mask_util.frPyObjects(mask, *size))
     # pycocotools has no prediction without a mask: an empty one matches nothing.
     return {**result, "segmentation": mask or _empty_mask(size)}
 
@@ -107,8 +115,10 @@ def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedIm
             f"the results file must hold a list, but {results_file} holds a "
             f"{type(results).__name__}"
         )
+    findings = Findings()
     predictions: dict[int, list[Instance]] = {image: [] for image in api.imgs}
     for number, result in enumerate(results):
-        checked = _check_result(result, api, f"result {number} of {results_file}")
+        checked = _check_result(result, api, f"result {number} of {results_file}", findings)
         predictions[checked["image_id"]].append(checked)
+    findings.warn(logger, str(results_file))
     return EvaluatedImages(data, api, predictions)

@@ -7,7 +7,7 @@ from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
 from detectron2.layers.batch_norm import LayerNorm
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import PointwiseConv2d, run_and_recompute
+from vitadapter.layers.fast import PointwiseConv2d, is_plain, run_and_recompute
 
 __all__ = ["SpatialPriorModule"]
 
@@ -63,11 +63,17 @@ class SpatialPriorModule(nn.Module):
         Returns:
             Maps (B, C, H / s, W / s) for s = 4, 8, 16, 32.
         """
-        c1 = self.stem[0](images.contiguous(memory_format=torch.channels_last))
-        # Norm, ReLU, and the convolution or pooling behind them, at the largest size of the model.
-        for start in (1, 4, 7):
-            c1 = run_and_recompute(self.stem[start : start + 3], c1, _NORMS)
+        c1 = self._run_stem(images.contiguous(memory_format=torch.channels_last))
         c2 = self.conv2(c1)
         c3 = self.conv3(c2)
         c4 = self.conv4(c3)
         return self.fc1(c1), self.fc2(c2), self.fc3(c3), self.fc4(c4)
+
+    def _run_stem(self, images: Tensor) -> Tensor:
+        if not is_plain(self.stem, nn.Sequential):
+            return self.stem(images)
+        c1 = self.stem[0](images)
+        # Norm, ReLU, and the convolution or pooling behind them, at the largest size of the model.
+        for start in (1, 4, 7):
+            c1 = run_and_recompute(self.stem[start : start + 3], c1, _NORMS)
+        return c1
