@@ -24,7 +24,6 @@ from statistics import median
 
 import matplotlib as mpl
 import torch
-
 from vitadapter.benchmarks.interleaved import (
     Turn,
     copy_bandwidth,

@@ -11,8 +11,8 @@ import torch
 from ms_deform_attn_cases import FLAT, SHAPES, assert_same, gradients, make_inputs
 from torch import Tensor
 
-from vitadapter.layers import ms_deform_attn, ms_deform_attn_reference
-from vitadapter.layers.ms_deform_attn_reference import backward_reference
+from vitadapter.ops import ms_deform_attn, ms_deform_attn_reference
+from vitadapter.ops.ms_deform_attn import UNFUSED
 
 Operator = Callable[..., Tensor]
 IMPLEMENTATIONS = [ms_deform_attn, ms_deform_attn_reference]
@@ -83,7 +83,7 @@ def test_fallback_backward_equals_autograd_of_reference() -> None:
     inputs = make_inputs()
     grad_output = torch.randn(2, 4, 15, dtype=torch.float64)
     _, *expected = gradients(ms_deform_attn_reference, inputs, grad_output)
-    got = backward_reference(grad_output, inputs[0], FLAT, *inputs[1:])
+    got = UNFUSED.backward_reference(grad_output, inputs[0], FLAT, *inputs[1:])
     assert_same(list(got), expected, 1e-12)
 
 

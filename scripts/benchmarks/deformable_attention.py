@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitadapter.layers import MSDeformAttn, ms_deform_attn, ms_deform_attn_fused
+from vitadapter.ops import MSDeformAttn, ms_deform_attn, ms_deform_attn_fused
 
 __all__ = ["SIZES", "Contender", "ModuleProblem", "OperatorProblem", "UnfusedMSDeformAttn"]
 

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vitadapter.engine.overrides import apply_overrides
-from vitadapter.layers import MSDeformAttn, MSDeformAttnReference
 from vitadapter.model_zoo import get_config
+from vitadapter.ops import MSDeformAttn, MSDeformAttnReference
 
 
 def make_module(**changes: int | float) -> MSDeformAttn:
@@ -111,7 +111,7 @@ def test_operator_is_one_override() -> None:
     config = OmegaConf.create({"model": model}, flags={"allow_objects": True})
     key = "model.backbone.bottom_up.attention"
     assert instantiate(OmegaConf.select(config, key)) is MSDeformAttn
-    apply_overrides(config, [f"{key}.name=vitadapter.layers.MSDeformAttnReference"])
+    apply_overrides(config, [f"{key}.name=vitadapter.ops.MSDeformAttnReference"])
     assert instantiate(OmegaConf.select(config, key)) is MSDeformAttnReference
 
 

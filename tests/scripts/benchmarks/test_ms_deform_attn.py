@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from vitadapter.benchmarks.interleaved import saved_bytes
 from vitadapter.benchmarks.ms_deform_attn import Contender, ModuleProblem, OperatorProblem
 

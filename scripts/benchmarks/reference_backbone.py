@@ -8,7 +8,7 @@ from detectron2.modeling import ViT as Detectron2ViT
 from detectron2.modeling.backbone.utils import get_abs_pos
 from torch import Tensor
 
-from vitadapter.layers import MSDeformAttn, ms_deform_attn_reference
+from vitadapter.ops import MSDeformAttn, ms_deform_attn_reference
 
 __all__ = ["ReferenceAttention", "ReferenceNet"]
 

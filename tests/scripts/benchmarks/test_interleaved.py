@@ -4,7 +4,6 @@ import time
 
 import torch
 from torch.nn import functional as F
-
 from vitadapter.benchmarks.interleaved import Turn, interleave, ratio, saved_bytes
 
 
