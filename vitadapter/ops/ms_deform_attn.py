@@ -52,16 +52,7 @@ def ms_deform_attn(
 ) -> Tensor:
     """Sum bilinear samples of several feature maps, weighted.
 
-    In place of the usual extension (``MSDeformAttnFunction`` of Deformable DETR and its heirs,
-    ``MultiScaleDeformableAttnFunction`` of mmcv, with their arguments)::
-
-        output = MSDeformAttnFunction.apply(
-            value, spatial_shapes, level_start_index, sampling_locations, attention_weights,
-            im2col_step,
-        )
-        output = ms_deform_attn(
-            value, spatial_shapes.tolist(), sampling_locations, attention_weights
-        )
+    A drop-in for the extension that other projects build (``kernels/README.md`` has the line).
 
     A sample outside its map, or at a NaN or infinite location, adds nothing whatever its weight,
     NaN included, and gets no gradient.
