@@ -1,28 +1,27 @@
 #!/usr/bin/env python
 """Measures ViTAdapter against the same model composed of the parts that users have elsewhere.
 
-The reference (reference_backbone.py) has the same weights. Forward, training step (forward and
-backward), in CPU and wall seconds, and the bytes saved for the backward pass; medians of
-interleaved rounds of one run. With --scaling also the forward time at four times the pixels.
+The reference (benchmarks/reference_backbone.py) has the same weights. Forward, training step
+(forward and backward), in CPU and wall seconds, and the bytes saved for the backward pass; medians
+of interleaved rounds of one run. With --scaling also the forward time at four times the pixels.
 
 Example: %(prog)s --models tiny small --rounds 5 --bf16 --scaling --json backbone.json
 """
 
 import argparse
 import copy
-import gc
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
+from benchmarks.interleaved import interleave, saved_bytes
+from benchmarks.reference_backbone import ReferenceAttention, ReferenceNet
 from detectron2.config import instantiate
-from reference_backbone import ReferenceAttention, ReferenceNet
 from torch import Tensor, nn
 
 from vitadapter.layers.fast import plain_layers
@@ -59,24 +58,6 @@ def build_reference(size: str, ours: ViTAdapter) -> ViTAdapter:
     return reference
 
 
-def saved_bytes(model: nn.Module, images: Tensor) -> int:
-    """Bytes of activations kept for the backward pass; each storage counts once."""
-    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages: dict[int, tuple[Tensor, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = (tensor, storage.nbytes())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = model(images)
-    total = sum(size for _, size in storages.values())
-    del outputs
-    return total
-
-
 def forward(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Inference."""
     with torch.no_grad():
@@ -89,30 +70,15 @@ def step(model: nn.Module, images: Tensor) -> None:
     model.zero_grad()
 
 
-def timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """CPU and wall seconds of one call."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    cpu, wall = time.process_time(), time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def medians(
-    runs: dict[str, dict[str, Callable[[], object]]], rounds: int, device: torch.device
-) -> Seconds:
+def medians(runs: dict[str, dict[str, Callable[[], object]]], rounds: int, device: str) -> Seconds:
     """Median seconds of each run's kinds, "forward cpu", "forward wall", ..., all interleaved."""
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
-    for round_ in range(rounds + 1):
-        for name, kinds in runs.items():
-            for kind, run in kinds.items():
-                for clock, seconds in zip(("cpu", "wall"), timed(run, device), strict=True):
-                    if round_ > 0:  # the first round warms up
-                        times[name].setdefault(f"{kind} {clock}", []).append(seconds)
-    return {n: {k: statistics.median(v) for k, v in kinds.items()} for n, kinds in times.items()}
+    calls = {(name, kind): run for name, kinds in runs.items() for kind, run in kinds.items()}
+    seconds: Seconds = {name: {} for name in runs}
+    for (name, kind), turns in interleave(calls, rounds, device, seconds=0).items():
+        for clock in ("cpu", "wall"):
+            times = (getattr(turn, clock) for turn in turns)
+            seconds[name][f"{kind} {clock}"] = statistics.median(times)
+    return seconds
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -148,13 +114,16 @@ def compare(size: str, hw: tuple[int, int], args: argparse.Namespace) -> dict[st
     def outputs(model: nn.Module) -> dict[str, dict[str, Tensor]]:
         return {n: forward(copy.deepcopy(model).to(i.dtype), i) for n, i in sizes.items()}
 
+    def saved(model: nn.Module) -> int:
+        return saved_bytes(lambda: model(images), model.parameters())
+
     found = outputs(ours)
     with plain_layers():
         expected = outputs(reference)
-        saved = {"reference": saved_bytes(reference.train(), images)}
+        kept = {"reference": saved(reference.train())}
     differences = {name: difference(found[name], expected[name]) for name in sizes}
     models = {"reference": (reference, plain_layers), **variants(ours.train(), args)}
-    saved["ours"] = saved_bytes(ours, images)
+    kept["ours"] = saved(ours)
 
     def run(kind: Callable[..., object], variant: Variant) -> None:
         model, context = variant
@@ -169,8 +138,8 @@ def compare(size: str, hw: tuple[int, int], args: argparse.Namespace) -> dict[st
         "model": size,
         "image": list(hw),
         "differences": differences,
-        "seconds": medians(runs, args.rounds, device),
-        "saved_megabytes": {name: size / 1e6 for name, size in saved.items()},
+        "seconds": medians(runs, args.rounds, args.device),
+        "saved_megabytes": {name: size / 1e6 for name, size in kept.items()},
     }
 
 
@@ -199,7 +168,7 @@ def measure_scaling(size: str, args: argparse.Namespace) -> dict[str, object]:
         model.to(device).eval()
         images = (torch.randn(args.batch, 3, side, side, device=device) for side in sides)
         runs[name] = {f"{i.shape[-1]}": partial(forward, model, i) for i in images}
-    seconds = medians(runs, args.rounds, device)
+    seconds = medians(runs, args.rounds, args.device)
     for name, figures in seconds.items():
         growth = (
             figures[f"{sides[1]} {clock}"] / figures[f"{sides[0]} {clock}"]

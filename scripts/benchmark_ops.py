@@ -24,15 +24,14 @@ from statistics import median
 
 import matplotlib as mpl
 import torch
-
-from vitadapter.benchmarks.interleaved import (
+from benchmarks.deformable_attention import SIZES, Contender, ModuleProblem, OperatorProblem
+from benchmarks.interleaved import (
     Turn,
     copy_bandwidth,
     interleave,
     ratio,
     saved_bytes,
 )
-from vitadapter.benchmarks.ms_deform_attn import SIZES, Contender, ModuleProblem, OperatorProblem
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

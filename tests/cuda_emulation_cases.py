@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._ops import _OpNamespace
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from vitadapter.layers import ms_deform_attn_reference
+from vitadapter.ops import ms_deform_attn_reference
 
 __all__ = [
     "FOLDER",

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from ms_deform_attn_fuzz import FuzzCase, assert_close, assert_same_kind, cases, outcomes
 from torch._ops import _OpNamespace
 
-import vitadapter.layers  # noqa: F401  (registers the operators)
+import vitadapter.ops  # noqa: F401  (registers the operators)
 
 __all__ = ["fuzz"]
 

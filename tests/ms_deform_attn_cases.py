@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-import vitadapter.layers  # noqa: F401  (registers the operator)
+import vitadapter.ops  # noqa: F401  (registers the operator)
 
 OP = torch.ops.vitadapter.ms_deform_attn
 BACKWARD_OP = torch.ops.vitadapter.ms_deform_attn_backward

@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._ops import _OpNamespace
 
-from vitadapter.layers.ms_deform_attn_fused_reference import (
-    fused_backward_reference,
-    fused_forward_reference,
-)
-from vitadapter.layers.ms_deform_attn_reference import backward_reference, forward_reference
+from vitadapter.ops.ms_deform_attn import FUSED, UNFUSED
 
 __all__ = ["FuzzCase", "Outcome", "assert_close", "assert_same_kind", "cases", "outcomes"]
 
@@ -136,12 +132,13 @@ def _outcome(function: Callable[..., Tensor | tuple[Tensor, ...]], *args: object
 
 def outcomes(case: FuzzCase, operators: _OpNamespace | None = None) -> tuple[Outcome, Outcome]:
     """What forward and backward give, by the operators of a namespace or by the reference."""
+    form = FUSED if case.fused else UNFUSED
     if operators is None:
-        forward = fused_forward_reference if case.fused else forward_reference
-        backward = fused_backward_reference if case.fused else backward_reference
+        forward, backward = form.forward_reference, form.backward_reference
     else:
-        name = "ms_deform_attn_fused" if case.fused else "ms_deform_attn"
-        forward, backward = getattr(operators, name), getattr(operators, f"{name}_backward")
+        forward, backward = (
+            getattr(operators, name) for name in (form.name, f"{form.name}_backward")
+        )
     arguments = (case.value, case.shapes, *case.taps)
     return _outcome(forward, *arguments), _outcome(backward, case.grad_output, *arguments)
 

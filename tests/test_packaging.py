@@ -85,7 +85,7 @@ import torch
 import vitadapter
 import vitadapter.configs
 import vitadapter._C
-from vitadapter.layers import ms_deform_attn
+from vitadapter.ops import ms_deform_attn
 
 output = ms_deform_attn(
     torch.ones(1, 6, 1, 2), [(2, 3)], torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 1, 1)

@@ -1,6 +1,6 @@
-// The rules that the arguments of the deformable-attention operators keep on
-// every device. The same rules, for devices without a kernel, are in
-// vitadapter/layers/ms_deform_attn_checks.py.
+// What the kernels of every device demand of the arguments of the
+// deformable-attention operators. What runs without kernels (tracing, the
+// PyTorch implementation) has its rules in vitadapter/ops/arguments.py.
 
 #pragma once
 

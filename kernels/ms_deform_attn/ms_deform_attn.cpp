@@ -1,8 +1,7 @@
 // Schemas of multi-scale deformable attention. Kernels register in
 // *_<device>.cpp; fake, autograd and autocast rules and the PyTorch
-// implementation for every other device register in
-// vitadapter/layers/ms_deform_attn.py and ms_deform_attn_fused.py, which must
-// repeat these lines.
+// implementation for every other device register in vitadapter/ops/library.py,
+// which makes the same schemas where this file is not compiled.
 
 #include <torch/library.h>
 

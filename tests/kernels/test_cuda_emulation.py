@@ -18,7 +18,7 @@ from cuda_emulation_cases import (
 )
 from torch._ops import _OpNamespace
 
-from vitadapter.layers import ms_deform_attn_reference
+from vitadapter.ops import ms_deform_attn_reference
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -11,7 +11,6 @@ from mask2former_samples import make_head
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from vitadapter.layers import MSDeformAttn
 from vitadapter.layers.fast import plain_layers
 from vitadapter.modeling.backbone import (
     BEiT,
@@ -23,6 +22,7 @@ from vitadapter.modeling.backbone import (
     ViTBaseline,
 )
 from vitadapter.modeling.mask2former.attention import MaskedAttention
+from vitadapter.ops import MSDeformAttn
 
 WINDOWS = {"window_size": 3, "window_block_indexes": [0]}
 SIZES = {"embed_dim": 16, "depth": 2, "num_heads": 2}

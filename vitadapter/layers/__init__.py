@@ -1,16 +1,10 @@
 """Layers that Detectron2 lacks."""
 
-from vitadapter.layers.ms_deform_attn import ms_deform_attn
-from vitadapter.layers.ms_deform_attn_fused import ms_deform_attn_fused
-from vitadapter.layers.ms_deform_attn_fused_reference import ms_deform_attn_fused_reference
-from vitadapter.layers.ms_deform_attn_module import MSDeformAttn, MSDeformAttnReference
-from vitadapter.layers.ms_deform_attn_reference import ms_deform_attn_reference
 
-__all__ = [
-    "MSDeformAttn",
-    "MSDeformAttnReference",
-    "ms_deform_attn",
-    "ms_deform_attn_fused",
-    "ms_deform_attn_fused_reference",
-    "ms_deform_attn_reference",
-]
+def __getattr__(name: str) -> object:
+    """The deformable attention, which configs of earlier runs look for here."""
+    from vitadapter import ops
+
+    if name not in ops.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(ops, name)

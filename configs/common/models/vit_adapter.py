@@ -21,7 +21,7 @@ vit_adapter_tiny = L(ViTAdapter)(
     vit_feature="final",
     use_injector=True,
     freeze_net=False,
-    attention=L(locate)(name="vitadapter.layers.MSDeformAttn"),
+    attention=L(locate)(name="vitadapter.ops.MSDeformAttn"),
     use_act_checkpoint="${.net.use_act_checkpoint}",
 )
 

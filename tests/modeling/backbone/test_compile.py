@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vitadapter.layers import MSDeformAttn
 from vitadapter.modeling.backbone import ViT, ViTAdapter
+from vitadapter.ops import MSDeformAttn
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs g++")
 

@@ -10,9 +10,9 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from vitadapter.layers import MSDeformAttn
 from vitadapter.model_zoo import get_config
 from vitadapter.modeling.backbone import TimmViT, ViTAdapter
+from vitadapter.ops import MSDeformAttn
 from vitadapter.solver import NoDecayByName, get_optimizer_params
 
 SMALL = dict(depth=4, embed_dim=48, num_heads=4)

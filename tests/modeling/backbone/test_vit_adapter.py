@@ -7,8 +7,8 @@ from detectron2.modeling import FPN, Backbone
 from detectron2.structures import ImageList
 from torch import nn
 
-from vitadapter.layers import MSDeformAttn
 from vitadapter.modeling.backbone import ViT, ViTAdapter
+from vitadapter.ops import MSDeformAttn
 
 
 def make_net(**settings) -> ViT:

@@ -6,7 +6,6 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from mask2former_samples import CLASSES, THINGS, make_head, make_model, record_of
 
-from vitadapter.layers import ms_deform_attn_fused_reference
 from vitadapter.modeling.mask2former import (
     HungarianMatcher,
     Mask2Former,
@@ -15,6 +14,7 @@ from vitadapter.modeling.mask2former import (
     SetCriterion,
 )
 from vitadapter.modeling.meta_arch import SemanticSegmentorWithTTA, SlidingWindow
+from vitadapter.ops import MSDeformAttn, ms_deform_attn_fused_reference
 
 TASKS = ["semantic", "instance", "panoptic"]
 LOSSES = {"loss_ce", "loss_mask", "loss_dice"}
@@ -170,10 +170,7 @@ def test_sliding_windows_and_test_time_augmentation() -> None:
 def test_works_without_the_compiled_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model().eval()
     (expected,) = model([record_of()])
-    monkeypatch.setattr(
-        "vitadapter.layers.ms_deform_attn_module.ms_deform_attn_fused",
-        ms_deform_attn_fused_reference,
-    )
+    monkeypatch.setattr(MSDeformAttn, "operator", staticmethod(ms_deform_attn_fused_reference))
     (output,) = model([record_of()])
     torch.testing.assert_close(output["sem_seg"], expected["sem_seg"])
 

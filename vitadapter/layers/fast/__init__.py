@@ -3,7 +3,6 @@
 ``plain_layers`` switches them off.
 """
 
-from vitadapter.layers.fast.attention import attend
 from vitadapter.layers.fast.convolution import PointwiseConv2d, UpsampleConv2d
 from vitadapter.layers.fast.linear import Linear, linear
 from vitadapter.layers.fast.recompute import recomputed, run_and_recompute
@@ -13,7 +12,6 @@ __all__ = [
     "Linear",
     "PointwiseConv2d",
     "UpsampleConv2d",
-    "attend",
     "is_plain",
     "linear",
     "plain_layers",

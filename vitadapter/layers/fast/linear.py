@@ -1,82 +1,63 @@
-"""Linear layers by oneDNN, which keep little for their backward pass."""
+"""Linear layers that keep little for their backward pass.
+
+The products are PyTorch's own. oneDNN in place of its BLAS (MKL) was tried for float32 on the CPU,
+by Inductor's private ``mkldnn._linear_pointwise``, and left out again: on AMD's EPYC (Zen 5) it
+reaches 200 GFLOP/s a core where MKL, which leaves AVX-512 idle there, reaches 90, but on Intel's
+Xeon (Sapphire Rapids) it gains nothing forward and loses in training, and so did attention made of
+such products (1.4 to 1.9 times the time of PyTorch's own). ``scripts/benchmark_products.py``, CPU
+milliseconds of MKL / oneDNN on one thread of the Xeon:
+
+=========================  ================  ==================  =============  ==================
+tokens x channels x out    forward, AVX-512  training, AVX-512   forward, AVX2  training, AVX2
+=========================  ================  ==================  =============  ==================
+3800 x 192 x 768           7.7 / 7.9         25.1 / 29.1         11.1 / 14.1    37.9 / 45.0
+3800 x 768 x 192           7.8 / 7.7         23.8 / 27.2         13.2 / 12.1    36.2 / 44.9
+19950 x 192 x 192          13.3 / 13.4       44.6 / 55.0         16.4 / 17.2    50.2 / 65.9
+3800 x 384 x 1536          35.8 / 41.0       91.5 / 145.7        46.0 / 49.0    144.2 / 247.7
+3800 x 1536 x 384          27.4 / 29.0       84.5 / 132.1        49.5 / 49.9    144.7 / 244.9
+19950 x 384 x 384          46.9 / 50.0       137.5 / 178.2       63.7 / 61.7    195.9 / 252.1
+=========================  ================  ==================  =============  ==================
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from vitadapter.layers.fast.onednn import product, uses_onednn
 from vitadapter.layers.fast.recompute import Recipe, recipe_of
 from vitadapter.layers.fast.switch import are_plain_tensors, is_eager
 
 __all__ = ["Linear", "linear"]
 
 
-def _backward(
-    needs_grad: tuple[bool, ...], grad: Tensor, x: Tensor | None, weight: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``F.linear(x, weight, bias)``, and None for those that nobody needs.
-
-    Args:
-        needs_grad: whether x, weight and bias need theirs.
-        grad: (..., N), of the output.
-        x: (..., K); None where the weight needs no gradient.
-        weight: (N, K).
-
-    Returns:
-        Gradients of x, weight and bias.
-    """
-    needs_x, needs_weight, needs_bias = needs_grad
-    grad_x = grad_weight = grad_bias = None
-    # Gradients of gradients (create_graph) need operators that have one.
-    onednn = uses_onednn(grad, x, weight) and not torch.is_grad_enabled()
-    if onednn:
-        grad = grad.contiguous()
-    rows = grad.flatten(0, -2)
-    if needs_x:
-        # Under autocast grad is of a half type, the weight float32.
-        grad_x = product(grad, weight.t()) if onednn else grad @ weight.to(grad.dtype)
-    if needs_weight:
-        x_rows = x.flatten(0, -2)
-        if not onednn:
-            grad_weight = rows.t() @ x_rows.to(grad.dtype)
-        elif weight.shape[0] >= weight.shape[1]:
-            # The larger factor second: up to 1.5 times as fast.
-            grad_weight = product(x_rows.t(), rows.t()).t().contiguous()
-        else:
-            grad_weight = product(rows.t(), x_rows.t())
-    if needs_bias:
-        grad_bias = rows.sum(0)
-    return grad_x, grad_weight, grad_bias
-
-
 class _Linear(torch.autograd.Function):
+    """``F.linear`` that makes ``x`` again in the backward pass."""
+
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe | None
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe
     ) -> Tensor:
         ctx.recipe = recipe
-        inputs: tuple[Tensor | None, ...] = ()
-        if ctx.needs_input_grad[1]:
-            inputs = (x,) if recipe is None else recipe.inputs
-        ctx.save_for_backward(weight, *inputs)
-        return (
-            product(x, weight, bias) if uses_onednn(x, weight, bias) else F.linear(x, weight, bias)
-        )
+        ctx.save_for_backward(weight, *(recipe.inputs if ctx.needs_input_grad[1] else ()))
+        return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *inputs = ctx.saved_tensors
-        x = None
-        if inputs:
-            x = inputs[0] if ctx.recipe is None else ctx.recipe.run(inputs)
-        return *_backward(ctx.needs_input_grad[:3], grad, x, weight), None
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        grad_x = grad_weight = None
+        if needs_x:
+            # Under autocast grad is of a half type, the weight float32.
+            grad_x = grad @ weight.to(grad.dtype)
+        if needs_weight:
+            x = ctx.recipe.run(inputs)
+            grad_weight = rows.t() @ x.flatten(0, -2).to(grad.dtype)
+        return grad_x, grad_weight, rows.sum(0) if needs_bias else None, None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``, by oneDNN where ``uses_onednn`` says so.
-
-    Keeps for the backward pass what ``x`` is made of instead of ``x``, where it is ``recomputed``.
+    """``F.linear``, which keeps what ``x`` is made of instead of ``x``, where it is ``recomputed``.
 
     Args:
         x: (..., K).
@@ -86,16 +67,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N).
     """
-    plain = is_eager() and are_plain_tensors(x, weight, bias)
-    if not plain or x.dim() < 2 or x.shape[-1] != weight.shape[-1]:
-        return F.linear(x, weight, bias)
-    recipe, onednn = recipe_of(x), uses_onednn(x, weight, bias)
+    recipe = recipe_of(x) if is_eager() and are_plain_tensors(x, weight, bias) else None
     trained = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
     )
-    if trained and (onednn or recipe is not None):
-        return _Linear.apply(x, weight, bias, recipe)
-    return product(x, weight, bias) if onednn else F.linear(x, weight, bias)
+    if recipe is None or not trained or x.dim() < 2:
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias, recipe)
 
 
 class Linear(nn.Linear):

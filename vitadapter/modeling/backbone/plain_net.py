@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.utils import window_partition, window_unpartit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast import Linear, attend, is_plain
+from vitadapter.layers.fast import Linear, is_plain
 
 __all__ = [
     "PlainNet",
@@ -150,7 +150,11 @@ def attend_in_windows(
     # (3, N, heads, L, head_dim)
     q, k, v = qkv.view(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     bias = None if logit_bias is None else logit_bias(q, (height, width))
-    x = attend(q, k, v, bias).transpose(1, 2).reshape(n, height, width, -1)
+    x = (
+        F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        .transpose(1, 2)
+        .reshape(n, height, width, -1)
+    )
     return x if window_size == 0 else window_unpartition(x, window_size, padded_hw, hw)
 
 

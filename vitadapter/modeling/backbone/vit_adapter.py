@@ -11,8 +11,8 @@ from detectron2.layers import get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from vitadapter.layers import MSDeformAttn
 from vitadapter.layers.fast import UpsampleConv2d
+from vitadapter.ops import MSDeformAttn
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
 from .padding import pad_images

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
-from vitadapter.layers import MSDeformAttn
 from vitadapter.modeling.sem_seg_heads.pixel_head import conv_norm_relu
+from vitadapter.ops import MSDeformAttn
 
 from .position_encoding import sine_position_embedding
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-
-from vitadapter.benchmarks.interleaved import saved_bytes
-from vitadapter.benchmarks.ms_deform_attn import Contender, ModuleProblem, OperatorProblem
+from benchmarks.deformable_attention import Contender, ModuleProblem, OperatorProblem
+from benchmarks.interleaved import saved_bytes
 
 IMAGE = (64, 96)
 CASES = [("injector", "T", 2), ("extractor", "S", 1), ("extractor", "B", 2)]

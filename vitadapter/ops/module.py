@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vitadapter.layers.fast import Linear, is_plain, linear, recomputed
-from vitadapter.layers.ms_deform_attn_checks import coordinate_dtype
-from vitadapter.layers.ms_deform_attn_fused import ms_deform_attn_fused
-from vitadapter.layers.ms_deform_attn_fused_reference import ms_deform_attn_fused_reference
+from vitadapter.ops.arguments import coordinate_dtype
+from vitadapter.ops.ms_deform_attn import ms_deform_attn_fused, ms_deform_attn_fused_reference
 
 __all__ = ["MSDeformAttn", "MSDeformAttnReference"]
 
@@ -158,19 +157,6 @@ class MSDeformAttn(nn.Module):
             raise TypeError(
                 f"reference_points must be float32 or float64, got {reference_points.dtype}"
             )
-        shape = tuple(reference_points.shape)
-        batch, queries, _ = query.shape
-        if (
-            len(shape) != 4
-            or shape[0] not in (1, batch)
-            or shape[1] != queries
-            or shape[2] not in (1, self.num_levels)
-            or shape[3] != 2
-        ):
-            raise ValueError(
-                f"reference_points must have shape (1 or batch={batch}, queries={queries}, 1 or "
-                f"levels={self.num_levels}, 2), got {shape}"
-            )
 
 
 class MSDeformAttnReference(MSDeformAttn):
@@ -179,7 +165,7 @@ class MSDeformAttnReference(MSDeformAttn):
     Slower and with more memory, but with the same parameters, so that it takes the same
     checkpoints. On the command line of a config::
 
-        model.backbone.bottom_up.attention.name=vitadapter.layers.MSDeformAttnReference
+        model.backbone.bottom_up.attention.name=vitadapter.ops.MSDeformAttnReference
     """
 
     operator = staticmethod(ms_deform_attn_fused_reference)

@@ -5,7 +5,7 @@ import torch
 from ms_deform_attn_cases import BACKWARD_OP, FLAT, OP, SHAPES, make_inputs
 from torch import Tensor
 
-from vitadapter.layers import ms_deform_attn, ms_deform_attn_reference
+from vitadapter.ops import ms_deform_attn, ms_deform_attn_reference
 
 
 def _wrong_inputs() -> dict[str, tuple[type[Exception], str, dict[str, Tensor | list[int]]]]:
@@ -14,8 +14,8 @@ def _wrong_inputs() -> dict[str, tuple[type[Exception], str, dict[str, Tensor | 
     return {
         "value dims": (ValueError, r"value must have shape", {"value": value[0]}),
         "value scalar": (ValueError, r"value must have shape", {"value": value.sum()}),
-        "no heads": (ValueError, r"at least one head", {"value": value[:, :, :0]}),
-        "no channels": (ValueError, r"at least one head", {"value": value[..., :0]}),
+        "no heads": (ValueError, r"at least one head|heads >= 1", {"value": value[:, :, :0]}),
+        "no channels": (ValueError, r"at least one head|head_dim >= 1", {"value": value[..., :0]}),
         "tokens": (ValueError, r"one token per cell.*got 40 tokens", {"value": value[:, :40]}),
         "no levels": (ValueError, r"spatial_shapes must", {"shapes": []}),
         "odd": (ValueError, r"spatial_shapes must", {"shapes": [5, 7, 3]}),

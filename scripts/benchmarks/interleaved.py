@@ -1,10 +1,12 @@
 """Times of several contenders in interleaved turns, with the same rules for each of them."""
 
+import gc
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 __all__ = ["Turn", "copy_bandwidth", "interleave", "ratio", "saved_bytes"]
 
 _MAX_CALLS = 15
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass
@@ -31,20 +34,25 @@ def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
+def _synchronize(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
 def _timed_call(call: Callable[[], object], device: str) -> Turn:
     faults = _page_faults()
     cpu, wall = time.process_time(), time.perf_counter()
     call()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    _synchronize(device)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return Turn(cpu, wall, _page_faults() - faults)
 
 
 def _take_turn(call: Callable[[], object], device: str, seconds: float) -> Turn:
-    call()  # caches and the heap are its predecessor's until then
-    if device == "cuda":
-        torch.cuda.synchronize()
+    gc.collect()
+    if seconds > 0:
+        call()  # caches and the heap are its predecessor's until then
+    _synchronize(device)
     calls = [_timed_call(call, device)]
     while len(calls) < _MAX_CALLS and sum(taken.wall for taken in calls) < seconds:
         calls.append(_timed_call(call, device))
@@ -56,25 +64,26 @@ def _take_turn(call: Callable[[], object], device: str, seconds: float) -> Turn:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: str, seconds: float = 0.3
-) -> dict[str, list[Turn]]:
+    calls: Mapping[Name, Callable[[], object]], rounds: int, device: str, seconds: float = 0.3
+) -> dict[Name, list[Turn]]:
     """Give each contender one turn per round, so that a busy machine slows all of them alike.
 
     A turn is one call that is not timed, then timed ones of which the median counts: at least one,
     at most 15, and no further one after ``seconds``. The first calls after another contender's
     page-fault more than any later one, since the heap is not theirs; in training each call follows
-    its like.
+    its like. Without ``seconds`` a turn is a single call, which is timed: for calls so long that
+    their beginning does not matter.
 
     Args:
         calls: the contenders.
         rounds: turns of each that count; there is one before them that does not.
         device: ``"cpu"`` or ``"cuda"``.
-        seconds: length of a turn.
+        seconds: length of a turn, or 0.
 
     Returns:
         The turns of each contender, in order.
     """
-    turns: dict[str, list[Turn]] = {name: [] for name in calls}
+    turns: dict[Name, list[Turn]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
             turn = _take_turn(call, device, seconds)
@@ -88,7 +97,7 @@ def ratio(baseline: list[Turn], contender: list[Turn], device: str) -> float:
 
     CPU time on CPUs, which other processes disturb least; wall time on GPUs.
     """
-    clock = "wall" if device == "cuda" else "cpu"
+    clock = "wall" if torch.device(device).type == "cuda" else "cpu"
     return median(
         getattr(a, clock) / getattr(b, clock) for a, b in zip(baseline, contender, strict=True)
     )
@@ -102,12 +111,12 @@ def copy_bandwidth(device: str) -> float:
     return 2 * source.numel() * source.element_size() / turn.wall
 
 
-def saved_bytes(call: Callable[[], Tensor], besides: list[Tensor]) -> int:
+def saved_bytes(call: Callable[[], object], besides: Iterable[Tensor]) -> int:
     """Bytes that ``call`` keeps for its backward pass, each storage counted once.
 
     Args:
         call: a forward pass.
-        besides: tensors that are kept anyway and not counted: inputs and parameters.
+        besides: tensors that are kept anyway and not counted, such as parameters.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in besides}
     kept: dict[int, Tensor] = {}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitadapter.layers import MSDeformAttn, ms_deform_attn, ms_deform_attn_fused
+from vitadapter.ops import MSDeformAttn, ms_deform_attn, ms_deform_attn_fused
 
 __all__ = ["SIZES", "Contender", "ModuleProblem", "OperatorProblem", "UnfusedMSDeformAttn"]
 
@@ -30,6 +30,15 @@ def _shapes_and_queries(
     """Maps that an injector or extractor attends to, and those whose pixels ask."""
     scales = [(image[0] // stride, image[1] // stride) for stride in (8, 16, 32)]
     return (scales, scales[1:2]) if use == "injector" else (scales[1:2], scales)
+
+
+def _locations_and_weights(
+    shapes: Sequence[tuple[int, int]], reference: Tensor, offsets: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What every project computes before it calls its operator."""
+    sizes = offsets.new_tensor([(width, height) for height, width in shapes])[:, None]
+    locations = reference[:, :, None, :, None] + offsets / sizes
+    return locations, logits.flatten(3).softmax(-1).reshape(logits.shape)
 
 
 @dataclass
@@ -71,7 +80,6 @@ class OperatorProblem:
         bias = module.sampling_offsets.bias.detach().reshape(*taps[2:], 2)
         offsets = bias + torch.randn(*taps, 2)
         logits = torch.randn(taps)
-        sizes = torch.tensor([(w, h) for h, w in self.shapes])[:, None]
         tokens = sum(h * w for h, w in self.shapes)
         head_dim = int(channels * ratio) // heads
 
@@ -81,9 +89,9 @@ class OperatorProblem:
         self.value = leaf(torch.randn(batch, tokens, heads, head_dim), dtype)
         self.reference = reference.to(device)
         self.offsets, self.logits = leaf(offsets, dtype), leaf(logits, dtype)
-        locations = reference[:, :, None, :, None] + offsets / sizes
+        locations, weights = _locations_and_weights(self.shapes, reference, offsets, logits)
         self.locations = leaf(locations, torch.float32)
-        self.weights = leaf(logits.flatten(3).softmax(-1).reshape(taps), torch.float32)
+        self.weights = leaf(weights, torch.float32)
         self.grad = torch.randn(batch, taps[1], heads * head_dim).to(device, dtype)
 
     @property
@@ -113,10 +121,8 @@ class OperatorProblem:
         return found | {name: Contender(call, given, plain) for name, call in self._peers().items()}
 
     def _composed(self) -> Tensor:
-        sizes = torch.tensor([(w, h) for h, w in self.shapes], device=self.value.device)
-        locations = self.reference[:, :, None, :, None] + self.offsets / sizes[:, None]
-        weights = self.logits.flatten(3).softmax(-1).reshape(self.logits.shape)
-        return _grid_sample(self.value, self.shapes, locations, weights)
+        taps = _locations_and_weights(self.shapes, self.reference, self.offsets, self.logits)
+        return _grid_sample(self.value, self.shapes, *taps)
 
     def _peers(self) -> dict[str, Callable[[], Tensor]]:
         shapes = torch.tensor(self.shapes, device=self.value.device)
@@ -160,6 +166,8 @@ def _grid_sample(
 class UnfusedMSDeformAttn(MSDeformAttn):
     """The same module with softmax and location arithmetic in PyTorch, as in all other projects."""
 
+    sample = staticmethod(ms_deform_attn)
+
     def forward(
         self,
         query: Tensor,
@@ -170,11 +178,10 @@ class UnfusedMSDeformAttn(MSDeformAttn):
         batch, queries, _ = query.shape
         taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).reshape(*taps, 2)
-        weights = self.attention_weights(query).reshape(*taps[:3], -1).softmax(-1).reshape(taps)
-        sizes = torch.tensor([(w, h) for h, w in spatial_shapes], device=query.device)[:, None]
-        locations = reference_points[:, :, None, :, None] + offsets / sizes
+        logits = self.attention_weights(query).reshape(taps)
+        taps = _locations_and_weights(spatial_shapes, reference_points, offsets, logits)
         value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
-        return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))
+        return self.output_proj(self.sample(value, spatial_shapes, *taps))
 
 
 class ModuleProblem:

@@ -7,7 +7,7 @@ import torch
 from ms_deform_attn_cases import BACKWARD_OP, FLAT, OP, OPCHECKS, SHAPES, make_inputs
 from torch import Tensor
 
-from vitadapter.layers import ms_deform_attn
+from vitadapter.ops import ms_deform_attn
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

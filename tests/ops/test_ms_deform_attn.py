@@ -1,6 +1,7 @@
 """The operator's numbers against golden files, a loop in numpy, and values known by hand."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +12,8 @@ import torch
 from ms_deform_attn_cases import FLAT, SHAPES, assert_same, gradients, make_inputs
 from torch import Tensor
 
-from vitadapter.layers import ms_deform_attn, ms_deform_attn_reference
-from vitadapter.layers.ms_deform_attn_reference import backward_reference
+from vitadapter.ops import ms_deform_attn, ms_deform_attn_reference
+from vitadapter.ops.ms_deform_attn import UNFUSED
 
 Operator = Callable[..., Tensor]
 IMPLEMENTATIONS = [ms_deform_attn, ms_deform_attn_reference]
@@ -83,7 +84,7 @@ def test_fallback_backward_equals_autograd_of_reference() -> None:
     inputs = make_inputs()
     grad_output = torch.randn(2, 4, 15, dtype=torch.float64)
     _, *expected = gradients(ms_deform_attn_reference, inputs, grad_output)
-    got = backward_reference(grad_output, inputs[0], FLAT, *inputs[1:])
+    got = UNFUSED.backward_reference(grad_output, inputs[0], FLAT, *inputs[1:])
     assert_same(list(got), expected, 1e-12)
 
 
@@ -99,6 +100,22 @@ def test_half_types_sum_in_float32(dtype: torch.dtype, device: torch.device) -> 
     torch.testing.assert_close(got[0].float(), expected[0], rtol=rounding, atol=1e-6)
     torch.testing.assert_close(got[1].float(), expected[1], rtol=rounding, atol=1e-6)
     assert_same(got[2:], expected[2:], 1e-5)
+
+
+def test_replaces_the_usual_extension(repository: Path) -> None:
+    """The line in the kernels' README takes the arguments that other projects have."""
+    text = (repository / "kernels" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    value, locations, weights = make_inputs()
+    names = {
+        "value": value,
+        "spatial_shapes": torch.as_tensor(SHAPES),
+        "sampling_locations": locations,
+        "attention_weights": weights,
+    }
+    exec(code, names)
+    expected = loop_reference(*(tensor.numpy() for tensor in (value, locations, weights)))
+    np.testing.assert_allclose(names["output"].numpy(), expected, atol=1e-12)
 
 
 # --- special locations --------------------------------------------------------------------------

@@ -4,11 +4,12 @@ Detectron2's own ViT as net, and the deformable attention in plain PyTorch. Insi
 ``vitadapter.layers.fast.plain_layers`` nothing around them is fused or recomputed either.
 """
 
+from benchmarks.deformable_attention import UnfusedMSDeformAttn
 from detectron2.modeling import ViT as Detectron2ViT
 from detectron2.modeling.backbone.utils import get_abs_pos
 from torch import Tensor
 
-from vitadapter.layers import MSDeformAttn, ms_deform_attn_reference
+from vitadapter.ops import ms_deform_attn_reference
 
 __all__ = ["ReferenceAttention", "ReferenceNet"]
 
@@ -35,22 +36,7 @@ class ReferenceNet(Detectron2ViT):
         return x, prefix
 
 
-class ReferenceAttention(MSDeformAttn):
+class ReferenceAttention(UnfusedMSDeformAttn):
     """The deformable attention with locations, softmax and sampling in plain PyTorch."""
 
-    def forward(
-        self,
-        query: Tensor,
-        reference_points: Tensor,
-        value: Tensor,
-        spatial_shapes: list[tuple[int, int]],
-    ) -> Tensor:
-        per_head = (*query.shape[:2], self.num_heads)
-        sizes = query.new_tensor([[w, h] for h, w in spatial_shapes])[:, None]
-        offsets = self.sampling_offsets(query)
-        offsets = offsets.view(*per_head, self.num_levels, self.num_points, 2)
-        locations = reference_points[:, :, None, :, None] + offsets / sizes
-        weights = self.attention_weights(query).view(*per_head, -1).softmax(-1)
-        weights = weights.view(*per_head, self.num_levels, self.num_points)
-        value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
-        return self.output_proj(ms_deform_attn_reference(value, spatial_shapes, locations, weights))
+    sample = staticmethod(ms_deform_attn_reference)

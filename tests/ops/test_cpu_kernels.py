@@ -13,7 +13,7 @@ import torch
 from ms_deform_attn_cases import FUSED_BACKWARD_OP, assert_same, gradients, make_fused_inputs
 from torch import Tensor
 
-from vitadapter.layers import (
+from vitadapter.ops import (
     ms_deform_attn,
     ms_deform_attn_fused,
     ms_deform_attn_fused_reference,
@@ -180,9 +180,7 @@ def test_capability_that_does_not_exist_is_refused() -> None:
 
 
 def test_environment_caps_the_capability() -> None:
-    program = (
-        "import torch, vitadapter.layers; print(torch.ops.vitadapter._cpu_capability(), end='')"
-    )
+    program = "import torch, vitadapter.ops; print(torch.ops.vitadapter._cpu_capability(), end='')"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"ATEN_CPU_CAPABILITY": "default"},

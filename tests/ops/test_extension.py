@@ -9,7 +9,7 @@ import torch
 from ms_deform_attn_cases import BACKWARD_OP, OP, SHAPES, assert_same, gradients, make_inputs
 
 import vitadapter
-from vitadapter.layers import ms_deform_attn
+from vitadapter.ops import ms_deform_attn
 
 
 def _copy_without_extension(folder: Path) -> Path:
@@ -48,7 +48,7 @@ import torch
 with warnings.catch_warnings(record=True) as at_import:
     warnings.simplefilter("always")
     import vitadapter
-    from vitadapter.layers import ms_deform_attn
+    from vitadapter.ops import ms_deform_attn
 assert vitadapter.__file__.startswith({str(folder)!r}), vitadapter.__file__
 ours = [str(w.message) for w in at_import if "vitadapter" in str(w.message)]
 inputs = [t.requires_grad_() for t in torch.load("inputs.pt")]
@@ -79,7 +79,7 @@ except TypeError:
 def test_broken_extension_is_an_error_that_says_why(tmp_path: Path) -> None:
     folder = _copy_without_extension(tmp_path)
     (folder / "vitadapter" / "_C.abi3.so").write_bytes(b"not a shared library")
-    done = _run_beside(folder, "import vitadapter.layers")
+    done = _run_beside(folder, "import vitadapter.ops")
     assert done.returncode != 0
     last_line = done.stderr.strip().splitlines()[-1]
     assert last_line.startswith("ImportError")

@@ -4,7 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from ms_deform_attn_fuzz import FuzzCase, assert_close, assert_same_kind, cases, outcomes
 
-import vitadapter.layers  # noqa: F401  (registers the operators)
+import vitadapter.ops  # noqa: F401  (registers the operators)
 
 FUZZ = settings(
     max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None

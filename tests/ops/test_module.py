@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vitadapter.engine.overrides import apply_overrides
-from vitadapter.layers import MSDeformAttn, MSDeformAttnReference
 from vitadapter.model_zoo import get_config
+from vitadapter.ops import MSDeformAttn, MSDeformAttnReference
 
 
 def make_module(**changes: int | float) -> MSDeformAttn:
@@ -105,13 +105,14 @@ def test_reference_module_computes_the_same_without_the_kernels() -> None:
     assert_same(*results, 1e-5)
 
 
-def test_operator_is_one_override() -> None:
+@pytest.mark.parametrize("room", ["ops", "layers"])  # the latter in configs of earlier runs
+def test_operator_is_one_override(room: str) -> None:
     config = get_config("common/models/vit_adapter.py")
     model = {"backbone": {"bottom_up": config.vit_adapter_tiny}}
     config = OmegaConf.create({"model": model}, flags={"allow_objects": True})
     key = "model.backbone.bottom_up.attention"
     assert instantiate(OmegaConf.select(config, key)) is MSDeformAttn
-    apply_overrides(config, [f"{key}.name=vitadapter.layers.MSDeformAttnReference"])
+    apply_overrides(config, [f"{key}.name=vitadapter.{room}.MSDeformAttnReference"])
     assert instantiate(OmegaConf.select(config, key)) is MSDeformAttnReference
 
 

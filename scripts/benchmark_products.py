@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Times the matrix products of ViTs' tokens, by PyTorch's BLAS and by oneDNN.
+
+For whoever doubts on a new processor that vitadapter/layers/fast/linear.py is right to leave them
+to PyTorch. CPU milliseconds in float32: medians of interleaved rounds, of the forward pass, and of
+forward and backward (three products). Both libraries can be kept from AVX-512:
+
+ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 scripts/benchmark_products.py
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from benchmarks.interleaved import interleave
+from torch import Tensor
+
+Product = Callable[[Tensor, Tensor], Tensor]
+# tokens, channels in and out: at 800 x 1216 a net has 3,800, the adapter's three levels 19,950
+SHAPES = (
+    (3800, 192, 768),
+    (3800, 768, 192),
+    (19950, 192, 192),
+    (3800, 384, 1536),
+    (3800, 1536, 384),
+    (19950, 384, 384),
+    (3800, 768, 3072),
+    (19950, 768, 384),
+)
+
+
+def blas(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.T``, MKL's in PyTorch's packages for x86."""
+    return a @ b.t()
+
+
+def onednn(a: Tensor, b: Tensor) -> Tensor:
+    """The same by the operator that Inductor uses; there is no public one."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def train(product: Product, x: Tensor, weight: Tensor, grad: Tensor) -> None:
+    """Forward, and the gradients of both operands; the larger factor second, as oneDNN likes it."""
+    product(x, weight)
+    product(grad, weight.t())
+    if weight.shape[0] >= weight.shape[1]:
+        product(x.t(), grad.t()).t().contiguous()
+    else:
+        product(grad.t(), x.t())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"torch {torch.__version__}, {args.threads} threads\ntokens x in x out: BLAS / oneDNN ms")
+    for tokens, channels, outputs in SHAPES:
+        x, weight = torch.randn(tokens, channels), torch.randn(outputs, channels)
+        grad = torch.randn(tokens, outputs)
+        calls = {}
+        for product in (blas, onednn):
+            calls["forward", product] = partial(product, x, weight)
+            calls["training", product] = partial(train, product, x, weight, grad)
+        turns = interleave(calls, args.rounds, "cpu", seconds=0.15)
+        times = {call: 1e3 * median(t.cpu for t in taken) for call, taken in turns.items()}
+        line = (
+            f"{kind} {times[kind, blas]:6.1f} /{times[kind, onednn]:6.1f}"
+            for kind in ("forward", "training")
+        )
+        print(f"{tokens} x {channels} x {outputs}:  {'   '.join(line)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

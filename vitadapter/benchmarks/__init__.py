@@ -1,1 +1,0 @@
-"""Measuring code of the benchmark scripts."""

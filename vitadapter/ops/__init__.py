@@ -1,0 +1,18 @@
+"""Multi-scale deformable attention: operators (``kernels/README.md``), reference and module."""
+
+from vitadapter.ops.module import MSDeformAttn, MSDeformAttnReference
+from vitadapter.ops.ms_deform_attn import (
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    ms_deform_attn_fused_reference,
+    ms_deform_attn_reference,
+)
+
+__all__ = [
+    "MSDeformAttn",
+    "MSDeformAttnReference",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "ms_deform_attn_fused_reference",
+    "ms_deform_attn_reference",
+]

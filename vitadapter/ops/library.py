@@ -1,0 +1,194 @@
+"""The namespace ``torch.ops.vitadapter``: its compiled library, and what Python adds to it.
+
+Schemas and the kernels of CPU and CUDA are compiled (``kernels/ms_deform_attn``). Tracing,
+autograd, autocast and an implementation for every other device are registered from here.
+"""
+
+import functools
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverloadPacket
+from torch.autograd.function import FunctionCtx
+
+from vitadapter.ops.arguments import (
+    Argument,
+    check_arguments,
+    check_grad_output,
+    flatten_spatial_shapes,
+)
+
+__all__ = ["Operator"]
+
+_BUILD_COMMAND = "pip install --no-build-isolation -e ."
+
+
+def _load_extension() -> bool:
+    """Load the compiled operators, which then register themselves with PyTorch.
+
+    Returns:
+        False if the extension was never built.
+
+    Raises:
+        ImportError: if the extension is there but does not load, for example because PyTorch was
+            exchanged since it was built. Running without it would hide the fault as a slow model.
+    """
+    spec = importlib.util.find_spec("vitadapter._C")
+    if spec is None:
+        return False
+    try:
+        importlib.import_module("vitadapter._C")
+    except ImportError as error:
+        raise ImportError(
+            f"the compiled operators of vitadapter at {spec.origin} do not load: {error}. They fit "
+            f"only the PyTorch they were built with; rebuild them in the source folder: "
+            f"{_BUILD_COMMAND}"
+        ) from error
+    return True
+
+
+@functools.cache
+def _warn_missing_extension() -> None:
+    """Warn, once per process, that the PyTorch implementation serves in place of the kernels."""
+    warnings.warn(
+        "the compiled operators of vitadapter are not built; the slower PyTorch implementation is "
+        f"used. Build them in the source folder: {_BUILD_COMMAND}",
+        stacklevel=2,
+    )
+
+
+_EXTENSION_LOADED = _load_extension()
+_LIBRARY = torch.library.Library("vitadapter", "FRAGMENT")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """``name(value, spatial_shapes, *taps)`` and ``name_backward``, which gives its gradients.
+
+    Attributes:
+        name: within ``torch.ops.vitadapter``.
+        rules: names and rules of ``taps``, in order.
+        sample: computes it in plain PyTorch, of arguments that keep the rules.
+        sample_backward: its gradients, ``(grad_output, value, spatial_shapes, *taps) -> (of value,
+            *of taps)``.
+    """
+
+    name: str
+    rules: Mapping[str, Argument]
+    sample: Callable[..., Tensor]
+    sample_backward: Callable[..., tuple[Tensor, ...]]
+
+    def __call__(
+        self, value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *taps: Tensor
+    ) -> Tensor:
+        """By the kernel of the device, else in plain PyTorch; coordinates may be of a half type."""
+        taps = self._upcast(value, taps)
+        return self._op(value, flatten_spatial_shapes(spatial_shapes), *taps)
+
+    def reference(
+        self, value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *taps: Tensor
+    ) -> Tensor:
+        """The same in plain PyTorch on any device, differentiable by autograd."""
+        taps = self._upcast(value, taps)
+        return self.forward_reference(value, flatten_spatial_shapes(spatial_shapes), *taps)
+
+    def forward_reference(
+        self, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor
+    ) -> Tensor:
+        """What the operator computes, in plain PyTorch."""
+        check_arguments(self.name, self.rules, value, spatial_shapes, *taps)
+        return self.sample(value, spatial_shapes, *taps)
+
+    def backward_reference(
+        self, grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What the operator's backward computes, in plain PyTorch."""
+        self._check_backward(grad_output, value, spatial_shapes, *taps)
+        return self.sample_backward(grad_output, value, spatial_shapes, *taps)
+
+    def register(self) -> "Operator":
+        """Tell PyTorch of the operator, and return it."""
+        name, backward = self.name, f"{self.name}_backward"
+        if not _EXTENSION_LOADED:
+            inputs = ", ".join(["Tensor value", "SymInt[] spatial_shapes"])
+            inputs += "".join(f", Tensor {tap}" for tap in self.rules)
+            gradients = ", ".join(["Tensor"] * (1 + len(self.rules)))
+            _LIBRARY.define(f"{name}({inputs}) -> Tensor")
+            _LIBRARY.define(f"{backward}(Tensor grad_output, {inputs}) -> ({gradients})")
+        _LIBRARY.impl(name, self._any_device, "CompositeExplicitAutograd")
+        _LIBRARY.impl(backward, self.backward_reference, "CompositeExplicitAutograd")
+        for key in ("AutocastCPU", "AutocastCUDA"):
+            _LIBRARY.impl(name, self._autocast, key)
+        torch.library.register_fake(f"vitadapter::{name}", self._fake, lib=_LIBRARY)
+        torch.library.register_fake(f"vitadapter::{backward}", self._fake_backward, lib=_LIBRARY)
+        torch.library.register_autograd(
+            f"vitadapter::{name}", self._backward, setup_context=_save_inputs, lib=_LIBRARY
+        )
+        torch.library.register_autograd(
+            f"vitadapter::{backward}", self._refuse_double_backward, lib=_LIBRARY
+        )
+        return self
+
+    @property
+    def _op(self) -> OpOverloadPacket:
+        return getattr(torch.ops.vitadapter, self.name)
+
+    @property
+    def _backward_op(self) -> OpOverloadPacket:
+        return getattr(torch.ops.vitadapter, f"{self.name}_backward")
+
+    def _upcast(self, value: Tensor, taps: tuple[Tensor, ...]) -> list[Tensor]:
+        """Coordinates of a half type to the dtype that goes with the value."""
+        half = (torch.float16, torch.bfloat16)
+        return [
+            tap.to(rule.dtype(value.dtype)) if rule.is_coordinate and tap.dtype in half else tap
+            for rule, tap in zip(self.rules.values(), taps, strict=True)
+        ]
+
+    def _check_backward(
+        self, grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor
+    ) -> None:
+        sizes = check_arguments(self.name, self.rules, value, spatial_shapes, *taps)
+        check_grad_output(self.name, grad_output, value, sizes)
+
+    def _any_device(self, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor) -> Tensor:
+        if not _EXTENSION_LOADED:
+            _warn_missing_extension()
+        return self.forward_reference(value, spatial_shapes, *taps)
+
+    def _autocast(self, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor) -> Tensor:
+        """``value`` keeps its dtype, the others follow; coordinates never run in half precision."""
+        dtypes = [rule.dtype(value.dtype) for rule in self.rules.values()]
+        with torch.autocast(value.device.type, enabled=False):
+            return self._op(value, spatial_shapes, *map(Tensor.to, taps, dtypes))
+
+    def _fake(self, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor) -> Tensor:
+        sizes = check_arguments(self.name, self.rules, value, spatial_shapes, *taps)
+        return value.new_empty([sizes[axis] for axis in ("batch", "queries", "channels")])
+
+    def _fake_backward(
+        self, grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor
+    ) -> tuple[Tensor, ...]:
+        self._check_backward(grad_output, value, spatial_shapes, *taps)
+        return tuple(tensor.new_empty(tensor.shape) for tensor in (value, *taps))
+
+    def _backward(self, ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        value, *taps = ctx.saved_tensors
+        grad_value, *grads = self._backward_op(grad_output, value, ctx.spatial_shapes, *taps)
+        return grad_value, None, *grads
+
+    def _refuse_double_backward(self, ctx: FunctionCtx, *grads: Tensor) -> tuple[None, ...]:
+        raise NotImplementedError(
+            f"{self.name} has no second derivative: gradient penalties and Hessians cannot pass "
+            "through it"
+        )
+
+
+def _save_inputs(ctx: FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
+    value, ctx.spatial_shapes, *taps = inputs
+    ctx.save_for_backward(value, *taps)
