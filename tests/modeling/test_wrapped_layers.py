@@ -22,7 +22,7 @@ from vitadapter.modeling.backbone import (
     ViTAdapter,
     ViTBaseline,
 )
-from vitadapter.modeling.mask2former.attention import MaskedAttention
+from vitadapter.modeling.mask2former.transformer_decoder import MaskedAttention
 
 WINDOWS = {"window_size": 3, "window_block_indexes": [0]}
 SIZES = {"embed_dim": 16, "depth": 2, "num_heads": 2}

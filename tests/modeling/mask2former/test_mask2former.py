@@ -7,6 +7,7 @@ from detectron2.structures import Instances
 from mask2former_samples import CLASSES, THINGS, make_head, make_model, record_of
 
 from vitadapter.layers import ms_deform_attn_fused_reference
+from vitadapter.modeling.inference import SemanticSegmentorWithTTA, SlidingWindow
 from vitadapter.modeling.mask2former import (
     HungarianMatcher,
     Mask2Former,
@@ -14,7 +15,6 @@ from vitadapter.modeling.mask2former import (
     SemanticTargets,
     SetCriterion,
 )
-from vitadapter.modeling.meta_arch import SemanticSegmentorWithTTA, SlidingWindow
 
 TASKS = ["semantic", "instance", "panoptic"]
 LOSSES = {"loss_ce", "loss_mask", "loss_dice"}
