@@ -112,7 +112,7 @@ def test_a_crop_without_labels_trains_nothing() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({}, 'training needs a label map "sem_seg", which x.png does not have'),
+        ({}, 'training needs a label map "sem_seg", which x.png lacks'),
         ({"sem_seg": torch.zeros(64, 32)}, r"same \(height, width\), got \(\(64, 64\), \(64, 32\)"),
         (
             {"sem_seg": torch.tensor([0, CLASSES, 255, 1]).expand(64, 16, 4).flatten(1)},

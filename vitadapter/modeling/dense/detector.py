@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import Backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from vitadapter.layers.nms import NMS
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
+from vitadapter.layers.nms import NMS, suppress_detections
 
 __all__ = ["DenseHead", "SingleAnchorDetector", "count_samples", "per_anchor", "sum_by_level"]
 
@@ -55,21 +55,8 @@ def sum_by_level(loss: Tensor, sizes: Sequence[int], where: Tensor | None = None
 def _tower(
     in_channels: int, conv_dims: Sequence[int], norm: str | Callable[[int], nn.Module]
 ) -> nn.Sequential:
-    widths = [in_channels, *conv_dims]
-    return nn.Sequential(
-        *(
-            Conv2d(
-                width,
-                next_width,
-                kernel_size=3,
-                padding=1,
-                bias=norm == "",
-                norm=get_norm(norm, next_width),
-                activation=nn.ReLU(),
-            )
-            for width, next_width in pairwise(widths)
-        )
-    )
+    widths = pairwise([in_channels, *conv_dims])
+    return nn.Sequential(*(conv_norm_relu(i, o, 3, norm) for i, o in widths))
 
 
 def per_anchor(predictions: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
@@ -322,13 +309,13 @@ class SingleAnchorDetector(DenseDetector):
         levels = [self._candidates(*level) for level in zip(anchors, *predictions, strict=True)]
         boxes, scores, classes = (torch.cat(kind) for kind in zip(*levels, strict=True))
         finite = boxes.isfinite().all(1) & scores.isfinite()
-        boxes, scores, classes = Boxes(boxes[finite]), scores[finite], classes[finite]
-        boxes.clip(image_size)
-        there = boxes.nonempty()
-        boxes, scores, classes = boxes.tensor[there], scores[there], classes[there]
-        keep, scores = self.test_nms(boxes, scores, classes, self.max_detections_per_image)
-        return Instances(
-            image_size, pred_boxes=Boxes(boxes[keep]), scores=scores, pred_classes=classes[keep]
+        return suppress_detections(
+            Boxes(boxes[finite]),
+            scores[finite],
+            classes[finite],
+            image_size,
+            self.test_nms,
+            self.max_detections_per_image,
         )
 
     def _candidates(

@@ -11,7 +11,7 @@ from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from vitadapter.layers.nms import NMS
+from vitadapter.layers.nms import NMS, suppress_detections
 
 from .same_size_batches import predict_by_size
 
@@ -132,15 +132,13 @@ class DetectorWithTTA(nn.Module):
 
     def _merge(self, found: Sequence[Instances], image_size: tuple[int, int]) -> Instances:
         """One suppression of all detections, which are in the pixels of the image."""
-        boxes = Boxes.cat([instances.pred_boxes for instances in found])
-        scores = torch.cat([instances.scores for instances in found])
-        classes = torch.cat([instances.pred_classes for instances in found])
-        boxes.clip(image_size)
-        there = boxes.nonempty()
-        boxes, scores, classes = boxes[there], scores[there], classes[there]
-        keep, scores = self.nms(boxes.tensor, scores, classes, self.max_detections_per_image)
-        return Instances(
-            image_size, pred_boxes=boxes[keep], scores=scores, pred_classes=classes[keep]
+        return suppress_detections(
+            Boxes.cat([instances.pred_boxes for instances in found]),
+            torch.cat([instances.scores for instances in found]),
+            torch.cat([instances.pred_classes for instances in found]),
+            image_size,
+            self.nms,
+            self.max_detections_per_image,
         )
 
     def _masks(

@@ -9,6 +9,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from vitadapter.modeling.semantic import SemanticSegmentor, WindowedInference
+from vitadapter.modeling.semantic.segmentor import check_size, name_of
 
 from .criterion import SetCriterion
 from .inference import InstanceInference, PanopticInference, SegmentInfo, semantic_scores
@@ -146,18 +147,13 @@ class Mask2Former(SemanticSegmentor):
 
     def _checked_targets(self, record: Mapping[str, object]) -> MaskTargets:
         targets = self.targets(record, self.device)
-        name = record.get("file_name", "an image")
-        sizes = tuple(record["image"].shape[1:]), tuple(targets.masks.shape[1:])
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"image and truth must have the same (height, width), got {sizes} of {name}"
-            )
+        check_size(record, targets.masks)
         if len(targets.classes) > 0:
             lowest, highest = (int(x) for x in targets.classes.aminmax())
             if lowest < 0 or highest >= self.sem_seg_head.num_classes:
                 raise ValueError(
                     f"classes must lie in [0, {self.sem_seg_head.num_classes}), got "
-                    f"{lowest} to {highest} in {name}"
+                    f"{lowest} to {highest} in {name_of(record)}"
                 )
         return targets
 

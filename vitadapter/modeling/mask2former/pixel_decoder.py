@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitadapter.layers import MSDeformAttn
 from vitadapter.layers.cell_centres import cell_centres
-from vitadapter.modeling.semantic import conv_norm_relu
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
 
 from .position_encoding import sine_position_embedding
 

@@ -1,8 +1,7 @@
 """Cascade R-CNN and Hybrid Task Cascade as in the official release."""
 
 from .cascade import CascadeROIHeads
-from .htc import HTCMaskHead, HTCROIHeads, HybridTaskCascade
-from .matcher import BestProposalMatcher
+from .htc import BestProposalMatcher, HTCMaskHead, HTCROIHeads, HybridTaskCascade
 from .semantic_head import FusedSemanticHead
 
 __all__ = [

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import ImageList, Instances, PolygonMasks
@@ -11,11 +12,63 @@ from detectron2.structures.masks import polygons_to_bitmask
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
+
 from .cascade import CascadeROIHeads
 
-__all__ = ["HTCMaskHead", "HTCROIHeads", "HybridTaskCascade", "rasterize_things"]
+__all__ = [
+    "BestProposalMatcher",
+    "HTCMaskHead",
+    "HTCROIHeads",
+    "HybridTaskCascade",
+    "rasterize_things",
+]
 
 Input = Mapping[str, object]
+
+
+class BestProposalMatcher(Matcher):
+    """Detectron2's matcher, after which each ground truth takes the proposals nearest to it.
+
+    Detectron2's low-quality matches only label such a proposal as foreground and leave it with
+    the ground truth that it overlaps most; here it changes hands. A ground truth that no proposal
+    overlaps by `min_quality` takes none.
+    """
+
+    def __init__(
+        self, thresholds: Sequence[float], labels: Sequence[int], *, min_quality: float
+    ) -> None:
+        """
+        Args:
+            thresholds, labels: as Detectron2's matcher.
+            min_quality: IoU that a ground truth's nearest proposal must reach to be taken.
+
+        Raises:
+            ValueError: `min_quality` is not in (0, 1].
+        """
+        if not 0 < min_quality <= 1:
+            raise ValueError(f"min_quality must be in (0, 1], got {min_quality}")
+        super().__init__(list(thresholds), list(labels), allow_low_quality_matches=False)
+        self.min_quality = min_quality
+
+    def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            match_quality_matrix: (M, N) IoU of M ground truths with N proposals.
+
+        Returns:
+            tuple[Tensor, Tensor]: (N,) matched ground truths and (N,) labels, as Detectron2's.
+        """
+        matches, labels = super().__call__(match_quality_matrix)
+        if match_quality_matrix.numel() == 0:
+            return matches, labels
+        best = match_quality_matrix.max(dim=1, keepdim=True).values  # (M, 1)
+        taken = (match_quality_matrix == best) & (best >= self.min_quality)
+        # Of several ground truths that want one proposal, the last gets it.
+        order = torch.arange(1, len(taken) + 1, device=taken.device)[:, None]
+        taker = (taken * order).max(dim=0).values  # (N,), 0: nobody
+        matches = torch.where(taker > 0, taker - 1, matches)
+        return matches, torch.where(taker > 0, labels.new_ones(()), labels)
 
 
 class HTCMaskHead(MaskRCNNConvUpsampleHead):
@@ -57,17 +110,7 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         )
         self.conv_res = None
         if takes_previous:
-            self.conv_res = Conv2d(
-                conv_dims[-2],
-                input_shape.channels,
-                kernel_size=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, input_shape.channels),
-                activation=nn.ReLU(),
-            )
-            nn.init.kaiming_normal_(self.conv_res.weight, mode="fan_out", nonlinearity="relu")
-            if self.conv_res.bias is not None:
-                nn.init.zeros_(self.conv_res.bias)
+            self.conv_res = conv_norm_relu(conv_dims[-2], input_shape.channels, 1, conv_norm)
 
     def features(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
         """Features (R, C, H, W) before the upsampling.

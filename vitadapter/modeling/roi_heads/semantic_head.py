@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
 
 __all__ = ["FusedSemanticHead"]
 
@@ -53,18 +54,6 @@ class FusedSemanticHead(nn.Module):
         num_levels = len(in_features)
         if not 0 <= fusion_level < num_levels:
             raise ValueError(f"fusion_level must be in 0..{num_levels - 1}, got {fusion_level}")
-
-        def conv(in_dim: int, out_dim: int, kernel_size: int) -> Conv2d:
-            return Conv2d(
-                in_dim,
-                out_dim,
-                kernel_size,
-                padding=kernel_size // 2,
-                bias=norm == "",
-                norm=get_norm(norm, out_dim),
-                activation=nn.ReLU(),
-            )
-
         self.in_features = tuple(in_features)
         self.pooler = pooler
         self.fusion_level = fusion_level
@@ -73,22 +62,17 @@ class FusedSemanticHead(nn.Module):
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
         self.lateral_convs = nn.ModuleList(
-            conv(in_channels, in_channels, 1) for _ in range(num_levels)
+            conv_norm_relu(in_channels, in_channels, 1, norm) for _ in range(num_levels)
         )
         self.convs = nn.ModuleList(
-            conv(in_channels if i == 0 else conv_dim, conv_dim, 3) for i in range(num_convs)
+            conv_norm_relu(in_channels if i == 0 else conv_dim, conv_dim, 3, norm)
+            for i in range(num_convs)
         )
         embedding_dim = conv_dim if num_convs else in_channels
-        self.conv_embedding = conv(embedding_dim, conv_dim, 1)
-        self.conv_logits = Conv2d(embedding_dim, num_classes, 1)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.conv_embedding = conv_norm_relu(embedding_dim, conv_dim, 1, norm)
+        self.conv_logits = nn.Conv2d(embedding_dim, num_classes, 1)
+        nn.init.kaiming_normal_(self.conv_logits.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.conv_logits.bias)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """

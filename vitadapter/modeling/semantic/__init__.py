@@ -1,7 +1,7 @@
 """Semantic segmenters: Detectron2's with the official release's heads, losses and inference."""
 
 from .auxiliary_head import FCNHead, HeadWithAuxiliary
-from .pixel_head import PixelHead, conv_norm_relu
+from .pixel_head import PixelHead
 from .segmentor import SemanticSegmentor, WindowedInference
 from .semantic_fpn_head import SemanticFPNHead
 from .uper_head import UPerHead
@@ -14,5 +14,4 @@ __all__ = [
     "SemanticSegmentor",
     "UPerHead",
     "WindowedInference",
-    "conv_norm_relu",
 ]

@@ -8,7 +8,7 @@ from detectron2.modeling import SemanticSegmentor as _SemanticSegmentor
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-__all__ = ["SemanticSegmentor", "WindowedInference"]
+__all__ = ["SemanticSegmentor", "WindowedInference", "check_size", "labels_of", "name_of"]
 
 WindowedInference = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 
@@ -64,10 +64,12 @@ class SemanticSegmentor(_SemanticSegmentor):
                 the head's classes.
         """
         if self.training:
-            _check_sizes(batched_inputs)
             head = self.sem_seg_head
-            if hasattr(head, "num_classes"):  # not Detectron2's SemSegFPNHead
-                _check_labels(batched_inputs, head.num_classes, head.ignore_value)
+            for record in batched_inputs:
+                labels = labels_of(record)
+                check_size(record, labels)
+                if hasattr(head, "num_classes"):  # not Detectron2's SemSegFPNHead
+                    _check_labels(record, labels, head.num_classes, head.ignore_value)
             return super().forward(batched_inputs)
         return [{"sem_seg": self._segment(x)} for x in batched_inputs]
 
@@ -112,27 +114,34 @@ class SemanticSegmentor(_SemanticSegmentor):
         return logits[..., : images.shape[-2], : images.shape[-1]]
 
 
-def _check_sizes(batched_inputs: Sequence[Mapping[str, object]]) -> None:
-    for record in batched_inputs:
-        name = record.get("file_name", "an image")
-        if "sem_seg" not in record:
-            raise ValueError(f'training needs a label map "sem_seg", which {name} does not have')
-        sizes = tuple(record["image"].shape[1:]), tuple(record["sem_seg"].shape)
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"image and label map must have the same (height, width), got {sizes} of {name}"
-            )
+def name_of(record: Mapping[str, object]) -> str:
+    """The image's file, for messages."""
+    return str(record.get("file_name", "an image"))
+
+
+def labels_of(record: Mapping[str, object]) -> Tensor:
+    """The label map (H, W) of a training image; a ValueError where there is none."""
+    if "sem_seg" not in record:
+        raise ValueError(f'training needs a label map "sem_seg", which {name_of(record)} lacks')
+    return record["sem_seg"]
+
+
+def check_size(record: Mapping[str, object], truth: Tensor) -> None:
+    """Raises ValueError unless truth (..., H, W) is of the image's size."""
+    sizes = tuple(record["image"].shape[1:]), tuple(truth.shape[-2:])
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"image and truth must have the same (height, width), got {sizes} of {name_of(record)}"
+        )
 
 
 def _check_labels(
-    batched_inputs: Sequence[Mapping[str, object]], num_classes: int, ignore_value: int
+    record: Mapping[str, object], labels: Tensor, num_classes: int, ignore_value: int
 ) -> None:
     # The cross entropy would name no image, and on a GPU end the process.
-    for record in batched_inputs:
-        labels = record["sem_seg"]
-        trained = labels[labels != ignore_value]
-        if len(trained) > 0 and not 0 <= trained.min() <= trained.max() < num_classes:
-            raise ValueError(
-                f"labels must lie in [0, {num_classes}) or be {ignore_value} (ignored), got "
-                f"{trained.min()} to {trained.max()} in {record.get('file_name', 'an image')}"
-            )
+    trained = labels[labels != ignore_value]
+    if len(trained) > 0 and not 0 <= trained.min() <= trained.max() < num_classes:
+        raise ValueError(
+            f"labels must lie in [0, {num_classes}) or be {ignore_value} (ignored), got "
+            f"{trained.min()} to {trained.max()} in {name_of(record)}"
+        )

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .pixel_head import PixelHead, conv_norm_relu
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
+
+from .pixel_head import PixelHead
 
 __all__ = ["PyramidPooling", "UPerHead"]
 

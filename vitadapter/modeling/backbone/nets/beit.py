@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 from vitadapter.layers.fast import Linear
 
-from .plain_net import Block, PlainNet, check_heads, check_net_arguments
+from .plain_net import (
+    Block,
+    PlainNet,
+    attend_in_windows,
+    block_window_sizes,
+    check_heads,
+    check_net_arguments,
+    project_padded,
+)
 from .relative_position import relative_position_bias, resize_relative_positions
-from .windows import attend_in_windows, block_window_sizes, project_padded
 
 __all__ = ["BEiT"]
 
@@ -94,14 +101,6 @@ class BEiT(PlainNet):
 
     Args:
         img_size: image side or (height, width) in pixels for which global blocks hold offsets.
-        patch_size: side of a patch in pixels.
-        in_chans: channels of the image.
-        embed_dim: channels C of the tokens.
-        depth: number of blocks.
-        num_heads: attention heads of each block; divides ``embed_dim``.
-        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
-        drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
-        norm_layer: makes a norm for a number of channels.
         use_cls_token: whether a class token runs along; it needs global attention.
         window_size: side in tokens of the windows of ``window_block_indexes``, one for all or one
             for each.
@@ -110,8 +109,7 @@ class BEiT(PlainNet):
             attention. A smaller image is padded to one window.
         layer_scale_init: initial value of the layer scale; None for no layer scale. Pre-trained
             weights bring their own.
-        use_act_checkpoint: whether to recompute each block in the backward pass.
-        out_feature: name of the output of ``forward``.
+        others: see ``ViT``.
 
     Raises:
         ValueError: an index outside the net, a missing window size, a class token with windows,

@@ -12,9 +12,13 @@ from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .plain_net import PlainNet, check_net_arguments, split_prefix
+from .plain_net import (
+    PlainNet,
+    block_window_sizes,
+    check_net_arguments,
+    split_prefix,
+)
 from .timm_windows import WINDOWED_BLOCKS, run_block_in_windows
-from .windows import block_window_sizes
 
 __all__ = ["TimmViT"]
 

@@ -10,8 +10,14 @@ from torch import Tensor, nn
 
 from vitadapter.layers.fast import Linear, recomputed
 
-from .plain_net import PlainNet, check_heads, check_net_arguments
-from .windows import attend_in_windows, block_window_sizes, project_padded
+from .plain_net import (
+    PlainNet,
+    attend_in_windows,
+    block_window_sizes,
+    check_heads,
+    check_net_arguments,
+    project_padded,
+)
 
 __all__ = ["UniPerceiver"]
 
@@ -132,23 +138,12 @@ class UniPerceiver(PlainNet):
     positions are those of one grid and resized (bicubic) to the image's.
 
     Args:
-        patch_size: side of a patch in pixels.
-        in_chans: channels of the image.
-        embed_dim: channels C of the tokens.
-        depth: number of blocks.
-        num_heads: attention heads of each block; divides ``embed_dim``.
-        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
-        drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
         norm_layer: makes a norm for a number of channels. The official adapter takes the same one
             for its injectors and extractors.
-        window_size: side of the attention windows in tokens, one for all blocks that have them or
-            one for each.
-        window_block_indexes: blocks that attend inside windows; all others attend globally.
         layer_scale_init: initial value of the layer scale. Officially 0, which only suits
             pre-trained weights: they bring their own.
         pretrain_img_size: image side in pixels of the pre-training (sizes the positions).
-        use_act_checkpoint: whether to recompute each block in the backward pass.
-        out_feature: name of the output of ``forward``.
+        others: see ``ViT``.
 
     Raises:
         ValueError: an index outside the net, a missing window size, heads that do not divide the

@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from vitadapter.layers.fast import Linear
 
-from .plain_net import Block, PlainNet, check_heads, check_net_arguments
-from .windows import attend_in_windows, block_window_sizes, check_block_indexes, project_padded
+from .plain_net import (
+    Block,
+    PlainNet,
+    attend_in_windows,
+    block_window_sizes,
+    check_block_indexes,
+    check_heads,
+    check_net_arguments,
+    project_padded,
+)
 
 __all__ = ["ViT"]
 
