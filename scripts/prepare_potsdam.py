@@ -17,7 +17,7 @@ from PIL import Image
 from vitadapter.data.image_files import read_numbers
 from vitadapter.data.label_conversion import potsdam_labels
 from vitadapter.data.label_files import find_files, write_labels
-from vitadapter.modeling.meta_arch.sliding_window import window_starts
+from vitadapter.modeling.inference import window_starts
 
 CROP, STRIDE = 512, 256
 VALIDATION = {

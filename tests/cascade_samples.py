@@ -11,8 +11,8 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLaye
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from vitadapter.modeling.matcher import BestProposalMatcher
 from vitadapter.modeling.roi_heads import (
+    BestProposalMatcher,
     CascadeROIHeads,
     FusedSemanticHead,
     HTCMaskHead,
@@ -82,16 +82,22 @@ def _build(
                 HTCMaskHead(ShapeSpec(channels=dim), takes_previous=stage > 0, **mask_arguments)
                 for stage in range(3)
             ],
-            "semantic_in_features": LEVELS,
-            "semantic_pooler": _pooler(14, (8,)),
-            "semantic_head": FusedSemanticHead(dim, conv_dim=dim),
+            "semantic_head": build_semantic_head(dim, conv_dim=dim),
+            "average_logits": True,
         }
-        return HTCROIHeads(**arguments, **others)
+        return HTCROIHeads(**arguments | others)
     if masks:
         arguments["mask_heads"] = [
             MaskRCNNConvUpsampleHead(ShapeSpec(channels=dim), **mask_arguments) for _ in range(3)
         ]
     return CascadeROIHeads(**arguments, **others)
+
+
+def build_semantic_head(in_channels: int, **arguments: object) -> FusedSemanticHead:
+    """Of all levels, unless the arguments say otherwise."""
+    return FusedSemanticHead(
+        in_channels, **{"in_features": LEVELS, "pooler": _pooler(14, (8,))} | arguments
+    )
 
 
 def build_htc(**arguments: object) -> HTCROIHeads:

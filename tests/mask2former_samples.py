@@ -6,6 +6,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 
+from vitadapter.modeling.inference import SlidingWindow
 from vitadapter.modeling.mask2former import (
     HungarianMatcher,
     InstanceInference,
@@ -18,7 +19,6 @@ from vitadapter.modeling.mask2former import (
     SemanticTargets,
     SetCriterion,
 )
-from vitadapter.modeling.meta_arch import SlidingWindow
 
 CLASSES = 5
 THINGS = [0, 1, 2]

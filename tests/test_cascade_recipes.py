@@ -14,9 +14,8 @@ from project_configs import CONFIGS, count_parameters, full_size_model, load, ne
 
 from vitadapter.data.insta_boost import InstaBoost
 from vitadapter.layers.soft_nms import SoftNMS
-from vitadapter.modeling.matcher import BestProposalMatcher
-from vitadapter.modeling.roi_heads import CascadeROIHeads, HTCROIHeads
-from vitadapter.modeling.test_time_augmentation import ScaleRangeMapperTTA
+from vitadapter.modeling.inference import ScaleRangeMapperTTA
+from vitadapter.modeling.roi_heads import BestProposalMatcher, CascadeROIHeads, HTCROIHeads
 
 Recipe = dict[str, object]
 
@@ -188,16 +187,16 @@ def test_semantic_branch_and_suppression(row: Row) -> None:
     assert nms.min_score == head["test"]["nms"]["min_score"]
     assert nms.decay.iou_threshold == head["test"]["nms"]["iou"]
     expected, semantic = head["semantic_head"], heads.semantic_head
-    assert len(heads.semantic_in_features) == semantic.num_levels == expected["inputs"]
+    assert len(semantic.in_features) == expected["inputs"]
     assert semantic.fusion_level == expected["fusion_level"]
     assert semantic.num_convs == expected["convs"]
     assert semantic.conv_dim == expected["channels"]
     assert semantic.num_classes == expected["classes"]
     assert semantic.ignore_value == expected["ignore_index"]
     assert semantic.loss_weight == expected["loss_weight"]
-    assert row.cfg.model.semantic_stride == expected["fusion_stride"]
-    assert list(heads.semantic_pooler.scales) == [1 / head["semantic_pool"]["strides"][0]]
-    assert heads.semantic_pooler.output_size == head["semantic_pool"]["size"]
+    assert semantic.stride == expected["fusion_stride"]
+    assert list(semantic.pooler.scales) == [1 / head["semantic_pool"]["strides"][0]]
+    assert semantic.pooler.output_size == head["semantic_pool"]["size"]
 
 
 def test_optimizer_and_schedule(row: Row) -> None:

@@ -107,19 +107,19 @@ def test_dense_head(name: str, recipes: dict[str, Recipe]) -> None:
     assert model.head.num_levels == len(expected["strides"])
     assert model.num_classes == model.head.num_classes == expected["num_classes"]
     assert model.anchor_matcher.topk == head["assigner"]["topk"]
-    assert model.box_loss_weight == expected["loss_box"]["weight"]
+    assert model.head.box_loss_weight == expected["loss_box"]["weight"]
     test = head["test"]
     assert model.test_score_thresh == test["score_thr"]
     assert model.test_topk_candidates == test["pre_nms_per_level"]
     assert model.test_nms.iou_threshold == test["nms"]["iou"]
     assert model.max_detections_per_image == test["max_per_image"]
     if row.name == "atss":
-        assert model.focal_loss_alpha == expected["loss_cls"]["alpha"]
-        assert model.focal_loss_gamma == expected["loss_cls"]["gamma"]
-        assert list(model.box2box_transform.weights) == expected["box_coder"]["d2_weights"]
+        assert model.head.focal_loss_alpha == expected["loss_cls"]["alpha"]
+        assert model.head.focal_loss_gamma == expected["loss_cls"]["gamma"]
+        assert list(model.head.box2box_transform.weights) == expected["box_coder"]["d2_weights"]
     else:
-        assert model.quality_focal_beta == expected["loss_cls"]["beta"]
-        assert model.distribution_loss_weight == expected["loss_dfl"]["weight"]
+        assert model.head.quality_focal_beta == expected["loss_cls"]["beta"]
+        assert model.head.distribution_loss_weight == expected["loss_dfl"]["weight"]
         assert model.head.num_bins == expected["bins_per_side"]
 
 

@@ -9,15 +9,13 @@ An experiment takes one with::
 from detectron2.config import LazyCall as L
 
 from vitadapter.data.sem_seg_transforms import ResizeToFit, StretchToMultiple
-from vitadapter.modeling.meta_arch import SemanticSegmentorWithTTA
+from vitadapter.modeling.inference import SemanticSegmentorWithTTA
 
 _RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def _segmentor_with_tta(resizes):
-    return L(SemanticSegmentorWithTTA)(
-        model="${..model}", resizes=resizes, flip=True, image_format="RGB"
-    )
+    return L(SemanticSegmentorWithTTA)(model="${..model}", resizes=resizes, flip=True)
 
 
 def _stretched(sides):

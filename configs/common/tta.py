@@ -13,7 +13,7 @@ from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 
 from vitadapter.layers.nms import HardNMS
 from vitadapter.layers.soft_nms import SoftNMS
-from vitadapter.modeling.test_time_augmentation import DetectorWithTTA, ScaleRangeMapperTTA
+from vitadapter.modeling.inference import DetectorWithTTA, ScaleRangeMapperTTA
 
 # For any detector and any scales.
 multi_scale_flip = L(DetectorWithTTA)(

@@ -28,7 +28,7 @@ from vitadapter.data.image_files import (
 from vitadapter.data.panoptic_mapper import PanopticDatasetMapper
 from vitadapter.data.sem_seg_labels import LabelReader
 from vitadapter.data.sem_seg_mapper import SemSegDatasetMapper
-from vitadapter.modeling.meta_arch import SemanticSegmentorWithTTA
+from vitadapter.modeling.inference import SemanticSegmentorWithTTA
 
 RAMP = np.tile(np.linspace(0, 1, 64), (48, 1))
 
@@ -285,7 +285,7 @@ def test_every_path_reads_alike(tmp_path: Path) -> None:
     for mapper in mappers:
         np.testing.assert_array_equal(mapper(record)["image"], expected)
     segmenter = SemanticSegmentorWithTTA(Sees(), resizes=[T.NoOpTransform()], flip=False)
-    segmenter([record])
+    segmenter([mappers[-1](record)])
     np.testing.assert_array_equal(segmenter.model.image, expected)
 
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from vitadapter.engine import batch_norm_checks
 from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.trainer import do_train
-from vitadapter.modeling.sem_seg_heads import UPerHead
+from vitadapter.modeling.semantic import UPerHead
 
 
 def uper_head(

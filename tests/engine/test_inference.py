@@ -13,7 +13,7 @@ from vitadapter.engine.inference import InferenceModel, build_inference
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_test, do_train
 from vitadapter.model_zoo import get_config
-from vitadapter.modeling.test_time_augmentation import DetectorWithTTA
+from vitadapter.modeling.inference import DetectorWithTTA
 
 
 class _Probe(nn.Module):

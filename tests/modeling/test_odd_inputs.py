@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitadapter.data.dataset_mapper import DatasetMapper
-from vitadapter.modeling.meta_arch.single_anchor_detector import SingleAnchorDetector
+from vitadapter.modeling.dense import SingleAnchorDetector
 
 SIZE = (64, 96)
 BACKBONE = "backbone.bottom_up."

@@ -21,7 +21,7 @@ from vitadapter.modeling.backbone import (
     ViTAdapter,
     ViTBaseline,
 )
-from vitadapter.modeling.mask2former.attention import MaskedAttention
+from vitadapter.modeling.mask2former.transformer_decoder import MaskedAttention
 from vitadapter.ops import MSDeformAttn
 
 WINDOWS = {"window_size": 3, "window_block_indexes": [0]}

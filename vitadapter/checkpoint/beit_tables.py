@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitadapter.layers.relative_position import spline_matrix
+from vitadapter.modeling.backbone.nets.relative_position import spline_matrix
 
 __all__ = ["resize_relative_position_bias_table"]
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitadapter.engine.building import build
-from vitadapter.modeling.same_size_batches import predict_by_size
+from vitadapter.modeling.inference import predict_by_size
 
 __all__ = ["InferenceModel", "build_inference"]
 
@@ -20,7 +20,7 @@ class InferenceModel(nn.Module):
     """Wraps a model for evaluation and prediction; `train.inference` of a config.
 
     Results do not depend on which images share a batch, see
-    :mod:`vitadapter.modeling.same_size_batches`.
+    :mod:`vitadapter.modeling.inference`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class InferenceModel(nn.Module):
             model: takes and gives Detectron2's standard format; has a `backbone`.
             amp_dtype: "float16" or "bfloat16" for mixed precision, None for the model's own.
             tta: the same model wrapped for test-time augmentation, such as
-                :class:`~vitadapter.modeling.test_time_augmentation.DetectorWithTTA`; None for
+                :class:`~vitadapter.modeling.inference.DetectorWithTTA`; None for
                 none.
 
         Raises:

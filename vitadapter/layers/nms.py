@@ -3,9 +3,10 @@
 from typing import Protocol
 
 from detectron2.layers import batched_nms
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-__all__ = ["NMS", "HardNMS", "check_detections"]
+__all__ = ["NMS", "HardNMS", "check_detections", "suppress_detections"]
 
 
 class NMS(Protocol):
@@ -67,3 +68,32 @@ class HardNMS:
         check_detections(boxes, scores, idxs, max_output)
         keep = batched_nms(boxes, scores, idxs, self.iou_threshold)[:max_output]
         return keep, scores[keep]
+
+
+def suppress_detections(
+    boxes: Boxes,
+    scores: Tensor,
+    classes: Tensor,
+    image_size: tuple[int, int],
+    nms: NMS,
+    max_detections: int,
+) -> Instances:
+    """Cuts the boxes of one image to it, drops those without area and suppresses the others.
+
+    Args:
+        boxes: (N, 4), finite.
+        scores: (N,), finite.
+        classes: (N,).
+        image_size: (height, width).
+        nms: the suppression.
+        max_detections: at most so many detections.
+
+    Returns:
+        Instances: with "pred_boxes", "scores" and "pred_classes", best first.
+    """
+    boxes = Boxes(boxes.tensor)
+    boxes.clip(image_size)
+    there = boxes.nonempty()
+    boxes, scores, classes = boxes[there], scores[there], classes[there]
+    keep, scores = nms(boxes.tensor, scores, classes, max_detections)
+    return Instances(image_size, pred_boxes=boxes[keep], scores=scores, pred_classes=classes[keep])

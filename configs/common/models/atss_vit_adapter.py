@@ -6,13 +6,12 @@ from detectron2.modeling.backbone import FPN
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from vitadapter.layers.nms import HardNMS
-from vitadapter.modeling.atss_matcher import ATSSMatcher
 from vitadapter.modeling.backbone import LastLevelConvs
-from vitadapter.modeling.meta_arch import ATSS, ATSSHead
+from vitadapter.modeling.dense import ATSSHead, ATSSMatcher, SingleAnchorDetector
 
 from .vit_adapter import vit_adapter_tiny
 
-model = L(ATSS)(
+model = L(SingleAnchorDetector)(
     backbone=L(FPN)(
         bottom_up=vit_adapter_tiny,
         in_features=["res3", "res4", "res5"],
@@ -27,6 +26,10 @@ model = L(ATSS)(
         num_classes="${..num_classes}",
         conv_dims=[256, 256, 256, 256],
         norm="GN",
+        box2box_transform=L(Box2BoxTransform)(weights=(10.0, 10.0, 5.0, 5.0)),
+        focal_loss_alpha=0.25,
+        focal_loss_gamma=2.0,
+        box_loss_weight=2.0,
     ),
     anchor_generator=L(DefaultAnchorGenerator)(
         sizes=[[64], [128], [256], [512], [1024]],
@@ -35,11 +38,7 @@ model = L(ATSS)(
         offset=0.0,
     ),
     anchor_matcher=L(ATSSMatcher)(topk=9),
-    box2box_transform=L(Box2BoxTransform)(weights=(10.0, 10.0, 5.0, 5.0)),
     num_classes="${dataset.num_classes}",
-    focal_loss_alpha=0.25,
-    focal_loss_gamma=2.0,
-    box_loss_weight=2.0,
     test_score_thresh=0.05,
     test_topk_candidates=1000,
     test_nms=L(HardNMS)(iou_threshold=0.6),

@@ -5,14 +5,17 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 
 from vitadapter.layers.soft_nms import LinearDecay, SoftNMS
-from vitadapter.modeling.matcher import BestProposalMatcher
-from vitadapter.modeling.meta_arch import HybridTaskCascade
-from vitadapter.modeling.roi_heads import FusedSemanticHead, HTCMaskHead, HTCROIHeads
+from vitadapter.modeling.roi_heads import (
+    BestProposalMatcher,
+    FusedSemanticHead,
+    HTCMaskHead,
+    HTCROIHeads,
+    HybridTaskCascade,
+)
 
 from .cascade_mask_rcnn_vit_adapter import model
 
 model._target_ = HybridTaskCascade
-model.semantic_stride = 8
 model.roi_heads._target_ = HTCROIHeads
 model.roi_heads.nms = L(SoftNMS)(decay=L(LinearDecay)(iou_threshold=0.5), min_score=0.001)
 for _box_head in model.roi_heads.box_heads:
@@ -38,19 +41,17 @@ model.roi_heads.mask_heads = [
     )
     for stage in range(3)
 ]
-model.roi_heads.update(
-    semantic_in_features=["p2", "p3", "p4", "p5", "p6"],
-    semantic_pooler=L(ROIPooler)(
+model.roi_heads.semantic_head = L(FusedSemanticHead)(
+    in_channels=256,
+    in_features=["p2", "p3", "p4", "p5", "p6"],
+    pooler=L(ROIPooler)(
         output_size=14, scales=(1.0 / 8,), sampling_ratio=0, pooler_type="ROIAlignV2"
     ),
-    semantic_head=L(FusedSemanticHead)(
-        in_channels=256,
-        num_levels=5,
-        fusion_level=1,
-        num_convs=4,
-        conv_dim=256,
-        num_classes=183,
-        ignore_value=255,
-        loss_weight=0.2,
-    ),
+    fusion_level=1,
+    stride=8,
+    num_convs=4,
+    conv_dim=256,
+    num_classes=183,
+    ignore_value=255,
+    loss_weight=0.2,
 )

@@ -4,8 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import FPN
 
-from vitadapter.modeling.meta_arch import SemanticSegmentor
-from vitadapter.modeling.sem_seg_heads import SemanticFPNHead
+from vitadapter.modeling.semantic import SemanticFPNHead, SemanticSegmentor
 
 from .vit_adapter_global import vit_adapter_tiny_global
 

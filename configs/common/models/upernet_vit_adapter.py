@@ -3,8 +3,8 @@
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 
-from vitadapter.modeling.meta_arch import SemanticSegmentor, SlidingWindow
-from vitadapter.modeling.sem_seg_heads import FCNHead, HeadWithAuxiliary, UPerHead
+from vitadapter.modeling.inference import SlidingWindow
+from vitadapter.modeling.semantic import FCNHead, HeadWithAuxiliary, SemanticSegmentor, UPerHead
 
 from .vit_adapter_global import vit_adapter_tiny_global
 

@@ -12,8 +12,8 @@ from vitadapter.modeling.mask2former import (
     MaskTargets,
     SetCriterion,
 )
-from vitadapter.modeling.mask2former.criterion import dice_loss
-from vitadapter.modeling.mask2former.point_sampling import (
+from vitadapter.modeling.mask2former.criterion import (
+    dice_loss,
     sample_at_points,
     uncertain_points,
     uniform_points,

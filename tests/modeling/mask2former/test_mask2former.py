@@ -6,6 +6,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from mask2former_samples import CLASSES, THINGS, make_head, make_model, record_of
 
+from vitadapter.modeling.inference import SemanticSegmentorWithTTA, SlidingWindow
 from vitadapter.modeling.mask2former import (
     HungarianMatcher,
     Mask2Former,
@@ -13,7 +14,6 @@ from vitadapter.modeling.mask2former import (
     SemanticTargets,
     SetCriterion,
 )
-from vitadapter.modeling.meta_arch import SemanticSegmentorWithTTA, SlidingWindow
 from vitadapter.ops import MSDeformAttn, ms_deform_attn_fused_reference
 
 TASKS = ["semantic", "instance", "panoptic"]

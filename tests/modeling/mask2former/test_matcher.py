@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitadapter.modeling.mask2former import HungarianMatcher
-from vitadapter.modeling.mask2former.criterion import dice_loss
-from vitadapter.modeling.mask2former.point_sampling import sample_at_points
+from vitadapter.modeling.mask2former.criterion import dice_loss, sample_at_points
 
 QUERIES, CLASSES, POINTS = 5, 3, 40
 

@@ -1,31 +1,35 @@
 import pytest
 import torch
+from cascade_samples import build_semantic_head
 from detectron2.layers import ShapeSpec
 
-from vitadapter.modeling.roi_heads import FusedSemanticHead, HTCMaskHead
+from vitadapter.modeling.roi_heads import HTCMaskHead
 
 
 def test_all_levels_take_the_size_of_one() -> None:
-    head = FusedSemanticHead(8, num_levels=3, fusion_level=1, conv_dim=6, num_classes=5)
-    features = [torch.randn(2, 8, 16 // 2**i, 24 // 2**i) for i in range(3)]
+    names = ["a", "b", "c"]
+    head = build_semantic_head(8, in_features=names, fusion_level=1, conv_dim=6, num_classes=5)
+    features = {n: torch.randn(2, 8, 16 // 2**i, 24 // 2**i) for i, n in enumerate(names)}
     logits, embedding = head(features)
     assert logits.shape == (2, 5, 8, 12)
     assert embedding.shape == (2, 6, 8, 12)
-    for level in range(3):
-        changed = [f + 1 if i == level else f for i, f in enumerate(features)]
+    for level in names:
+        changed = features | {level: features[level] + 1}
         assert not torch.allclose(head(changed)[0], logits)
 
 
 def test_without_convolutions_and_with_norm() -> None:
-    head = FusedSemanticHead(32, num_levels=1, fusion_level=0, num_convs=0, conv_dim=64, norm="GN")
+    head = build_semantic_head(
+        32, in_features=["a"], fusion_level=0, num_convs=0, conv_dim=64, norm="GN"
+    )
     assert head.lateral_convs[0].bias is None
-    logits, embedding = head([torch.randn(1, 32, 4, 4)])
+    logits, embedding = head({"a": torch.randn(1, 32, 4, 4)})
     assert logits.shape == (1, 183, 4, 4)
     assert embedding.shape == (1, 64, 4, 4)
 
 
 def test_ignored_pixels_count_as_zero() -> None:
-    head = FusedSemanticHead(8, num_classes=3, loss_weight=0.5, ignore_value=7)
+    head = build_semantic_head(8, num_classes=3, loss_weight=0.5, ignore_value=7)
     logits = torch.zeros(1, 3, 2, 2)
     labels = torch.tensor([[[0, 7], [7, 2]]])
     loss = head.loss(logits, labels)
@@ -35,8 +39,8 @@ def test_ignored_pixels_count_as_zero() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fusion_level must be in 0\.\.2, got 3"):
-        FusedSemanticHead(8, num_levels=3, fusion_level=3)
-    head = FusedSemanticHead(8, num_classes=3)
+        build_semantic_head(8, in_features=["a", "b", "c"], fusion_level=3)
+    head = build_semantic_head(8, num_classes=3)
     with pytest.raises(ValueError, match=r"logits \(2, 3, 4, 4\), got \(2, 1, 4, 4\)"):
         head.loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4))
 

@@ -8,6 +8,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitadapter.layers.cell_centres import cell_centres
 from vitadapter.layers.fast import Linear, recomputed
 
 __all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
@@ -34,16 +35,8 @@ class TokenGrids(NamedTuple):
         """The grids that belong to h x w ViT tokens, h and w even."""
         h, w = vit
         pyramid = ((2 * h, 2 * w), (h, w), (h // 2, w // 2))
-        points = [_cell_centres(*hw, device) for hw in pyramid]
+        points = [cell_centres(hw, device) for hw in pyramid]
         return cls(vit, pyramid, points[1], torch.cat(points, dim=1))
-
-
-def _cell_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Normalised (x, y) centres (1, height * width, 1, 2), float32 as in the official code."""
-    y = torch.linspace(0.5, height - 0.5, height, dtype=torch.float32, device=device) / height
-    x = torch.linspace(0.5, width - 0.5, width, dtype=torch.float32, device=device) / width
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack((x, y), dim=-1).view(1, height * width, 1, 2)
 
 
 def tokens_to_map(tokens: Tensor, hw: tuple[int, int]) -> Tensor:

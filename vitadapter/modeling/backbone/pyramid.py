@@ -1,8 +1,10 @@
 """What the backbones that turn a plain ViT into a feature pyramid have in common."""
 
+import torch.nn.functional as F
 from detectron2.modeling import Backbone
+from torch import Tensor
 
-__all__ = ["PyramidBackbone"]
+__all__ = ["PyramidBackbone", "pad_images"]
 
 
 class PyramidBackbone(Backbone):
@@ -32,3 +34,22 @@ class PyramidBackbone(Backbone):
     def padding_constraints(self) -> dict[str, int]:
         """Detectron2's ``ImageList`` pads batches by these."""
         return {"size_divisibility": self.size_divisibility}
+
+
+def pad_images(images: Tensor, multiple: int) -> Tensor:
+    """Pads images with zeros at the bottom and at the right, as Detectron2 pads batches.
+
+    Args:
+        images: (B, 3, H, W), normalised, so that 0 is the mean colour.
+        multiple: what height and width become a multiple of, in pixels.
+
+    Raises:
+        ValueError: another shape, or no pixel.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise ValueError(
+            f"images must be (B, 3, H, W) with H and W at least 1, got {tuple(images.shape)}"
+        )
+    # Not "-size % multiple", which torch.compile cannot take for sizes that it does not know.
+    bottom, right = ((multiple - size % multiple) % multiple for size in images.shape[2:])
+    return F.pad(images, (0, right, 0, bottom))

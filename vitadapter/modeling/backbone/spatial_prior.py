@@ -27,7 +27,7 @@ class SpatialPriorModule(nn.Module):
     """
 
     def __init__(
-        self, conv_dim: int, embed_dim: int, norm: str | Callable[[int], nn.Module] = "SyncBN"
+        self, conv_dim: int, embed_dim: int, norm: str | Callable[[int], nn.Module]
     ) -> None:
         super().__init__()
 

@@ -15,8 +15,7 @@ from vitadapter.layers.fast import UpsampleConv2d
 from vitadapter.ops import MSDeformAttn
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
-from .padding import pad_images
-from .pyramid import PyramidBackbone
+from .pyramid import PyramidBackbone, pad_images
 from .spatial_prior import SpatialPriorModule
 
 __all__ = ["ViTAdapter"]

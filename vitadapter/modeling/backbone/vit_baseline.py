@@ -7,8 +7,7 @@ from detectron2.layers import get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from .padding import pad_images
-from .pyramid import PyramidBackbone
+from .pyramid import PyramidBackbone, pad_images
 
 __all__ = ["ViTBaseline"]
 

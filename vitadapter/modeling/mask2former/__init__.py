@@ -1,10 +1,8 @@
 """Mask2Former (arXiv 2112.01527): one head for semantic, instance and panoptic segmentation."""
 
-from .criterion import SetCriterion
-from .head import Mask2FormerHead
+from .criterion import HungarianMatcher, SetCriterion
 from .inference import InstanceInference, PanopticInference, first_classes
-from .mask2former import Mask2Former
-from .matcher import HungarianMatcher
+from .mask2former import Mask2Former, Mask2FormerHead
 from .pixel_decoder import MSDeformAttnPixelDecoder
 from .targets import MaskTargets, SegmentTargets, SemanticTargets
 from .transformer_decoder import MaskedTransformerDecoder, MaskPrediction

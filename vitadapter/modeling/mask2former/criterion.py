@@ -1,18 +1,87 @@
-"""Mask2Former's losses: class, binary cross entropy and dice, after every decoder layer."""
+"""Mask2Former's losses: class, binary cross entropy and dice, after every decoder layer.
 
-from collections.abc import Sequence
+Predicted and true segments are matched first (DETR, arXiv 2005.12872, section 3.1). Masks are
+compared at points only (PointRend, arXiv 1912.08193).
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils import comm
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .matcher import HungarianMatcher
-from .point_sampling import RandomPoints, sample_at_points, uncertain_points, uniform_points
+from vitadapter.layers.mean_over_processes import mean_over_processes
+
 from .targets import MaskTargets
 from .transformer_decoder import MaskPrediction
 
-__all__ = ["SetCriterion", "dice_loss"]
+__all__ = [
+    "HungarianMatcher",
+    "RandomPoints",
+    "SetCriterion",
+    "dice_loss",
+    "sample_at_points",
+    "uncertain_points",
+    "uniform_points",
+]
+
+
+RandomPoints = Callable[[int, int, torch.device], Tensor]
+"""(number of masks N, points per mask P, device) to points (N, P, 2) as (x, y) in [0, 1]."""
+
+
+def uniform_points(num_masks: int, num_points: int, device: torch.device) -> Tensor:
+    """Independent uniform points (N, P, 2)."""
+    return torch.rand(num_masks, num_points, 2, device=device)
+
+
+def sample_at_points(masks: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of masks at points; 0 outside.
+
+    Args:
+        masks: (N, h, w).
+        points: (N or 1, P, 2) as (x, y) in [0, 1].
+
+    Returns:
+        (N, P).
+    """
+    grid = (2 * points - 1).to(masks.dtype)
+    if len(points) == 1:
+        # One set of points for all masks: these are channels, so that nothing is repeated.
+        return F.grid_sample(masks[None], grid[:, :, None], align_corners=False)[0, :, :, 0]
+    return F.grid_sample(masks[:, None], grid[:, :, None], align_corners=False)[:, 0, :, 0]
+
+
+def uncertain_points(
+    mask_logits: Tensor,
+    *,
+    num_points: int,
+    oversample_ratio: float,
+    importance_sample_ratio: float,
+    random_points: RandomPoints,
+) -> Tensor:
+    """Points of which a part lies where predictions are the least certain.
+
+    Args:
+        mask_logits: (N, h, w).
+        num_points: P, points per mask.
+        oversample_ratio: candidates, over P, that the uncertain points are chosen from.
+        importance_sample_ratio: uncertain points, over P; the others are uniform.
+        random_points: draws candidates and uniform points.
+
+    Returns:
+        (N, P, 2) as (x, y) in [0, 1].
+    """
+    device = mask_logits.device
+    num_masks = len(mask_logits)
+    candidates = random_points(num_masks, int(num_points * oversample_ratio), device)
+    uncertainty = -sample_at_points(mask_logits, candidates).abs()
+    num_uncertain = int(num_points * importance_sample_ratio)
+    chosen = uncertainty.topk(num_uncertain, dim=1, sorted=False).indices  # (N, P')
+    uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+    uniform = random_points(num_masks, num_points - num_uncertain, device)
+    return torch.cat((uncertain, uniform), dim=1)
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
@@ -30,13 +99,106 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return 1 - (2 * intersection + 1) / (probabilities.sum(-1) + truth.sum(-1) + 1)
 
 
-def _num_pairs(targets: Sequence[MaskTargets], num_queries: int) -> float:
-    """Queries that a worker matches with a true segment, at least 1."""
-    total = torch.tensor(float(sum(min(len(x.classes), num_queries) for x in targets)))
-    if comm.get_world_size() > 1:
-        total = total.to(targets[0].classes.device)
-        torch.distributed.all_reduce(total)
-    return max(total.item() / comm.get_world_size(), 1.0)
+def _cross_entropy_costs(logits: Tensor, truth: Tensor) -> Tensor:
+    """(Q, P) and (N, P) to the mean binary cross entropy (Q, N) of all pairs.
+
+    -t log s(x) - (1 - t) log(1 - s(x)) = softplus(x) - t x, so one product serves.
+    """
+    return (F.softplus(logits).sum(-1, keepdim=True) - logits @ truth.T) / logits.shape[-1]
+
+
+def _dice_costs(logits: Tensor, truth: Tensor) -> Tensor:
+    """(Q, P) and (N, P) to one minus the smoothed dice coefficient (Q, N) of all pairs."""
+    probabilities = logits.sigmoid()
+    intersection = probabilities @ truth.T
+    total = probabilities.sum(-1)[:, None] + truth.sum(-1)[None]
+    return 1 - (2 * intersection + 1) / (total + 1)
+
+
+def _non_finite(x: Tensor) -> int:
+    return int((~x.isfinite()).sum())
+
+
+class HungarianMatcher:
+    """One-to-one matching of the lowest total cost: classification, cross entropy and dice.
+
+    Args:
+        class_weight: of the negative probability of the true class.
+        mask_weight: of the mean binary cross entropy between masks.
+        dice_weight: of one minus the masks' dice coefficient.
+        num_points: points on which masks are compared, the same for all pairs.
+        random_points: draws them.
+
+    Raises:
+        ValueError: no point, or a negative weight, or all of them zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        num_points: int = 12544,
+        random_points: RandomPoints = uniform_points,
+    ) -> None:
+        weights = (class_weight, mask_weight, dice_weight)
+        if not all(w >= 0 for w in weights) or max(weights) == 0 or num_points < 1:
+            raise ValueError(
+                "weights must not be negative nor all zero, and num_points be at least 1, got "
+                f"class_weight, mask_weight, dice_weight = {weights}, {num_points=}"
+            )
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.num_points = num_points
+        self.random_points = random_points
+
+    @torch.no_grad()
+    def __call__(
+        self, class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            class_logits: (Q, K + 1) of one image.
+            mask_logits: (Q, h, w).
+            classes: (N,) of the true segments; N may be 0, or more than Q.
+            masks: (N, H, W), floating point.
+
+        Returns:
+            Indices (M,) of queries and (M,) of the segments that they are matched with, with
+            M = min(Q, N). Where N > Q the segments that fit worst stay unmatched.
+
+        Raises:
+            FloatingPointError: a cost is not finite, because a prediction is not.
+        """
+        costs = self.costs(class_logits, mask_logits, classes, masks).cpu()
+        if not costs.isfinite().all():
+            raise FloatingPointError(
+                "matching needs finite costs, but "
+                f"{_non_finite(class_logits)} class logits and {_non_finite(mask_logits)} mask "
+                "logits are NaN or infinite: the training has diverged, or half precision "
+                "overflowed; try a lower learning rate, gradient clipping or bfloat16"
+            )
+        rows, columns = linear_sum_assignment(costs.numpy())
+        device = class_logits.device
+        return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
+
+    def costs(
+        self, class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Tensor
+    ) -> Tensor:
+        """Costs (Q, N) of all pairs; arguments as of the call."""
+        if len(classes) == 0:
+            return class_logits.new_zeros(len(class_logits), 0)
+        points = self.random_points(1, self.num_points, mask_logits.device)
+        logits = sample_at_points(mask_logits, points)  # (Q, P)
+        truth = sample_at_points(masks, points)  # (N, P)
+        class_cost = -class_logits.softmax(-1)[:, classes]
+        return (
+            self.class_weight * class_cost
+            + self.mask_weight * _cross_entropy_costs(logits, truth)
+            + self.dice_weight * _dice_costs(logits, truth)
+        )
 
 
 class SetCriterion(nn.Module):
@@ -109,7 +271,11 @@ class SetCriterion(nn.Module):
         """
         dtype = torch.promote_types(predictions[-1].mask_logits.dtype, torch.float32)
         targets = [MaskTargets(x.classes, x.masks.to(dtype)) for x in targets]
-        num_pairs = _num_pairs(targets, predictions[-1].class_logits.shape[1])
+        num_queries = predictions[-1].class_logits.shape[1]
+        # Queries that a worker matches with a true segment.
+        matched = float(sum(min(len(x.classes), num_queries) for x in targets))
+        matched = predictions[-1].mask_logits.new_tensor(matched, dtype=dtype)
+        num_pairs = mean_over_processes(matched).clamp(min=1)
         losses = {}
         with torch.autocast(predictions[-1].mask_logits.device.type, enabled=False):
             for i, prediction in enumerate(predictions):
@@ -128,7 +294,7 @@ class SetCriterion(nn.Module):
         class_logits: Tensor,
         mask_logits: Tensor,
         targets: Sequence[MaskTargets],
-        num_pairs: float,
+        num_pairs: Tensor,
     ) -> dict[str, Tensor]:
         """Losses of class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of one layer."""
         labels = torch.full(class_logits.shape[:2], self.num_classes, device=class_logits.device)

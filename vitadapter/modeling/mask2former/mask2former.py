@@ -6,20 +6,58 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitadapter.modeling.meta_arch import SemanticSegmentor
-from vitadapter.modeling.meta_arch.semantic_segmentor import WindowedInference
+from vitadapter.modeling.semantic import SemanticSegmentor, WindowedInference
+from vitadapter.modeling.semantic.segmentor import check_size, name_of
 
 from .criterion import SetCriterion
-from .head import Mask2FormerHead
 from .inference import InstanceInference, PanopticInference, SegmentInfo, semantic_scores
+from .pixel_decoder import MSDeformAttnPixelDecoder
 from .targets import MaskTargets, pad_masks
-from .transformer_decoder import MaskPrediction
+from .transformer_decoder import MaskedTransformerDecoder, MaskPrediction
 
-__all__ = ["Mask2Former"]
+__all__ = ["Mask2Former", "Mask2FormerHead"]
 
 Output = dict[str, Tensor | Instances | tuple[Tensor, list[SegmentInfo]]]
+
+
+class Mask2FormerHead(nn.Module):
+    """Maps a backbone's features to a class and a mask for each query.
+
+    Args:
+        pixel_decoder: features to mask features and memories.
+        predictor: these to predictions.
+
+    Raises:
+        ValueError: the two disagree on widths or on the number of levels.
+    """
+
+    def __init__(
+        self, pixel_decoder: MSDeformAttnPixelDecoder, predictor: MaskedTransformerDecoder
+    ) -> None:
+        super().__init__()
+        for name in ("embed_dim", "mask_dim", "num_levels"):
+            values = getattr(pixel_decoder, name), getattr(predictor, name)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"pixel decoder and predictor must have the same {name}, got {values}"
+                )
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+        self.num_classes = predictor.num_classes
+        self.common_stride = pixel_decoder.common_stride
+
+    def forward(self, features: Mapping[str, Tensor]) -> list[MaskPrediction]:
+        """
+        Args:
+            features: maps (B, C_l, h_l, w_l) by name.
+
+        Returns:
+            In training a prediction of the initial queries and of every decoder layer, the final
+            one last; else only the final one.
+        """
+        return self.predictor(*self.pixel_decoder(features))
 
 
 class Mask2Former(SemanticSegmentor):
@@ -109,18 +147,13 @@ class Mask2Former(SemanticSegmentor):
 
     def _checked_targets(self, record: Mapping[str, object]) -> MaskTargets:
         targets = self.targets(record, self.device)
-        name = record.get("file_name", "an image")
-        sizes = tuple(record["image"].shape[1:]), tuple(targets.masks.shape[1:])
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"image and truth must have the same (height, width), got {sizes} of {name}"
-            )
+        check_size(record, targets.masks)
         if len(targets.classes) > 0:
             lowest, highest = (int(x) for x in targets.classes.aminmax())
             if lowest < 0 or highest >= self.sem_seg_head.num_classes:
                 raise ValueError(
                     f"classes must lie in [0, {self.sem_seg_head.num_classes}), got "
-                    f"{lowest} to {highest} in {name}"
+                    f"{lowest} to {highest} in {name_of(record)}"
                 )
         return targets
 

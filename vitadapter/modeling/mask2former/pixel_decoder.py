@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
-from vitadapter.modeling.sem_seg_heads.pixel_head import conv_norm_relu
+from vitadapter.layers.cell_centres import cell_centres
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
 from vitadapter.ops import MSDeformAttn
 
 from .position_encoding import sine_position_embedding
@@ -29,14 +30,6 @@ class PixelDecoderOutput(NamedTuple):
 
     mask_features: Tensor
     memories: list[Tensor]
-
-
-def _cell_centres(hw: tuple[int, int], like: Tensor) -> Tensor:
-    """Normalised (x, y) centres (1, h * w, 1, 2) of a map's cells, float32 for half precision."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    y, x = ((torch.arange(n, dtype=dtype, device=like.device) + 0.5) / n for n in hw)
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack((x, y), dim=-1).view(1, -1, 1, 2)
 
 
 class MSDeformAttnEncoderLayer(nn.Module):
@@ -192,7 +185,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             ],
             dim=1,
         )
-        points = torch.cat([_cell_centres(hw, tokens) for hw in shapes], dim=1)
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        points = torch.cat([cell_centres(hw, tokens.device, dtype) for hw in shapes], dim=1)
         for layer in self.encoder:
             tokens = layer(tokens, pos, points, shapes)
         levels = tokens.split([h * w for h, w in shapes], dim=1)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
+from vitadapter.modeling.semantic.segmentor import labels_of, name_of
+
 __all__ = ["MaskTargets", "SegmentTargets", "SemanticTargets", "pad_masks"]
 
 
@@ -56,9 +58,7 @@ class SemanticTargets:
         Raises:
             ValueError: there is no label map.
         """
-        if "sem_seg" not in record:
-            raise ValueError(f'training needs a label map "sem_seg", which {_name(record)} lacks')
-        labels = record["sem_seg"].to(device).long()
+        labels = labels_of(record).to(device).long()
         classes = labels.unique()
         classes = classes[classes != self.ignore_value]
         return MaskTargets(classes, labels == classes[:, None, None])
@@ -84,11 +84,11 @@ class SegmentTargets:
         instances = record.get("instances")
         if not isinstance(instances, Instances) or not instances.has("gt_classes"):
             raise ValueError(
-                f'training needs "instances" with gt_classes, which {_name(record)} lacks'
+                f'training needs "instances" with gt_classes, which {name_of(record)} lacks'
             )
         if not instances.has("gt_masks"):
             if len(instances) > 0:
-                raise ValueError(f'the "instances" of {_name(record)} have no gt_masks')
+                raise ValueError(f'the "instances" of {name_of(record)} have no gt_masks')
             # Detectron2's mapper leaves masks out where there is no instance.
             masks = torch.zeros(0, *instances.image_size, dtype=torch.bool)
         else:
@@ -105,7 +105,3 @@ def _bits(masks: BitMasks | PolygonMasks | Tensor, size: tuple[int, int]) -> Ten
     if not isinstance(masks, Tensor):
         raise TypeError(f"gt_masks must be BitMasks, PolygonMasks or a tensor, got {type(masks)}")
     return masks.bool()
-
-
-def _name(record: Mapping[str, object]) -> str:
-    return str(record.get("file_name", "an image"))

@@ -1,7 +1,14 @@
-"""Heads on regions of interest beyond Detectron2's."""
+"""Cascade R-CNN and Hybrid Task Cascade as in the official release."""
 
 from .cascade import CascadeROIHeads
-from .htc import HTCMaskHead, HTCROIHeads
+from .htc import BestProposalMatcher, HTCMaskHead, HTCROIHeads, HybridTaskCascade
 from .semantic_head import FusedSemanticHead
 
-__all__ = ["CascadeROIHeads", "FusedSemanticHead", "HTCMaskHead", "HTCROIHeads"]
+__all__ = [
+    "BestProposalMatcher",
+    "CascadeROIHeads",
+    "FusedSemanticHead",
+    "HTCMaskHead",
+    "HTCROIHeads",
+    "HybridTaskCascade",
+]

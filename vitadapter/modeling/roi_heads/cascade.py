@@ -11,11 +11,16 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitadapter.layers.nms import NMS, HardNMS
-from vitadapter.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+
+from .fast_rcnn import fast_rcnn_inference
+from .semantic_head import FusedSemanticHead
 
 __all__ = ["CascadeROIHeads"]
+
+_SEMANTIC = "semantic"  # the semantic head's features, among those of the pyramid
 
 Features = Mapping[str, Tensor]
 # Logits (R, K + 1) and deltas (R, K * 4) or (R, 4) of all images together.
@@ -31,7 +36,8 @@ class CascadeROIHeads(_CascadeROIHeads):
     - class scores may be averaged as logits instead of as probabilities;
     - boxes may be regressed per class: a stage hands on those of the matched class, or of the
       likeliest one where there is no match;
-    - the suppression of overlapping boxes can be exchanged.
+    - the suppression of overlapping boxes can be exchanged;
+    - a semantic branch, as of Hybrid Task Cascade, may help boxes and masks.
 
     In training every stage matches, appends the ground truth and samples anew, where Detectron2
     does so before the first only, and the losses of the stages are weighted, where Detectron2
@@ -56,6 +62,7 @@ class CascadeROIHeads(_CascadeROIHeads):
         stage_loss_weights: Sequence[float] = (1.0, 0.5, 0.25),
         average_logits: bool = False,
         nms: NMS | None = None,
+        semantic_head: FusedSemanticHead | None = None,
     ) -> None:
         """
         Args:
@@ -73,6 +80,8 @@ class CascadeROIHeads(_CascadeROIHeads):
                 official models, or after it, as in Detectron2.
             nms: suppression within a class; None for the usual one at the last predictor's
                 `test_nms_thresh`.
+            semantic_head: a branch whose features are added to those of masks and, averaged to
+                their size, of boxes; None for none.
 
         Raises:
             ValueError: the stages of the arguments differ in number, or there is none.
@@ -103,6 +112,7 @@ class CascadeROIHeads(_CascadeROIHeads):
         self.stage_loss_weights = tuple(stage_loss_weights)
         self.average_logits = average_logits
         self.nms = nms
+        self.semantic_head = semantic_head
 
     def forward(
         self,
@@ -110,6 +120,7 @@ class CascadeROIHeads(_CascadeROIHeads):
         features: Features,
         proposals: list[Instances],
         targets: list[Instances] | None = None,
+        sem_seg: Tensor | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """
         Args:
@@ -118,16 +129,35 @@ class CascadeROIHeads(_CascadeROIHeads):
             proposals: of each image, with "proposal_boxes".
             targets: of each image, with "gt_boxes", "gt_classes" and, for masks, "gt_masks"; in
                 training only.
+            sem_seg: (N, H, W) labels at the semantic head's stride, where there is such a head; in
+                training only.
 
         Returns:
             tuple[list[Instances], dict[str, Tensor]]: in training no instances and the losses;
             in inference the detections and no losses.
         """
         del images
+        semantic_logits, features = self._with_semantic(features)
         if self.training:
-            return [], self._losses(features, proposals, targets)
+            losses = self._losses(features, proposals, targets)
+            if self.semantic_head is not None:
+                losses["loss_sem_seg"] = self.semantic_head.loss(semantic_logits, sem_seg)
+            return [], losses
         detections = self._detect(features, proposals)
         return self.forward_with_given_boxes(features, detections), {}
+
+    def forward_with_given_boxes(
+        self, features: Features, instances: list[Instances]
+    ) -> list[Instances]:
+        """See :class:`StandardROIHeads`."""
+        return super().forward_with_given_boxes(self._with_semantic(features)[1], instances)
+
+    def _with_semantic(self, features: Features) -> tuple[Tensor | None, Features]:
+        """Class logits of the semantic head, and the features with its own beside them."""
+        if self.semantic_head is None or _SEMANTIC in features:
+            return None, features
+        logits, semantic = self.semantic_head(features)
+        return logits, {**features, _SEMANTIC: semantic}
 
     def _losses(
         self, features: Features, proposals: list[Instances], targets: list[Instances]
@@ -200,7 +230,8 @@ class CascadeROIHeads(_CascadeROIHeads):
         return logits, deltas
 
     def _box_features(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        return self.box_pooler([features[name] for name in self.box_in_features], boxes)
+        x = self.box_pooler([features[name] for name in self.box_in_features], boxes)
+        return self._add_semantic(x, features, boxes)
 
     @torch.no_grad()
     def _refine(
@@ -246,7 +277,15 @@ class CascadeROIHeads(_CascadeROIHeads):
         return mask_rcnn_loss(logits, foreground, head.vis_period) * head.loss_weight
 
     def _mask_features(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        return self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
+        x = self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
+        return self._add_semantic(x, features, boxes)
+
+    def _add_semantic(self, x: Tensor, features: Features, boxes: list[Boxes]) -> Tensor:
+        """Pooled features (R, C, H, W), with those of the semantic head, averaged to their size."""
+        if self.semantic_head is None:
+            return x
+        semantic = self.semantic_head.pooler([features[_SEMANTIC]], boxes)
+        return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
 
     def _mask_logits(self, x: Tensor, stages: Sequence[int]) -> list[Tensor]:
         """(R, K, 2H, 2W) of each of `stages`, from features (R, C, H, W)."""

@@ -1,23 +1,74 @@
-"""The heads of Hybrid Task Cascade (arXiv 1901.07518)."""
+"""Hybrid Task Cascade (arXiv 1901.07518): a cascade of interleaved boxes and masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vitadapter.layers.nms import NMS
-from vitadapter.modeling.roi_heads.cascade import CascadeROIHeads, Features
-from vitadapter.modeling.roi_heads.semantic_head import FusedSemanticHead
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
 
-__all__ = ["HTCMaskHead", "HTCROIHeads"]
+from .cascade import CascadeROIHeads
 
-_SEMANTIC = "semantic"
+__all__ = [
+    "BestProposalMatcher",
+    "HTCMaskHead",
+    "HTCROIHeads",
+    "HybridTaskCascade",
+    "rasterize_things",
+]
+
+Input = Mapping[str, object]
+
+
+class BestProposalMatcher(Matcher):
+    """Detectron2's matcher, after which each ground truth takes the proposals nearest to it.
+
+    Detectron2's low-quality matches only label such a proposal as foreground and leave it with
+    the ground truth that it overlaps most; here it changes hands. A ground truth that no proposal
+    overlaps by `min_quality` takes none.
+    """
+
+    def __init__(
+        self, thresholds: Sequence[float], labels: Sequence[int], *, min_quality: float
+    ) -> None:
+        """
+        Args:
+            thresholds, labels: as Detectron2's matcher.
+            min_quality: IoU that a ground truth's nearest proposal must reach to be taken.
+
+        Raises:
+            ValueError: `min_quality` is not in (0, 1].
+        """
+        if not 0 < min_quality <= 1:
+            raise ValueError(f"min_quality must be in (0, 1], got {min_quality}")
+        super().__init__(list(thresholds), list(labels), allow_low_quality_matches=False)
+        self.min_quality = min_quality
+
+    def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            match_quality_matrix: (M, N) IoU of M ground truths with N proposals.
+
+        Returns:
+            tuple[Tensor, Tensor]: (N,) matched ground truths and (N,) labels, as Detectron2's.
+        """
+        matches, labels = super().__call__(match_quality_matrix)
+        if match_quality_matrix.numel() == 0:
+            return matches, labels
+        best = match_quality_matrix.max(dim=1, keepdim=True).values  # (M, 1)
+        taken = (match_quality_matrix == best) & (best >= self.min_quality)
+        # Of several ground truths that want one proposal, the last gets it.
+        order = torch.arange(1, len(taken) + 1, device=taken.device)[:, None]
+        taker = (taken * order).max(dim=0).values  # (N,), 0: nobody
+        matches = torch.where(taker > 0, taker - 1, matches)
+        return matches, torch.where(taker > 0, labels.new_ones(()), labels)
 
 
 class HTCMaskHead(MaskRCNNConvUpsampleHead):
@@ -59,17 +110,7 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         )
         self.conv_res = None
         if takes_previous:
-            self.conv_res = Conv2d(
-                conv_dims[-2],
-                input_shape.channels,
-                kernel_size=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, input_shape.channels),
-                activation=nn.ReLU(),
-            )
-            nn.init.kaiming_normal_(self.conv_res.weight, mode="fan_out", nonlinearity="relu")
-            if self.conv_res.bias is not None:
-                nn.init.zeros_(self.conv_res.bias)
+            self.conv_res = conv_norm_relu(conv_dims[-2], input_shape.channels, 1, conv_norm)
 
     def features(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
         """Features (R, C, H, W) before the upsampling.
@@ -94,105 +135,14 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
 
 
 class HTCROIHeads(CascadeROIHeads):
-    """A cascade whose box and mask branches are interleaved and see the semantic branch.
+    """A cascade whose box and mask branches are interleaved.
 
     - In training a stage's mask head learns on the boxes that the stage has just refined, matched
       and sampled anew.
     - A mask head adds a convolved copy of the last features of the head before.
-    - Features of the semantic head are pooled and added to those of masks and, averaged to
-      their size, of boxes.
+
+    Same arguments; the ``mask_heads`` are :class:`HTCMaskHead`.
     """
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        box_in_features: Sequence[str],
-        box_pooler: ROIPooler,
-        box_heads: Sequence[nn.Module],
-        box_predictors: Sequence[FastRCNNOutputLayers],
-        proposal_matchers: Sequence[Matcher],
-        mask_in_features: Sequence[str],
-        mask_pooler: ROIPooler,
-        mask_heads: Sequence[HTCMaskHead],
-        semantic_in_features: Sequence[str],
-        semantic_pooler: ROIPooler,
-        semantic_head: FusedSemanticHead,
-        batch_size_per_image: int = 512,
-        positive_fraction: float = 0.25,
-        proposal_append_gt: bool = True,
-        stage_loss_weights: Sequence[float] = (1.0, 0.5, 0.25),
-        average_logits: bool = True,
-        nms: NMS | None = None,
-    ) -> None:
-        """
-        Args:
-            semantic_in_features: feature maps of the semantic head, finest first.
-            semantic_pooler: pools its features at the size of the mask features.
-            semantic_head: the semantic branch.
-            others: see :class:`CascadeROIHeads`.
-        """
-        super().__init__(
-            num_classes=num_classes,
-            box_in_features=box_in_features,
-            box_pooler=box_pooler,
-            box_heads=box_heads,
-            box_predictors=box_predictors,
-            proposal_matchers=proposal_matchers,
-            mask_in_features=mask_in_features,
-            mask_pooler=mask_pooler,
-            mask_heads=mask_heads,
-            batch_size_per_image=batch_size_per_image,
-            positive_fraction=positive_fraction,
-            proposal_append_gt=proposal_append_gt,
-            stage_loss_weights=stage_loss_weights,
-            average_logits=average_logits,
-            nms=nms,
-        )
-        self.semantic_in_features = semantic_in_features
-        self.semantic_pooler = semantic_pooler
-        self.semantic_head = semantic_head
-
-    def forward(
-        self,
-        images: ImageList,
-        features: Features,
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-        sem_seg: Tensor | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """
-        Args:
-            images, features, proposals, targets: see :class:`CascadeROIHeads`.
-            sem_seg: (N, H, W) labels at the semantic head's stride; in training only.
-        """
-        logits, features = self._with_semantic(features)
-        instances, losses = super().forward(images, features, proposals, targets)
-        if self.training:
-            losses["loss_sem_seg"] = self.semantic_head.loss(logits, sem_seg)
-        return instances, losses
-
-    def forward_with_given_boxes(
-        self, features: Features, instances: list[Instances]
-    ) -> list[Instances]:
-        """See :class:`StandardROIHeads`."""
-        if _SEMANTIC not in features:
-            _, features = self._with_semantic(features)
-        return super().forward_with_given_boxes(features, instances)
-
-    def _with_semantic(self, features: Features) -> tuple[Tensor, Features]:
-        logits, semantic = self.semantic_head([features[f] for f in self.semantic_in_features])
-        return logits, {**features, _SEMANTIC: semantic}
-
-    def _box_features(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        x = super()._box_features(features, boxes)
-        semantic = self.semantic_pooler([features[_SEMANTIC]], boxes)
-        return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
-
-    def _mask_features(self, features: Features, boxes: list[Boxes]) -> Tensor:
-        x = super()._mask_features(features, boxes)
-        semantic = self.semantic_pooler([features[_SEMANTIC]], boxes)
-        return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
 
     def _mask_proposals(
         self,
@@ -211,3 +161,133 @@ class HTCROIHeads(CascadeROIHeads):
             if stage in stages:
                 logits.append(head.predict(previous))
         return logits
+
+
+def rasterize_things(
+    instances: Instances, *, stride: int, num_classes: int, background: int
+) -> Tensor:
+    """A semantic map made of instance masks; smaller instances lie on top.
+
+    Args:
+        instances: of one image, with "gt_classes" and "gt_masks", polygons or bitmasks.
+        stride: the map has one label for so many pixels, that of its first.
+        num_classes: number of thing classes, labelled by their index.
+        background: label of all other pixels.
+
+    Returns:
+        Tensor: (ceil(H / stride), ceil(W / stride)) int64, on the CPU if the masks are polygons.
+
+    Raises:
+        ValueError: an instance is of no thing class, or there are no masks.
+    """
+    height, width = (-(-side // stride) for side in instances.image_size)
+    if len(instances) == 0:
+        return torch.full((height, width), background)
+    if not instances.has("gt_masks"):
+        raise ValueError("without a semantic map the semantic branch needs instance masks")
+    if not 0 <= int(instances.gt_classes.min()) <= int(instances.gt_classes.max()) < num_classes:
+        raise ValueError(
+            f"classes must be in 0..{num_classes - 1}, got {instances.gt_classes.unique().tolist()}"
+        )
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = torch.stack([_rasterize(m, stride, height, width) for m in masks.polygons])
+    else:
+        masks = masks.tensor[:, ::stride, ::stride]  # (N, H / stride, W / stride)
+    labels = torch.full((height, width), background, device=masks.device)
+    for i in masks.flatten(1).sum(dim=1).argsort(descending=True).tolist():
+        labels[masks[i]] = int(instances.gt_classes[i])
+    return labels
+
+
+def _rasterize(polygons: Sequence[object], stride: int, height: int, width: int) -> Tensor:
+    # The first pixel of a cell is to be its centre.
+    scaled = [(polygon - 0.5) / stride + 0.5 for polygon in polygons]
+    return torch.from_numpy(polygons_to_bitmask(scaled, height, width))
+
+
+def _subsample(sem_seg: Tensor, image_size: tuple[int, int], stride: int) -> Tensor:
+    if tuple(sem_seg.shape) != tuple(image_size):
+        raise ValueError(
+            f"a semantic map must have its image's size, got {tuple(sem_seg.shape)} for "
+            f"{tuple(image_size)}"
+        )
+    return sem_seg[::stride, ::stride]
+
+
+class HybridTaskCascade(GeneralizedRCNN):
+    """Detectron2's R-CNN whose heads, :class:`HTCROIHeads`, also learn a semantic map.
+
+    Same arguments. Heads without a semantic head learn boxes and masks only.
+
+    The labels are the data set's map, such as COCO-Stuff's, where every image of a batch has one
+    ("sem_seg"). Where none has, they are the instances' masks: the class index where a thing is,
+    and elsewhere the semantic branch's last class, which COCO-Stuff's maps leave free.
+    """
+
+    def forward(
+        self, batched_inputs: Sequence[Input]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: as Detectron2's R-CNN; in training with "instances" and, in every image
+                or in none, "sem_seg" (H, W).
+
+        Returns:
+            The losses in training, and as Detectron2's R-CNN in inference.
+
+        Raises:
+            ValueError: some images have a "sem_seg" and some not, or one of another size.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        images = self.preprocess_image(batched_inputs)
+        sem_seg = None
+        if self.roi_heads.semantic_head is not None:
+            sem_seg = self._semantic_labels(batched_inputs, images).to(self.device)
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, targets)
+        _, head_losses = self.roi_heads(images, features, proposals, targets, sem_seg)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+        return head_losses | losses
+
+    def _semantic_labels(self, batched_inputs: Sequence[Input], images: ImageList) -> Tensor:
+        """(N, H / stride, W / stride), where H and W are those of the padded images."""
+        with_map = sum("sem_seg" in x for x in batched_inputs)
+        if with_map not in (0, len(batched_inputs)):
+            raise ValueError(
+                "either all images of a batch have a semantic map or none, "
+                f"got {with_map} of {len(batched_inputs)}"
+            )
+        head = self.roi_heads.semantic_head
+        stride = head.stride
+        height, width = images.tensor.shape[-2:]
+        labels = torch.full((len(images), height // stride, width // stride), head.ignore_value)
+        for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            image_labels = (
+                _subsample(x["sem_seg"], size, stride) if with_map else self._things(x["instances"])
+            )
+            outside = (image_labels < 0) | (image_labels >= head.num_classes)
+            wrong = image_labels[outside & (image_labels != head.ignore_value)]
+            if len(wrong):
+                raise ValueError(
+                    f"semantic labels must be in 0..{head.num_classes - 1} or {head.ignore_value} "
+                    f"(ignored), got {wrong.unique().tolist()[:5]} in "
+                    f"{x.get('sem_seg_file_name', 'a map')}"
+                )
+            labels[i, : image_labels.shape[0], : image_labels.shape[1]] = image_labels
+        return labels
+
+    def _things(self, instances: Instances) -> Tensor:
+        things, head = self.roi_heads.num_classes, self.roi_heads.semantic_head
+        classes = head.num_classes
+        if classes <= things:
+            raise ValueError(
+                f"without semantic maps the semantic branch needs a class for the background: "
+                f"more than {things} classes, got {classes}"
+            )
+        return rasterize_things(
+            instances, stride=head.stride, num_classes=things, background=classes - 1
+        )

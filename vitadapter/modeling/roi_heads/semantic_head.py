@@ -1,11 +1,13 @@
 """The semantic branch of Hybrid Task Cascade (arXiv 1901.07518, figure 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from detectron2.layers import Conv2d, get_norm
+from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
 
 __all__ = ["FusedSemanticHead"]
 
@@ -20,8 +22,10 @@ class FusedSemanticHead(nn.Module):
         self,
         in_channels: int,
         *,
-        num_levels: int = 5,
+        in_features: Sequence[str],
+        pooler: ROIPooler,
         fusion_level: int = 1,
+        stride: int = 8,
         num_convs: int = 4,
         conv_dim: int = 256,
         num_classes: int = 183,
@@ -32,8 +36,10 @@ class FusedSemanticHead(nn.Module):
         """
         Args:
             in_channels: channels of every level.
-            num_levels: number of levels, finest first.
+            in_features: names of the levels, finest first.
+            pooler: pools its features for the other heads, at the size of those of masks.
             fusion_level: index of the level whose size the others take.
+            stride: of that level, in pixels.
             num_convs: 3x3 convolutions after the fusion.
             conv_dim: their channels, and those of the features for other heads.
             num_classes: number of semantic classes; 183 are those of COCO-Stuff.
@@ -45,54 +51,42 @@ class FusedSemanticHead(nn.Module):
             ValueError: `fusion_level` is not one of the levels.
         """
         super().__init__()
+        num_levels = len(in_features)
         if not 0 <= fusion_level < num_levels:
             raise ValueError(f"fusion_level must be in 0..{num_levels - 1}, got {fusion_level}")
-
-        def conv(in_dim: int, out_dim: int, kernel_size: int) -> Conv2d:
-            return Conv2d(
-                in_dim,
-                out_dim,
-                kernel_size,
-                padding=kernel_size // 2,
-                bias=norm == "",
-                norm=get_norm(norm, out_dim),
-                activation=nn.ReLU(),
-            )
-
+        self.in_features = tuple(in_features)
+        self.pooler = pooler
         self.fusion_level = fusion_level
+        self.stride = stride
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
         self.lateral_convs = nn.ModuleList(
-            conv(in_channels, in_channels, 1) for _ in range(num_levels)
+            conv_norm_relu(in_channels, in_channels, 1, norm) for _ in range(num_levels)
         )
         self.convs = nn.ModuleList(
-            conv(in_channels if i == 0 else conv_dim, conv_dim, 3) for i in range(num_convs)
+            conv_norm_relu(in_channels if i == 0 else conv_dim, conv_dim, 3, norm)
+            for i in range(num_convs)
         )
         embedding_dim = conv_dim if num_convs else in_channels
-        self.conv_embedding = conv(embedding_dim, conv_dim, 1)
-        self.conv_logits = Conv2d(embedding_dim, num_classes, 1)
-        self._init_weights()
+        self.conv_embedding = conv_norm_relu(embedding_dim, conv_dim, 1, norm)
+        self.conv_logits = nn.Conv2d(embedding_dim, num_classes, 1)
+        nn.init.kaiming_normal_(self.conv_logits.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.conv_logits.bias)
 
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """
         Args:
-            features: of each level (N, C, H_l, W_l), finest first.
+            features: of each level (N, C, H_l, W_l), by name.
 
         Returns:
             tuple[Tensor, Tensor]: class logits (N, num_classes, H, W) and features for the other
             heads (N, conv_dim, H, W), of the size of the fusion level.
         """
-        size = features[self.fusion_level].shape[-2:]
-        fused = torch.zeros((), device=features[0].device)
-        for conv, feature in zip(self.lateral_convs, features, strict=True):
+        levels = [features[name] for name in self.in_features]
+        size = levels[self.fusion_level].shape[-2:]
+        fused = torch.zeros((), device=levels[0].device)
+        for conv, feature in zip(self.lateral_convs, levels, strict=True):
             fused = fused + conv(self._resize(feature, size))
         for conv in self.convs:
             fused = conv(fused)

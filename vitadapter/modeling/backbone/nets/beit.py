@@ -1,0 +1,203 @@
+"""BEiT (arXiv 2106.08254) and BEiTv2 (arXiv 2208.06366) as nets."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from detectron2.modeling.backbone.utils import PatchEmbed
+from torch import Tensor, nn
+
+from vitadapter.layers.fast import Linear
+
+from .plain_net import (
+    Block,
+    PlainNet,
+    attend_in_windows,
+    block_window_sizes,
+    check_heads,
+    check_net_arguments,
+    project_padded,
+)
+from .relative_position import relative_position_bias, resize_relative_positions
+
+__all__ = ["BEiT"]
+
+
+class RelativeAttention(nn.Module):
+    """Self-attention with a relative position bias; queries and values have a bias, keys none.
+
+    Args:
+        dim: channels C of the tokens.
+        num_heads: attention heads; divides ``dim``.
+        grid: (h, w) in tokens whose offsets the table holds; the window's for windows.
+        window_size: side of the attention windows in tokens; 0 is global attention.
+        has_cls_token: whether the first token is a class token, with three table rows of its own:
+            class token to token, token to class token, class token to itself.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid: tuple[int, int],
+        window_size: int,
+        has_cls_token: bool,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.has_cls_token = has_cls_token
+        self.offsets = (2 * grid[0] - 1, 2 * grid[1] - 1)
+        rows = math.prod(self.offsets) + (3 if has_cls_token else 0)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = Linear(dim, dim)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Attends over tokens (B, N, C) of an h x w grid and returns the same shape."""
+        # With a class token, which only global attention has, the sequence is its own grid.
+        grid = (1, x.shape[1]) if self.has_cls_token else hw
+        qkv = project_padded(x, self.qkv, grid, self.window_size)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        window_hw = (self.window_size, self.window_size) if self.window_size > 0 else hw
+        logit_bias = self.relative_position_bias(window_hw)
+        x = attend_in_windows(
+            qkv + bias.to(qkv.dtype), self.num_heads, grid, self.window_size, lambda *_: logit_bias
+        )
+        return self.proj(x.flatten(1, 2))
+
+    def relative_position_bias(self, hw: tuple[int, int]) -> Tensor:
+        """Logit bias (heads, N, N) for N = h * w tokens, plus one if there is a class token."""
+        table = self.relative_position_bias_table.transpose(0, 1)
+        offsets = table[:, : math.prod(self.offsets)].unflatten(1, self.offsets)
+        size = (2 * hw[0] - 1, 2 * hw[1] - 1)
+        bias = relative_position_bias(resize_relative_positions(offsets, size))
+        if not self.has_cls_token:
+            return bias
+        num_tokens = bias.shape[-1]
+        from_cls, to_cls, cls_to_cls = table[:, -3:].view(-1, 3, 1, 1).unbind(1)
+        bias = torch.cat([to_cls.expand(-1, num_tokens, 1), bias], dim=2)
+        first = torch.cat([cls_to_cls, from_cls.expand(-1, 1, num_tokens)], dim=2)
+        return torch.cat([first, bias], dim=1)
+
+
+class BEiTBlock(Block):
+    """``Block`` whose layer scale has BEiT's names."""
+
+    gamma_names = ("gamma_1", "gamma_2")
+
+
+class BEiT(PlainNet):
+    """BEiT or BEiTv2 as a *net*: relative position bias in each block, no absolute position.
+
+    The official detectors attend inside windows everywhere, small ones and some large ones
+    (``window_size=14, global_window_size=56``), without class token. The official segmenters
+    attend globally with the class token (``use_cls_token=True``). They take images of exactly
+    ``img_size``; this net takes any: the bias of another grid comes from the same table
+    (``resize_relative_positions``) and is the trained one at the trained size.
+
+    Args:
+        img_size: image side or (height, width) in pixels for which global blocks hold offsets.
+        use_cls_token: whether a class token runs along; it needs global attention.
+        window_size: side in tokens of the windows of ``window_block_indexes``, one for all or one
+            for each.
+        window_block_indexes: blocks that attend inside small windows.
+        global_window_size: side in tokens of the windows of all other blocks; 0 is global
+            attention. A smaller image is padded to one window.
+        layer_scale_init: initial value of the layer scale; None for no layer scale. Pre-trained
+            weights bring their own.
+        others: see ``ViT``.
+
+    Raises:
+        ValueError: an index outside the net, a missing window size, a class token with windows,
+            heads that do not divide the channels, or non-positive sizes.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        use_cls_token: bool = False,
+        window_size: int | Sequence[int] = 0,
+        window_block_indexes: Sequence[int] = (),
+        global_window_size: int = 0,
+        layer_scale_init: float | None = 1e-6,
+        use_act_checkpoint: bool = False,
+        out_feature: str = "last_feat",
+    ) -> None:
+        sizes = dict(patch_size=patch_size, in_chans=in_chans, depth=depth, mlp_ratio=mlp_ratio)
+        check_net_arguments(sizes, drop_path_rate)
+        check_heads(embed_dim, num_heads)
+        super().__init__()
+        self._describe(embed_dim, depth, patch_size, use_act_checkpoint, out_feature)
+        windows = block_window_sizes(depth, window_size, window_block_indexes, global_window_size)
+        if use_cls_token and any(windows):
+            raise ValueError(
+                "use_cls_token needs global attention in every block, "
+                f"got {window_size=} for blocks {list(window_block_indexes)}, {global_window_size=}"
+            )
+        grid = _grid(img_size, patch_size)
+        patch = (patch_size, patch_size)
+        self.patch_embed = PatchEmbed(patch, patch, in_chans=in_chans, embed_dim=embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if use_cls_token else None
+        self.blocks = nn.ModuleList(
+            BEiTBlock(
+                RelativeAttention(
+                    embed_dim, num_heads, (size, size) if size else grid, size, use_cls_token
+                ),
+                embed_dim,
+                mlp_ratio,
+                drop_path_rate * i / max(depth - 1, 1),
+                norm_layer,
+                nn.GELU,
+                layer_scale_init,
+            )
+            for i, size in enumerate(windows)
+        )
+        self._init_weights()
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch embedding.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
+
+        Returns:
+            Tokens (B, H / patch_size, W / patch_size, C) and the class token (B, 1, C), or
+            (B, 0, C) without one.
+        """
+        x = self.patch_embed(images)
+        if self.cls_token is None:
+            return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
+        return x, self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)
+
+    def _init_weights(self) -> None:
+        """BEiT's: residual branches start smaller the deeper they lie."""
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for depth, block in enumerate(self.blocks, start=1):
+            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+            with torch.no_grad():
+                for linear in (block.attn.proj, block.mlp.fc2):
+                    linear.weight.div_(math.sqrt(2.0 * depth))
+
+
+def _grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """(h, w) in tokens of an image."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
+        raise ValueError(f"img_size must be a multiple of {patch_size=}, got {img_size}")
+    return height // patch_size, width // patch_size

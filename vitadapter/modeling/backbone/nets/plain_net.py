@@ -1,0 +1,316 @@
+"""What nets have in common: the net contract, and the parts that several of them are made of."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import Backbone
+from detectron2.modeling.backbone.utils import window_partition, window_unpartition
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitadapter.layers.fast import Linear, is_plain, recomputed
+
+__all__ = [
+    "Block",
+    "Mlp",
+    "PlainNet",
+    "attend_in_windows",
+    "block_window_sizes",
+    "check_block_indexes",
+    "check_heads",
+    "check_net_arguments",
+    "project_padded",
+    "split_prefix",
+]
+
+
+class PlainNet(Backbone):
+    """A plain transformer as a *net*, which ``ViTAdapter`` wraps.
+
+    Subclasses make ``blocks``, which take and return tokens (B, P + h * w, C), prefix tokens
+    first, call :meth:`_describe`, and say how they ``embed``.
+
+    Attributes:
+        embed_dim: channels C of the tokens.
+        depth: number of blocks.
+        patch_size: side of a patch in pixels.
+        use_act_checkpoint: whether to recompute each block in the backward pass.
+    """
+
+    blocks: nn.ModuleList
+
+    def _describe(
+        self,
+        embed_dim: int,
+        depth: int,
+        patch_size: int,
+        use_act_checkpoint: bool,
+        out_feature: str,
+    ) -> None:
+        """Sets the attributes; ``out_feature`` names the output of ``forward``.
+
+        No constructor, so that ``ViT`` can be a subclass of Detectron2's as well.
+        """
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.patch_size = patch_size
+        self.use_act_checkpoint = use_act_checkpoint
+        self._out_features = [out_feature]
+        self._out_feature_channels = {out_feature: embed_dim}
+        self._out_feature_strides = {out_feature: patch_size}
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C)."""
+
+    def forward_blocks(
+        self, x: Tensor, prefix: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, Tensor]:
+        """Runs blocks ``start`` to ``stop - 1``.
+
+        Args:
+            x: tokens (B, h, w, C).
+            prefix: prefix tokens (B, P, C), P may be 0.
+            start: first block.
+            stop: the block behind the last.
+
+        Returns:
+            x and prefix after the blocks.
+        """
+        hw = (x.shape[1], x.shape[2])
+        tokens = x.flatten(1, 2)
+        if prefix.shape[1] > 0:
+            tokens = torch.cat([prefix, tokens], dim=1)
+        for run in self._block_calls(hw, start, stop):
+            if self.use_act_checkpoint and torch.is_grad_enabled():
+                tokens = checkpoint(run, tokens, use_reentrant=False)
+            else:
+                tokens = run(tokens)
+        if prefix.shape[1] == 0:
+            return tokens.unflatten(1, hw), prefix
+        return split_prefix(tokens, hw)
+
+    def _block_calls(
+        self, hw: tuple[int, int], start: int, stop: int
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """Tokens to tokens (B, P + h * w, C), for each block from ``start`` to ``stop - 1``."""
+        return [partial(block, hw=hw) for block in self.blocks[start:stop]]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to ``{out_feature: (B, C, H / patch_size, W / patch_size)}``."""
+        x, prefix = self.embed(x)
+        x, _ = self.forward_blocks(x, prefix, 0, self.depth)
+        return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+
+def split_prefix(tokens: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Tokens (B, P + h * w, C) to (B, h, w, C) and prefix tokens (B, P, C)."""
+    num_patches = hw[0] * hw[1]
+    prefix, x = tokens.split([tokens.shape[1] - num_patches, num_patches], dim=1)
+    # One copy here instead of one in every norm of the adapter.
+    return x.contiguous().unflatten(1, hw), prefix
+
+
+def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size: int) -> Tensor:
+    """Projects the tokens of a grid, filled up with zero tokens to whole windows.
+
+    The zeros lie at the bottom and at the right, as Detectron2 and the official BEiT and
+    Uni-Perceiver put them.
+
+    Args:
+        x: tokens (B, h, w, C) or (B, h * w, C).
+        layer: the projection, (..., C) to (..., D).
+        hw: the grid (h, w).
+        window_size: side of the windows in tokens; 0 for none.
+
+    Returns:
+        (B, H, W, D), H and W multiples of ``window_size``.
+    """
+    bottom, right = (-side % window_size if window_size > 0 else 0 for side in hw)
+    padding = (0, 0, 0, right, 0, bottom)
+    if any(padding) and not is_plain(layer, nn.Linear, Linear):
+        return layer(F.pad(x.view(x.shape[0], *hw, -1), padding))
+    projected = layer(x).view(x.shape[0], *hw, -1)
+    if not any(padding):
+        return projected
+    # A zero token is projected to the bias: only tokens that exist went through the product.
+    projected = F.pad(projected, padding)
+    if layer.bias is None:
+        return projected
+    outside = F.pad(projected.new_zeros(*hw, 1), padding, value=1.0)
+    return projected + outside * layer.bias.to(projected.dtype)
+
+
+def attend_in_windows(
+    qkv: Tensor,
+    num_heads: int,
+    hw: tuple[int, int],
+    window_size: int,
+    logit_bias: Callable[[Tensor, tuple[int, int]], Tensor] | None = None,
+) -> Tensor:
+    """Multi-head self-attention between its projections, inside the windows of a token grid.
+
+    Args:
+        qkv: queries, keys and values (B, H, W, 3C) of a grid that is filled up to whole windows, or
+            is here with zeros.
+        num_heads: attention heads.
+        hw: the grid (h, w) without what fills it up.
+        window_size: side of the windows in tokens; 0 for one window of the whole grid.
+        logit_bias: makes what is added to the logits, (N or 1, heads, L, L), of the queries
+            (N, heads, L, head_dim) and the size (height, width) of a window of L tokens.
+
+    Returns:
+        (B, h, w, C).
+    """
+    if window_size > 0:
+        qkv, padded_hw = window_partition(qkv, window_size)
+    n, height, width, _ = qkv.shape
+    # (3, N, heads, L, head_dim)
+    q, k, v = qkv.view(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    bias = None if logit_bias is None else logit_bias(q, (height, width))
+    x = (
+        F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        .transpose(1, 2)
+        .reshape(n, height, width, -1)
+    )
+    return x if window_size == 0 else window_unpartition(x, window_size, padded_hw, hw)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them.
+
+    Args:
+        dim: channels C of the tokens.
+        hidden_dim: channels between the layers.
+        act_layer: makes the activation.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, act_layer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.act = act_layer()
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (..., C) to tokens of the same shape."""
+        return self.fc2(recomputed(self.act, self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with optional layer scale, whose names are the official ViT's.
+
+    Args:
+        attn: the attention, called with tokens and grid.
+        dim: channels C of the tokens.
+        mlp_ratio: hidden width of the MLP over ``dim``.
+        drop_path: stochastic depth of both branches.
+        norm_layer: makes a norm for a number of channels.
+        act_layer: makes the activation of the MLP.
+        layer_scale_init: initial value of the layer scale; None for no layer scale.
+    """
+
+    # Names of the two vectors of the layer scale.
+    gamma_names = ("gamma1", "gamma2")
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        dim: int,
+        mlp_ratio: float,
+        drop_path: float,
+        norm_layer: Callable[[int], nn.Module],
+        act_layer: Callable[[], nn.Module],
+        layer_scale_init: float | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm_layer(dim)
+        self.attn = attn
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer)
+        for name in self.gamma_names:
+            gamma = None
+            if layer_scale_init is not None:
+                gamma = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
+            self.register_parameter(name, gamma)
+        # Maps (B, C, h, w) to their like: Detectron2's convolutional block behind some of ViT's.
+        self.residual: nn.Module | None = None
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, C) of an h x w grid to tokens of the same shape."""
+        gamma1, gamma2 = (getattr(self, name) for name in self.gamma_names)
+        attn = self.attn(recomputed(self.norm1, x), hw)
+        x = x + self.drop_path(attn if gamma1 is None else gamma1 * attn)
+        mlp = self.mlp(recomputed(self.norm2, x))
+        x = x + self.drop_path(mlp if gamma2 is None else gamma2 * mlp)
+        if self.residual is not None:
+            grid = x.unflatten(1, hw).permute(0, 3, 1, 2)
+            x = self.residual(grid).permute(0, 2, 3, 1).flatten(1, 2)
+        return x
+
+
+def check_net_arguments(sizes: Mapping[str, float | None], drop_path_rate: float) -> None:
+    """Refuses arguments that no net can have.
+
+    Args:
+        sizes: those that must be positive, by name; None stands for the net's own.
+        drop_path_rate: must lie in [0, 1).
+
+    Raises:
+        ValueError: one of these does not hold.
+    """
+    wrong = {name: size for name, size in sizes.items() if size is not None and not size > 0}
+    if wrong:
+        raise ValueError(f"{', '.join(sizes)} must be positive, got {wrong}")
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate}")
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raises ValueError unless the channels split into heads."""
+    if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
+        raise ValueError(f"num_heads must divide {embed_dim=}, got {num_heads=}")
+
+
+def check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> None:
+    """Raises ValueError unless the argument ``name`` holds different blocks of a net."""
+    if len(set(indexes)) != len(indexes) or not set(indexes) <= set(range(depth)):
+        raise ValueError(f"{name} must be distinct and lie in 0..{depth - 1}, got {list(indexes)}")
+
+
+def block_window_sizes(
+    depth: int,
+    window_size: int | Sequence[int],
+    indexes: Sequence[int],
+    global_window_size: int = 0,
+) -> list[int]:
+    """Side of each block's attention windows in tokens; 0 for a global block.
+
+    Args:
+        depth: number of blocks.
+        window_size: of the blocks ``indexes``, one for all or one for each.
+        indexes: ``window_block_indexes``, the blocks that attend inside windows.
+        global_window_size: of all other blocks.
+
+    Raises:
+        ValueError: blocks that the net does not have, a window without a token, or sizes that do
+            not fit the indexes.
+    """
+    check_block_indexes("window_block_indexes", indexes, depth)
+    one_for_all = isinstance(window_size, int)
+    sizes = [window_size] * len(indexes) if one_for_all else list(window_size)
+    negative = global_window_size < 0 or (one_for_all and window_size < 0)
+    if len(sizes) != len(indexes) or negative or any(size < 1 for size in sizes):
+        raise ValueError(
+            "window_size must be at least 1 token (0 if no block has windows), one for all or one "
+            "for each block of window_block_indexes, and global_window_size at least 0, "
+            f"got {window_size}, {list(indexes)} and {global_window_size}"
+        )
+    windows = [global_window_size] * depth
+    for index, size in zip(indexes, sizes, strict=True):
+        windows[index] = size
+    return windows

@@ -1,0 +1,255 @@
+"""Any plain ViT of timm, by name, behind the net contract."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import timm
+import torch
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models import is_model, is_model_in_modules
+from timm.models.eva import Eva, EvaAttention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from .plain_net import (
+    PlainNet,
+    block_window_sizes,
+    check_net_arguments,
+    split_prefix,
+)
+from .timm_windows import WINDOWED_BLOCKS, run_block_in_windows
+
+__all__ = ["TimmViT"]
+
+# timm's modules in which plain ViTs are defined.
+_MODULES = ("vision_transformer", "deit", "eva")
+_COMMON = ("patch_embed", "cls_token", "reg_token", "pos_embed", "no_embed_class", "norm_pre")
+_NEEDED = {VisionTransformer: _COMMON, Eva: (*_COMMON, "rope", "rope_mixed")}
+
+
+class TimmViT(PlainNet):
+    """A plain ViT of timm as a *net*: the transformer that ``ViTAdapter`` wraps.
+
+    DINOv3, EVA-02, BEiT-3, DINOv2 with registers, SigLIP, CLIP, DeiT III, AugReg and further
+    models of timm's classes ``VisionTransformer`` and ``Eva``. The blocks are timm's own. Class and
+    register tokens run along as prefix tokens, positions are timm's own for any image size:
+    absolute embeddings are resized to the token grid (bicubic with antialias), rotary ones are
+    computed for it.
+
+    Parameters keep timm's names, so that a timm state dict fits. What comes after the last block
+    (final norm, attention pool, classifier) is left out: ``ViTAdapter`` takes the outputs of
+    blocks, and parameters without use stop distributed training. Models that are used frozen, such
+    as DINOv3, are often read through their final norm; here the norms of the extractors and of the
+    outputs follow instead.
+
+    No weights are loaded: ``train.init_checkpoint="timm://..."`` does that.
+
+    Args:
+        model_name: timm's name of an architecture, without a tag for weights.
+        patch_size: side of a patch in pixels. Weights of other patch sizes are resized on loading.
+        pretrain_img_size: image side in pixels that sizes the absolute position embedding. None
+            keeps timm's token grid: for 37 x 37 patches of 14 pixels, 592 with patches of 16.
+        embed_dim: channels C of the tokens; None for the model's own, as in the next two.
+        depth: number of blocks.
+        num_heads: attention heads of each block; divides ``embed_dim``.
+        drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
+        window_size: side of the attention windows in tokens, one for all blocks that have them or
+            one for each (see ``run_block_in_windows`` for incomplete windows, prefix tokens and
+            rotary positions).
+        window_block_indexes: blocks that attend inside windows; all others attend globally.
+        use_act_checkpoint: whether to recompute each block in the backward pass.
+        out_feature: name of the output of ``forward``.
+
+    Raises:
+        ValueError: a name that timm does not know or that is no plain ViT, or arguments that do
+            not fit the model.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        patch_size: int = 16,
+        pretrain_img_size: int | None = None,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        drop_path_rate: float = 0.0,
+        window_size: int | Sequence[int] = 0,
+        window_block_indexes: Sequence[int] = (),
+        use_act_checkpoint: bool = False,
+        out_feature: str = "last_feat",
+    ) -> None:
+        super().__init__()
+        _check_name(model_name)
+        sizes = dict(
+            patch_size=patch_size,
+            pretrain_img_size=pretrain_img_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+        )
+        check_net_arguments(sizes, drop_path_rate)
+        if pretrain_img_size is not None and pretrain_img_size % patch_size:
+            raise ValueError(
+                f"pretrain_img_size must be a multiple of {patch_size=}, got {pretrain_img_size}"
+            )
+        with torch.device("meta"):  # refuse before memory is spent
+            outline = timm.create_model(model_name, num_classes=0, depth=depth)
+        _check_model(model_name, outline, len(window_block_indexes) > 0)
+        _check_heads(outline, embed_dim, num_heads)
+        block_window_sizes(len(outline.blocks), window_size, window_block_indexes)
+        if pretrain_img_size is None:
+            img_size = tuple(side * patch_size for side in outline.patch_embed.grid_size)
+        else:
+            img_size = (pretrain_img_size, pretrain_img_size)
+        model = timm.create_model(
+            model_name,
+            num_classes=0,
+            img_size=img_size,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            drop_path_rate=drop_path_rate,
+            dynamic_img_size=True,
+        )
+        self._describe(
+            model.embed_dim, len(model.blocks), patch_size, use_act_checkpoint, out_feature
+        )
+        self.window_size = window_size
+        self.window_block_indexes = tuple(window_block_indexes)
+
+        self.patch_embed = model.patch_embed
+        self.register_parameter("cls_token", model.cls_token)
+        self.register_parameter("reg_token", model.reg_token)
+        self.register_parameter("pos_embed", model.pos_embed)
+        self._prefix_has_position = not model.no_embed_class
+        self.rope = model.rope if isinstance(model, Eva) else None
+        self._rope_differs_by_block = isinstance(model, Eva) and model.rope_mixed
+        self.norm_pre = model.norm_pre
+        self.blocks = nn.ModuleList(model.blocks)
+        for module in self.blocks.modules():
+            if isinstance(module, EvaAttention):
+                # Else timm takes qkv's weight without calling it: a wrapper (LoRA) would not count.
+                module.qkv_bias_separate = True
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch and position embedding.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W multiples of ``patch_size``.
+
+        Returns:
+            Tokens (B, H / patch_size, W / patch_size, C), and the class and register tokens
+            (B, P, C) of the model, in timm's order.
+
+        Raises:
+            ValueError: another size.
+        """
+        sides = images.shape[2:]
+        if images.dim() != 4 or any(side < 1 or side % self.patch_size for side in sides):
+            raise ValueError(
+                f"images must be (B, 3, H, W) with H and W multiples of {self.patch_size} pixels, "
+                f"got {tuple(images.shape)}"
+            )
+        x = self.patch_embed(images)
+        batch, h, w, _ = x.shape
+        x = x.flatten(1, 2)
+        prefix = [
+            token.expand(batch, -1, -1)
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
+        ]
+        num_prefix = sum(token.shape[1] for token in prefix)
+        if self.pos_embed is None:
+            tokens = torch.cat([*prefix, x], dim=1)
+        elif self._prefix_has_position:
+            tokens = torch.cat([*prefix, x], dim=1) + self._position((h, w), num_prefix)
+        else:
+            tokens = torch.cat([*prefix, x + self._position((h, w), 0)], dim=1)
+        return split_prefix(self.norm_pre(tokens), (h, w))
+
+    def _block_calls(
+        self, hw: tuple[int, int], start: int, stop: int
+    ) -> list[Callable[[Tensor], Tensor]]:
+        # (h * w, D), or (depth, heads, h * w, D)
+        rope = None if self.rope is None else self.rope.get_embed(shape=hw)
+        windows = block_window_sizes(self.depth, self.window_size, self.window_block_indexes)
+        calls = []
+        for index in range(start, stop):
+            block, window_size = self.blocks[index], windows[index]
+            arguments = {}
+            if rope is not None:
+                arguments["rope"] = rope[index] if self._rope_differs_by_block else rope
+            if window_size > 0:
+                block = partial(run_block_in_windows, block, hw=hw, window_size=window_size)
+            calls.append(partial(block, **arguments))
+        return calls
+
+    def _position(self, hw: tuple[int, int], num_prefix: int) -> Tensor:
+        """Absolute position embedding (1, num_prefix + h * w, C) of a token grid."""
+        return resample_abs_pos_embed(
+            self.pos_embed,
+            new_size=hw,
+            old_size=self.patch_embed.grid_size,
+            num_prefix_tokens=num_prefix,
+        )
+
+
+def _check_name(model_name: str) -> None:
+    if "." in model_name:
+        raise ValueError(
+            "model_name is an architecture without the tag of its weights (which "
+            f"train.init_checkpoint names), got {model_name!r}"
+        )
+    if not is_model(model_name):
+        matches = difflib.get_close_matches(model_name, timm.list_models(), n=5, cutoff=0.6)
+        hint = f"; close to it are {', '.join(matches)}" if matches else ""
+        raise ValueError(f"timm {timm.__version__} has no model {model_name!r}{hint}")
+    if not is_model_in_modules(model_name, _MODULES):
+        raise _not_plain(model_name, "another kind of model")
+
+
+def _not_plain(model_name: str, found: str) -> ValueError:
+    return ValueError(
+        "model_name must be a plain ViT of timm's classes VisionTransformer or Eva (DINOv3, "
+        "EVA-02, BEiT-3, DINOv2, SigLIP, CLIP, DeiT III, AugReg, ...; BEiT has a net of its own), "
+        f"got {model_name!r}, which is {found}"
+    )
+
+
+def _check_model(model_name: str, model: nn.Module, windowed: bool) -> None:
+    """That a model of timm has what ``TimmViT`` takes from it."""
+    if type(model) not in _NEEDED:
+        raise _not_plain(model_name, f"a {type(model).__name__}")
+    missing = [name for name in _NEEDED[type(model)] if not hasattr(model, name)]
+    if missing:
+        raise ValueError(
+            f"timm >= 1.0.20 is needed: {model_name!r} of timm {timm.__version__} has no "
+            f"{', '.join(missing)}"
+        )
+    if type(model.patch_embed) is not PatchEmbed:
+        raise _not_plain(model_name, f"one with a {type(model.patch_embed).__name__}")
+    block = model.blocks[0]
+    if windowed and type(block) not in WINDOWED_BLOCKS:
+        raise ValueError(
+            f"window_block_indexes must be empty for {model_name!r}: its {type(block).__name__} "
+            "does not attend in windows"
+        )
+
+
+def _check_heads(outline: nn.Module, embed_dim: int | None, num_heads: int | None) -> None:
+    """That the channels split into heads, for which ``None`` is the model's own number."""
+    block = outline.blocks[0]
+    attn = block.attn if hasattr(block, "attn") else block  # parallel blocks attend themselves
+    dim = embed_dim or outline.embed_dim
+    heads = num_heads or getattr(attn, "num_heads", 1)
+    # A rotary embedding turns pairs of channels, in both directions of the image.
+    least = 4 if getattr(outline, "rope", None) is not None else 1
+    if dim % heads or dim // heads % least:
+        raise ValueError(
+            f"num_heads must divide embed_dim={dim} into heads of a multiple of {least} channels, "
+            f"got num_heads={heads}"
+        )

@@ -1,0 +1,212 @@
+"""The image encoder of Uni-Perceiver (arXiv 2112.01522) as a net."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from detectron2.modeling.backbone.utils import PatchEmbed, get_abs_pos
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from vitadapter.layers.fast import Linear, recomputed
+
+from .plain_net import (
+    PlainNet,
+    attend_in_windows,
+    block_window_sizes,
+    check_heads,
+    check_net_arguments,
+    project_padded,
+)
+
+__all__ = ["UniPerceiver"]
+
+# The encoder is trained on videos of so many frames; an image is the first.
+_NUM_FRAMES = 8
+
+
+class VideoPatchEmbed(PatchEmbed):
+    """Patch embedding of one frame with learnt positions in space and time.
+
+    Args:
+        patch_size: side of a patch in pixels.
+        in_chans: channels of the image.
+        embed_dim: channels C of the tokens.
+        num_patches: spatial positions, of a square grid.
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int, num_patches: int) -> None:
+        patch = (patch_size, patch_size)
+        super().__init__(patch, patch, in_chans=in_chans, embed_dim=embed_dim)
+        self.spatial_pos_embed = nn.Embedding(num_patches, embed_dim)
+        self.temporal_pos_embed = nn.Embedding(_NUM_FRAMES, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to tokens (B, h, w, C)."""
+        x = super().forward(x)
+        spatial = get_abs_pos(self.spatial_pos_embed.weight.unsqueeze(0), False, x.shape[1:3])
+        return x + spatial + self.temporal_pos_embed.weight[0]
+
+
+class VisualEmbed(nn.Module):
+    """Patch embedding followed by a norm; the official names.
+
+    Args:
+        patch_embed: images to tokens.
+        norm: norm of the tokens.
+    """
+
+    def __init__(self, patch_embed: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.embeddings_norm = norm
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to tokens (B, h, w, C)."""
+        return self.embeddings_norm(self.patch_embed(images))
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with a joint projection, global or inside windows; the official names.
+
+    Args:
+        dim: channels C of the tokens.
+        num_heads: attention heads; divides ``dim``.
+        window_size: side of the attention windows in tokens; 0 is global attention.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.in_proj = Linear(dim, 3 * dim)
+        self.out_proj = Linear(dim, dim)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Attends over tokens (B, h * w, C) and returns the same shape."""
+        qkv = project_padded(x, self.in_proj, hw, self.window_size)
+        x = attend_in_windows(qkv, self.num_heads, hw, self.window_size)
+        return self.out_proj(x.flatten(1, 2))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer with layer scale; the official names.
+
+    Args:
+        dim: channels C of the tokens.
+        num_heads: attention heads; divides ``dim``.
+        mlp_ratio: hidden width of the MLP over ``dim``.
+        window_size: side of the attention windows in tokens; 0 is global attention.
+        drop_path: stochastic depth of both branches.
+        norm_layer: makes a norm for a number of channels.
+        layer_scale_init: initial value of the layer scale.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        window_size: int,
+        drop_path: float,
+        norm_layer: Callable[[int], nn.Module],
+        layer_scale_init: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm_layer(dim)
+        self.self_attn = SelfAttention(dim, num_heads, window_size)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = norm_layer(dim)
+        self.linear1 = Linear(dim, int(dim * mlp_ratio))
+        self.act = nn.GELU()
+        self.linear2 = Linear(int(dim * mlp_ratio), dim)
+        self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
+        self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """Tokens (B, h * w, C) to tokens of the same shape."""
+        attn = self.self_attn(recomputed(self.norm1, x), hw)
+        x = x + self.gamma_1 * self.drop_path(attn)
+        mlp = self.linear2(recomputed(self.act, self.linear1(recomputed(self.norm2, x))))
+        return x + self.gamma_2 * self.drop_path(mlp)
+
+
+class UniPerceiver(PlainNet):
+    """Uni-Perceiver's image encoder as a *net*.
+
+    Official names, except that its ``layers`` are called ``blocks`` as in every other net. The
+    positions are those of one grid and resized (bicubic) to the image's.
+
+    Args:
+        norm_layer: makes a norm for a number of channels. The official adapter takes the same one
+            for its injectors and extractors.
+        layer_scale_init: initial value of the layer scale. Officially 0, which only suits
+            pre-trained weights: they bring their own.
+        pretrain_img_size: image side in pixels of the pre-training (sizes the positions).
+        others: see ``ViT``.
+
+    Raises:
+        ValueError: an index outside the net, a missing window size, heads that do not divide the
+            channels, or non-positive sizes.
+    """
+
+    def __init__(
+        self,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-5),
+        window_size: int | Sequence[int] = 0,
+        window_block_indexes: Sequence[int] = (),
+        layer_scale_init: float = 0.0,
+        pretrain_img_size: int = 224,
+        use_act_checkpoint: bool = False,
+        out_feature: str = "last_feat",
+    ) -> None:
+        sizes = dict(patch_size=patch_size, in_chans=in_chans, depth=depth, mlp_ratio=mlp_ratio)
+        sizes["pretrain_img_size // patch_size"] = pretrain_img_size // max(patch_size, 1)
+        check_net_arguments(sizes, drop_path_rate)
+        check_heads(embed_dim, num_heads)
+        super().__init__()
+        self._describe(embed_dim, depth, patch_size, use_act_checkpoint, out_feature)
+        windows = block_window_sizes(depth, window_size, window_block_indexes)
+        num_patches = (pretrain_img_size // patch_size) ** 2
+        self.visual_embed = VisualEmbed(
+            VideoPatchEmbed(patch_size, in_chans, embed_dim, num_patches), norm_layer(embed_dim)
+        )
+        self.blocks = nn.ModuleList(
+            EncoderLayer(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                windows[i],
+                drop_path_rate * i / max(depth - 1, 1),
+                norm_layer,
+                layer_scale_init,
+            )
+            for i in range(depth)
+        )
+        self.apply(_init_weights)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch and position embedding.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
+
+        Returns:
+            Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
+        """
+        x = self.visual_embed(images)
+        return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

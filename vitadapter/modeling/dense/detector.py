@@ -1,0 +1,339 @@
+"""What ATSS and GFL share: a head and a detector with one square anchor per location."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from detectron2.modeling import Backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch import DenseDetector
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
+from vitadapter.layers.nms import NMS, suppress_detections
+
+__all__ = ["DenseHead", "SingleAnchorDetector", "count_samples", "per_anchor", "sum_by_level"]
+
+_PRIOR_PROB = 0.01  # what the class scores are initially
+
+
+def count_samples(positive: Tensor) -> Tensor:
+    """What a loss of all anchors is divided by: an image without positives counts as one.
+
+    As in the official release: a batch without objects has the mean of its images' losses, not
+    their sum.
+
+    Args:
+        positive: (N, R).
+
+    Returns:
+        Tensor: () of at least 1.
+    """
+    return positive.sum(1).clamp(min=1).sum()
+
+
+def sum_by_level(loss: Tensor, sizes: Sequence[int], where: Tensor | None = None) -> Tensor:
+    """Sums a loss per anchor over the images and the anchors of each level.
+
+    Args:
+        loss: (N, R), or (n,) for those anchors that `where` picks.
+        sizes: number of anchors of each level, R together.
+        where: (N, R) with n trues, or None.
+
+    Returns:
+        Tensor: (L,), connected to the predictions even where nothing is summed, because
+        distributed training stops at a parameter without gradient.
+    """
+    if where is not None:
+        loss = torch.zeros_like(where, dtype=loss.dtype).masked_scatter(where, loss)
+    return torch.stack([level.sum() for level in loss.split(list(sizes), dim=1)])
+
+
+def _tower(
+    in_channels: int, conv_dims: Sequence[int], norm: str | Callable[[int], nn.Module]
+) -> nn.Sequential:
+    widths = pairwise([in_channels, *conv_dims])
+    return nn.Sequential(*(conv_norm_relu(i, o, 3, norm) for i, o in widths))
+
+
+def per_anchor(predictions: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """Predictions (N, D, H_l, W_l) as (N, R_l, D), in float32."""
+    return [
+        [level.flatten(2).transpose(1, 2).float() for level in levels] for levels in predictions
+    ]
+
+
+class DenseHead(nn.Module, ABC):
+    """Class logits and box predictions of one anchor per location, on every pyramid level.
+
+    Two towers and a scale per level. Detectron2's `RetinaNetHead` keeps a bias before each norm;
+    the official heads have none. Subclasses say what the predictions mean: how boxes are decoded
+    and what the losses are. N images, L levels of R_l anchors, R in all, K classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_levels: int,
+        num_classes: int,
+        conv_dims: Sequence[int],
+        norm: str | Callable[[int], nn.Module],
+        box_dim: int = 4,
+    ) -> None:
+        """
+        Args:
+            in_channels: of every level.
+            num_levels: number of pyramid levels.
+            num_classes: number of foreground classes.
+            conv_dims: channels of the convolutions of each tower.
+            norm: after each of them; Detectron2's name or a callable.
+            box_dim: numbers that describe a box.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.cls_subnet = _tower(in_channels, conv_dims, norm)
+        self.bbox_subnet = _tower(in_channels, conv_dims, norm)
+        channels = [in_channels, *conv_dims][-1]
+        self.cls_score = nn.Conv2d(channels, num_classes, kernel_size=3, padding=1)
+        self.bbox_pred = nn.Conv2d(channels, box_dim, kernel_size=3, padding=1)
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(num_levels))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.cls_score.bias, -math.log((1 - _PRIOR_PROB) / _PRIOR_PROB))
+
+    def forward(self, features: Sequence[Tensor]) -> list[list[Tensor]]:
+        """
+        Args:
+            features: per level, (B, in_channels, H_l, W_l).
+
+        Returns:
+            list[list[Tensor]]: of each kind of prediction (logits, boxes, ...) one (B, D, H_l,
+            W_l) per level.
+        """
+        levels = [
+            self.predict(feature, scale)
+            for feature, scale in zip(features, self.scales, strict=True)
+        ]
+        return [list(kind) for kind in zip(*levels, strict=True)]
+
+    def predict(self, feature: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        """All predictions of one level, logits and boxes first."""
+        logits = self.cls_score(self.cls_subnet(feature))
+        return logits, self.predict_boxes(self.bbox_subnet(feature), scale)
+
+    def predict_boxes(self, feature: Tensor, scale: Tensor) -> Tensor:
+        """Boxes (B, box_dim, H, W) from the box tower's feature."""
+        # In half precision the exponential of a box's size would lose pixels.
+        return (self.bbox_pred(feature) * scale).float()
+
+    def check_anchors(self, anchor_generator: DefaultAnchorGenerator) -> None:
+        """Raises ValueError unless there is one anchor per location."""
+        if set(anchor_generator.num_anchors) != {1}:
+            raise ValueError(
+                "anchor_generator must make one anchor per location, got "
+                f"{anchor_generator.num_anchors} on its levels"
+            )
+
+    @abstractmethod
+    def losses(
+        self,
+        anchors: Sequence[Boxes],
+        predictions: Sequence[Sequence[Tensor]],
+        gt_labels: Tensor,
+        gt_boxes: Tensor,
+    ) -> dict[str, Tensor]:
+        """Losses by name, level by level.
+
+        Args:
+            anchors: per level.
+            predictions: of each kind one (N, R_l, D) per level, in float32.
+            gt_labels: (N, R) class, K for background, -1 for anchors without a loss.
+            gt_boxes: (N, R, 4) boxes to predict, where there is one.
+
+        Returns:
+            dict[str, Tensor]: (L,) for each loss.
+        """
+
+    @abstractmethod
+    def decode(self, box_predictions: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (n, 4) from n predictions of the head and their anchors (n, 4)."""
+
+
+class SingleAnchorDetector(DenseDetector):
+    """Dense detector with one anchor per location; its head says what is predicted of it."""
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: DenseHead,
+        head_in_features: Sequence[str] | None = None,
+        anchor_generator: DefaultAnchorGenerator,
+        anchor_matcher: Callable[[Sequence[Boxes], Boxes], Tensor],
+        num_classes: int,
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms: NMS,
+        max_detections_per_image: int = 100,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: feature pyramid.
+            head: predicts from the features, decodes boxes and has the losses, as `ATSSHead`.
+            head_in_features: names of the features in use; None for all.
+            anchor_generator: one anchor per location.
+            anchor_matcher: (anchors per level, ground-truth boxes) to (R,) indexes, -1 for
+                background.
+            num_classes: number of foreground classes.
+            test_score_thresh: only classes of a higher score become candidates.
+            test_topk_candidates: at most so many candidates per level.
+            test_nms: suppression of the candidates.
+            max_detections_per_image: at most so many detections.
+            pixel_mean, pixel_std: of the input's channels.
+            input_format: channel order of the input, for who reads the images.
+
+        Raises:
+            ValueError: anchors that the head does not predict of, such as several per location.
+        """
+        super().__init__(
+            backbone,
+            head,
+            None if head_in_features is None else list(head_in_features),
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        head.check_anchors(anchor_generator)
+        self.anchor_generator = anchor_generator
+        self.anchor_matcher = anchor_matcher
+        self.num_classes = num_classes
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms = test_nms
+        self.max_detections_per_image = max_detections_per_image
+        self.input_format = input_format
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: Sequence[Tensor],
+        predictions: Sequence[Sequence[Tensor]],
+        gt_instances: Sequence[Instances],
+    ) -> dict[str, Tensor]:
+        """Losses by name, summed over the levels; see `DenseDetector`."""
+        anchors = self.anchor_generator(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, images.image_sizes)
+        losses = self.head.losses(anchors, per_anchor(predictions), gt_labels, gt_boxes)
+        return {name: loss.sum() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def label_anchors(
+        self,
+        anchors: Sequence[Boxes],
+        gt_instances: Sequence[Instances],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """What each anchor is to predict.
+
+        Anchors centred in what pads an image to the size of the batch have no loss.
+
+        Args:
+            anchors: per level.
+            gt_instances: per image.
+            image_sizes: (height, width) of each image without padding.
+
+        Returns:
+            tuple[Tensor, Tensor]: gt_labels and gt_boxes as in `DenseHead.losses`.
+        """
+        labels, boxes = [], []
+        for instances, image_size in zip(gt_instances, image_sizes, strict=True):
+            usable = [self._usable(level, image_size) for level in anchors]
+            kept = [level[mask] for level, mask in zip(anchors, usable, strict=True)]
+            matched = self.anchor_matcher(kept, instances.gt_boxes)
+            usable = torch.cat(usable)
+            gt_boxes = instances.gt_boxes.tensor.new_zeros(len(usable), 4)
+            gt_labels = instances.gt_classes.new_full((len(usable),), -1)
+            gt_labels[usable] = self.num_classes
+            positive = usable.nonzero().squeeze(1)[matched >= 0]
+            matched = matched[matched >= 0]
+            gt_labels[positive] = instances.gt_classes[matched]
+            gt_boxes[positive] = instances.gt_boxes.tensor[matched]
+            labels.append(gt_labels)
+            boxes.append(gt_boxes)
+        return torch.stack(labels), torch.stack(boxes)
+
+    def _usable(self, anchors: Boxes, image_size: tuple[int, int]) -> Tensor:
+        """(R_l,) whether the centre lies in the image as it is padded when it is alone."""
+        divisor = max(self.backbone.size_divisibility, 1)
+        height, width = (-(-side // divisor) * divisor for side in image_size)
+        x, y = anchors.get_centers().unbind(1)
+        return (x < width) & (y < height)
+
+    def forward_inference(
+        self,
+        images: ImageList,
+        features: Sequence[Tensor],
+        predictions: Sequence[Sequence[Tensor]],
+    ) -> list[Instances]:
+        """Detections of each image; see `DenseDetector`."""
+        anchors = self.anchor_generator(features)
+        predictions = per_anchor(predictions)
+        return [
+            self.inference_single_image(
+                anchors, [[level[i] for level in kind] for kind in predictions], image_size
+            )
+            for i, image_size in enumerate(images.image_sizes)
+        ]
+
+    def inference_single_image(
+        self,
+        anchors: Sequence[Boxes],
+        predictions: Sequence[Sequence[Tensor]],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """
+        Args:
+            anchors: per level.
+            predictions: of each kind one (R_l, D) per level.
+            image_size: (height, width); boxes are cut to it.
+        """
+        levels = [self._candidates(*level) for level in zip(anchors, *predictions, strict=True)]
+        boxes, scores, classes = (torch.cat(kind) for kind in zip(*levels, strict=True))
+        finite = boxes.isfinite().all(1) & scores.isfinite()
+        return suppress_detections(
+            Boxes(boxes[finite]),
+            scores[finite],
+            classes[finite],
+            image_size,
+            self.test_nms,
+            self.max_detections_per_image,
+        )
+
+    def _candidates(
+        self,
+        anchors: Boxes,
+        logits: Tensor,
+        box_predictions: Tensor,
+        quality_logits: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (n, 4), scores (n,) and classes (n,) of one level.
+
+        As in the official release the class score alone decides who becomes a candidate.
+        """
+        scores = logits.sigmoid()
+        found = scores > self.test_score_thresh
+        scores = scores[found]
+        scores, best = scores.topk(min(self.test_topk_candidates, len(scores)))
+        indexes, classes = found.nonzero()[best].unbind(1)
+        if quality_logits is not None:
+            scores = scores * quality_logits[indexes, 0].sigmoid()
+        return self.head.decode(box_predictions[indexes], anchors.tensor[indexes]), scores, classes

@@ -1,0 +1,15 @@
+"""Inference beyond one forward pass: equal batches, sliding windows and test-time augmentation."""
+
+from .detector_tta import DetectorWithTTA, ScaleRangeMapperTTA
+from .same_size_batches import predict_by_size
+from .semantic_tta import SemanticSegmentorWithTTA
+from .sliding_window import SlidingWindow, window_starts
+
+__all__ = [
+    "DetectorWithTTA",
+    "ScaleRangeMapperTTA",
+    "SemanticSegmentorWithTTA",
+    "SlidingWindow",
+    "predict_by_size",
+    "window_starts",
+]

@@ -1,0 +1,17 @@
+"""Semantic segmenters: Detectron2's with the official release's heads, losses and inference."""
+
+from .auxiliary_head import FCNHead, HeadWithAuxiliary
+from .pixel_head import PixelHead
+from .segmentor import SemanticSegmentor, WindowedInference
+from .semantic_fpn_head import SemanticFPNHead
+from .uper_head import UPerHead
+
+__all__ = [
+    "FCNHead",
+    "HeadWithAuxiliary",
+    "PixelHead",
+    "SemanticFPNHead",
+    "SemanticSegmentor",
+    "UPerHead",
+    "WindowedInference",
+]

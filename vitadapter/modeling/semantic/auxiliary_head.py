@@ -1,0 +1,103 @@
+"""Deep supervision: a second head that only adds a loss."""
+
+from collections.abc import Callable, Mapping
+
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from vitadapter.layers.conv_norm_relu import conv_norm_relu
+
+from .pixel_head import PixelHead
+
+__all__ = ["FCNHead", "HeadWithAuxiliary"]
+
+
+class FCNHead(PixelHead):
+    """Convolutions on one feature map (arXiv 1411.4038), used as an auxiliary head.
+
+    Args:
+        input_shape: name and shape of the features; the one of `in_feature` is read.
+        in_feature: name of the map.
+        num_classes: K.
+        channels: of the convolutions.
+        num_convs: number of 3 x 3 convolutions before the classifier.
+        norm: of the convolutions; see Detectron2's `get_norm`.
+        dropout: before the classifier.
+        loss_weight: weight of the cross entropy.
+        loss_name: name of the loss.
+        ignore_value: label of pixels that are not trained on.
+
+    Raises:
+        ValueError: `in_feature` is not among the features, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        in_feature: str = "res4",
+        num_classes: int,
+        channels: int = 256,
+        num_convs: int = 1,
+        norm: str | Callable[[int], nn.Module] = "SyncBN",
+        dropout: float = 0.1,
+        loss_weight: float = 0.4,
+        loss_name: str = "loss_sem_seg_aux",
+        ignore_value: int = 255,
+    ) -> None:
+        if in_feature not in input_shape:
+            raise ValueError(f"in_feature must be one of {list(input_shape)}, got {in_feature!r}")
+        if num_convs < 1:
+            raise ValueError(f"num_convs must be at least 1, got {num_convs}")
+        shape = input_shape[in_feature]
+        super().__init__(
+            channels=channels,
+            num_classes=num_classes,
+            common_stride=shape.stride,
+            dropout=dropout,
+            loss_weight=loss_weight,
+            loss_name=loss_name,
+            ignore_value=ignore_value,
+        )
+        self.in_feature = in_feature
+        inputs = [shape.channels] + [channels] * (num_convs - 1)
+        self.convs = nn.Sequential(*(conv_norm_relu(i, channels, 3, norm) for i in inputs))
+
+    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+        """See the base class."""
+        return self.convs(features[self.in_feature])
+
+
+class HeadWithAuxiliary(nn.Module):
+    """A head, and an auxiliary one beside it that is trained and not used in inference.
+
+    Args:
+        head: predicts.
+        auxiliary_head: on the same features, with the same classes and ignored label.
+
+    Raises:
+        ValueError: the heads disagree on classes or ignored label, or name their losses alike.
+    """
+
+    def __init__(self, head: PixelHead, auxiliary_head: PixelHead) -> None:
+        super().__init__()
+        for name in ("num_classes", "ignore_value"):
+            values = getattr(head, name), getattr(auxiliary_head, name)
+            if values[0] != values[1]:
+                raise ValueError(f"head and auxiliary head must have the same {name}, got {values}")
+        if head.loss_name == auxiliary_head.loss_name:
+            raise ValueError(f"the losses of the heads must differ, got {head.loss_name} twice")
+        self.head = head
+        self.auxiliary_head = auxiliary_head
+        self.num_classes = head.num_classes
+        self.ignore_value = head.ignore_value
+
+    def forward(
+        self, features: Mapping[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """See `PixelHead.forward`; in training with the losses of both."""
+        if not self.training:
+            return self.head(features)
+        _, losses = self.head(features, targets)
+        _, auxiliary_losses = self.auxiliary_head(features, targets)
+        return None, losses | auxiliary_losses
