@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitadapter.checkpoint import FAMILIES, fetch, find_family, read_state_dict, recognise
-from vitadapter.checkpoint.report import LoadReport
-from vitadapter.checkpoint.values import check_dense, check_finite
+from vitadapter.checkpoint.fitting import check_dense, check_finite
+from vitadapter.checkpoint.loading import LoadReport
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state_dict = read_state_dict(fetch(args.input))
         check_dense(state_dict, allow_meta=False)
         family = recognise(state_dict, families)
-        conversion = family.converters[0](state_dict)
+        conversion = family.convert(state_dict)
         check_finite(conversion.tensors)
     except (ValueError, LookupError, RuntimeError) as error:  # the latter come of odd shapes
         print(f"error: {error}", file=sys.stderr)

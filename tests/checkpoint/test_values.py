@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from vitadapter.checkpoint.values import check_dense, check_finite, check_type, count_non_finite
+from vitadapter.checkpoint.fitting import check_dense, check_finite, check_type, count_non_finite
 
 TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2)
 

@@ -1,0 +1,338 @@
+"""Checkpoints of the official ViT-Adapter release (mmcv state dicts), and back.
+
+The official backbones are subclasses of their net (a plain ViT, BEiT or Uni-Perceiver), ours wrap
+it. Necks and heads differ in their names: ``layouts.py`` has these.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from vitadapter.checkpoint.family import (
+    BIAS_INDEX,
+    PYRAMID,
+    Conversion,
+    Family,
+    implied_layer_scale,
+)
+
+__all__ = [
+    "BACKBONE",
+    "MODEL_BACKBONE",
+    "NameTable",
+    "OfficialLayout",
+    "convert_official",
+    "convert_official_backbone",
+    "export_official",
+    "export_official_backbone",
+]
+
+_INDEX = re.compile(r"\{([a-z])(?:\+(\d+))?\}")
+
+
+class _Pattern:
+    """A prefix such as ``"backbone.fpn_lateral{i+2}."``."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        parts = _INDEX.split(text)  # literal, index, offset, literal, ...
+        self._offsets = {
+            index: int(offset or 0) for index, offset in zip(parts[1::3], parts[2::3], strict=True)
+        }
+        groups = [rf"(?P<{index}>\d+)" for index in parts[1::3]]
+        literals = [re.escape(literal) for literal in parts[::3]]
+        self._regex = re.compile(
+            "".join(a + b for a, b in zip(literals, [*groups, ""], strict=True))
+        )
+
+    def match(self, name: str) -> tuple[dict[str, int], str] | None:
+        """The indices and what follows the prefix; None where it does not begin the name."""
+        found = self._regex.match(name)
+        if found is None:
+            return None
+        indices = {index: int(found[index]) - self._offsets[index] for index in self._offsets}
+        return None if min(indices.values(), default=0) < 0 else (indices, name[found.end() :])
+
+    def fill(self, indices: dict[str, int]) -> str:
+        return _INDEX.sub(lambda m: str(indices[m[1]] + int(m[2] or 0)), self.text)
+
+
+class NameTable:
+    """Renames by prefix; the first row that fits decides.
+
+    Args:
+        rows: (official prefix, our prefix). ``{i}`` stands for a number, ``{i+2}`` for the same
+            number plus 2: ``("neck.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+2}.")``.
+            Both sides of a row have the same letters. Where one prefix begins another, the longer
+            one comes first.
+    """
+
+    def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
+        self._rows = [(_Pattern(official), _Pattern(ours)) for official, ours in rows]
+
+    def to_ours(self, name: str) -> str | None:
+        """Our name for an official one; None where no row fits."""
+        for official, ours in self._rows:
+            if found := official.match(name):
+                return ours.fill(found[0]) + found[1]
+        return None
+
+    def to_official(self, name: str) -> str | None:
+        """The official name for one of ours; None where no row fits."""
+        for official, ours in self._rows:
+            if found := ours.match(name):
+                return official.fill(found[0]) + found[1]
+        return None
+
+
+_BACKBONE = "backbone."
+_BIAS_INDEX = ".relative_position_index"
+
+
+class _Net(NamedTuple):
+    """A net of the official backbones.
+
+    Attributes:
+        name: for messages.
+        needed: entries that only this net has all of.
+        table: names that change; all others agree.
+    """
+
+    name: str
+    needed: tuple[str, ...]
+    table: NameTable
+
+
+_NETS = (
+    _Net(
+        "plain ViT",
+        ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"),
+        NameTable([(name, f"net.{name}") for name in ("patch_embed.", "pos_embed", "blocks.")]),
+    ),
+    _Net(
+        "BEiT",
+        ("patch_embed.proj.weight", "blocks.0.attn.relative_position_bias_table"),
+        NameTable(
+            [
+                *((name, f"net.{name}") for name in ("patch_embed.", "cls_token", "blocks.")),
+                ("fpn1.", "up1."),
+                ("fpn2.0.", "up2."),
+            ]
+        ),
+    ),
+    _Net(
+        "Uni-Perceiver",
+        ("visual_embed.patch_embed.proj.weight", "layers.0.self_attn.in_proj.weight"),
+        NameTable([("visual_embed.", "net.visual_embed."), ("layers.", "net.blocks.")]),
+    ),
+)
+
+
+def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> Conversion:
+    """Official backbone to ``ViTAdapter`` or ``ViTBaseline`` over its net.
+
+    Args:
+        state_dict: entries of an official adapter or baseline on a plain ViT, BEiT or
+            Uni-Perceiver, without the ``backbone.`` that a whole detector or segmenter puts before
+            them.
+
+    Returns:
+        Conversion: with the same tensors, in the same order; only BEiT's
+        ``relative_position_index`` buffers are left out.
+
+    Raises:
+        ValueError: the entries are not those of an official backbone.
+    """
+    nets = [net for net in _NETS if all(name in state_dict for name in net.needed)]
+    # A bare pre-trained net has nothing of a pyramid.
+    if len(nets) != 1 or not any(name in state_dict for name in PYRAMID):
+        known = "; ".join(f"{net.name}: {', '.join(net.needed)}" for net in _NETS)
+        raise ValueError(
+            f"an official backbone has one of {', '.join(PYRAMID)} and the entries of one net "
+            f"({known}), got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
+        )
+    conversion = Conversion({}, scope="backbone", implied=implied_layer_scale(state_dict))
+    for name, tensor in state_dict.items():
+        if name.endswith(_BIAS_INDEX):
+            conversion.dropped[name] = BIAS_INDEX
+        else:
+            new = nets[0].table.to_ours(name)
+            conversion.tensors[new or name] = tensor
+            if new is not None:
+                conversion.renamed[name] = new
+    return conversion
+
+
+def export_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_official_backbone`.
+
+    Args:
+        state_dict: of ``ViTAdapter`` or ``ViTBaseline`` over one of the official nets.
+
+    Returns:
+        A new dict with the same tensors, in the same order; without BEiT's
+        ``relative_position_index``.
+
+    Raises:
+        ValueError: the entries are not those of such a backbone.
+    """
+    for net in _NETS:
+        if all(net.table.to_ours(name) in state_dict for name in net.needed):
+            return {net.table.to_official(name) or name: t for name, t in state_dict.items()}
+    raise ValueError(
+        "a backbone over a ViT, BEiT or UniPerceiver is needed, "
+        f"got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
+    )
+
+
+@dataclass(frozen=True)
+class OfficialLayout:
+    """Names of one official head and its neck.
+
+    Attributes:
+        name: of the family.
+        description: one line.
+        markers: names that every file of the layout has and that, together, no other layout has.
+        rows: of a :class:`NameTable`. Everything but ``backbone.`` must be in it: names without a
+            row are refused.
+        backbone_path: where our model has the ``ViTAdapter``; ``"backbone"`` where the head reads
+            it without a neck.
+        ignored: why, by regular expression of the names that our model does not need.
+    """
+
+    name: str
+    description: str
+    markers: Sequence[str]
+    rows: Sequence[tuple[str, str]]
+    backbone_path: str = "backbone.bottom_up"
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+    def recognises(self, state_dict: Mapping[str, Tensor]) -> bool:
+        """Whether the state dict is a whole model of this layout."""
+        return all(name in state_dict for name in self.markers)
+
+    @property
+    def family(self) -> Family:
+        """The files of this layout."""
+
+        def convert(state_dict: Mapping[str, Tensor]) -> Conversion:
+            return convert_official(state_dict, self)
+
+        return Family(self.name, self.description, self.recognises, convert)
+
+
+def _split(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Entries of the backbone, without their prefix, and the others."""
+    backbone: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        is_backbone = name.startswith(_BACKBONE)
+        (backbone if is_backbone else rest)[name.removeprefix(_BACKBONE)] = tensor
+    return backbone, rest
+
+
+def _convert_backbone_of(backbone: Mapping[str, Tensor], path: str) -> Conversion:
+    """The backbone of a whole model, with what was renamed and dropped under the file's names."""
+    conversion = convert_official_backbone(backbone)
+    prefix = f"{path}." if path else ""
+    new_names = {n: n for n in backbone if n in conversion.tensors} | conversion.renamed
+    return Conversion(
+        {f"{prefix}{name}": tensor for name, tensor in conversion.tensors.items()},
+        scope="model" if path else "backbone",
+        backbone_path=path or None,
+        renamed={f"{_BACKBONE}{old}": f"{prefix}{new}" for old, new in new_names.items()},
+        dropped={f"{_BACKBONE}{name}": why for name, why in conversion.dropped.items()},
+        implied=conversion.implied,
+    )
+
+
+def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> Conversion:
+    """A whole official model to ours.
+
+    Args:
+        state_dict: in the official names.
+        layout: of its neck and head.
+
+    Returns:
+        Conversion: to the names of the whole model, with the same tensors.
+
+    Raises:
+        ValueError: a name that the layout does not know, or a backbone that is not official.
+    """
+    backbone, rest = _split(state_dict)
+    conversion = _convert_backbone_of(backbone, layout.backbone_path)
+    table, unknown = NameTable(layout.rows), []
+    for name, tensor in rest.items():
+        why = next((why for key, why in layout.ignored.items() if re.match(key, name)), None)
+        new = table.to_ours(name)
+        if why is not None:
+            conversion.dropped[name] = why
+        elif new is None:
+            unknown.append(name)
+        else:
+            conversion.tensors[new], conversion.renamed[name] = tensor, new
+    if unknown:
+        raise ValueError(
+            f"{layout.description} has no {', '.join(unknown[:3])}"
+            f"{f' and {len(unknown) - 3} others' if len(unknown) > 3 else ''}"
+        )
+    return conversion
+
+
+def export_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> dict[str, Tensor]:
+    """Our whole model to the official names: the inverse of :func:`convert_official`.
+
+    Args:
+        state_dict: of our model.
+        layout: of its neck and head.
+
+    Returns:
+        A new dict with the same tensors.
+
+    Raises:
+        ValueError: a name that the layout does not know.
+    """
+    prefix, table = f"{layout.backbone_path}.", NameTable(layout.rows)
+    official: dict[str, Tensor] = {}
+    backbone: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        new = table.to_official(name)
+        if new is not None:
+            official[new] = tensor
+        elif name.startswith(prefix):
+            backbone[name.removeprefix(prefix)] = tensor
+        else:
+            raise ValueError(f"{layout.description} has nothing like {name}")
+    exported = export_official_backbone(backbone).items()
+    return official | {f"{_BACKBONE}{name}": tensor for name, tensor in exported}
+
+
+def _is_backbone(state_dict: Mapping[str, Tensor]) -> bool:
+    """A pre-trained ViT has nothing of a pyramid; the official adapters and baselines have."""
+    return any(name in state_dict for name in PYRAMID) and any(
+        net.needed[0] in state_dict for net in _NETS
+    )
+
+
+def _backbone_alone(state_dict: Mapping[str, Tensor]) -> Conversion:
+    backbone, rest = _split(state_dict)
+    conversion = _convert_backbone_of(backbone, "")
+    conversion.dropped |= dict.fromkeys(rest, "no converter for this neck or head")
+    return conversion
+
+
+MODEL_BACKBONE = Family(
+    "official_model",
+    "official ViT-Adapter model with another head: its backbone",
+    lambda state_dict: _is_backbone(_split(state_dict)[0]),
+    _backbone_alone,
+)
+BACKBONE = Family(
+    "official_backbone",
+    "backbone of the official ViT-Adapter release",
+    _is_backbone,
+    convert_official_backbone,
+)
