@@ -13,8 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitadapter.checkpoint.pickle_names import Unread
-from vitadapter.checkpoint.torch_files import read_torch_file
+from vitadapter.checkpoint.pickles import Unread
+from vitadapter.checkpoint.reading import read_torch_file
 
 TYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn),
