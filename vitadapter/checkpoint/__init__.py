@@ -10,7 +10,7 @@ from .families.augreg import convert_augreg
 from .families.beit import convert_beit
 from .families.dinov3 import convert_dinov3
 from .families.eva02 import convert_eva02
-from .families.plain_vit import convert_dinov2, convert_mae, convert_timm_vit
+from .families.plain_vit import convert_dinov2, convert_timm_vit
 from .families.uni_perceiver import convert_uni_perceiver
 from .family import Conversion, Family
 from .fitting import resize_patch_kernel, resize_pos_embed, resize_relative_position_bias_table
@@ -40,7 +40,6 @@ __all__ = [
     "convert_dinov2",
     "convert_dinov3",
     "convert_eva02",
-    "convert_mae",
     "convert_official",
     "convert_official_backbone",
     "convert_timm_vit",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -19,6 +19,7 @@ __all__ = [
     "Family",
     "Resized",
     "check_names",
+    "convert_by",
     "convert_names",
     "implied_layer_scale",
 ]
@@ -74,7 +75,7 @@ class Conversion:
             files leave out because they are constant.
         resized: how, by name.
         wrong_shape: the file's and the model's shape, by name.
-        unexpected: names that the model does not have.
+        unexpected: names that have no place.
     """
 
     tensors: dict[str, Tensor]
@@ -151,6 +152,36 @@ def check_names(
         )
 
 
+def convert_by(
+    to_ours: Callable[[str], str | None],
+    state_dict: Mapping[str, Tensor],
+    *,
+    drop: Mapping[str, str],
+) -> Conversion:
+    """Conversion name by name.
+
+    Args:
+        to_ours: our name for one of the file; None where there is none.
+        state_dict: of the family.
+        drop: why, by regular expression of the beginning of the names to leave out.
+
+    Returns:
+        Conversion: with the same tensors, names relative to the net.
+    """
+    conversion = Conversion({})
+    for name, tensor in state_dict.items():
+        reason = next((why for pattern, why in drop.items() if re.match(pattern, name)), None)
+        if reason is not None:
+            conversion.dropped[name] = reason
+        elif (new := to_ours(name)) is None:
+            conversion.unexpected.append(name)
+        else:
+            conversion.tensors[new] = tensor
+            if new != name:
+                conversion.renamed[name] = new
+    return conversion
+
+
 def convert_names(
     state_dict: Mapping[str, Tensor],
     *,
@@ -162,26 +193,17 @@ def convert_names(
 
     Args:
         state_dict: of the family.
-        drop: why, by regular expression of the beginning of the names to leave out.
+        drop: as of :func:`convert_by`.
         rename: (regular expression, replacement) pairs, all applied to each name.
         implied: of the conversion.
-
-    Returns:
-        Conversion: with the same tensors, names relative to the net.
     """
-    conversion = Conversion({}, implied=implied or {})
-    for name, tensor in state_dict.items():
-        reason = next((why for pattern, why in drop.items() if re.match(pattern, name)), None)
-        if reason is not None:
-            conversion.dropped[name] = reason
-            continue
-        new = name
+
+    def to_ours(name: str) -> str:
         for pattern, replacement in rename:
-            new = re.sub(pattern, replacement, new)
-        conversion.tensors[new] = tensor
-        if new != name:
-            conversion.renamed[name] = new
-    return conversion
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return replace(convert_by(to_ours, state_dict, drop=drop), implied=implied or {})
 
 
 def implied_layer_scale(state_dict: Mapping[str, Tensor]) -> Mapping[str, float]:

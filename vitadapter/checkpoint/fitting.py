@@ -338,7 +338,12 @@ def fit(conversion: Conversion, state: _State, prefix: str | None, *, resize: bo
     file, net = ({} if prefix is None else _below(x, prefix) for x in (conversion.tensors, state))
     dropped = dict(conversion.dropped)
     result = replace(
-        conversion, tensors={}, dropped=dropped, resized={}, wrong_shape={}, unexpected=[]
+        conversion,
+        tensors={},
+        dropped=dropped,
+        resized={},
+        wrong_shape={},
+        unexpected=list(conversion.unexpected),
     )
     for name, tensor in conversion.tensors.items():
         inner = None if prefix is None or not name.startswith(prefix) else name[len(prefix) :]

@@ -10,7 +10,6 @@ from vitadapter.checkpoint.families import FAMILIES, find_family, recognise
 from vitadapter.checkpoint.families.plain_vit import (
     convert_dinov2,
     convert_dinov2_to_timm,
-    convert_mae,
     convert_timm_vit,
 )
 from vitadapter.modeling.backbone import ViT
@@ -96,14 +95,14 @@ def test_dinov2_with_registers_as_timm_reads_it() -> None:
 def test_mae(decoder: dict[str, Tensor]) -> None:
     state = mae_state()
     assert recognise(state | decoder).name == "mae"
-    conversion = convert_mae(state | decoder)
+    conversion = convert_timm_vit(state | decoder)
     assert conversion.dropped.keys() == {"norm.weight", "norm.bias"} | decoder.keys()
     ViT(**SIZE).load_state_dict(
         {name: tensor for name, tensor in conversion.tensors.items() if name != "cls_token"}
     )
 
 
-@pytest.mark.parametrize("convert", [convert_timm_vit, convert_mae, convert_dinov2])
+@pytest.mark.parametrize("convert", [convert_timm_vit, convert_dinov2, convert_dinov2_to_timm])
 @pytest.mark.parametrize(
     "names",
     [

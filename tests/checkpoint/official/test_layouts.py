@@ -142,12 +142,12 @@ def test_another_head_gives_its_backbone(shared: Path) -> None:
     official = make_official(shared, "mask_rcnn_deit_adapter_tiny_fpn_1x_coco")
     unknown = {k.replace("roi_head.", "new_head."): t for k, t in official.items()}
     family = recognise(unknown)
-    assert family.name == "official_model"
+    assert family.name == "official_backbone"
     conversion = family.converters[0](unknown)
     backbone = [k for k in official if k.startswith("backbone.")]
     assert len(conversion.tensors) == len(backbone)
     assert len(conversion.dropped) == len(official) - len(backbone)
-    assert set(conversion.dropped.values()) == {"no converter for this neck or head"}
+    assert set(conversion.dropped.values()) == {"no part of the plain ViT"}
 
 
 def test_a_file_without_layer_scale_has_ones(shared: Path) -> None:

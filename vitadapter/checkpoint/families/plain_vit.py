@@ -14,7 +14,7 @@ from vitadapter.checkpoint.family import (
     implied_layer_scale,
 )
 
-__all__ = ["DINOV2", "MAE", "TIMM_VIT", "convert_dinov2", "convert_mae", "convert_timm_vit"]
+__all__ = ["DINOV2", "MAE", "TIMM_VIT", "convert_dinov2", "convert_timm_vit"]
 
 _NEEDED = ("patch_embed.proj.weight", "blocks.0.norm1.weight")
 # DINOv2's and timm's name, our ViT's, and that of DeiT III.
@@ -23,23 +23,13 @@ _LAYER_SCALE = r"^(blocks\.\d+)\.(?:ls|gamma_?)([12])(?:\.gamma)?$"
 
 
 def convert_timm_vit(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """DeiT, AugReg and others in timm's names, to ``ViT`` or ``TimmViT``: only the head goes.
+    """DeiT, AugReg, MAE and others in timm's names, to ``ViT`` or ``TimmViT``.
 
     Raises:
         ValueError: the entries are not those of a plain ViT.
     """
     check_names("a plain ViT", _NEEDED, state_dict)
-    return convert_names(state_dict, drop=HEADS, implied=implied_layer_scale(state_dict))
-
-
-def convert_mae(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """MAE, with or without its decoder, to ``ViT`` or ``TimmViT``.
-
-    Raises:
-        ValueError: the entries are not those of a plain ViT.
-    """
-    check_names("a plain ViT", _NEEDED, state_dict)
-    drop = HEADS | {"decoder_": HEAD}
+    drop = HEADS | {"decoder_": HEAD}  # the latter of MAE
     return convert_names(state_dict, drop=drop, implied=implied_layer_scale(state_dict))
 
 
@@ -100,7 +90,7 @@ DINOV2 = Family(
     convert_dinov2,
     alternatives=(convert_dinov2_to_timm, convert_timm_vit),
 )
-MAE = Family("mae", "MAE, encoder alone or with decoder", _is_mae, convert_mae)
+MAE = Family("mae", "MAE, encoder alone or with decoder", _is_mae, convert_timm_vit)
 TIMM_VIT = Family(
     "timm_vit",
     "DeiT, AugReg (.pth) and other plain ViTs in timm's names",

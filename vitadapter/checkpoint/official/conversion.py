@@ -6,7 +6,8 @@ it. Necks and heads differ in their names: ``layouts.py`` has these.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,12 +17,12 @@ from vitadapter.checkpoint.family import (
     PYRAMID,
     Conversion,
     Family,
+    convert_by,
     implied_layer_scale,
 )
 
 __all__ = [
     "BACKBONE",
-    "MODEL_BACKBONE",
     "NameTable",
     "OfficialLayout",
     "convert_official",
@@ -89,103 +90,43 @@ class NameTable:
 
 
 _BACKBONE = "backbone."
-_BIAS_INDEX = ".relative_position_index"
+_DROPPED = {r".*\.relative_position_index$": BIAS_INDEX}
 
 
 class _Net(NamedTuple):
-    """A net of the official backbones.
+    """A net of the official backbones, which are subclasses of it: ours wrap it.
 
     Attributes:
         name: for messages.
         needed: entries that only this net has all of.
-        table: names that change; all others agree.
+        rows: of a :class:`NameTable`, for the names of the backbone that change.
     """
 
     name: str
     needed: tuple[str, ...]
-    table: NameTable
+    rows: tuple[tuple[str, str], ...]
 
 
 _NETS = (
     _Net(
         "plain ViT",
         ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"),
-        NameTable([(name, f"net.{name}") for name in ("patch_embed.", "pos_embed", "blocks.")]),
+        tuple((name, f"net.{name}") for name in ("patch_embed.", "pos_embed", "blocks.")),
     ),
     _Net(
         "BEiT",
         ("patch_embed.proj.weight", "blocks.0.attn.relative_position_bias_table"),
-        NameTable(
-            [
-                *((name, f"net.{name}") for name in ("patch_embed.", "cls_token", "blocks.")),
-                ("fpn1.", "up1."),
-                ("fpn2.0.", "up2."),
-            ]
+        (
+            *((name, f"net.{name}") for name in ("patch_embed.", "cls_token", "blocks.")),
+            *(("fpn1.", "up1."), ("fpn2.0.", "up2.")),
         ),
     ),
     _Net(
         "Uni-Perceiver",
         ("visual_embed.patch_embed.proj.weight", "layers.0.self_attn.in_proj.weight"),
-        NameTable([("visual_embed.", "net.visual_embed."), ("layers.", "net.blocks.")]),
+        (("visual_embed.", "net.visual_embed."), ("layers.", "net.blocks.")),
     ),
 )
-
-
-def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """Official backbone to ``ViTAdapter`` or ``ViTBaseline`` over its net.
-
-    Args:
-        state_dict: entries of an official adapter or baseline on a plain ViT, BEiT or
-            Uni-Perceiver, without the ``backbone.`` that a whole detector or segmenter puts before
-            them.
-
-    Returns:
-        Conversion: with the same tensors, in the same order; only BEiT's
-        ``relative_position_index`` buffers are left out.
-
-    Raises:
-        ValueError: the entries are not those of an official backbone.
-    """
-    nets = [net for net in _NETS if all(name in state_dict for name in net.needed)]
-    # A bare pre-trained net has nothing of a pyramid.
-    if len(nets) != 1 or not any(name in state_dict for name in PYRAMID):
-        known = "; ".join(f"{net.name}: {', '.join(net.needed)}" for net in _NETS)
-        raise ValueError(
-            f"an official backbone has one of {', '.join(PYRAMID)} and the entries of one net "
-            f"({known}), got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
-        )
-    conversion = Conversion({}, scope="backbone", implied=implied_layer_scale(state_dict))
-    for name, tensor in state_dict.items():
-        if name.endswith(_BIAS_INDEX):
-            conversion.dropped[name] = BIAS_INDEX
-        else:
-            new = nets[0].table.to_ours(name)
-            conversion.tensors[new or name] = tensor
-            if new is not None:
-                conversion.renamed[name] = new
-    return conversion
-
-
-def export_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`convert_official_backbone`.
-
-    Args:
-        state_dict: of ``ViTAdapter`` or ``ViTBaseline`` over one of the official nets.
-
-    Returns:
-        A new dict with the same tensors, in the same order; without BEiT's
-        ``relative_position_index``.
-
-    Raises:
-        ValueError: the entries are not those of such a backbone.
-    """
-    for net in _NETS:
-        if all(net.table.to_ours(name) in state_dict for name in net.needed):
-            return {net.table.to_official(name) or name: t for name, t in state_dict.items()}
-    raise ValueError(
-        "a backbone over a ViT, BEiT or UniPerceiver is needed, "
-        f"got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
-    )
 
 
 @dataclass(frozen=True)
@@ -217,35 +158,73 @@ class OfficialLayout:
     @property
     def family(self) -> Family:
         """The files of this layout."""
-
-        def convert(state_dict: Mapping[str, Tensor]) -> Conversion:
-            return convert_official(state_dict, self)
-
+        convert = partial(convert_official, layout=self)
         return Family(self.name, self.description, self.recognises, convert)
 
-
-def _split(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Entries of the backbone, without their prefix, and the others."""
-    backbone: dict[str, Tensor] = {}
-    rest: dict[str, Tensor] = {}
-    for name, tensor in state_dict.items():
-        is_backbone = name.startswith(_BACKBONE)
-        (backbone if is_backbone else rest)[name.removeprefix(_BACKBONE)] = tensor
-    return backbone, rest
+    def table(self, net: _Net) -> NameTable:
+        """Of all names of a whole model."""
+        ours = f"{self.backbone_path}."
+        backbone = ((f"{_BACKBONE}{theirs}", f"{ours}{own}") for theirs, own in net.rows)
+        return NameTable([*self.rows, *backbone, (_BACKBONE, ours)])
 
 
-def _convert_backbone_of(backbone: Mapping[str, Tensor], path: str) -> Conversion:
-    """The backbone of a whole model, with what was renamed and dropped under the file's names."""
-    conversion = convert_official_backbone(backbone)
-    prefix = f"{path}." if path else ""
-    new_names = {n: n for n in backbone if n in conversion.tensors} | conversion.renamed
-    return Conversion(
-        {f"{prefix}{name}": tensor for name, tensor in conversion.tensors.items()},
-        scope="model" if path else "backbone",
-        backbone_path=path or None,
-        renamed={f"{_BACKBONE}{old}": f"{prefix}{new}" for old, new in new_names.items()},
-        dropped={f"{_BACKBONE}{name}": why for name, why in conversion.dropped.items()},
-        implied=conversion.implied,
+def _backbone_table(net: _Net) -> NameTable:
+    return NameTable([*net.rows, ("", "")])
+
+
+def _find_net(state_dict: Mapping[str, Tensor]) -> _Net:
+    """The net of an official backbone."""
+    nets = [net for net in _NETS if all(name in state_dict for name in net.needed)]
+    # A bare pre-trained net has nothing of a pyramid.
+    if len(nets) != 1 or not any(name in state_dict for name in PYRAMID):
+        known = "; ".join(f"{net.name}: {', '.join(net.needed)}" for net in _NETS)
+        raise ValueError(
+            f"an official backbone has one of {', '.join(PYRAMID)} and the entries of one net "
+            f"({known}), got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
+        )
+    return nets[0]
+
+
+def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> Conversion:
+    """Official backbone to ``ViTAdapter`` or ``ViTBaseline`` over its net.
+
+    Args:
+        state_dict: entries of an official adapter or baseline on a plain ViT, BEiT or
+            Uni-Perceiver, without the ``backbone.`` that a whole detector or segmenter puts before
+            them.
+
+    Returns:
+        Conversion: with the same tensors, in the same order; only BEiT's
+        ``relative_position_index`` buffers are left out.
+
+    Raises:
+        ValueError: the entries are not those of an official backbone.
+    """
+    table = _backbone_table(_find_net(state_dict))
+    conversion = convert_by(table.to_ours, state_dict, drop=_DROPPED)
+    return replace(conversion, scope="backbone", implied=implied_layer_scale(state_dict))
+
+
+def export_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_official_backbone`.
+
+    Args:
+        state_dict: of ``ViTAdapter`` or ``ViTBaseline`` over one of the official nets.
+
+    Returns:
+        A new dict with the same tensors, in the same order; without BEiT's
+        ``relative_position_index``.
+
+    Raises:
+        ValueError: the entries are not those of such a backbone.
+    """
+    for net in _NETS:
+        table = _backbone_table(net)
+        if all(table.to_ours(name) in state_dict for name in net.needed):
+            return {table.to_official(name): tensor for name, tensor in state_dict.items()}
+    raise ValueError(
+        "a backbone over a ViT, BEiT or UniPerceiver is needed, "
+        f"got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
     )
 
 
@@ -262,24 +241,25 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
     Raises:
         ValueError: a name that the layout does not know, or a backbone that is not official.
     """
-    backbone, rest = _split(state_dict)
-    conversion = _convert_backbone_of(backbone, layout.backbone_path)
-    table, unknown = NameTable(layout.rows), []
-    for name, tensor in rest.items():
-        why = next((why for key, why in layout.ignored.items() if re.match(key, name)), None)
-        new = table.to_ours(name)
-        if why is not None:
-            conversion.dropped[name] = why
-        elif new is None:
-            unknown.append(name)
-        else:
-            conversion.tensors[new], conversion.renamed[name] = tensor, new
+    backbone = {
+        name.removeprefix(_BACKBONE): tensor
+        for name, tensor in state_dict.items()
+        if name.startswith(_BACKBONE)
+    }
+    table = layout.table(_find_net(backbone))
+    conversion = convert_by(table.to_ours, state_dict, drop=_DROPPED | dict(layout.ignored))
+    unknown = conversion.unexpected
     if unknown:
         raise ValueError(
             f"{layout.description} has no {', '.join(unknown[:3])}"
             f"{f' and {len(unknown) - 3} others' if len(unknown) > 3 else ''}"
         )
-    return conversion
+    return replace(
+        conversion,
+        scope="model",
+        backbone_path=layout.backbone_path,
+        implied=implied_layer_scale(backbone),
+    )
 
 
 def export_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> dict[str, Tensor]:
@@ -317,22 +297,9 @@ def _is_backbone(state_dict: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _backbone_alone(state_dict: Mapping[str, Tensor]) -> Conversion:
-    backbone, rest = _split(state_dict)
-    conversion = _convert_backbone_of(backbone, "")
-    conversion.dropped |= dict.fromkeys(rest, "no converter for this neck or head")
-    return conversion
-
-
-MODEL_BACKBONE = Family(
-    "official_model",
-    "official ViT-Adapter model with another head: its backbone",
-    lambda state_dict: _is_backbone(_split(state_dict)[0]),
-    _backbone_alone,
-)
 BACKBONE = Family(
     "official_backbone",
-    "backbone of the official ViT-Adapter release",
+    "backbone of the official ViT-Adapter release, alone or in a model with another head",
     _is_backbone,
     convert_official_backbone,
 )

@@ -8,7 +8,7 @@ belong to it, and checks that nothing is lost on the way here and back.
 """
 
 from vitadapter.checkpoint.family import Family
-from vitadapter.checkpoint.official.conversion import BACKBONE, MODEL_BACKBONE, OfficialLayout
+from vitadapter.checkpoint.official.conversion import BACKBONE, OfficialLayout
 
 __all__ = ["LAYOUTS", "OFFICIAL_FAMILIES"]
 
@@ -280,6 +280,5 @@ LAYOUTS: tuple[OfficialLayout, ...] = (
 
 OFFICIAL_FAMILIES: tuple[Family, ...] = (
     *(layout.family for layout in LAYOUTS),
-    MODEL_BACKBONE,
     BACKBONE,
 )
