@@ -79,14 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's is a RuntimeError
         print(f"error: {args.output} cannot be written: {error}", file=sys.stderr)
         return 1
-    report = LoadReport(
-        source=args.input,
-        family=family.name,
-        net_share=None,
-        loaded=tuple(tensors),
-        renamed=conversion.renamed,
-        dropped=conversion.dropped,
-    )
+    implied = {"implied": {}}  # only known where there is a net
+    report = LoadReport(**(vars(conversion) | implied), source=args.input, family=family.name)
     print(report.summary())
     print(f"names are those of the {conversion.scope}, written to {args.output}")
     return 0

@@ -14,7 +14,7 @@ from detectron2.modeling import SimpleFeaturePyramid
 from torch import Tensor, nn
 
 from vitadapter.checkpoint.families import recognise
-from vitadapter.checkpoint.family import Conversion, Family, Resized
+from vitadapter.checkpoint.family import Conversion, Family
 from vitadapter.checkpoint.fitting import check_dense, fit
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
 
@@ -54,36 +54,30 @@ def _grouped(names: Mapping[str, str], by_module: bool) -> list[str]:
     return [*lines, f"and {rest} more"] if rest else lines
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """All names are the model's, but those of ``renamed`` and ``dropped``, which are the file's.
+@dataclass(kw_only=True)
+class LoadReport(Conversion):
+    """A conversion that was fitted to a model, for people to read.
+
+    All names are the model's, but those of ``renamed`` and ``dropped``, which are the file's;
+    ``implied`` has values by name.
 
     Attributes:
         source: the file.
         family: what it was recognised as.
         net_share: part of the plain ViT's parameters that was found, in [0, 1]; None without a
             plain ViT in the model.
-        loaded: names loaded, resized ones included.
-        resized: how, by name.
-        renamed: new name by old name.
-        dropped: why, by name.
-        implied: value by name of what files leave out because it is constant.
         missing: how it is initialised instead, by name.
-        wrong_shape: the file's and the model's shape, by name.
-        unexpected: names that the model does not have.
     """
 
     source: str
     family: str
-    net_share: float | None
-    loaded: tuple[str, ...] = ()
-    resized: Mapping[str, Resized] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    implied: Mapping[str, float] = field(default_factory=dict)
+    net_share: float | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
-    wrong_shape: Mapping[str, str] = field(default_factory=dict)
-    unexpected: tuple[str, ...] = ()
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the tensors of the file that find their place, resized ones included."""
+        return tuple(name for name in self.tensors if name not in self.implied)
 
     def _sections(self) -> Iterable[tuple[str, Mapping[str, str]]]:
         yield "resized", {name: f": {how}" for name, how in self.resized.items()}
@@ -121,14 +115,17 @@ class LoadPlan:
     """What a load would do.
 
     Attributes:
-        tensors: in the model's shapes, by the model's names.
         report: what became of everything.
         net_path: where in the model the plain ViT is; None where there is none.
     """
 
-    tensors: Mapping[str, Tensor]
     report: LoadReport
     net_path: str | None
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """In the model's shapes, by the model's names."""
+        return self.report.tensors
 
     @property
     def is_doubtful(self) -> bool:
@@ -260,20 +257,15 @@ def _plan(
     missing = [n for n in _unshared(model, fitted.tensors) if n not in fitted.wrong_shape]
     implied = _imply(fitted.implied, missing, net_path)
     tensors = fitted.tensors | {n: torch.full_like(state[n], v) for n, v in implied.items()}
+    changed = {"tensors": tensors, "scope": "model", "implied": implied}
     report = LoadReport(
+        **(vars(fitted) | changed),
         source=source,
         family=family,
         net_share=None if net_path is None else _share(model, net_path, tensors),
-        loaded=tuple(fitted.tensors),
-        resized=fitted.resized,
-        renamed=fitted.renamed,
-        dropped=fitted.dropped,
-        implied=implied,
         missing={name: _initial(state[name]) for name in missing if name not in implied},
-        wrong_shape=fitted.wrong_shape,
-        unexpected=tuple(fitted.unexpected),
     )
-    return LoadPlan(tensors, report, net_path)
+    return LoadPlan(report, net_path)
 
 
 def _unshared(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
