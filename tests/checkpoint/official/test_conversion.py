@@ -33,7 +33,7 @@ BLOCKS = {"vit": "blocks.", "beit": "blocks.", "uni_perceiver": "layers."}
 
 def _names() -> list[str]:
     """Recipes with a list of keys of their own; one stands for all when shared data is absent."""
-    index = Path(__file__).resolve().parents[3] / "shared" / "reference" / "keys" / "index.json"
+    index = Path(__file__).resolve().parents[4] / "shared" / "reference" / "keys" / "index.json"
     if not index.is_file():
         return ["mask_rcnn_deit_adapter_tiny_fpn_1x_coco"]
     files = {entry["file"]: name for name, entry in json.loads(index.read_text()).items()}
