@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from torch import Tensor
 
@@ -66,9 +65,8 @@ class Conversion:
 
     Attributes:
         tensors: by name.
-        scope: what the names are relative to: the plain ViT ("net"), what wraps it ("backbone":
-            ``ViTAdapter``, ``ViTBaseline`` ...), or the whole model.
-        backbone_path: for whole models, where in these names the backbone is.
+        backbone_path: where in these names the backbone is (``ViTAdapter``, ``ViTBaseline`` ...):
+            for whole models a path, "" for the backbone alone, None for the plain ViT alone.
         renamed: new name by old name, of those that differ.
         dropped: why, by name in the file.
         implied: value by regular expression (of names relative to the net) of those entries that
@@ -79,7 +77,6 @@ class Conversion:
     """
 
     tensors: dict[str, Tensor]
-    scope: Literal["net", "backbone", "model"] = "net"
     backbone_path: str | None = None
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -87,6 +84,11 @@ class Conversion:
     resized: dict[str, Resized] = field(default_factory=dict)
     wrong_shape: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
+
+    @property
+    def scope(self) -> str:
+        """What the names are relative to."""
+        return {None: "net", "": "backbone"}.get(self.backbone_path, "model")
 
     def take(self, name: str, why: str) -> Tensor:
         """Takes the tensor ``name`` out; the report will say why it was dropped."""

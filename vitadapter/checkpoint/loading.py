@@ -166,13 +166,11 @@ def _place(conversion: Conversion, backbone_path: str) -> Conversion:
     old = conversion.backbone_path
 
     def place(name: str) -> str:
-        if conversion.scope == "net":
-            return _join(_join(backbone_path, "net"), name)
-        if conversion.scope == "backbone" or old == "":
-            return _join(backbone_path, name)
-        if old is not None and name.startswith(f"{old}."):
-            return _join(backbone_path, name.removeprefix(f"{old}."))
-        return name
+        if old is None:
+            return _join(backbone_path, f"net.{name}")
+        prefix = _join(old, "")
+        is_backbone = name.startswith(prefix)
+        return _join(backbone_path, name.removeprefix(prefix)) if is_backbone else name
 
     return replace(
         conversion,
@@ -257,9 +255,8 @@ def _plan(
     missing = [n for n in _unshared(model, fitted.tensors) if n not in fitted.wrong_shape]
     implied = _imply(fitted.implied, missing, net_path)
     tensors = fitted.tensors | {n: torch.full_like(state[n], v) for n, v in implied.items()}
-    changed = {"tensors": tensors, "scope": "model", "implied": implied}
     report = LoadReport(
-        **(vars(fitted) | changed),
+        **(vars(fitted) | {"tensors": tensors, "implied": implied}),
         source=source,
         family=family,
         net_share=None if net_path is None else _share(model, net_path, tensors),

@@ -19,7 +19,7 @@ def _backbone_path(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def _convert(state_dict: Mapping[str, Tensor]) -> Conversion:
-    return Conversion(dict(state_dict), scope="model", backbone_path=_backbone_path(state_dict))
+    return Conversion(dict(state_dict), backbone_path=_backbone_path(state_dict))
 
 
 OWN = Family(

@@ -202,7 +202,7 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> Conversion:
     """
     table = _backbone_table(_find_net(state_dict))
     conversion = convert_by(table.to_ours, state_dict, drop=_DROPPED)
-    return replace(conversion, scope="backbone", implied=implied_layer_scale(state_dict))
+    return replace(conversion, backbone_path="", implied=implied_layer_scale(state_dict))
 
 
 def export_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -256,7 +256,6 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
         )
     return replace(
         conversion,
-        scope="model",
         backbone_path=layout.backbone_path,
         implied=implied_layer_scale(backbone),
     )
