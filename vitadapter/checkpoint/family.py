@@ -59,9 +59,8 @@ class Resized:
 class Conversion:
     """Tensors under our names, and what became of the others.
 
-    Converters return it; ``fitting.fit`` brings it to the shapes of a model and fills in the last
-    three attributes. Tokens that not every net has (``cls_token`` and registers) are there until
-    then.
+    Converters return it; ``fitting.fit`` then brings it to the shapes of a model and fills in the
+    last three attributes. Until then it has tokens that not every net has (``cls_token`` ...).
 
     Attributes:
         tensors: by name.

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -320,54 +319,42 @@ def fit_tensor(name: str, file: _State, net: _State) -> tuple[Tensor, str | None
     raise ValueError
 
 
-def fit(conversion: Conversion, state: _State, prefix: str | None, *, resize: bool) -> Conversion:
-    """Brings tensors to the shapes of a model.
+def fit(conversion: Conversion, state: _State, prefix: str | None, *, resize: bool) -> None:
+    """Brings the tensors of a conversion to the shapes of a model; those that do not fit go.
 
     Args:
-        conversion: names relative to the model.
+        conversion: names relative to the model. What became of each tensor is added to it.
         state: of the model.
         prefix: of the net's names; None without a net.
         resize: whether tensors of the net may be resized.
 
-    Returns:
-        Conversion: with the tensors that fit, and what became of the others.
-
     Raises:
         ValueError: numbers of another kind, or values that are NaN or infinite.
     """
-    file, net = ({} if prefix is None else _below(x, prefix) for x in (conversion.tensors, state))
-    dropped = dict(conversion.dropped)
-    result = replace(
-        conversion,
-        tensors={},
-        dropped=dropped,
-        resized={},
-        wrong_shape={},
-        unexpected=list(conversion.unexpected),
-    )
-    for name, tensor in conversion.tensors.items():
+    found, conversion.tensors = conversion.tensors, {}
+    file, net = ({} if prefix is None else _below(x, prefix) for x in (found, state))
+    for name, tensor in found.items():
         inner = None if prefix is None or not name.startswith(prefix) else name[len(prefix) :]
         if name not in state:
             if inner is not None and _TOKENS.search(inner):
-                result.dropped[name] = _NO_SUCH_TOKEN
+                conversion.dropped[name] = _NO_SUCH_TOKEN
             else:
-                result.unexpected.append(name)
+                conversion.unexpected.append(name)
             continue
         check_type(name, tensor, state[name])
         before, after = tuple(tensor.shape), tuple(state[name].shape)
         try:
             if before == after:
-                result.tensors[name] = tensor
+                conversion.tensors[name] = tensor
             elif inner is None or not resize:
                 raise ValueError
             else:
-                result.tensors[name], method = fit_tensor(inner, file, net)
-                result.resized[name] = Resized(before, after, method)
+                conversion.tensors[name], method = fit_tensor(inner, file, net)
+                conversion.resized[name] = Resized(before, after, method)
         except ValueError as error:
             why = f" ({error})" if str(error) else ""
-            result.wrong_shape[name] = f"{before} in the file, {after} here{why}"
-    check_finite(result.tensors, state)
-    return result
+            conversion.wrong_shape[name] = f"{before} in the file, {after} here{why}"
+    check_finite(conversion.tensors, state)
 
 
 def _below(state: _State, prefix: str) -> dict[str, Tensor]:

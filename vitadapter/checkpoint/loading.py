@@ -240,8 +240,8 @@ def plan_load(
         else:
             family = recognise(state_dict)
             conversion, name = _convert(state_dict, family, state.keys(), path), family.name
-        prefix = None if net_path is None else f"{net_path}."
-        return _plan(model, fit(conversion, state, prefix, resize=resize), net_path, source, name)
+        fit(conversion, state, None if path is None else f"{net_path}.", resize=resize)
+        return _plan(model, conversion, net_path, source, name)
     except ValueError as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
     except (LookupError, RuntimeError) as error:  # of PyTorch, for odd shapes and types
