@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitadapter.checkpoint import FAMILIES, fetch, find_family, read_state_dict, recognise
-from vitadapter.checkpoint.report import LoadReport
-from vitadapter.checkpoint.values import check_dense, check_finite
+from vitadapter.checkpoint.fitting import check_dense, check_finite
+from vitadapter.checkpoint.loading import LoadReport
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state_dict = read_state_dict(fetch(args.input))
         check_dense(state_dict, allow_meta=False)
         family = recognise(state_dict, families)
-        conversion = family.converters[0](state_dict)
+        conversion = family.convert(state_dict)
         check_finite(conversion.tensors)
     except (ValueError, LookupError, RuntimeError) as error:  # the latter come of odd shapes
         print(f"error: {error}", file=sys.stderr)
@@ -79,14 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's is a RuntimeError
         print(f"error: {args.output} cannot be written: {error}", file=sys.stderr)
         return 1
-    report = LoadReport(
-        source=args.input,
-        family=family.name,
-        net_share=None,
-        loaded=tuple(tensors),
-        renamed=conversion.renamed,
-        dropped=conversion.dropped,
-    )
+    implied = {"implied": {}}  # only known where there is a net
+    report = LoadReport(**(vars(conversion) | implied), source=args.input, family=family.name)
     print(report.summary())
     print(f"names are those of the {conversion.scope}, written to {args.output}")
     return 0

@@ -10,7 +10,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from vitadapter.checkpoint.name_table import NameTable
+from vitadapter.checkpoint.official.conversion import NameTable
 
 # README.md of the golden data; one list per image.
 GT_BOXES = (

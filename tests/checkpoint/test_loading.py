@@ -74,7 +74,7 @@ def test_a_pre_trained_vit_reaches_the_net_and_nothing_else() -> None:
         "head.bias",
         f"{net}cls_token",
     }
-    assert report.unexpected == ()
+    assert report.unexpected == []
     counts = [n for n in before if not n.startswith(net) and not n.endswith("num_batches_tracked")]
     assert sorted(report.missing) == sorted(counts)
     assert report.missing["backbone.bottom_up.interactions.0.injector.gamma"] == "stays 0"

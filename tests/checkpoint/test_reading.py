@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitadapter.checkpoint.pickle_names import Unread
+from vitadapter.checkpoint.pickles import Unread
 from vitadapter.checkpoint.reading import (
     read_checkpoint_file,
     read_state_dict,

@@ -7,7 +7,8 @@ import torch
 from detectron2.config import instantiate
 from training_samples import Program
 
-from vitadapter.checkpoint.official_detectors import MASK_RCNN, export_official
+from vitadapter.checkpoint import export_official
+from vitadapter.checkpoint.official.layouts import MASK_RCNN
 from vitadapter.engine import checkpoint as checkpoint_module
 from vitadapter.engine.checkpoint import (
     AtomicCheckpointer,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitadapter.checkpoint.official_detectors import MASK2FORMER, convert_official
+from vitadapter.checkpoint import convert_official
+from vitadapter.checkpoint.official.layouts import MASK2FORMER
 from vitadapter.solver import LayerDecay, Mask2FormerLayerDecay
 
 # What the official names of the parameters in question contain.

@@ -1,36 +1,45 @@
 """Checkpoints of other projects and of this one: read, recognised, converted, fitted, reported.
 
-Converters are pure functions from a state dict to a state dict, one file per family; `families.py`
-lists them, and `loading.py` puts them to work for `train.init_checkpoint`.
+The way of a file into a model: ``reading.py`` reads it as data, ``families`` recognises whose it is
+and converts its names, ``fitting.py`` brings its tensors to the model's shapes, and ``loading.py``
+does all of this for ``train.init_checkpoint``.
 """
 
-from .augreg import convert_augreg
-from .beit import convert_beit
-from .beit_tables import resize_relative_position_bias_table
-from .dinov3 import convert_dinov3
-from .eva02 import convert_eva02
 from .families import FAMILIES, find_family, recognise
+from .families.augreg import convert_augreg
+from .families.beit import convert_beit
+from .families.dinov3 import convert_dinov3
+from .families.eva02 import convert_eva02
+from .families.plain_vit import convert_dinov2, convert_timm_vit
+from .families.uni_perceiver import convert_uni_perceiver
 from .family import Conversion, Family
-from .official import convert_official_backbone, export_official_backbone
-from .official_detectors import LAYOUTS, OfficialLayout, convert_official, export_official
-from .plain_vit import convert_dinov2, convert_mae, convert_timm_vit
+from .fitting import resize_patch_kernel, resize_pos_embed, resize_relative_position_bias_table
+from .loading import LoadPlan, LoadReport, check_plan, plan_load
+from .official.conversion import (
+    OfficialLayout,
+    convert_official,
+    convert_official_backbone,
+    export_official,
+    export_official_backbone,
+)
+from .official.layouts import LAYOUTS
 from .reading import read_checkpoint_file, read_state_dict
-from .resizing import resize_patch_kernel, resize_pos_embed
-from .sources import fetch
-from .uni_perceiver import convert_uni_perceiver
+from .sources import fetch, is_remote
 
 __all__ = [
     "FAMILIES",
     "LAYOUTS",
     "Conversion",
     "Family",
+    "LoadPlan",
+    "LoadReport",
     "OfficialLayout",
+    "check_plan",
     "convert_augreg",
     "convert_beit",
     "convert_dinov2",
     "convert_dinov3",
     "convert_eva02",
-    "convert_mae",
     "convert_official",
     "convert_official_backbone",
     "convert_timm_vit",
@@ -39,6 +48,8 @@ __all__ = [
     "export_official_backbone",
     "fetch",
     "find_family",
+    "is_remote",
+    "plan_load",
     "read_checkpoint_file",
     "read_state_dict",
     "recognise",

@@ -1,8 +1,13 @@
-"""Loading a checkpoint of any known family into a model: everything is checked, then copied."""
+"""Loading a checkpoint of any known family into a model: everything is checked, then copied.
+
+What became of each entry of the file and of the model is reported, for people to read.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from detectron2.modeling import SimpleFeaturePyramid
@@ -10,20 +15,99 @@ from torch import Tensor, nn
 
 from vitadapter.checkpoint.families import recognise
 from vitadapter.checkpoint.family import Conversion, Family
-from vitadapter.checkpoint.report import LoadReport, Resized
-from vitadapter.checkpoint.resizing import fit_tensor
-from vitadapter.checkpoint.values import check_dense, check_finite, check_type
+from vitadapter.checkpoint.fitting import check_dense, fit
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
 
-__all__ = ["MIN_NET_SHARE", "LoadPlan", "check_plan", "plan_load"]
+__all__ = ["MIN_NET_SHARE", "LoadPlan", "LoadReport", "check_plan", "plan_load"]
 
 # Part of the plain ViT's parameters that a checkpoint must have.
 MIN_NET_SHARE = 0.9
-# Whatever the pre-training kept beside the patches; a net without them does not need them.
-_TOKENS = re.compile(r"(^|\.)(cls_token|dist_token|reg_token|register_tokens|storage_tokens)$")
-_NO_SUCH_TOKEN = "the net has no such token"
 # Only counts, and PyTorch's files of before version 0.4.1 lack it.
 _COUNT = "num_batches_tracked"
+
+# Of a summary.
+_LINES_PER_GROUP = 6
+_NUMBER = re.compile(r"\.\d+\.")
+
+
+def _pattern(name: str) -> str:
+    return _NUMBER.sub(".#.", name)
+
+
+def _module(name: str) -> str:
+    """What a name belongs to: what stands before its first number."""
+    return _NUMBER.split(name, maxsplit=1)[0]
+
+
+def _grouped(names: Mapping[str, str], by_module: bool) -> list[str]:
+    """One line for the names that differ in their numbers only, most frequent first."""
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for name, text in names.items():
+        key = (_module(name), "") if by_module else (_pattern(name), _pattern(text))
+        counts[key] += 1
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    lines = [
+        f"{name}{text}" + (f" ({number})" if number > 1 else "")
+        for (name, text), number in ordered[:_LINES_PER_GROUP]
+    ]
+    rest = sum(number for _, number in ordered[_LINES_PER_GROUP:])
+    return [*lines, f"and {rest} more"] if rest else lines
+
+
+@dataclass(kw_only=True)
+class LoadReport(Conversion):
+    """A conversion that was fitted to a model, for people to read.
+
+    All names are the model's, but those of ``renamed`` and ``dropped``, which are the file's;
+    ``implied`` has values by name.
+
+    Attributes:
+        source: the file.
+        family: what it was recognised as.
+        net_share: part of the plain ViT's parameters that was found, in [0, 1]; None without a
+            plain ViT in the model.
+        missing: how it is initialised instead, by name.
+    """
+
+    source: str
+    family: str
+    net_share: float | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the tensors of the file that find their place, resized ones included."""
+        return tuple(name for name in self.tensors if name not in self.implied)
+
+    def _sections(self) -> Iterable[tuple[str, Mapping[str, str]]]:
+        yield "resized", {name: f": {how}" for name, how in self.resized.items()}
+        yield "renamed", {old: f" -> {new}" for old, new in self.renamed.items()}
+        yield "dropped", {name: f": {why}" for name, why in self.dropped.items()}
+        yield "constant", {name: f" = {value:g}" for name, value in self.implied.items()}
+        yield "missing", {name: f": {how}" for name, how in self.missing.items()}
+        yield "wrong shape", {name: f": {shapes}" for name, shapes in self.wrong_shape.items()}
+        yield "unexpected", dict.fromkeys(self.unexpected, "")
+
+    def _title(self) -> str:
+        share = "" if self.net_share is None else f", {self.net_share:.1%} of the net's parameters"
+        return f"{self.source} ({self.family}): {len(self.loaded)} tensors loaded{share}"
+
+    def summary(self) -> str:
+        """A few lines: counts, and names that differ in numbers only as one."""
+        lines = [self._title()]
+        for title, names in self._sections():
+            if names:
+                lines.append(f"  {title}: {len(names)}")
+                lines += [f"    {line}" for line in _grouped(names, title == "missing")]
+        return "\n".join(lines)
+
+    def write(self, path: Path) -> None:
+        """Writes every name to a text file."""
+        lines = [self._title(), f"loaded: {len(self.loaded)}", *self.loaded]
+        for title, names in self._sections():
+            lines += ["", f"{title}: {len(names)}"]
+            lines += [f"{name}{text}" for name, text in names.items()]
+        path.write_text("\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True)
@@ -31,14 +115,17 @@ class LoadPlan:
     """What a load would do.
 
     Attributes:
-        tensors: in the model's shapes, by the model's names.
         report: what became of everything.
         net_path: where in the model the plain ViT is; None where there is none.
     """
 
-    tensors: Mapping[str, Tensor]
     report: LoadReport
     net_path: str | None
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """In the model's shapes, by the model's names."""
+        return self.report.tensors
 
     @property
     def is_doubtful(self) -> bool:
@@ -79,32 +166,25 @@ def _place(conversion: Conversion, backbone_path: str) -> Conversion:
     old = conversion.backbone_path
 
     def place(name: str) -> str:
-        if conversion.scope == "net":
-            return _join(_join(backbone_path, "net"), name)
-        if conversion.scope == "backbone" or old == "":
-            return _join(backbone_path, name)
-        if old is not None and name.startswith(f"{old}."):
-            return _join(backbone_path, name.removeprefix(f"{old}."))
-        return name
+        if old is None:
+            return _join(backbone_path, f"net.{name}")
+        prefix = _join(old, "")
+        is_backbone = name.startswith(prefix)
+        return _join(backbone_path, name.removeprefix(prefix)) if is_backbone else name
 
-    return Conversion(
-        {place(name): tensor for name, tensor in conversion.tensors.items()},
-        scope="model",
+    return replace(
+        conversion,
+        tensors={place(name): tensor for name, tensor in conversion.tensors.items()},
         renamed={old: place(new) for old, new in conversion.renamed.items()},
-        dropped=conversion.dropped,
-        implied=conversion.implied,
     )
 
 
 def _convert(
-    state_dict: Mapping[str, Tensor],
-    family: Family,
-    names: Mapping[str, Tensor],
-    backbone_path: str,
+    state_dict: Mapping[str, Tensor], family: Family, names: Iterable[str], backbone_path: str
 ) -> Conversion:
     """The family's conversion that fits the model best."""
     placed = [_place(convert(state_dict), backbone_path) for convert in family.converters]
-    return max(placed, key=lambda conversion: len(conversion.tensors.keys() & names.keys()))
+    return max(placed, key=lambda conversion: len(conversion.tensors.keys() & names))
 
 
 def _initial(tensor: Tensor) -> str:
@@ -115,16 +195,14 @@ def _initial(tensor: Tensor) -> str:
 
 
 def _imply(
-    patterns: Mapping[str, float], missing: Sequence[str], prefix: str | None
+    patterns: Mapping[str, float], missing: Sequence[str], net_path: str | None
 ) -> dict[str, float]:
     """Values of missing entries of the net that the family leaves out."""
-    if prefix is None:
-        return {}
     return {
         name: value
         for name in missing
         for pattern, value in patterns.items()
-        if name.startswith(prefix) and re.fullmatch(pattern, name[len(prefix) :])
+        if net_path is not None and re.fullmatch(rf"{re.escape(net_path)}\.{pattern}", name)
     }
 
 
@@ -152,108 +230,39 @@ def plan_load(
             another kind of numbers, NaN or infinite. Nothing that :meth:`LoadPlan.apply` copies can
             fail after this.
     """
-    names = model.state_dict()
+    state = model.state_dict()
     path = _find_backbone(model)
+    net_path = None if path is None else _join(path, "net")
     try:
-        check_dense(state_dict, allow_meta=any(tensor.is_meta for tensor in names.values()))
+        check_dense(state_dict, allow_meta=any(tensor.is_meta for tensor in state.values()))
         if path is None:
-            conversion, name = Conversion(dict(state_dict), scope="model"), "names as they are"
+            conversion, name = Conversion(dict(state_dict)), "names as they are"
         else:
             family = recognise(state_dict)
-            conversion, name = _convert(state_dict, family, names, path), family.name
-        net_path = None if path is None else _join(path, "net")
-        return _fit(model, conversion, net_path, source, name, resize)
+            conversion, name = _convert(state_dict, family, state.keys(), path), family.name
+        fit(conversion, state, None if path is None else f"{net_path}.", resize=resize)
+        return _plan(model, conversion, net_path, source, name)
     except ValueError as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
     except (LookupError, RuntimeError) as error:  # of PyTorch, for odd shapes and types
         raise ValueError(f"{source} cannot be loaded: its tensors do not fit ({error})") from error
 
 
-@dataclass
-class _Fitted:
-    """What fits into the model, and what does not."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    resized: dict[str, Resized] = field(default_factory=dict)
-    wrong_shape: dict[str, str] = field(default_factory=dict)
-    unexpected: list[str] = field(default_factory=list)
-    needless: dict[str, str] = field(default_factory=dict)
-
-
-def _fit_tensors(
-    found: Mapping[str, Tensor], state: Mapping[str, Tensor], prefix: str | None, resize: bool
-) -> _Fitted:
-    """Brings tensors to the shapes of the model.
-
-    Args:
-        found: by the model's names.
-        state: of the model.
-        prefix: of the net's names; None without a net.
-        resize: whether tensors of the net may be resized.
-    """
-    file, net = ({} if prefix is None else _below(x, prefix) for x in (found, state))
-    result = _Fitted()
-    for name, tensor in found.items():
-        in_net = prefix is not None and name.startswith(prefix)
-        if name not in state:
-            if in_net and _TOKENS.search(name):
-                result.needless[name] = _NO_SUCH_TOKEN
-            else:
-                result.unexpected.append(name)
-            continue
-        shape = state[name].shape
-        check_type(name, tensor, state[name])
-        method = None
-        try:
-            if tensor.shape != shape:
-                if not (in_net and resize):
-                    raise ValueError
-                tensor, method = fit_tensor(name[len(prefix) :], file, net)
-        except ValueError as error:
-            why = f" ({error})" if str(error) else ""
-            shapes = f"{tuple(tensor.shape)} in the file, {tuple(shape)} here"
-            result.wrong_shape[name] = f"{shapes}{why}"
-            continue
-        result.tensors[name] = tensor
-        if method is not None:
-            result.resized[name] = Resized(tuple(found[name].shape), tuple(shape), method)
-    check_finite(result.tensors, state)
-    return result
-
-
-def _fit(
-    model: nn.Module,
-    conversion: Conversion,
-    net_path: str | None,
-    source: str,
-    family_name: str,
-    resize: bool,
+def _plan(
+    model: nn.Module, fitted: Conversion, net_path: str | None, source: str, family: str
 ) -> LoadPlan:
     state = model.state_dict()
-    prefix = None if net_path is None else f"{net_path}."
-    fitted = _fit_tensors(conversion.tensors, state, prefix, resize)
-    loaded = tuple(fitted.tensors)
     missing = [n for n in _unshared(model, fitted.tensors) if n not in fitted.wrong_shape]
-    implied = _imply(conversion.implied, missing, prefix)
+    implied = _imply(fitted.implied, missing, net_path)
     tensors = fitted.tensors | {n: torch.full_like(state[n], v) for n, v in implied.items()}
     report = LoadReport(
+        **(vars(fitted) | {"tensors": tensors, "implied": implied}),
         source=source,
-        family=family_name,
+        family=family,
         net_share=None if net_path is None else _share(model, net_path, tensors),
-        loaded=loaded,
-        resized=fitted.resized,
-        renamed=conversion.renamed,
-        dropped={**conversion.dropped, **fitted.needless},
-        implied=implied,
         missing={name: _initial(state[name]) for name in missing if name not in implied},
-        wrong_shape=fitted.wrong_shape,
-        unexpected=tuple(fitted.unexpected),
     )
-    return LoadPlan(tensors, report, net_path)
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    return LoadPlan(report, net_path)
 
 
 def _unshared(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:

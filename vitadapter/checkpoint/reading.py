@@ -1,13 +1,19 @@
-"""Checkpoint files as plain state dicts, read without executing what is in them."""
+"""Checkpoint files as plain state dicts, read without executing what is in them.
 
+``.safetensors``, ``.npz``, and what ``torch.save`` writes: the zip archives of today, and what it
+wrote before version 1.6.
+"""
+
+import io
 import logging
 import math
+import mmap
 import re
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -18,12 +24,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitadapter.checkpoint.pickle_names import Unread
-from vitadapter.checkpoint.torch_files import read_torch_file
+from vitadapter.checkpoint.pickles import PickleReader, Storage, Unread, storage_dtype
 
-__all__ = ["StateDict", "read_checkpoint_file", "read_state_dict", "unwrap_state_dict"]
-
-_DATA_PARALLEL = re.compile(r"(module\.)*")
+__all__ = [
+    "StateDict",
+    "read_checkpoint_file",
+    "read_state_dict",
+    "read_torch_file",
+    "unwrap_state_dict",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,45 +43,30 @@ StateDict = dict[str, Tensor]
 # average is read where there is nothing else. DINO and iBOT publish the "teacher".
 _PLAIN = ("state_dict", "model", "module", "model_state", "teacher")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_DATA_PARALLEL = re.compile(r"(module\.)*")
 # Kinds of NumPy's types: truth values, whole, real and complex numbers.
 _NUMERIC = "biufc"
 # Weights hardly become smaller when they are compressed.
 _MOST_UNPACKING = 4
 _SMALL_BYTES = 2**28
 _LONGEST_NAME = 1000
-# What a file that is no checkpoint, or only part of one, may raise.
-_NOT_WEIGHTS = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-# Those of them whose message says nothing by itself.
+# Of torch.save
+_PICKLE = "data.pkl"
+_MOST_PICKLE_BYTES = 2**26
+_ZIP_START = b"PK\x03\x04"
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION = 1001
+# What a file that is no checkpoint, or only part of one, may raise: with a message that says
+# nothing by itself, and with one that does.
 _DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError, struct.error)
+_NOT_WEIGHTS = (
+    *(*_DAMAGED, MemoryError, RuntimeError, SafetensorError, SyntaxError, ValueError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
-def _read_safetensors(path: Path) -> object:
-    return load_file(path)
-
-
-def _read_torch(path: Path) -> object:
-    # What is not asked for, such as an optimizer's state, is not read.
-    return read_torch_file(path, is_mapped=True)
-
-
-def _read_npz(path: Path) -> object:
+def _read_npz(path: Path) -> StateDict:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         unpacked = sum(info.file_size for info in infos)
@@ -105,29 +99,177 @@ def _read_array(file: IO[bytes], name: str, size: int) -> np.ndarray:
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _read_pickle(path: Path) -> object:
+def _part(memory: mmap.mmap, offset: int, size: int) -> torch.Tensor:
+    """Bytes of the file, as uint8."""
+    if offset + size > len(memory):
+        raise ValueError(f"it is cut off: {offset + size} bytes are needed, it has {len(memory)}")
+    if size == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset)
+
+
+def _parse_storage_id(persistent_id: object, length: int) -> tuple[torch.dtype, str | int, int]:
+    """(type of its values, key, number of its values)"""
+    if not isinstance(persistent_id, tuple) or len(persistent_id) != length:
+        raise ValueError("it refers to something that is no storage of a tensor")
+    kind, storage_type, key, _, count, *view = persistent_id
+    is_valid = kind == "storage" and isinstance(key, str | int) and all(v is None for v in view)
+    if not is_valid or type(count) is not int or count < 0:
+        raise ValueError("it refers to something that is no storage of a tensor")
+    return storage_dtype(storage_type), key, count
+
+
+class _ZipFile:
+    """A folder with ``data.pkl`` and ``data/KEY`` for each storage, not compressed."""
+
+    def __init__(self, path: Path, memory: mmap.mmap, is_mapped: bool) -> None:
+        self._path, self._memory, self._is_mapped = path, memory, is_mapped
+        self._records: dict[str, zipfile.ZipInfo] = {}
+        self._storages: dict[str | int, Storage] = {}
+        self._bytes_left = len(memory)
+
+    def read(self) -> object:
+        with zipfile.ZipFile(self._path) as archive:
+            pickle = self._list_records(archive)
+            with archive.open(pickle) as file:
+                content = file.read(_MOST_PICKLE_BYTES + 1)
+        if len(content) > _MOST_PICKLE_BYTES:
+            raise ValueError(f"its {_PICKLE} has more than {_MOST_PICKLE_BYTES} bytes")
+        return PickleReader(self._storage, len(self._memory)).read(io.BytesIO(content))
+
+    def _list_records(self, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+        infos = archive.infolist()
+        self._records = {info.filename: info for info in infos}
+        if len(self._records) < len(infos):
+            raise ValueError("two files in the archive have the same name")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            raise ValueError("torch.save does not compress, but the archive is compressed")
+        pickles = [name for name in self._records if name.count("/") == 1 and _is_pickle(name)]
+        if len(pickles) != 1:
+            raise ValueError(f"torch.save writes one {_PICKLE}, the archive has {len(pickles)}")
+        self._folder = pickles[0].removesuffix(_PICKLE)
+        if f"{self._folder}constants.pkl" in self._records:
+            raise ValueError("it is a program (TorchScript), not weights")
+        order = self._records.get(f"{self._folder}byteorder")
+        if order is not None and archive.read(order) != b"little":
+            raise ValueError("its numbers are not in little-endian order")
+        return self._records[pickles[0]]
+
+    def _storage(self, persistent_id: object) -> Storage:
+        dtype, key, count = _parse_storage_id(persistent_id, 5)
+        if key not in self._storages:
+            data = self._record(f"{self._folder}data/{key}")
+            self._storages[key] = Storage(dtype, data.untyped_storage())
+        storage = self._storages[key]
+        if count * dtype.itemsize > storage.data.nbytes():
+            raise ValueError(
+                f"the storage {key} has {storage.data.nbytes()} bytes, not {count} {dtype}"
+            )
+        return Storage(dtype, storage.data)
+
+    def _record(self, name: str) -> torch.Tensor:
+        info = self._records.get(name)
+        if info is None:
+            raise ValueError(f"the archive has no {name}")
+        self._bytes_left -= info.file_size
+        if self._bytes_left < 0:  # files of an archive may overlap
+            raise ValueError("its tensors are larger than the file")
+        end = info.header_offset + _LOCAL_HEADER.size
+        header = self._memory[info.header_offset : end]
+        if len(header) < _LOCAL_HEADER.size:
+            raise ValueError(f"{name} is not where the archive says")
+        signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
+        if signature != _ZIP_START:
+            raise ValueError(f"{name} is not where the archive says")
+        data = _part(self._memory, end + name_bytes + extra_bytes, info.file_size)
+        return data if self._is_mapped else data.clone()
+
+
+def _is_pickle(name: str) -> bool:
+    return name.endswith(f"/{_PICKLE}")
+
+
+class _OldFile:
+    """Pickles one after the other (a number to know it by, version, system, content, keys of
+    storages), then the storages: the number of their values, and these."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+        self._storages: dict[str | int, Storage] = {}
+        self._bytes_left = len(memory)
+
+    def read(self) -> object:
+        reader = PickleReader(self._storage, len(self._memory))
+        if reader.read(self._memory) != _MAGIC_NUMBER:
+            raise ValueError("it is not a file of torch.save")
+        if reader.read(self._memory) != _PROTOCOL_VERSION:
+            raise ValueError("it is of another version of torch.save")
+        system = reader.read(self._memory)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise ValueError("its numbers are not in little-endian order")
+        content = reader.read(self._memory)
+        keys = reader.read(self._memory)
+        if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
+            raise ValueError("its list of storages is damaged")
+        if set(keys) != self._storages.keys():
+            raise ValueError("it lists other storages than its tensors use")
+        for key in keys:
+            self._fill(self._storages.pop(key))
+        return content
+
+    def _storage(self, persistent_id: object) -> Storage:
+        """Of the right size; its values come later in the file."""
+        dtype, key, count = _parse_storage_id(persistent_id, 6)
+        if key not in self._storages:
+            self._bytes_left -= count * dtype.itemsize
+            if self._bytes_left < 0:
+                raise ValueError("its tensors are larger than the file")
+            data = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+            self._storages[key] = Storage(dtype, data.untyped_storage())
+        return Storage(dtype, self._storages[key].data)
+
+    def _fill(self, storage: Storage) -> None:
+        (count,) = struct.unpack("<q", self._memory.read(8))
+        size = storage.data.nbytes()
+        if count * storage.dtype.itemsize != size:
+            raise ValueError(f"a storage has {count} values, its tensors say {size} bytes")
+        part = _part(self._memory, self._memory.tell(), size)
+        torch.empty(0, dtype=torch.uint8).set_(storage.data, 0, (size,)).copy_(part)
+        self._memory.seek(size, io.SEEK_CUR)
+
+
+def read_torch_file(path: Path, *, is_mapped: bool) -> object:
+    """As :func:`read_checkpoint_file`, of any content, with the errors as they come."""
+    with path.open("rb") as file:
+        # Private: a write into a tensor does not reach the file.
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if zipfile.is_zipfile(path):
+        return _ZipFile(path, memory, is_mapped).read()
+    if memory[:4] == _ZIP_START:
+        raise ValueError("it is cut off: the end of the archive is missing")
+    return _OldFile(memory).read()
+
+
+def _read_any(path: Path) -> object:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return load_file(path)
+    if suffix == ".npz":
+        return _read_npz(path)
     if not zipfile.is_zipfile(path):
-        raise ValueError(
-            "a .pkl file (Detectron2's model zoo has these) is a program that loading would run; "
-            "load it where you trust it and save its tensors as .safetensors"
-        )
-    return _read_torch(path)
-
-
-_READERS: Mapping[str, Callable[[Path], object]] = {
-    ".safetensors": _read_safetensors,
-    ".npz": _read_npz,
-    ".pkl": _read_pickle,
-}
-
-
-def _packed_checkpoint(path: Path) -> str | None:
-    """The checkpoint inside a zip archive, which several official releases are packed into."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if n.endswith((".pth", ".pth.tar", ".pt"))]
-    return names[0] if names else None
+        if suffix == ".pkl":
+            raise ValueError(
+                "a .pkl file (Detectron2's model zoo has these) is a program that loading would "
+                "run; load it where you trust it and save its tensors as .safetensors"
+            )
+    elif suffix != ".pkl":
+        # Several official releases are packed.
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.endswith((".pth", ".pth.tar", ".pt"))]
+        if names:
+            raise ValueError(f"it is an archive, unpack {names[0]} from it first")
+    # What is not asked for, such as an optimizer's state, is not read.
+    return read_torch_file(path, is_mapped=True)
 
 
 def _reason(error: Exception) -> str:
@@ -160,7 +302,7 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
 
     Returns:
         As it was saved: numbers, strings, None and tensors (on the CPU) in dicts, lists and
-        tuples. NumPy's and other objects are :class:`~vitadapter.checkpoint.pickle_names.Unread`.
+        tuples. NumPy's and other objects are :class:`~vitadapter.checkpoint.pickles.Unread`.
 
     Raises:
         ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
@@ -191,11 +333,8 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
     """
     path = Path(path)
     _check_file(path)
-    reader = _READERS.get(path.suffix.lower(), _read_torch)
     try:
-        if reader is _read_torch and (packed := _packed_checkpoint(path)):
-            raise ValueError(f"it is an archive, unpack {packed} from it first")
-        return unwrap_state_dict(reader(path), averaged=averaged)
+        return unwrap_state_dict(_read_any(path), averaged=averaged)
     except _NOT_WEIGHTS as error:
         raise ValueError(f"{path} cannot be loaded as weights: {_reason(error)}") from error
 

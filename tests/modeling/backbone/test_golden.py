@@ -49,7 +49,7 @@ def load(golden: ModuleType, shared: Path, case: str, build_golden: Build):
     official = golden.make_state_dict(keys, meta["window"])
     assert golden.check_weights(keys, arrays, official) < 1e-5
     model = build_golden(meta).eval()
-    model.load_state_dict(convert_official_backbone(official))
+    model.load_state_dict(convert_official_backbone(official).tensors)
     return meta, keys, arrays, model
 
 
@@ -85,7 +85,7 @@ def test_gradients(golden, shared, build_golden, case):
     # The converted entries with the official ones' places instead of their values.
     official = {name: torch.tensor(i) for i, (name, *_) in enumerate(keys)}
     checked = 0
-    for name, place in convert_official_backbone(official).items():
+    for name, place in convert_official_backbone(official).tensors.items():
         expected = arrays["r0_param_grads"][place]
         if np.isnan(expected[0]):
             assert name not in ours

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from golden_heads import GoldenHead, batched_inputs, check_detections
 from torch import Tensor
 
-from vitadapter.checkpoint.official_dense import ATSS_ROWS, GFL_ROWS
+from vitadapter.checkpoint.official.layouts import ATSS_ROWS, GFL_ROWS
 from vitadapter.layers.nms import HardNMS
 from vitadapter.modeling.dense import ATSSHead, ATSSMatcher, GFLHead, SingleAnchorDetector
 from vitadapter.modeling.dense.detector import per_anchor

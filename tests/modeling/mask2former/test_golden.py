@@ -10,8 +10,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
-from vitadapter.checkpoint.name_table import NameTable
-from vitadapter.checkpoint.official_mask2former import mask2former_head
+from vitadapter.checkpoint.official.conversion import NameTable
+from vitadapter.checkpoint.official.layouts import mask2former_head
 from vitadapter.modeling.mask2former import (
     HungarianMatcher,
     Mask2FormerHead,

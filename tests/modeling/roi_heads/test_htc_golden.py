@@ -11,8 +11,8 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from vitadapter.checkpoint.name_table import NameTable
-from vitadapter.checkpoint.official_cascade import HTC_HEADS
+from vitadapter.checkpoint.official.conversion import NameTable
+from vitadapter.checkpoint.official.layouts import HTC_HEADS
 
 # Boxes, in pixels, are float32 in Detectron2 whatever the heads compute in.
 BOX_TOLERANCE = 1e-4

@@ -8,12 +8,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from vitadapter.checkpoint.name_table import NameTable
-from vitadapter.checkpoint.official_segmenters import (
-    AUXILIARY_FCN_HEAD,
-    SEMANTIC_FPN_HEAD,
-    UPER_HEAD,
-)
+from vitadapter.checkpoint.official.conversion import NameTable
+from vitadapter.checkpoint.official.layouts import AUXILIARY_FCN_HEAD, SEMANTIC_FPN_HEAD, UPER_HEAD
 from vitadapter.modeling.semantic import FCNHead, SemanticFPNHead, UPerHead
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling.backbone import FPN
 from golden_heads import GoldenHead
 
-from vitadapter.checkpoint.official_dense import ATSS_ROWS
+from vitadapter.checkpoint.official.layouts import ATSS_ROWS
 from vitadapter.modeling.backbone import LastLevelConvs
 
 

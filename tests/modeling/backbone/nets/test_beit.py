@@ -55,7 +55,7 @@ def _timm(img_size: int | Size, patch_size: int = 16) -> Beit:
 def test_tokens_are_timms(img_size: int | Size) -> None:
     theirs = _timm(img_size)
     net = _net(img_size, use_cls_token=True)
-    net.load_state_dict(convert_beit(theirs.state_dict()))
+    net.load_state_dict(convert_beit(theirs.state_dict()).tensors)
     images = torch.randn(2, 3, *((img_size, img_size) if isinstance(img_size, int) else img_size))
     with torch.no_grad():
         expected = theirs.forward_features(images)
@@ -66,7 +66,7 @@ def test_tokens_are_timms(img_size: int | Size) -> None:
 def test_gradients_are_timms() -> None:
     theirs = _timm(64).double()
     net = _net(64, use_cls_token=True).double()
-    net.load_state_dict(convert_beit(theirs.state_dict()))
+    net.load_state_dict(convert_beit(theirs.state_dict()).tensors)
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     weight = torch.randn(1, 17, DIM, dtype=torch.float64)
     (theirs.forward_features(images) * weight).sum().backward()

@@ -1,0 +1,125 @@
+"""All families of checkpoints, and which one a file belongs to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from vitadapter.checkpoint.families.augreg import AUGREG
+from vitadapter.checkpoint.families.beit import BEIT
+from vitadapter.checkpoint.families.dinov3 import DINOV3
+from vitadapter.checkpoint.families.eva02 import EVA02
+from vitadapter.checkpoint.families.own import OWN
+from vitadapter.checkpoint.families.plain_vit import DINOV2, MAE, TIMM_VIT
+from vitadapter.checkpoint.families.uni_perceiver import UNI_PERCEIVER
+from vitadapter.checkpoint.family import Conversion, Converter, Family
+from vitadapter.checkpoint.official.layouts import OFFICIAL_FAMILIES
+
+__all__ = ["FAMILIES", "find_family", "recognise"]
+
+# The first that recognises a file has it: what is more special comes first.
+FAMILIES: tuple[Family, ...] = (
+    OWN,
+    *OFFICIAL_FAMILIES,
+    AUGREG,
+    UNI_PERCEIVER,
+    BEIT,
+    DINOV3,
+    EVA02,
+    MAE,
+    DINOV2,
+    TIMM_VIT,
+)
+
+
+# Parts of models whose names stand before those of the plain ViT inside.
+_WRAPPERS = {
+    *("backbone", "encoder", "model", "module", "vit", "trunk", "student", "teacher"),
+    *("visual", "visual_encoder", "vision_model", "vision_tower", "image_encoder", "img_backbone"),
+}
+_MOST_WRAPPERS = 4
+_OUTSIDE = "no part of the plain ViT"
+
+
+def _known() -> str:
+    return "; ".join(f"{family.name} ({family.description})" for family in FAMILIES)
+
+
+def _prefixes(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """What may stand before the names of a plain ViT, what is more likely first.
+
+    Of a self-distilled model the teacher is taken, as for a file that has it apart.
+    """
+    prefixes = {""}
+    for name in state_dict:
+        parts = name.split(".", _MOST_WRAPPERS)[:_MOST_WRAPPERS]
+        for count, part in enumerate(parts, start=1):
+            if part not in _WRAPPERS:
+                break
+            prefixes.add(".".join(parts[:count]) + ".")
+    return sorted(prefixes, key=lambda prefix: ("student" in prefix, prefix.count("."), prefix))
+
+
+def _inner(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
+
+
+def _under(prefix: str, convert: Converter) -> Converter:
+    """The converter, for files that have the family under a prefix."""
+
+    def convert_under(state_dict: Mapping[str, Tensor]) -> Conversion:
+        inner = _inner(state_dict, prefix)
+        conversion = convert(inner)
+        renamed = {name: name for name in inner if name in conversion.tensors} | conversion.renamed
+        dropped = {prefix + name: why for name, why in conversion.dropped.items()}
+        return replace(
+            conversion,
+            renamed={prefix + old: new for old, new in renamed.items()},
+            dropped={n: _OUTSIDE for n in state_dict if not n.startswith(prefix)} | dropped,
+        )
+
+    return convert_under
+
+
+def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAMILIES) -> Family:
+    """The family of a state dict, from its names.
+
+    The plain ViT may be part of another model: names may have a prefix of the parts ``_WRAPPERS``,
+    such as ``backbone.`` or ``model.visual.``.
+
+    Args:
+        state_dict: as read from a file.
+        families: those that it may be of. One alone is returned in any case.
+
+    Returns:
+        The family, whose converters take the whole of the state dict.
+
+    Raises:
+        ValueError: none; lists those that are known.
+    """
+    for prefix in _prefixes(state_dict):
+        inner = _inner(state_dict, prefix)
+        for family in families:
+            if family.recognises(inner) and prefix:
+                convert, *others = (_under(prefix, convert) for convert in family.converters)
+                return replace(family, convert=convert, alternatives=others)
+            if family.recognises(inner):
+                return family
+    if len(families) == 1:
+        return families[0]  # its converter says what is missing
+    raise ValueError(
+        f"its names are of no known family: it has {len(state_dict)} entries such as "
+        f"{sorted(state_dict)[:3]}. Known: {_known()}"
+    )
+
+
+def find_family(name: str) -> Family:
+    """The family called ``name``.
+
+    Raises:
+        ValueError: there is none; lists those that are known.
+    """
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise ValueError(f"there is no family {name!r}. Known: {_known()}")
