@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-
-from vitadapter.data.sample_sources import DigitPool, photo_region
+from sample_data.sources import DigitPool, photo_region
 
 __all__ = ["MIN_VISIBLE_SHARE", "PlacedDigit", "Scene", "crop_photo", "draw_scene"]
 
@@ -178,7 +177,7 @@ def draw_scene(
 
     Args:
         rng: the source of every choice.
-        split: a name of ``sample_sources.SPLITS``; decides from where crops may come.
+        split: a name of ``sources.SPLITS``; decides from where crops may come.
         photos: ``(H, W, 3)`` uint8 RGB by name.
         pool: the digits of the split.
         size: side of the image in pixels.

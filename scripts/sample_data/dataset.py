@@ -26,9 +26,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_util
-
-from vitadapter.data.sample_scene import PlacedDigit, Scene, draw_scene
-from vitadapter.data.sample_sources import (
+from sample_data.scene import PlacedDigit, Scene, draw_scene
+from sample_data.sources import (
     DIGIT_SOURCE,
     PHOTO_SOURCES,
     SPLITS,
