@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from label_maps import IGNORED, convert_files, find_files, folder_parser, look_up, run_or_exit
 
-from vitadapter.data.sem_seg_classes import CITYSCAPES_TRAIN_IDS
+from vitadapter.data.sem_seg.layouts import CITYSCAPES_TRAIN_IDS
 
 
 def to_classes(label_ids: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from label_maps import IGNORED, convert_files, find_files, folder_parser, look_up, run_or_exit
 from scipy.io import loadmat
 
-from vitadapter.data.sem_seg_classes import COCO_STUFF_IDS
+from vitadapter.data.sem_seg.layouts import COCO_STUFF_IDS
 
 
 def to_classes_164k(category_ids: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from detectron2.data import transforms as T
 
-from vitadapter.data.sem_seg_transforms import RandomResize, ResizeToFit, StretchToMultiple
+from vitadapter.data.transforms import RandomResize, ResizeToFit, StretchToMultiple
 
 
 def image_of(height: int, width: int) -> np.ndarray:

@@ -12,16 +12,20 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.cocoeval import COCOeval
 
-from vitadapter.data.coco import read_registered, register_coco
-from vitadapter.data.coco_format import CocoData
-from vitadapter.evaluation.coco_annotations import coco_api, warn_of_uncounted
+from vitadapter.data.coco import CocoData, read_registered, register_coco
+from vitadapter.data.coco.results import coco_api
 from vitadapter.evaluation.coco_submission import (
     check_algorithm,
     image_set_name,
     write_submission,
 )
-from vitadapter.evaluation.detection_analysis import write_analysis
-from vitadapter.evaluation.detection_figures import DetectionFigures
+from vitadapter.evaluation.detection_analysis import (
+    DetectionFigures,
+    check_arguments,
+    tasks_of,
+    warn_of_uncounted,
+    write_analysis,
+)
 
 __all__ = ["coco_evaluator"]
 
@@ -76,7 +80,9 @@ class _CheckedEvaluator(COCOEvaluator):
     ) -> None:
         """Detectron2 has written the results, with the categories of the data set."""
         given_tasks = self._tasks
-        self._tasks = self._tasks or self._tasks_of(predictions)
+        if self._tasks is None:
+            found = [result for each in predictions for result in each["instances"]]
+            self._tasks = tasks_of(self._data, found)
         if self._do_evaluation:
             self._coco_api = coco_api(self._data, masks="segm" in self._tasks)
         super()._eval_predictions(predictions, img_ids)
@@ -91,16 +97,6 @@ class _CheckedEvaluator(COCOEvaluator):
             algorithm=self._algorithm,
         )
         logger.info("For COCO's evaluation server: %s", ", ".join(map(str, archives)))
-
-    def _tasks_of(self, predictions: Sequence[dict[str, object]]) -> tuple[str, ...]:
-        """What the model predicts, as far as the annotations tell of it."""
-        found = [result for each in predictions for result in each["instances"]]
-        if not any("segmentation" in result for result in found):
-            return ("bbox",)
-        if self._do_evaluation and not self._data.has_masks:
-            logger.warning("%s has no masks: only boxes are evaluated", self._data.source)
-            return ("bbox",)
-        return ("bbox", "segm")
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
@@ -152,12 +148,8 @@ def coco_evaluator(
     Raises:
         ValueError: the data set does not exist or contradicts itself, or an argument cannot be.
     """
-    unknown = set(tasks or ()) - {"bbox", "segm"}
-    if unknown:
-        raise ValueError(f"tasks must be of 'bbox' and 'segm', got {sorted(unknown)}")
+    check_arguments(tasks, max_dets_per_image)
     check_algorithm(algorithm)
-    if max_dets_per_image < 1:
-        raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
     registered = register_coco(name, json_file, image_root, role="test")
     return _CheckedEvaluator(
         registered, tasks, output_dir, algorithm, max_dets_per_image, plot_curves
