@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES, _get_builtin_metadata
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
@@ -175,7 +176,10 @@ def test_random_faults_are_refused_by_name(tmp_path: Path) -> None:
                 continue
             ids = rgb_to_id(read_panoptic_png(record["pan_seg_file_name"]))
             segments = [s for s in record["segments_info"] if (ids == s["id"]).any()]
-            counts = count_matches(ids, segments, ids, segments, NUM_CLASSES)
+            # Of several crowds of a class, COCO's program forgives predictions on one alone.
+            found = [s for s in segments if not s["iscrowd"]]
+            predicted = np.where(np.isin(ids, [s["id"] for s in found]), ids, 0)
+            counts = count_matches(ids, segments, predicted, found, NUM_CLASSES)
             assert counts[:, 1:3].sum() == 0
 
     check()
