@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vitadapter.visualization.metrics_file import RunMetrics, RunSummary, summarize
-from vitadapter.visualization.plot_style import COLORS, STYLE, TEXT_COLOR, new_figure, save_figure
+from vitadapter.visualization.plot_style import COLORS, TEXT_COLOR, figure_file
 
 __all__ = ["plot_comparison", "plot_convergence", "plot_loss_against_time", "plot_training"]
 
@@ -135,15 +135,13 @@ def plot_training(metrics: RunMetrics, output: str | Path) -> None:
         ValueError: `output` is not a .png file.
     """
     has_rate = len(metrics.curve("lr")[0]) > 0
-    with mpl.rc_context(STYLE):
-        figure = new_figure(1200, 800)
+    with figure_file(output, 1200, 800) as figure:
         rows = (3, 1) if has_rate else (1,)
         panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
         if has_rate:
             _draw_learning_rate(panels[1], metrics)
         _draw_losses(panels[0], metrics)
         panels[-1].set_xlabel("iteration")
-        save_figure(figure, output)
 
 
 def _draw_against_time(axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
@@ -175,10 +173,8 @@ def plot_loss_against_time(runs: Mapping[str, RunMetrics], output: str | Path) -
         ValueError: there is no run, one has no "time", or `output` is not a .png file.
     """
     _check_runs(runs)
-    with mpl.rc_context(STYLE):
-        figure = new_figure(1200, 700)
+    with figure_file(output, 1200, 700) as figure:
         _draw_against_time(figure.subplots(), runs)
-        save_figure(figure, output)
 
 
 def _bars_title(summaries: Sequence[RunSummary]) -> str:
@@ -248,14 +244,10 @@ def plot_comparison(
         ValueError: there is no run, one has no "time", or `output` is not a .png file.
     """
     _check_runs(runs)
-    with mpl.rc_context(STYLE):
-        figure = new_figure(1400, 600)
+    with figure_file(output, 1400, 600, title) as figure:
         left, right = figure.subplots(1, 2)
-        if title:
-            figure.suptitle(title, fontsize=18, fontweight="bold")
         _draw_bars(left, [summarize(name, metrics) for name, metrics in runs.items()])
         _draw_against_time(right, runs)
-        save_figure(figure, output)
 
 
 def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], name: str) -> None:
@@ -290,14 +282,10 @@ def plot_convergence(
         ValueError: there is no run, one was never evaluated, or `output` is not a .png file.
     """
     _check_runs(runs)
-    with mpl.rc_context(STYLE):
-        figure = new_figure(1600, 600)
+    with figure_file(output, 1600, 600, title) as figure:
         left, right = figure.subplots(1, 2)
-        if title:
-            figure.suptitle(title, fontsize=18, fontweight="bold")
         _draw_metric(left, runs, "total_loss")
         left.set_title("Training loss")
         _draw_metric(right, runs, "bbox/AP")
         right.set_title("Box AP")
         right.set_ylim(bottom=0)
-        save_figure(figure, output)

@@ -20,9 +20,11 @@ from vitadapter.data.coco.json_entries import image_path
 from vitadapter.data.coco.results import EvaluatedImages, Instance, load_results
 from vitadapter.data.image_files import read_record_image
 
-__all__ = ["choose_images", "draw_gallery"]
+__all__ = ["OVERVIEW", "choose_images", "class_colors", "draw_gallery", "greyed"]
 
-_OVERVIEW = "overview.png"
+OVERVIEW = "overview.png"
+"""The sheet with all pictures."""
+
 _MAX_OVERVIEW_BYTES = 1_000_000
 # Pixels of the longer side of an image: at least, in a picture of its own; exactly, on the sheet.
 _PICTURE_SIDE = 512
@@ -65,12 +67,24 @@ def choose_images(image_ids: Sequence[int], count: int, seed: int) -> list[int]:
     return [image_ids[rng.choice(part)] for part in parts]
 
 
-def _class_colors(api: COCO) -> dict[int, tuple[float, float, float]]:
-    """A bright colour of its own for each category; neighbours in the list differ most."""
-    return {
-        category: colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, 0.8, 1.0)
-        for index, category in enumerate(sorted(api.cats))
-    }
+def class_colors(
+    count: int, shades: Sequence[tuple[float, float]] = ((0.8, 1.0),)
+) -> list[tuple[float, float, float]]:
+    """A colour in 0..1 for each class; those of neighbours differ most.
+
+    Args:
+        count: of classes.
+        shades: saturation and value, taken by turns.
+    """
+    return [
+        colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, *shades[index % len(shades)])
+        for index in range(count)
+    ]
+
+
+def greyed(image: np.ndarray) -> np.ndarray:
+    """The image `(H, W, 3)` in grey, so that colour means the class and nothing else."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def _label(instance: Instance, api: COCO) -> str:
@@ -92,20 +106,16 @@ def _draw_mask(visualizer: Visualizer, mask: np.ndarray, color: tuple[float, flo
 def _draw_instances(
     image: np.ndarray, instances: Sequence[Instance], api: COCO, side: int
 ) -> np.ndarray:
-    """The image `(H, W, 3)`, resized to a longer side of `side` pixels, with the instances.
-
-    It turns grey, so that colour means the class and nothing else.
-    """
+    """The image `(H, W, 3)`, grey, its longer side of `side` pixels, with the instances."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     visualizer = Visualizer(
-        cv2.resize(grey, size, interpolation=method),
+        cv2.resize(greyed(image), size, interpolation=method),
         font_size_scale=min(_MAX_FONT_SCALE, math.sqrt(side / _TILE_SIDE)),
     )
-    palette = _class_colors(api)
+    palette = dict(zip(sorted(api.cats), class_colors(len(api.cats)), strict=True))
     ordered = sorted(instances, key=lambda i: i["bbox"][2] * i["bbox"][3], reverse=True)
     for instance in ordered:
         if "segmentation" in instance:
@@ -203,7 +213,7 @@ class _Painter:
 
 def _picture_names(api: COCO, image_ids: Sequence[int]) -> list[str]:
     """File names after those of the images; equal names are told apart by the image id."""
-    names = [Path(_OVERVIEW).stem]
+    names = [Path(OVERVIEW).stem]
     for image_id in image_ids:
         stem = Path(api.imgs[image_id]["file_name"]).stem
         names.append(f"{stem}_{image_id}" if stem in names else stem)
@@ -252,6 +262,6 @@ def draw_gallery(
         picture = painter.draw(image_id, image, max(_PICTURE_SIDE, *image.shape[:2]))
         written.append(output / name)
         _compose([picture], 1).save(written[-1])
-    written.append(output / _OVERVIEW)
+    written.append(output / OVERVIEW)
     _save_small(_compose(tiles, _count_columns(len(tiles))), written[-1])
     return written

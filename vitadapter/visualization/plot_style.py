@@ -1,16 +1,19 @@
 """How the figures of this package look."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "STYLE", "TEXT_COLOR", "new_figure", "save_figure"]
+__all__ = ["COLORS", "TEXT_COLOR", "figure_file"]
 
 _DPI = 100
 TEXT_COLOR = "#333333"
 # Okabe and Ito's colours, which the colour-blind tell apart; the light yellow is left out.
 COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-STYLE = {
+_STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#999999",
     "axes.grid": True,
@@ -34,19 +37,17 @@ STYLE = {
 }
 
 
-def new_figure(width: int, height: int) -> Figure:
-    """An empty figure of this size in pixels; to be drawn in `mpl.rc_context(STYLE)`."""
-    figure = Figure(figsize=(width / _DPI, height / _DPI), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15, wspace=0.04)
-    return figure
-
-
-def save_figure(figure: Figure, output: str | Path) -> None:
-    """Writes a figure.
+@contextmanager
+def figure_file(
+    output: str | Path, width: int, height: int, title: str | None = None
+) -> Iterator[Figure]:
+    """An empty figure in this style, which is written where the `with` statement ends.
 
     Args:
-        figure: to write.
         output: the .png file; its folder is made.
+        width: in pixels.
+        height: in pixels.
+        title: a line above all.
 
     Raises:
         ValueError: `output` is not a .png file.
@@ -54,5 +55,11 @@ def save_figure(figure: Figure, output: str | Path) -> None:
     path = Path(output)
     if path.suffix.lower() != ".png":
         raise ValueError(f"the figure must be written to a .png file, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", pil_kwargs={"optimize": True})
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width / _DPI, height / _DPI), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15, wspace=0.04)
+        if title:
+            figure.suptitle(title, fontsize=18, fontweight="bold")
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", pil_kwargs={"optimize": True})

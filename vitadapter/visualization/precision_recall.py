@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from vitadapter.visualization.plot_style import COLORS, STYLE, new_figure, save_figure
+from vitadapter.visualization.plot_style import COLORS, figure_file
 
 __all__ = ["plot_precision_recall"]
 
@@ -41,9 +40,7 @@ def plot_precision_recall(
     Raises:
         ValueError: `output` is not a .png file.
     """
-    with mpl.rc_context(STYLE):
-        figure = new_figure(1400, 650)
+    with figure_file(output, 1400, 650) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for panel, (title, curves) in zip(axes, panels.items(), strict=True):
             _draw(panel, recall_levels, curves, title)
-        save_figure(figure, output)

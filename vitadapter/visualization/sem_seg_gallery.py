@@ -1,8 +1,6 @@
 """Pictures of semantic segmentation: image, truth and prediction side by side."""
 
-import colorsys
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,28 +10,18 @@ import pycocotools.mask as mask_util
 
 from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg import LabelReader
-from vitadapter.visualization.gallery import choose_images
+from vitadapter.visualization.gallery import OVERVIEW, choose_images, class_colors, greyed
 
 __all__ = ["draw_sem_seg_gallery"]
 
 Record = Mapping[str, object]
 
-_OVERVIEW = "overview.png"
 _TILE_SIDE = 320  # pixels of the longer side of an image on the sheet
 _GAP = 6
 _OPACITY = 0.65
-_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+# Saturation and value of the colours.
+_SHADES = ((0.9, 1.0), (0.9, 0.6), (0.45, 1.0))
 _LEGEND_ROW = 22
-
-
-def _palette(num_classes: int) -> np.ndarray:
-    """RGB colours `(K, 3)` in 0..255; those of neighbouring labels differ most."""
-    shades = ((0.9, 1.0), (0.9, 0.6), (0.45, 1.0))  # saturation and value
-    colors = [
-        colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1, *shades[label % len(shades)])
-        for label in range(num_classes)
-    ]
-    return (255 * np.array(colors)).round().astype(np.uint8)
 
 
 def _read_predictions(path: Path) -> dict[str, list[Mapping[str, object]]]:
@@ -65,7 +53,7 @@ def _predicted_labels(
 
 def _overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """The image in grey `(H, W, 3)` under the colours of its labels; ignored pixels stay grey."""
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    grey = greyed(image)
     known = (labels >= 0) & (labels < len(palette))
     colors = palette[np.where(known, labels, 0)]
     mixed = (1 - _OPACITY) * grey + _OPACITY * colors
@@ -147,7 +135,8 @@ def draw_sem_seg_gallery(
     evaluated = [i for i, record in enumerate(records) if record["file_name"] in segments]
     if not evaluated:
         raise ValueError(f"{predictions_file} holds no prediction for any of the images")
-    palette = _palette(len(class_names))
+    colors = class_colors(len(class_names), _SHADES)
+    palette = (255 * np.array(colors)).round().astype(np.uint8)  # (K, 3)
     output = Path(output_dir).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     written, rows = [], []
@@ -159,5 +148,5 @@ def draw_sem_seg_gallery(
         panels = [image, *(_overlay(image, labels, palette) for labels in (truth, predicted))]
         written.append(_save(output / f"{index:05d}_{Path(name).stem}.png", _row(panels)))
         rows.append(_row([_fit(panel, _TILE_SIDE) for panel in panels]))
-    written.append(_save(output / _OVERVIEW, _sheet(rows, class_names, palette)))
+    written.append(_save(output / OVERVIEW, _sheet(rows, class_names, palette)))
     return written
