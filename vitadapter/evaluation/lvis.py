@@ -66,7 +66,10 @@ def _federated(annotations: COCO, detections: Sequence[Instance]) -> list[Instan
 
 
 class _CategoryEval(COCOeval):
-    """Of one category, on the images that have an object or a detection of it."""
+    """Takes one category at a time, on the images that have an object or a detection of it.
+
+    Of LVIS's 20 thousand images each has but a few of its 1203 categories.
+    """
 
     def evaluateImg(  # noqa: N802
         self,
@@ -83,23 +86,15 @@ class _CategoryEval(COCOeval):
         unmatched = result["dtMatches"] == 0
         return {**result, "dtIgnore": np.logical_or(result["dtIgnore"], unmatched)}
 
-
-def _evaluate_category(
-    annotations: COCO, detections: COCO, category: int, task: str, max_dets: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, A) and recall (T, A)."""
-    coco_eval = _CategoryEval(annotations, detections, task)
-    params = coco_eval.params
-    params.catIds = [category]
-    images = {*annotations.catToImgs[category], *detections.catToImgs[category]}
-    if not images:
-        shape = len(params.iouThrs), len(params.recThrs), len(params.areaRng)
-        return np.full(shape, -1.0), np.full(shape[::2], -1.0)
-    params.imgIds = sorted(images)
-    params.maxDets = [max_dets]
-    coco_eval.evaluate()
-    coco_eval.accumulate()
-    return coco_eval.eval["precision"][:, :, 0, :, 0], coco_eval.eval["recall"][:, 0, :, 0]
+    def figures_of(self, category: int) -> tuple[np.ndarray, np.ndarray]:
+        """Precision (T, R, A) and recall (T, A)."""
+        images = {*self.cocoGt.catToImgs[category], *self.cocoDt.catToImgs[category]}
+        self.params.catIds = [category]
+        # Any image tells that there is nothing of a category.
+        self.params.imgIds = sorted(images) or self.cocoGt.getImgIds()[:1]
+        self.evaluate()
+        self.accumulate()
+        return self.eval["precision"][:, :, 0, :, 0], self.eval["recall"][:, 0, :, 0]
 
 
 def evaluate_lvis(
@@ -121,19 +116,16 @@ def evaluate_lvis(
         if not kept:
             found.dataset = {"images": [], "annotations": [], "categories": []}
             found.createIndex()
-        # One category at a time: of LVIS's 20 thousand images each has but a few of 1203.
-        by_category = [
-            _evaluate_category(annotations, found, category, task, max_dets_per_image)
-            for category in categories
-        ]
-    params = COCOeval(iouType=task).params
+        coco_eval = _CategoryEval(annotations, found, task)
+        coco_eval.params.maxDets = [max_dets_per_image]
+        by_category = [coco_eval.figures_of(category) for category in categories]
     counts = Counter(annotation["category_id"] for annotation in annotations.anns.values())
     return DetectionFigures(
         task=task,
         class_names=tuple(c["name"] for c in annotations.loadCats(categories)),
         counts=np.array([counts[category] for category in categories]),
-        iou_thresholds=params.iouThrs,
-        recall_levels=params.recThrs,
+        iou_thresholds=coco_eval.params.iouThrs,
+        recall_levels=coco_eval.params.recThrs,
         precision=np.stack([precision for precision, _ in by_category], axis=2),
         recall=np.stack([recall for _, recall in by_category], axis=1),
     )
