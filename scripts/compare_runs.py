@@ -8,8 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vitadapter.evaluation.curves import plot_comparison, plot_convergence
-from vitadapter.evaluation.metrics_file import (
+from vitadapter.visualization.curves import plot_comparison, plot_convergence
+from vitadapter.visualization.metrics_file import (
     RunMetrics,
     format_table,
     read_metrics,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitadapter.evaluation.metrics_file import read_metrics
+from vitadapter.visualization.metrics_file import read_metrics
 
 
 def seconds_per_iteration(run: str) -> float:

@@ -10,9 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 from tqdm import tqdm
-
-from vitadapter.data.sample_dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

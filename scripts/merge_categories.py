@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitadapter.data.coco_format import parse_coco
-from vitadapter.data.json_entries import read_json
+from vitadapter.data.coco.annotations import parse_coco
+from vitadapter.data.coco.json_entries import read_json
 
 
 def merge_categories(json_file: Path, name: str) -> dict[str, object]:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitadapter.evaluation.curves import plot_loss_against_time, plot_training
-from vitadapter.evaluation.metrics_file import read_metrics
+from vitadapter.visualization.curves import plot_loss_against_time, plot_training
+from vitadapter.visualization.metrics_file import read_metrics
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

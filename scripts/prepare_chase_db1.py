@@ -5,18 +5,22 @@ SOURCE holds Image_01L.jpg, Image_01L_1stHO.png, Image_01L_2ndHO.png and so on, 
 first 20 images are for training, the other 8 for validation.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from label_maps import convert_files, find_files, folder_parser, run_or_exit
 
 from vitadapter.data.image_files import open_image, read_numbers
-from vitadapter.data.label_conversion import chase_db1_labels
-from vitadapter.data.label_files import convert_files, find_files
 
 NUM_IMAGES, NUM_TRAINING = 28, 20
+
+
+def to_classes(grey: np.ndarray) -> np.ndarray:
+    """`*_1stHO.png` `(H, W)` of 0 and 255, or 0 and 1, to 0 and 1."""
+    if grey.ndim != 2:
+        raise ValueError(f"label maps must be grey (H, W), got {grey.shape}")
+    return (grey > (0 if grey.max(initial=0) <= 1 else 127)).astype(np.uint8)
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -41,22 +45,15 @@ def prepare(source: Path, root: Path) -> int:
             # Of two human observers the first is the truth.
             name = f"{image.stem}_1stHO.png"
             pairs.append((source / name, root / "annotations" / split / name))
-        count += convert_files(pairs, chase_db1_labels, read_grey)
+        count += convert_files(pairs, to_classes, read_grey)
     return count
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = folder_parser(
+        __doc__, source="folder of the download", root="folder to write, CHASE_DB1"
     )
-    parser.add_argument("source", type=Path, help="folder of the download")
-    parser.add_argument("root", type=Path, help="folder to write, CHASE_DB1")
-    args = parser.parse_args(arguments)
-    try:
-        count = prepare(args.source, args.root)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{count} label maps written")
+    run_or_exit(prepare, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -8,17 +8,27 @@ annotations/{train2017,val2017}/*.png; the maps are written beside these.
 images are copied to images/{train2014,test2014}, the maps go to annotations/{train2014,test2014}.
 """
 
-import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from label_maps import IGNORED, convert_files, find_files, folder_parser, look_up, run_or_exit
 from scipy.io import loadmat
 
-from vitadapter.data.label_conversion import coco_stuff_10k_labels, coco_stuff_labels
-from vitadapter.data.label_files import convert_files, find_files
+from vitadapter.data.sem_seg.layouts import COCO_STUFF_IDS
+
+
+def to_classes_164k(category_ids: np.ndarray) -> np.ndarray:
+    """COCO-Stuff 164k's category ids - 1 `(H, W)` to 171 classes, 255 elsewhere."""
+    classes = {category - 1: label for label, category in enumerate(COCO_STUFF_IDS)}
+    return look_up(category_ids, classes, IGNORED)
+
+
+def to_classes_10k(category_ids: np.ndarray) -> np.ndarray:
+    """COCO-Stuff 10k's category ids `(H, W)` to 171 classes + 1, 0 where there is none."""
+    classes = {category: label + 1 for label, category in enumerate(COCO_STUFF_IDS)}
+    return look_up(category_ids, classes, 0)
 
 
 def read_mat(path: Path) -> np.ndarray:
@@ -29,7 +39,7 @@ def prepare_164k(root: Path) -> int:
     sources = find_files(root / "annotations", "*/*.png")
     sources = [s for s in sources if not s.stem.endswith("_labelTrainIds")]
     pairs = [(s, s.with_name(f"{s.stem}_labelTrainIds.png")) for s in sources]
-    return convert_files(pairs, coco_stuff_labels)
+    return convert_files(pairs, to_classes_164k)
 
 
 def prepare_10k(root: Path) -> int:
@@ -46,7 +56,7 @@ def prepare_10k(root: Path) -> int:
             (labels / f"{name}.mat", labels / folder / f"{name}_labelTrainIds.png")
             for name in names
         ]
-        count += convert_files(pairs, coco_stuff_10k_labels, read_mat)
+        count += convert_files(pairs, to_classes_10k, read_mat)
     return count
 
 
@@ -55,17 +65,9 @@ def prepare(root: Path, version: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("root", type=Path, help="folder of COCO-Stuff")
+    parser = folder_parser(__doc__, root="folder of COCO-Stuff")
     parser.add_argument("--version", choices=["164k", "10k"], default="164k")
-    args = parser.parse_args(arguments)
-    try:
-        count = prepare(args.root, args.version)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{count} label maps written")
+    run_or_exit(prepare, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

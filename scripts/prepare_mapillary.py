@@ -6,19 +6,29 @@ moved there); the maps go to {training,validation}/train_ids. Both parts, which 
 recipe trains on, are linked to from trainval/{images,train_ids}.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitadapter.data.label_conversion import mapillary_labels
-from vitadapter.data.label_files import convert_files, find_files
+import numpy as np
+from label_maps import IGNORED, convert_files, find_files, folder_parser, look_up, run_or_exit
+
+# Mapillary Vistas 1.2's labels that are each of Cityscapes' 19 classes.
+LABELS_OF_CLASSES = (
+    *((13, 24, 41), (2, 15), (17,), (6,), (3,), (45, 47), (48,), (50,), (30,), (29,), (27,)),
+    *((19,), (20, 21, 22), (55,), (61,), (54,), (58,), (57,), (52,)),
+)
+
+
+def to_classes(label_ids: np.ndarray) -> np.ndarray:
+    """Mapillary Vistas' labels `(H, W)` to Cityscapes' 19 classes, 255 elsewhere."""
+    classes = {label: i for i, labels in enumerate(LABELS_OF_CLASSES) for label in labels}
+    return look_up(label_ids, classes, IGNORED)
 
 
 def prepare(root: Path) -> int:
     sources = find_files(root, "*/labels/*.png")
     pairs = [(s, s.parents[1] / "train_ids" / s.name) for s in sources]
-    count = convert_files(pairs, mapillary_labels)
+    count = convert_files(pairs, to_classes)
     for kind in ("images", "train_ids"):
         (root / "trainval" / kind).mkdir(parents=True, exist_ok=True)
         for part in sorted({source.parents[1].name for source in sources}):
@@ -29,16 +39,8 @@ def prepare(root: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("root", type=Path, help="folder of Mapillary Vistas")
-    args = parser.parse_args(arguments)
-    try:
-        count = prepare(args.root)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{count} label maps written")
+    parser = folder_parser(__doc__, root="folder of Mapillary Vistas")
+    run_or_exit(prepare, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

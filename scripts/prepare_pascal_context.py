@@ -6,16 +6,26 @@ Writes ROOT/SegmentationClassContext/NAME.png and, after VOC 2010's own splits,
 ROOT/ImageSets/SegmentationContext/{train,val}.txt.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from label_maps import convert_files, find_files, folder_parser, look_up, run_or_exit
 from scipy.io import loadmat
 
-from vitadapter.data.label_conversion import pascal_context_labels
-from vitadapter.data.label_files import convert_files, find_files
+# Of the 459 labels of Pascal Context, in the order of the 59 classes.
+LABELS_OF_CLASSES = (
+    *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98),
+    *(104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260),
+    *(284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416),
+    *(420, 424, 427, 440, 445, 454, 458),
+)
+
+
+def to_classes(label_ids: np.ndarray) -> np.ndarray:
+    """Pascal Context's 459 labels `(H, W)` to 59 classes + 1, 0 elsewhere."""
+    classes = {label: i + 1 for i, label in enumerate(LABELS_OF_CLASSES)}
+    return look_up(label_ids, classes, 0, num_labels=460)
 
 
 def read_mat(path: Path) -> np.ndarray:
@@ -32,23 +42,16 @@ def prepare(root: Path, labels: Path) -> int:
         names = [name for name in listed.read_text().split() if name in available]
         target = root / "SegmentationClassContext"
         pairs = [(available[name], target / f"{name}.png") for name in names]
-        count += convert_files(pairs, pascal_context_labels, read_mat)
+        count += convert_files(pairs, to_classes, read_mat)
         (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
     return count
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = folder_parser(
+        __doc__, root="VOCdevkit/VOC2010", labels="folder of Pascal Context's .mat files"
     )
-    parser.add_argument("root", type=Path, help="VOCdevkit/VOC2010")
-    parser.add_argument("labels", type=Path, help="folder of Pascal Context's .mat files")
-    args = parser.parse_args(arguments)
-    try:
-        count = prepare(args.root, args.labels)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{count} label maps written")
+    run_or_exit(prepare, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,14 @@ downloaded (with the border, not "noBoundary"). Of the 38 tiles 24 are for train
 validation.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from label_maps import IGNORED, find_files, folder_parser, run_or_exit, write_labels
 from PIL import Image
 
 from vitadapter.data.image_files import read_numbers
-from vitadapter.data.label_conversion import potsdam_labels
-from vitadapter.data.label_files import find_files, write_labels
 from vitadapter.modeling.inference import window_starts
 
 CROP, STRIDE = 512, 256
@@ -25,6 +22,47 @@ VALIDATION = {
     *("5_13", "5_14", "5_15", "6_13", "6_14", "6_15", "7_13"),
 }
 Image.MAX_IMAGE_PIXELS = 10**8  # a tile has 6000 x 6000
+# RGB of 0 (border) and of the classes + 1.
+COLORS = (
+    (0, 0, 0),
+    (255, 255, 255),
+    (0, 0, 255),
+    (0, 255, 255),
+    (0, 255, 0),
+    (255, 255, 0),
+    (255, 0, 0),
+)
+# Tile 4_12 was published after a lossy compression, and most cars of tile 6_7 are (252, 255, 0).
+TOLERANCE = 80
+
+
+def to_classes(colors: np.ndarray) -> np.ndarray:
+    """Potsdam's label image `(H, W, 3)` RGB to 6 classes + 1, 0 for the black border.
+
+    Channels that are a little off count as 0 or 255, unlike in the official release, which ignores
+    the pixels of any other colour: two published tiles have many.
+
+    Raises:
+        ValueError: a colour that stands for no class.
+    """
+    if colors.ndim != 3 or colors.shape[2] != 3 or colors.dtype != np.uint8:
+        raise ValueError(
+            f"label images must be RGB of 8 bit (H, W, 3), got {colors.shape} {colors.dtype}"
+        )
+    bright = colors > 127
+    distance = np.where(bright, 255 - colors, colors).max(axis=2)  # (H, W)
+    corners = bright @ np.array([4, 2, 1], dtype=np.uint8)  # (H, W), of the colour cube
+    table = np.full(8, IGNORED, dtype=np.uint8)
+    for label, color in enumerate(COLORS):
+        table[(np.array(color) > 127) @ np.array([4, 2, 1])] = label
+    labels = np.where(distance > TOLERANCE, np.uint8(IGNORED), table[corners])
+    unknown = colors[labels == IGNORED]
+    if len(unknown):
+        raise ValueError(
+            f"colours must be one of {COLORS}, got {tuple(unknown[0].tolist())} "
+            f"({len(unknown)} pixels)"
+        )
+    return labels
 
 
 def windows(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
@@ -41,7 +79,7 @@ def prepare(images: Path, labels: Path, root: Path) -> int:
         image = read_numbers(path)
         label_path = labels / path.name.replace("_RGB", "_label")
         try:
-            classes = potsdam_labels(read_numbers(label_path))
+            classes = to_classes(read_numbers(label_path))
         except ValueError as error:
             raise ValueError(f"{label_path} cannot be converted: {error}") from error
         if classes.shape != image.shape[:2]:
@@ -57,18 +95,13 @@ def prepare(images: Path, labels: Path, root: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = folder_parser(
+        __doc__,
+        images="folder of the images",
+        labels="folder of the label images",
+        root="folder to write, potsdam",
     )
-    parser.add_argument("images", type=Path, help="folder of the images")
-    parser.add_argument("labels", type=Path, help="folder of the label images")
-    parser.add_argument("root", type=Path, help="folder to write, potsdam")
-    args = parser.parse_args(arguments)
-    try:
-        count = prepare(args.images, args.labels, args.root)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{count} label maps written")
+    run_or_exit(prepare, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

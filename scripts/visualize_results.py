@@ -5,7 +5,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vitadapter.evaluation.gallery import draw_gallery
+from vitadapter.visualization.gallery import draw_gallery
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from detectron2.config import instantiate
 
 from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.engine.overrides import load_config
-from vitadapter.evaluation.sem_seg_gallery import draw_sem_seg_gallery
+from vitadapter.visualization.sem_seg_gallery import draw_sem_seg_gallery
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

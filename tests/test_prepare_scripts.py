@@ -9,10 +9,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from vitadapter.data.sem_seg import load_sem_seg_dataset
-from vitadapter.data.sem_seg_classes import COCO_STUFF, PASCAL_CONTEXT_59
-from vitadapter.data.sem_seg_labels import LabelReader
-from vitadapter.data.sem_seg_layouts import LAYOUTS
+from vitadapter.data.sem_seg import LabelReader, load_sem_seg_dataset
+from vitadapter.data.sem_seg.layouts import COCO_STUFF, LAYOUTS, PASCAL_CONTEXT_59
 
 SHAPE = (4, 6)
 

@@ -26,9 +26,8 @@ from project_configs import (
 from segmentation_recipes import PAPER_PARAMETERS, RECIPES, check_mask2former
 from timm.models import get_pretrained_cfg
 
-from vitadapter.data.sem_seg_layouts import LAYOUTS
-from vitadapter.data.sem_seg_transforms import RandomResize, ResizeToFit, StretchToMultiple
-from vitadapter.data.transforms import PadToSize
+from vitadapter.data.sem_seg.layouts import LAYOUTS
+from vitadapter.data.transforms import PadToSize, RandomResize, ResizeToFit, StretchToMultiple
 from vitadapter.modeling.backbone import BEiT, ViT
 
 Recipe = dict[str, object]

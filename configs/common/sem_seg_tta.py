@@ -8,7 +8,7 @@ An experiment takes one with::
 
 from detectron2.config import LazyCall as L
 
-from vitadapter.data.sem_seg_transforms import ResizeToFit, StretchToMultiple
+from vitadapter.data.transforms import ResizeToFit, StretchToMultiple
 from vitadapter.modeling.inference import SemanticSegmentorWithTTA
 
 _RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

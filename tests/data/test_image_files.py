@@ -25,9 +25,8 @@ from vitadapter.data.image_files import (
     read_image,
     read_numbers,
 )
-from vitadapter.data.panoptic_mapper import PanopticDatasetMapper
-from vitadapter.data.sem_seg_labels import LabelReader
-from vitadapter.data.sem_seg_mapper import SemSegDatasetMapper
+from vitadapter.data.panoptic import PanopticDatasetMapper
+from vitadapter.data.sem_seg import LabelReader, SemSegDatasetMapper
 from vitadapter.modeling.inference import SemanticSegmentorWithTTA
 
 RAMP = np.tile(np.linspace(0, 1, 64), (48, 1))

@@ -73,7 +73,7 @@ def test_what_cannot_be_used(content: Content, files: tuple[str, str]) -> None:
         load_lvis_dataset("x", *files, num_classes=1203)
     with pytest.raises(ValueError, match=r"dataset\.test\.json_file="):
         load_lvis_dataset("x", "nowhere.json", files[1], num_classes=5, role="test")
-    with pytest.raises(ValueError, match="not a registered data set"):
+    with pytest.raises(ValueError, match="not a known data set"):
         load_lvis_dataset("lvis_v7", num_classes=5)
     del content["images"][0]["coco_url"]
     Path(files[0]).write_text(json.dumps(content))

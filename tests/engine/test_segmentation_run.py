@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from project_configs import PROJECT, load
 from sem_seg_samples import some_labels, write_pairs
 
-from vitadapter.data.sem_seg_labels import LabelReader
+from vitadapter.data.sem_seg import LabelReader
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_train
-from vitadapter.evaluation.sem_seg_gallery import draw_sem_seg_gallery
 from vitadapter.model_zoo import get_config
+from vitadapter.visualization.sem_seg_gallery import draw_sem_seg_gallery
 
 SCRIPT = "demo.py"
 

@@ -11,8 +11,7 @@ from detection_samples import make_annotations, make_detections
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from vitadapter.evaluation.coco import coco_evaluator
-from vitadapter.evaluation.coco_submission import image_set_name, write_submission
+from vitadapter.evaluation.coco import coco_evaluator, image_set_name, write_submission
 
 
 def _read(archive: Path) -> list[dict[str, object]]:

@@ -4,19 +4,28 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import math
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_samples import make_content
 from detection_samples import make_annotations, make_detections
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitadapter.evaluation.detection_analysis import analyze_results
-from vitadapter.evaluation.detection_figures import COLUMNS, SIZES, DetectionFigures
+from vitadapter.data.coco.annotations import parse_coco
+from vitadapter.data.coco.results import coco_api
+from vitadapter.evaluation.detection_analysis import (
+    COLUMNS,
+    SIZES,
+    DetectionFigures,
+    analyze_results,
+    warn_of_uncounted,
+)
 
 # Where pycocotools' summary has the figures of COLUMNS.
 STATS = dict(zip(COLUMNS, (0, 1, 2, 3, 4, 5, 8), strict=True))
@@ -169,3 +178,20 @@ def test_script(
     assert "precision_recall_segm.png" in printed
     with pytest.raises(SystemExit, match=r"error: .*does not exist"):
         main(["--json-file", str(files[0]), "--results", "nowhere.json"])
+
+
+@pytest.mark.parametrize(("per_category", "limit", "warns"), [(True, 3, True), (True, 4, False)])
+def test_more_objects_than_are_counted(per_category: bool, limit: int, warns: bool, caplog) -> None:
+    content = make_content()
+    for annotation in content["annotations"]:
+        annotation["image_id"] = 3  # 4 of each category
+    content["annotations"].append({**content["annotations"][0], "iscrowd": 1})
+    api = coco_api(parse_coco(content, "a.json"))
+    with caplog.at_level(logging.WARNING):
+        warn_of_uncounted(api, limit, per_category=per_category)
+    assert ("1 images have more than 3 objects of a category, such as 002.png" in caplog.text) == (
+        warns
+    )
+    caplog.clear()
+    warn_of_uncounted(api, 7, per_category=False)
+    assert "dataloader.evaluator.max_dets_per_image=8" in caplog.text

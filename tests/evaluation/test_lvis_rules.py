@@ -13,7 +13,7 @@ from lvis_samples import CATEGORIES, FREQUENCIES, make_lvis, make_lvis_detection
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from vitadapter.evaluation.lvis_rules import evaluate_lvis, frequency_figures
+from vitadapter.evaluation.lvis import evaluate_lvis, frequency_figures
 
 Content = dict[str, list[dict[str, object]]]
 Entry = dict[str, object]

@@ -13,12 +13,11 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from vitadapter.data.coco import load_coco_dataset, register_coco
-from vitadapter.data.coco_format import coco_classes
-from vitadapter.data.json_entries import Findings, read_json
+from vitadapter.data.coco.annotations import coco_classes
+from vitadapter.data.coco.json_entries import Findings, read_json
+from vitadapter.data.dataset_source import Record
 
 __all__ = ["FederatedClassWeights", "load_lvis_dataset", "lvis_files"]
-
-Record = dict[str, object]
 
 
 def lvis_files(

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Sequence
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,20 +14,94 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.cocoeval import COCOeval
 
-from vitadapter.data.coco import read_registered, register_coco
-from vitadapter.data.coco_format import CocoData
-from vitadapter.evaluation.coco_annotations import coco_api, warn_of_uncounted
-from vitadapter.evaluation.coco_submission import (
-    check_algorithm,
-    image_set_name,
-    write_submission,
+from vitadapter.data.coco import CocoData, read_registered, register_coco
+from vitadapter.data.coco.results import coco_api
+from vitadapter.evaluation.detection_analysis import (
+    DetectionFigures,
+    check_arguments,
+    tasks_of,
+    warn_of_uncounted,
+    write_analysis,
 )
-from vitadapter.evaluation.detection_analysis import write_analysis
-from vitadapter.evaluation.detection_figures import DetectionFigures
 
-__all__ = ["coco_evaluator"]
+__all__ = ["coco_evaluator", "image_set_name", "write_submission"]
 
 logger = logging.getLogger(__name__)
+
+# Of submissions to COCO's evaluation server.
+_ALGORITHM = re.compile(r"[\w.+-]+", re.ASCII)
+# COCO recommends tenths of a pixel, to keep files small; a hundredth costs no AP for sure.
+_BOX_DIGITS = 2
+_SCORE_DIGITS = 6
+_REGIONS = {"bbox": "bbox", "segm": "segmentation"}
+
+
+def _check_algorithm(algorithm: str) -> None:
+    """
+    Raises:
+        ValueError: not a name that the server's file names can hold.
+    """
+    if not _ALGORITHM.fullmatch(algorithm):
+        raise ValueError(
+            "algorithm must be of letters, digits and _ . + - as a part of a file name, "
+            f"got {algorithm!r}"
+        )
+
+
+def image_set_name(json_file: str | Path) -> str:
+    """What COCO calls the images of a file: "test-dev2017" of "image_info_test-dev2017.json"."""
+    return Path(json_file).stem.removeprefix("image_info_")
+
+
+def _entry(result: Mapping[str, object], task: str) -> dict[str, object]:
+    region = result[_REGIONS[task]]
+    if task == "bbox":
+        region = [round(value, _BOX_DIGITS) for value in region]
+    return {
+        "image_id": result["image_id"],
+        "category_id": result["category_id"],
+        _REGIONS[task]: region,
+        "score": round(result["score"], _SCORE_DIGITS),
+    }
+
+
+def write_submission(
+    results: Sequence[Mapping[str, object]],
+    output_dir: str | Path,
+    *,
+    test_set: str,
+    algorithm: str,
+) -> list[Path]:
+    """Writes `submission_{bbox,segm}/detections_{test_set}_{algorithm}_results.{json,zip}`.
+
+    Boxes and masks are two uploads: where a mask has a box, the server's tools take the size of
+    the object from the box.
+
+    Args:
+        results: in COCO's results format, with masks (compressed RLE) in all of them or in none.
+        output_dir: folder that gets a folder for each task.
+        test_set: such as "test-dev2017".
+        algorithm: name of the entry.
+
+    Returns:
+        list[Path]: the zip files to upload.
+
+    Raises:
+        ValueError: a name that the server's file names cannot hold.
+    """
+    _check_algorithm(algorithm)
+    has_masks = len(results) > 0 and all("segmentation" in result for result in results)
+    archives = []
+    for task in ("bbox", "segm") if has_masks else ("bbox",):
+        folder = Path(output_dir) / f"submission_{task}"
+        folder.mkdir(parents=True, exist_ok=True)
+        json_file = folder / f"detections_{test_set}_{algorithm}_results.json"
+        entries = [_entry(result, task) for result in results]
+        json_file.write_text(json.dumps(entries, separators=(",", ":")))
+        archives.append(json_file.with_suffix(".zip"))
+        with zipfile.ZipFile(archives[-1], "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(json_file, json_file.name)
+    return archives
 
 
 class _CheckedEvaluator(COCOEvaluator):
@@ -76,7 +152,9 @@ class _CheckedEvaluator(COCOEvaluator):
     ) -> None:
         """Detectron2 has written the results, with the categories of the data set."""
         given_tasks = self._tasks
-        self._tasks = self._tasks or self._tasks_of(predictions)
+        if self._tasks is None:
+            found = [result for each in predictions for result in each["instances"]]
+            self._tasks = tasks_of(self._data, found)
         if self._do_evaluation:
             self._coco_api = coco_api(self._data, masks="segm" in self._tasks)
         super()._eval_predictions(predictions, img_ids)
@@ -91,16 +169,6 @@ class _CheckedEvaluator(COCOEvaluator):
             algorithm=self._algorithm,
         )
         logger.info("For COCO's evaluation server: %s", ", ".join(map(str, archives)))
-
-    def _tasks_of(self, predictions: Sequence[dict[str, object]]) -> tuple[str, ...]:
-        """What the model predicts, as far as the annotations tell of it."""
-        found = [result for each in predictions for result in each["instances"]]
-        if not any("segmentation" in result for result in found):
-            return ("bbox",)
-        if self._do_evaluation and not self._data.has_masks:
-            logger.warning("%s has no masks: only boxes are evaluated", self._data.source)
-            return ("bbox",)
-        return ("bbox", "segm")
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
@@ -152,12 +220,8 @@ def coco_evaluator(
     Raises:
         ValueError: the data set does not exist or contradicts itself, or an argument cannot be.
     """
-    unknown = set(tasks or ()) - {"bbox", "segm"}
-    if unknown:
-        raise ValueError(f"tasks must be of 'bbox' and 'segm', got {sorted(unknown)}")
-    check_algorithm(algorithm)
-    if max_dets_per_image < 1:
-        raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
+    check_arguments(tasks, max_dets_per_image)
+    _check_algorithm(algorithm)
     registered = register_coco(name, json_file, image_root, role="test")
     return _CheckedEvaluator(
         registered, tasks, output_dir, algorithm, max_dets_per_image, plot_curves

@@ -1,19 +1,257 @@
-"""Tables and curves of an evaluation, from the files that it has left."""
+"""Precision and recall of detections by class and size of the objects: numbers, tables, curves."""
 
 import contextlib
+import csv
 import io
-from collections.abc import Sequence
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitadapter.evaluation.coco_annotations import coco_api, detections_of_task, warn_of_uncounted
-from vitadapter.evaluation.detection_figures import DetectionFigures, write_tables
-from vitadapter.evaluation.precision_recall import plot_precision_recall
-from vitadapter.evaluation.results_file import Instance, load_results
+from vitadapter.data.coco import CocoData
+from vitadapter.data.coco.results import Instance, coco_api, load_results
+from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.precision_recall import plot_precision_recall
 
-__all__ = ["analyze_results", "evaluate_detections", "write_analysis"]
+__all__ = [
+    "COLUMNS",
+    "SIZES",
+    "DetectionFigures",
+    "analyze_results",
+    "check_arguments",
+    "detections_of_task",
+    "evaluate_detections",
+    "tasks_of",
+    "warn_of_uncounted",
+    "write_analysis",
+]
+
+logger = logging.getLogger(__name__)
+
+SIZES = ("all", "small", "medium", "large")
+"""Object sizes in the order of pycocotools: up to 32 x 32 pixels, up to 96 x 96, and above."""
+
+# IoU threshold (None for the mean over all of them) and index of the size.
+_PRECISIONS = {
+    "AP": (None, 0),
+    "AP50": (0.5, 0),
+    "AP75": (0.75, 0),
+    "APs": (None, 1),
+    "APm": (None, 2),
+    "APl": (None, 3),
+}
+COLUMNS = (*_PRECISIONS, "AR")
+"""Figures of a class, in percent."""
+
+# IoU thresholds of the curves that are drawn.
+_CURVES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+_TASKS = ("bbox", "segm")
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is there: pycocotools marks a class without objects by -1."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else math.nan
+
+
+@dataclass(frozen=True)
+class DetectionFigures:
+    """Of one task; T IoU thresholds, R = 101 recalls, K classes, A = 4 sizes; -1 for no objects."""
+
+    task: str
+    """"bbox" or "segm"."""
+    class_names: tuple[str, ...]
+    counts: np.ndarray
+    """(K,) objects, crowds left out."""
+    iou_thresholds: np.ndarray
+    """(T,)"""
+    recall_levels: np.ndarray
+    """(R,)"""
+    precision: np.ndarray
+    """(T, R, K, A) at each recall."""
+    recall: np.ndarray
+    """(T, K, A) of all detections."""
+
+    @classmethod
+    def from_coco_eval(cls, coco_eval: COCOeval, class_names: Sequence[str]) -> "DetectionFigures":
+        """
+        Args:
+            coco_eval: has accumulated.
+            class_names: in the ascending order of the category ids.
+
+        Raises:
+            ValueError: another number of names than of categories.
+        """
+        params = coco_eval.params
+        if len(class_names) != len(params.catIds):
+            raise ValueError(
+                f"class_names must name the {len(params.catIds)} categories, "
+                f"got {len(class_names)} names"
+            )
+        images = set(params.imgIds)
+        column = {category: k for k, category in enumerate(params.catIds)}
+        objects = [
+            column[annotation["category_id"]]
+            for annotation in coco_eval.cocoGt.anns.values()
+            if annotation["image_id"] in images and not annotation.get("iscrowd", 0)
+        ]
+        return cls(
+            task=params.iouType,
+            class_names=tuple(class_names),
+            counts=np.bincount(np.array(objects, dtype=int), minlength=len(class_names)),
+            iou_thresholds=np.asarray(params.iouThrs),
+            recall_levels=np.asarray(params.recThrs),
+            precision=coco_eval.eval["precision"][..., -1],
+            recall=coco_eval.eval["recall"][..., -1],
+        )
+
+    def summary(self, classes: slice | int = slice(None)) -> dict[str, float]:
+        """The figures of `COLUMNS` in percent, NaN where there is no object.
+
+        Args:
+            classes: one class, or those of which the mean is taken.
+        """
+        figures = {
+            name: _mean(self.precision[self._threshold(iou), :, classes, size])
+            for name, (iou, size) in _PRECISIONS.items()
+        }
+        figures["AR"] = _mean(self.recall[:, classes, 0])
+        return {name: 100 * value for name, value in figures.items()}
+
+    def curve(self, iou: float, size: str = "all") -> np.ndarray:
+        """Precision (R,) at each recall, averaged over the classes; NaN without objects."""
+        by_class = self.precision[self._threshold(iou), ..., SIZES.index(size)][0]
+        there = by_class[:, (by_class > -1).all(0)]
+        return there.mean(1) if there.size else np.full(len(by_class), math.nan)
+
+    def panels(self) -> dict[str, dict[str, np.ndarray]]:
+        """Curves by IoU threshold and by size of the objects, as `plot_precision_recall` draws."""
+        regions = {"bbox": "Boxes", "segm": "Masks"}[self.task]
+        return {
+            f"{regions} by IoU threshold": {f"IoU {iou:.2f}": self.curve(iou) for iou in _CURVES},
+            "By size of the objects, at IoU 0.50": {s: self.curve(0.5, s) for s in SIZES},
+        }
+
+    def _threshold(self, iou: float | None) -> slice:
+        if iou is None:
+            return slice(None)
+        (index,) = np.flatnonzero(np.isclose(self.iou_thresholds, iou))
+        return slice(index, index + 1)
+
+    def rows(self) -> list[tuple[str, int, dict[str, float]]]:
+        """Name, number of objects and `summary`, of all classes together and of each."""
+        rows = [("all classes", int(self.counts.sum()), self.summary())]
+        for index, name in enumerate(self.class_names):
+            rows.append((name, int(self.counts[index]), self.summary(index)))
+        return rows
+
+    def table(self) -> str:
+        """`rows` as Markdown, aligned; "-" where there is no object."""
+        lines = [[self.task, "objects", *COLUMNS]]
+        for name, count, figures in self.rows():
+            cells = [figures[column] for column in COLUMNS]
+            texts = ["-" if math.isnan(value) else f"{value:.1f}" for value in cells]
+            lines.append([name, str(count), *texts])
+        return markdown_table(lines)
+
+
+def _write_tables(tasks: Sequence[DetectionFigures], output_dir: str | Path) -> list[Path]:
+    """Writes `per_class.md` and, with all digits, `per_class.csv`.
+
+    Args:
+        tasks: figures of each task.
+        output_dir: folder for the files; is made.
+
+    Returns:
+        list[Path]: the files.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text, comma_separated = folder / "per_class.md", folder / "per_class.csv"
+    text.write_text("\n\n".join(task.table() for task in tasks) + "\n", encoding="utf-8")
+    with comma_separated.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "class", "objects", *COLUMNS])
+        for task in tasks:
+            for name, count, figures in task.rows():
+                values = [figures[column] for column in COLUMNS]
+                cells = ["" if math.isnan(value) else repr(value) for value in values]
+                writer.writerow([task.task, name, count, *cells])
+    return [text, comma_separated]
+
+
+def check_arguments(tasks: Sequence[str] | None, max_dets_per_image: int) -> None:
+    """
+    Raises:
+        ValueError: an argument of an evaluator that cannot be.
+    """
+    unknown = set(tasks or ()) - {*_TASKS}
+    if unknown:
+        raise ValueError(f"tasks must be of 'bbox' and 'segm', got {sorted(unknown)}")
+    if max_dets_per_image < 1:
+        raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
+
+
+def tasks_of(data: CocoData, detections: Sequence[Instance]) -> tuple[str, ...]:
+    """What is predicted, as far as the annotations tell of it."""
+    if not detections or not all("segmentation" in found for found in detections):
+        return ("bbox",)
+    if data.has_annotations and not data.has_masks:
+        logger.warning("%s has no masks: only boxes are evaluated", data.source)
+        return ("bbox",)
+    return _TASKS
+
+
+def warn_of_uncounted(api: COCO, max_dets_per_image: int, *, per_category: bool) -> None:
+    """One warning where images have more objects than detections are counted.
+
+    Args:
+        api: the annotations.
+        max_dets_per_image: detections that are counted.
+        per_category: whether that many are counted of each category, as COCO's rules say.
+    """
+    counts = Counter(
+        (annotation["image_id"], annotation["category_id"] if per_category else None)
+        for annotation in api.anns.values()
+        if not annotation["iscrowd"]
+    )
+    crowded = {key: count for key, count in counts.items() if count > max_dets_per_image}
+    if crowded:
+        (image, category), most = max(crowded.items(), key=lambda item: item[1])
+        what = "objects" if category is None else f"objects of {api.cats[category]['name']!r}"
+        logger.warning(
+            "%d images have more than %d objects%s, such as %s with %d %s, but no more detections "
+            "are counted: set dataloader.evaluator.max_dets_per_image=%d, and let the model "
+            "predict as many",
+            len({image for image, _ in crowded}),
+            max_dets_per_image,
+            " of a category" if per_category else "",
+            api.imgs[image]["file_name"],
+            most,
+            what,
+            most,
+        )
+
+
+def detections_of_task(
+    detections: Sequence[Mapping[str, object]], task: str
+) -> list[dict[str, object]]:
+    """Copies, which pycocotools may change, with the regions of one task.
+
+    A mask with a box would be sorted into the sizes by the area of the box.
+
+    Args:
+        detections: in COCO's results format.
+        task: "bbox" or "segm".
+    """
+    other = {"bbox": "segmentation", "segm": "bbox"}[task]
+    return [{k: v for k, v in found.items() if k != other} for found in detections]
 
 
 def evaluate_detections(
@@ -50,10 +288,10 @@ def write_analysis(
     Returns:
         list[Path]: the files.
     """
-    written = write_tables(tasks, output_dir)
+    written = _write_tables(tasks, output_dir)
     for figures in tasks if plot_curves else ():
         written.append(Path(output_dir) / f"precision_recall_{figures.task}.png")
-        plot_precision_recall(figures, written[-1])
+        plot_precision_recall(figures.recall_levels, figures.panels(), written[-1])
     return written
 
 
@@ -75,20 +313,19 @@ def analyze_results(
     Raises:
         ValueError: a file that cannot be read, or without annotations or detections.
     """
-    if max_dets_per_image < 1:
-        raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
+    check_arguments(None, max_dets_per_image)
     images = load_results(json_file, results_file)
     detections = [found for by_image in images.predictions.values() for found in by_image]
     if not detections:
         raise ValueError(f"{results_file} must hold detections, got none")
     if not images.api.anns:
         raise ValueError(f"{json_file} must hold annotations, got none")
-    masks = images.data.has_masks and all("segmentation" in found for found in detections)
-    api = coco_api(images.data, masks=masks)
+    tasks = tasks_of(images.data, detections)
+    api = coco_api(images.data, masks="segm" in tasks)
     warn_of_uncounted(api, max_dets_per_image, per_category=True)
-    tasks = [
+    figures = [
         evaluate_detections(api, detections, task, max_dets_per_image=max_dets_per_image)
-        for task in (["bbox", "segm"] if masks else ["bbox"])
+        for task in tasks
     ]
     folder = Path(results_file).expanduser().parent if output_dir is None else Path(output_dir)
-    return tasks, write_analysis(tasks, folder.expanduser())
+    return figures, write_analysis(figures, folder.expanduser())

@@ -1,32 +1,151 @@
-"""LVIS evaluation of the data set that a config names, without the `lvis` package."""
+"""LVIS evaluation (arXiv 1908.03195) on pycocotools, without the `lvis` package.
 
+LVIS's rules differ from COCO's in what counts as wrong. Only some categories were looked for in an
+image: those that are annotated and those in its `neg_category_ids`. Detections of others are left
+out. Of its `not_exhaustive_category_ids` some objects may lack an annotation: detections that match
+none are no errors. An image has at most 300 detections over all categories. There are no crowds.
+"""
+
+import contextlib
+import io
 import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from vitadapter.data.coco_format import read_coco
+from vitadapter.data.coco import read_coco
+from vitadapter.data.coco.results import Instance, coco_api
 from vitadapter.data.lvis import lvis_files
-from vitadapter.evaluation.coco_annotations import coco_api, warn_of_uncounted
-from vitadapter.evaluation.detection_analysis import write_analysis
-from vitadapter.evaluation.detection_figures import DetectionFigures
-from vitadapter.evaluation.lvis_rules import FREQUENCIES, evaluate_lvis, frequency_figures
-from vitadapter.evaluation.results_file import Instance
+from vitadapter.evaluation.detection_analysis import (
+    DetectionFigures,
+    check_arguments,
+    detections_of_task,
+    tasks_of,
+    warn_of_uncounted,
+    write_analysis,
+)
 
-__all__ = ["LVISEvaluator", "lvis_evaluator"]
+__all__ = ["LVISEvaluator", "evaluate_lvis", "frequency_figures", "lvis_evaluator"]
 
 logger = logging.getLogger(__name__)
 
-_FREQUENCIES = tuple(FREQUENCIES.values())
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", *FREQUENCIES, "AR")
+_FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}
+"""Figure and "frequency" of its categories: in up to 10, up to 100, and more training images."""
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", *_FREQUENCIES, "AR")
+
+
+def _limit_per_image(detections: Sequence[Instance], most: int) -> list[Instance]:
+    """The detections of highest score of each image; the first ones of equals."""
+    by_image: dict[int, list[Instance]] = defaultdict(list)
+    for found in detections:
+        by_image[found["image_id"]].append(found)
+    best = (sorted(each, key=lambda found: -found["score"])[:most] for each in by_image.values())
+    return [found for each in best for found in each]
+
+
+def _federated(annotations: COCO, detections: Sequence[Instance]) -> list[Instance]:
+    """The detections of categories that were looked for in their image."""
+    looked_for = {
+        image["id"]: set(image.get("neg_category_ids", ())) for image in annotations.imgs.values()
+    }
+    for annotation in annotations.anns.values():
+        looked_for[annotation["image_id"]].add(annotation["category_id"])
+    return [found for found in detections if found["category_id"] in looked_for[found["image_id"]]]
+
+
+class _CategoryEval(COCOeval):
+    """Takes one category at a time, on the images that have an object or a detection of it.
+
+    Of LVIS's 20 thousand images each has but a few of its 1203 categories.
+    """
+
+    def evaluateImg(  # noqa: N802
+        self,
+        imgId: int,  # noqa: N803
+        catId: int,  # noqa: N803
+        aRng: Sequence[float],  # noqa: N803
+        maxDet: int,  # noqa: N803
+    ) -> dict[str, object] | None:
+        """Detections that match nothing are no errors where objects may lack an annotation."""
+        result = super().evaluateImg(imgId, catId, aRng, maxDet)
+        exhaustive = catId not in self.cocoGt.imgs[imgId].get("not_exhaustive_category_ids", ())
+        if result is None or exhaustive:
+            return result
+        unmatched = result["dtMatches"] == 0
+        return {**result, "dtIgnore": np.logical_or(result["dtIgnore"], unmatched)}
+
+    def figures_of(self, category: int) -> tuple[np.ndarray, np.ndarray]:
+        """Precision (T, R, A) and recall (T, A)."""
+        images = {*self.cocoGt.catToImgs[category], *self.cocoDt.catToImgs[category]}
+        self.params.catIds = [category]
+        # Any image tells that there is nothing of a category.
+        self.params.imgIds = sorted(images) or self.cocoGt.getImgIds()[:1]
+        self.evaluate()
+        self.accumulate()
+        return self.eval["precision"][:, :, 0, :, 0], self.eval["recall"][:, 0, :, 0]
+
+
+def evaluate_lvis(
+    annotations: COCO, detections: Sequence[Instance], task: str, *, max_dets_per_image: int = 300
+) -> DetectionFigures:
+    """Precision and recall by category.
+
+    Args:
+        annotations: in LVIS's format, with "iscrowd" (0).
+        detections: at least one, in COCO's results format.
+        task: "bbox" or "segm".
+        max_dets_per_image: of all categories together.
+    """
+    detections = detections_of_task(detections, task)
+    kept = _federated(annotations, _limit_per_image(detections, max_dets_per_image))
+    categories = sorted(annotations.getCatIds())
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        found = annotations.loadRes(kept) if kept else COCO()
+        if not kept:
+            found.dataset = {"images": [], "annotations": [], "categories": []}
+            found.createIndex()
+        coco_eval = _CategoryEval(annotations, found, task)
+        coco_eval.params.maxDets = [max_dets_per_image]
+        by_category = [coco_eval.figures_of(category) for category in categories]
+    counts = Counter(annotation["category_id"] for annotation in annotations.anns.values())
+    return DetectionFigures(
+        task=task,
+        class_names=tuple(c["name"] for c in annotations.loadCats(categories)),
+        counts=np.array([counts[category] for category in categories]),
+        iou_thresholds=coco_eval.params.iouThrs,
+        recall_levels=coco_eval.params.recThrs,
+        precision=np.stack([precision for precision, _ in by_category], axis=2),
+        recall=np.stack([recall for _, recall in by_category], axis=1),
+    )
+
+
+def frequency_figures(
+    figures: DetectionFigures, categories: Sequence[Mapping[str, object]]
+) -> dict[str, float]:
+    """AP in percent of rare, common and frequent categories; none where they do not tell.
+
+    Args:
+        figures: of all categories.
+        categories: in the order of the figures.
+    """
+    groups = [category.get("frequency") for category in categories]
+    return {
+        name: figures.summary(np.flatnonzero([group == frequency for group in groups]))["AP"]
+        for name, frequency in _FREQUENCIES.items()
+        if any(group in _FREQUENCIES.values() for group in groups)
+    }
 
 
 class LVISEvaluator(DatasetEvaluator):
@@ -55,11 +174,7 @@ class LVISEvaluator(DatasetEvaluator):
         Raises:
             ValueError: a file of another format, an unknown task, or no detection per image.
         """
-        unknown = set(tasks or ()) - {"bbox", "segm"}
-        if unknown:
-            raise ValueError(f"tasks must be of 'bbox' and 'segm', got {sorted(unknown)}")
-        if max_dets_per_image < 1:
-            raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
+        check_arguments(tasks, max_dets_per_image)
         self.tasks = tuple(tasks) if tasks else None
         self.max_dets_per_image = max_dets_per_image
         self._output_dir = None if output_dir is None else Path(output_dir)
@@ -73,7 +188,9 @@ class LVISEvaluator(DatasetEvaluator):
 
     def _warn_of_frequencies(self) -> None:
         told = [c for c in self._data.categories if "frequency" in c]
-        unknown = [c for c in self._data.categories if c.get("frequency") not in _FREQUENCIES]
+        unknown = [
+            c for c in self._data.categories if c.get("frequency") not in _FREQUENCIES.values()
+        ]
         if told and unknown:
             logger.warning(
                 "%s: %d of %d categories have no frequency of 'r', 'c' or 'f', such as %s with %r: "
@@ -83,7 +200,7 @@ class LVISEvaluator(DatasetEvaluator):
                 len(self._data.categories),
                 unknown[0]["name"],
                 unknown[0].get("frequency"),
-                ", ".join(FREQUENCIES),
+                ", ".join(_FREQUENCIES),
             )
 
     def reset(self) -> None:
@@ -115,10 +232,7 @@ class LVISEvaluator(DatasetEvaluator):
         if not any(record.get("annotations") for record in self._data.records):
             logger.warning("no annotations: predictions are written, no AP is computed")
             return {}
-        tasks = self.tasks
-        if tasks is None:
-            masks = self._data.has_masks and any("segmentation" in r for r in results)
-            tasks = ("bbox", "segm") if masks else ("bbox",)
+        tasks = self.tasks or tasks_of(self._data, results)
         if not results:
             logger.warning("the model predicted nothing")
             return {task: dict.fromkeys(_METRICS, math.nan) for task in tasks}

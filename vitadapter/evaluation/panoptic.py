@@ -13,15 +13,19 @@ from detectron2.utils import comm
 from PIL import Image
 
 from vitadapter.data.panoptic import register_panoptic
-from vitadapter.data.panoptic_maps import (
+from vitadapter.data.panoptic.maps import (
     check_segment_ids,
     id_to_rgb,
     read_panoptic_png,
     rgb_to_id,
 )
 from vitadapter.evaluation.coco import coco_evaluator
-from vitadapter.evaluation.panoptic_quality import average_quality, count_matches, quality_of
-from vitadapter.evaluation.panoptic_report import format_table
+from vitadapter.evaluation.panoptic_quality import (
+    average_quality,
+    count_matches,
+    format_table,
+    quality_of,
+)
 
 __all__ = ["PanopticEvaluator", "panoptic_evaluator"]
 

@@ -11,16 +11,49 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 
-from vitadapter.data.sem_seg import register_sem_seg
-from vitadapter.data.sem_seg_labels import LabelReader
+from vitadapter.data.sem_seg import LabelReader, register_sem_seg
 from vitadapter.evaluation.boundary_iou import BoundaryIoU
-from vitadapter.evaluation.sem_seg_report import draw_confusion_matrix, format_table
+from vitadapter.visualization.confusion_matrix import draw_confusion_matrix
+from vitadapter.visualization.markdown import markdown_table
 
 __all__ = ["sem_seg_evaluator"]
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
+
+_MEANS = (
+    ("mIoU", "mIoU"),
+    ("mAcc", "mACC"),
+    ("aAcc", "pACC"),
+    ("fwIoU", "fwIoU"),
+    ("mean boundary IoU", "mBoundaryIoU"),
+)
+_COLUMNS = (("IoU", "IoU"), ("Acc", "ACC"), ("boundary IoU", "BoundaryIoU"))
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _format_table(
+    class_names: Sequence[str], metrics: Mapping[str, float], confusion: np.ndarray
+) -> str:
+    """Means and the figures of each class as Markdown tables.
+
+    Args:
+        class_names: K names.
+        metrics: in percent, in the names of Detectron2's evaluator; a class without some has "-".
+        confusion: pixels `(K, K)` by predicted and true class.
+    """
+    means = [(name, metrics[key]) for name, key in _MEANS if key in metrics]
+    columns = [c for c in _COLUMNS if any(f"{c[1]}-{name}" in metrics for name in class_names)]
+    rows = [["class", *(title for title, _ in columns), "pixels"]]
+    for index, name in enumerate(class_names):
+        values = [_cell(metrics.get(f"{key}-{name}")) for _, key in columns]
+        rows.append([name, *values, str(int(confusion[:, index].sum()))])
+    summary = markdown_table([[name for name, _ in means], [_cell(value) for _, value in means]])
+    return f"{summary}\n\n{markdown_table(rows)}"
 
 
 class _SemSegEvaluator(SemSegEvaluator):
@@ -91,7 +124,7 @@ class _SemSegEvaluator(SemSegEvaluator):
         logger.warning("no pixel of the test data has a label: nothing is evaluated")
 
     def _write(self, metrics: Metrics, confusion: np.ndarray) -> None:
-        table = format_table(self._class_names, metrics, confusion)
+        table = _format_table(self._class_names, metrics, confusion)
         logger.info("Semantic segmentation (%%):\n%s", table)
         if not self._output_dir:
             return

@@ -9,8 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader
 
 from vitadapter.data.dataset_mapper import build_train_loader
-from vitadapter.data.panoptic import load_panoptic_dataset
-from vitadapter.data.panoptic_mapper import PanopticDatasetMapper
+from vitadapter.data.panoptic import PanopticDatasetMapper, load_panoptic_dataset
 from vitadapter.evaluation.panoptic import panoptic_evaluator
 
 from .coco import large_scale_jitter_augmentations, multi_scale_augmentations

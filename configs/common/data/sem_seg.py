@@ -6,11 +6,8 @@ from detectron2.data import build_detection_test_loader
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from vitadapter.data.dataset_mapper import build_train_loader
-from vitadapter.data.sem_seg import load_sem_seg_dataset
-from vitadapter.data.sem_seg_labels import LabelReader
-from vitadapter.data.sem_seg_mapper import SemSegDatasetMapper
-from vitadapter.data.sem_seg_transforms import RandomResize, ResizeToFit, StretchToMultiple
-from vitadapter.data.transforms import PadToSize
+from vitadapter.data.sem_seg import LabelReader, SemSegDatasetMapper, load_sem_seg_dataset
+from vitadapter.data.transforms import PadToSize, RandomResize, ResizeToFit, StretchToMultiple
 from vitadapter.evaluation.sem_seg import sem_seg_evaluator
 
 dataset = dict(

@@ -1,0 +1,166 @@
+"""Annotations, and predictions of `coco_instances_results.json`, as pycocotools takes them."""
+
+import contextlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+from vitadapter.data.coco.annotations import CocoData, read_coco, with_masks
+from vitadapter.data.coco.json_entries import Findings, is_id, read_json, told
+from vitadapter.data.coco.objects import usable_mask
+
+__all__ = ["EvaluatedImages", "Instance", "coco_api", "load_annotations", "load_results"]
+
+Instance = Mapping[str, object]
+"""An annotation or a prediction in COCO's format."""
+
+logger = logging.getLogger(__name__)
+
+# Of scores and, in pixels, of boxes: what lies farther away cannot be drawn.
+_LARGEST = 1e6
+_RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
+
+
+def coco_api(data: CocoData, *, masks: bool = False) -> COCO:
+    """The annotations, under ids of their own: those of the file may be 0, or occur twice.
+
+    Args:
+        data: with an id of its own for each image.
+        masks: whether to leave out what has no mask, as training of masks does.
+
+    Raises:
+        ValueError: an image without an id, or two with the same; masks, but there are none.
+    """
+    data = with_masks(data) if masks else data
+    images = [{**record, "id": record.get("image_id")} for record in data.records]
+    repeated = Counter(image["id"] for image in images)
+    for image in images:
+        image.pop("annotations", None)
+        if image["id"] is None or repeated[image["id"]] > 1:
+            raise ValueError(
+                f"{data.source} must have an image_id for each image to evaluate, but "
+                f"{image['file_name']} has none of its own, {image['id']!r}"
+            )
+    objects = [(r["image_id"], a) for r in data.records for a in r.get("annotations", ())]
+    api = COCO()
+    api.dataset = {
+        "images": images,
+        "categories": list(data.categories),
+        "annotations": [
+            {
+                **annotation,
+                "id": number,
+                "image_id": image,
+                "category_id": data.categories[annotation["category_id"]]["id"],
+            }
+            for number, (image, annotation) in enumerate(objects, start=1)
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        api.createIndex()
+    return api
+
+
+@dataclass(frozen=True)
+class EvaluatedImages:
+    """Images of a data set with what is annotated and what is predicted on them."""
+
+    data: CocoData
+    api: COCO
+    predictions: Mapping[int, list[Instance]]
+
+    def annotated_ids(self) -> list[int]:
+        """The ids of the images that have annotations, in ascending order."""
+        return sorted(i for i in self.api.imgs if self.api.imgToAnns.get(i))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= _LARGEST  # false for NaN
+
+
+def _check_result(result: object, api: COCO, name: str, findings: Findings) -> Instance:
+    """Refuses what can neither be drawn nor compared; `name` tells where the result is from."""
+    if not isinstance(result, Mapping) or not set(result) >= _RESULT_KEYS:
+        found = sorted(result) if isinstance(result, Mapping) else result
+        raise ValueError(f"{name} must be an object with {sorted(_RESULT_KEYS)}, got {found!r:.80}")
+    box = result["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        raise ValueError(f"{name} must have a box of 4 finite numbers, got {box!r:.80}")
+    if not _is_finite(result["score"]):
+        raise ValueError(f"{name} must have a finite number as score, got {result['score']!r:.80}")
+    _check_known(result, "image_id", api.imgs, name)
+    _check_known(result, "category_id", api.cats, name)
+    if "segmentation" not in result:
+        return result
+    image = api.imgs[result["image_id"]]
+    size = image["height"], image["width"]
+    mask = told(
+        name, usable_mask, result["segmentation"], size, lambda kind: findings.add(kind, name)
+    )
+    if isinstance(mask, list):  # pycocotools takes polygons of annotations alone
+        mask = mask_util.merge(mask_util.frPyObjects(mask, *size))
+    # pycocotools has no prediction without a mask: an empty one matches nothing.
+    return {**result, "segmentation": mask or _empty_mask(size)}
+
+
+def _empty_mask(size: tuple[int, int]) -> dict[str, object]:
+    return mask_util.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)
+
+
+def _check_known(entry: Instance, key: str, known: Mapping[int, object], name: str) -> None:
+    if not is_id(entry[key]) or entry[key] not in known:
+        raise ValueError(
+            f"{name} must have a {key} that the annotation file lists, got {entry[key]!r:.80}"
+        )
+
+
+def load_annotations(json_file: str | Path) -> CocoData:
+    """Reads annotations in COCO's instances format or LVIS's.
+
+    Raises:
+        ValueError: the file is missing, of another format, or without annotations.
+    """
+    path = Path(json_file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"the annotation file must be a json file, but {path} does not exist")
+    data = read_coco(path)
+    if not data.has_annotations:
+        raise ValueError(f"{path} has no annotations")
+    return data
+
+
+def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedImages:
+    """Reads predictions, with or without masks, and the annotations that they belong to.
+
+    Args:
+        json_file: annotations in COCO's instances format.
+        results_file: list of detections in COCO's results format.
+
+    Raises:
+        ValueError: a file is missing or of another format, or the predictions belong to other
+            images or categories than the annotations.
+    """
+    data = load_annotations(json_file)
+    api = coco_api(data)
+    path = Path(results_file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"the results file must be a json file, but {path} does not exist")
+    results = read_json(path)
+    if not isinstance(results, list):
+        raise ValueError(
+            f"the results file must hold a list, but {results_file} holds a "
+            f"{type(results).__name__}"
+        )
+    findings = Findings()
+    predictions: dict[int, list[Instance]] = {image: [] for image in api.imgs}
+    for number, result in enumerate(results):
+        checked = _check_result(result, api, f"result {number} of {results_file}", findings)
+        predictions[checked["image_id"]].append(checked)
+    findings.warn(logger, str(results_file))
+    return EvaluatedImages(data, api, predictions)

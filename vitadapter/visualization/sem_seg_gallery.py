@@ -1,0 +1,154 @@
+"""Pictures of semantic segmentation: image, truth and prediction side by side."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+
+from vitadapter.data.image_files import read_image
+from vitadapter.data.sem_seg import LabelReader
+from vitadapter.visualization.gallery import OVERVIEW, choose_images, class_colors, greyed
+
+__all__ = ["draw_sem_seg_gallery"]
+
+Record = Mapping[str, object]
+
+_TILE_SIDE = 320  # pixels of the longer side of an image on the sheet
+_GAP = 6
+_OPACITY = 0.65
+# Saturation and value of the colours.
+_SHADES = ((0.9, 1.0), (0.9, 0.6), (0.45, 1.0))
+_LEGEND_ROW = 22
+
+
+def _read_predictions(path: Path) -> dict[str, list[Mapping[str, object]]]:
+    if not path.is_file():
+        raise ValueError(
+            f"{path}, the predictions that an evaluation writes, does not exist or is a folder"
+        )
+    try:
+        by_image: dict[str, list[Mapping[str, object]]] = {}
+        for segment in json.loads(path.read_text()):
+            by_image.setdefault(segment["file_name"], []).append(segment)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold predicted segments: {error!r}") from error
+    return by_image
+
+
+def _predicted_labels(
+    segments: Sequence[Mapping[str, object]], shape: tuple[int, int], ignore_label: int
+) -> np.ndarray:
+    labels = np.full(shape, ignore_label, dtype=np.int64)
+    for segment in segments:
+        mask = mask_util.decode(segment["segmentation"]).astype(bool)
+        if mask.shape != shape:
+            raise ValueError(
+                f"the prediction for {segment['file_name']} has (height, width) {mask.shape}, "
+                f"the image {shape}"
+            )
+        labels[mask] = segment["category_id"]
+    return labels
+
+
+def _overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The image in grey `(H, W, 3)` under the colours of its labels; ignored pixels stay grey."""
+    grey = greyed(image)
+    known = (labels >= 0) & (labels < len(palette))
+    colors = palette[np.where(known, labels, 0)]
+    mixed = (1 - _OPACITY) * grey + _OPACITY * colors
+    return np.where(known[..., None], mixed, grey).round().astype(np.uint8)
+
+
+def _row(panels: Sequence[np.ndarray]) -> np.ndarray:
+    gap = np.full((panels[0].shape[0], _GAP, 3), 255, np.uint8)
+    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+
+
+def _fit(image: np.ndarray, side: int) -> np.ndarray:
+    scale = side / max(image.shape[:2])
+    size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return cv2.resize(image, size, interpolation=method)
+
+
+def _legend(names: Sequence[str], palette: np.ndarray, width: int) -> np.ndarray:
+    """Colour and name of each class, in rows of a given width."""
+    entries, x, y = [], 0, 0
+    for name, color in zip(names, palette.tolist(), strict=True):
+        (text_width, _), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
+        if x and x + text_width + 30 > width:
+            x, y = 0, y + _LEGEND_ROW
+        entries.append((name, color, x, y))
+        x += text_width + 30
+    legend = np.full((y + _LEGEND_ROW, width, 3), 255, np.uint8)
+    for name, color, left, top in entries:
+        cv2.rectangle(legend, (left, top + 5), (left + 12, top + 17), color, cv2.FILLED)
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(legend, name, (left + 17, top + 16), font, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return legend
+
+
+def _sheet(rows: Sequence[np.ndarray], names: Sequence[str], palette: np.ndarray) -> np.ndarray:
+    width = max(row.shape[1] for row in rows)
+    parts = []
+    for row in (*rows, _legend(names, palette, width)):
+        padding = ((0, _GAP), (0, width - row.shape[1]), (0, 0))
+        parts.append(np.pad(row, padding, constant_values=255))
+    return np.concatenate(parts)
+
+
+def _save(path: Path, image: np.ndarray) -> Path:
+    if not cv2.imwrite(str(path), np.ascontiguousarray(image[:, :, ::-1])):
+        raise OSError(f"{path} cannot be written")
+    return path
+
+
+def draw_sem_seg_gallery(
+    records: Sequence[Record],
+    predictions_file: str | Path,
+    output_dir: str | Path,
+    *,
+    read_label: LabelReader,
+    class_names: Sequence[str],
+    num_images: int = 8,
+    seed: int = 0,
+) -> list[Path]:
+    """Draws image, truth and prediction of a random choice of evaluated images.
+
+    Args:
+        records: data set dicts with "file_name" and "sem_seg_file_name".
+        predictions_file: `sem_seg_predictions.json`, as Detectron2's evaluator writes it.
+        output_dir: folder for one .png per image and `overview.png` with all of them.
+        read_label: from the file of a label map to its labels.
+        class_names: in the order of the labels.
+        num_images: at most.
+        seed: decides which images; not negative.
+
+    Returns:
+        list[Path]: the files written, the sheet last.
+
+    Raises:
+        ValueError: no predictions, or none of these images.
+    """
+    segments = _read_predictions(Path(predictions_file).expanduser())
+    evaluated = [i for i, record in enumerate(records) if record["file_name"] in segments]
+    if not evaluated:
+        raise ValueError(f"{predictions_file} holds no prediction for any of the images")
+    colors = class_colors(len(class_names), _SHADES)
+    palette = (255 * np.array(colors)).round().astype(np.uint8)  # (K, 3)
+    output = Path(output_dir).expanduser()
+    output.mkdir(parents=True, exist_ok=True)
+    written, rows = [], []
+    for index in choose_images(evaluated, num_images, seed):
+        name = str(records[index]["file_name"])
+        image = np.ascontiguousarray(read_image(name, "RGB"))
+        truth = read_label(str(records[index]["sem_seg_file_name"]))
+        predicted = _predicted_labels(segments[name], image.shape[:2], read_label.ignore_label)
+        panels = [image, *(_overlay(image, labels, palette) for labels in (truth, predicted))]
+        written.append(_save(output / f"{index:05d}_{Path(name).stem}.png", _row(panels)))
+        rows.append(_row([_fit(panel, _TILE_SIDE) for panel in panels]))
+    written.append(_save(output / OVERVIEW, _sheet(rows, class_names, palette)))
+    return written
