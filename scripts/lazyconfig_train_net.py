@@ -9,7 +9,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -18,6 +17,7 @@ from torch.multiprocessing import ProcessExitedException
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError, check_run, setup_errors
 from vitadapter.engine.trainer import do_eval_only, do_train
+from vitadapter.model_zoo import load_experiment
 
 EPILOG = """
 Examples:
@@ -35,14 +35,16 @@ one. Ctrl-C and SIGTERM save the training state before the run ends.
 
 def main(args: argparse.Namespace) -> None:
     """Runs one process of the job."""
-    cfg = LazyConfig.load(args.config_file)
+    cfg = load_experiment(args.config_file)
     try:
         with setup_errors():
             apply_overrides(cfg, args.opts)
             # do_train checks too, but default_setup would write into the folder of another run.
             check_run(cfg, resume=args.resume, eval_only=args.eval_only)
         default_setup(cfg, args)
-        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="vitadapter")
+        rank = comm.get_rank()
+        logger = setup_logger(cfg.train.output_dir, distributed_rank=rank, name="vitadapter")
+        logger.info("Results go to %s", cfg.train.output_dir)
         if args.eval_only:
             do_eval_only(cfg)
         else:

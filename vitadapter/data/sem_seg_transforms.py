@@ -1,11 +1,13 @@
 """Resizing as in the official segmentation recipes: OpenCV, without antialiasing."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
 
-__all__ = ["RandomResize", "ResizeToFit", "StretchToMultiple"]
+__all__ = ["RandomResize", "ResizeToFit", "StretchToMultiple", "resizes_at_ratios"]
 
 
 class _Resize(Transform):
@@ -121,3 +123,34 @@ class StretchToMultiple(T.Augmentation):
         return _resize(
             image, *(-(-side // self.divisor) * self.divisor for side in image.shape[:2])
         )
+
+
+def resizes_at_ratios(
+    ratios: Sequence[float],
+    *,
+    short: int,
+    long: int | None,
+    least_short: int = 1,
+    divisor: int | None = None,
+) -> list[list[T.Augmentation]]:
+    """The scales of multi-scale testing: sides that are scaled by each of some ratios.
+
+    Args:
+        ratios: one for each scale.
+        short: shorter side in pixels at ratio 1.
+        long: longer side in pixels at ratio 1; None for any.
+        least_short: the shorter side at any ratio has at least so many pixels.
+        divisor: each side is stretched up to a multiple of it; None for not.
+
+    Returns:
+        list: for each ratio the augmentations that follow each other.
+
+    Raises:
+        ValueError: a side that is not positive, or `long` is shorter than `short`.
+    """
+    stretch = [] if divisor is None else [StretchToMultiple(divisor)]
+    scales = []
+    for ratio in ratios:
+        longest = None if long is None else round(long * ratio)
+        scales.append([ResizeToFit(max(round(short * ratio), least_short), longest), *stretch])
+    return scales

@@ -1,6 +1,7 @@
 """How a trained model is run: batches, precision and test-time augmentation."""
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,9 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.engine.overrides import apply_overrides
 from vitadapter.modeling.same_size_batches import predict_by_size
 
-__all__ = ["InferenceModel", "build_inference"]
+__all__ = ["InferenceModel", "apply_tta", "build_inference"]
+
+logger = logging.getLogger(__name__)
 
 _AMP_DTYPES = ("float16", "bfloat16")
 
@@ -61,6 +65,45 @@ class InferenceModel(nn.Module):
             return predict_by_size(self.model, batched_inputs, divisor)
 
 
+def _enabled_tta(cfg: DictConfig) -> DictConfig | None:
+    """`train.inference.tta` of a config where it is there and switched on."""
+    tta = OmegaConf.select(cfg, "train.inference.tta")
+    if tta is None:
+        return None
+    if not isinstance(tta, DictConfig) or not {"enabled", "wrapper", "overrides"} <= set(tta):
+        raise ValueError(
+            "train.inference.tta must be a group of enabled, wrapper and overrides, as "
+            f"configs/common/tta.py has it, got {tta!r}: train.inference.tta.enabled=True "
+            "switches on the one that a config brings along"
+        )
+    if not isinstance(tta.enabled, bool):
+        raise ValueError(f"train.inference.tta.enabled must be True or False, got {tta.enabled!r}")
+    if tta.enabled and tta.wrapper is None:
+        raise ValueError(
+            "train.inference.tta.enabled=True, but this config brings no test-time augmentation "
+            "along: set train.inference.tta in a config file, for instance to "
+            "get_config('common/tta.py').multi_scale_flip"
+        )
+    return tta if tta.enabled else None
+
+
+def apply_tta(cfg: DictConfig) -> None:
+    """Changes in place what test-time augmentation, if it is enabled, needs in the whole config.
+
+    Test images come whole, since their versions are made from them, and the config's own
+    `train.inference.tta.overrides` are applied. To be called before the model is built.
+
+    Raises:
+        ValueError: `train.inference.tta` is enabled but not there, or not such a group.
+    """
+    tta = _enabled_tta(cfg)
+    if tta is None:
+        return
+    overrides = ["dataloader.test.mapper.augmentations=[]", *tta.overrides]
+    logger.info("Test-time augmentation sets %s", " ".join(overrides))
+    apply_overrides(cfg, overrides)
+
+
 def build_inference(cfg: DictConfig, model: nn.Module) -> InferenceModel:
     """Wraps `model` as `train.inference` of the config says; plainly where it says nothing.
 
@@ -73,6 +116,11 @@ def build_inference(cfg: DictConfig, model: nn.Module) -> InferenceModel:
     inference = OmegaConf.select(cfg, "train.inference")
     if inference is None:
         return InferenceModel(model)
+    tta = _enabled_tta(cfg)
     inference = copy.deepcopy(inference)
-    inference.model = model  # to which `tta.model` refers
+    inference.model = model
+    if "tta" in inference:
+        inference.tta = None if tta is None else tta.wrapper
+    if tta is not None:
+        inference.tta.model = model
     return instantiate(inference)

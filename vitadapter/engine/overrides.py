@@ -133,12 +133,23 @@ def _delete(cfg: DictConfig, key: str, expected: object) -> None:
     del parent[int(last) if isinstance(parent, ListConfig) else last]
 
 
+def _located(key: str, name: str) -> object:
+    """The class of a dotted name, which is to take the place of another class."""
+    try:
+        return locate(name)
+    except ImportError as error:
+        raise ValueError(f"{key} must name a class, such as package.Class, got {name!r}") from error
+
+
 def _set(parent: DictConfig | ListConfig, key: str, value: object) -> None:
     if isinstance(value, Mapping) and key in _keys(parent):
         below = _child(parent, key)
         if isinstance(below, DictConfig):  # also behind an interpolation, which stays one
             below.merge_with(value)
             return
+    replaces_class = isinstance(parent, DictConfig) and isinstance(parent.get(key), type)
+    if replaces_class and isinstance(value, str):
+        value = _located(key, value)
     OmegaConf.update(parent, key, value, merge=True)
 
 
@@ -156,6 +167,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     training loop, or be an argument that the lazy call above it names in its signature;
     `+key=value` adds any other key and `~key` deletes one. A key below an interpolation changes
     what the interpolation refers to.
+    A class, such as that of an attention, is replaced by the dotted name of another.
     A value that hydra's grammar cannot read (a path with "=", parentheses or umlauts) is taken
     as it stands.
 

@@ -31,7 +31,7 @@ from vitadapter.engine.best_checkpoint import BestCheckpointer
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
 from vitadapter.engine.hooks import EvalHook, StateKeeper
-from vitadapter.engine.inference import build_inference
+from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.resume import resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
 from vitadapter.engine.train_loop import AccumulatingTrainer
@@ -73,7 +73,11 @@ def _check_same_classes(cfg: DictConfig) -> None:
 
 
 def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
-    """Loads the test data now, so that its faults are found before training."""
+    """Loads the test data now, so that its faults are found before training.
+
+    Comes before the model is built, which test-time augmentation may change settings of.
+    """
+    apply_tta(cfg)
     if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
     loader = instantiate(cfg.dataloader.test)

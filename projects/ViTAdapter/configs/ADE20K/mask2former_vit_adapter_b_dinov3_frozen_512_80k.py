@@ -12,4 +12,3 @@ from .mask2former_vit_adapter_s_dinov3_frozen_512_80k import (
 _base = get_config("common/models/mask2former_dinov3.py").model_base
 model.backbone = _base.backbone
 train.init_checkpoint = "timm://vit_base_patch16_dinov3.lvd1689m"
-train.output_dir = "./output/mask2former_vit_adapter_b_dinov3_frozen_512_80k"

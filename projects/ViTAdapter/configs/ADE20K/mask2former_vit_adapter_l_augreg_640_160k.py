@@ -17,4 +17,3 @@ model.backbone.net.use_act_checkpoint = True
 model.pixel_mean = [127.5, 127.5, 127.5]
 model.pixel_std = [127.5, 127.5, 127.5]
 train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/mask2former_vit_adapter_l_augreg_640_160k"

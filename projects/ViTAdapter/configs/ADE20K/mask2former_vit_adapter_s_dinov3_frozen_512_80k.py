@@ -17,4 +17,3 @@ lr_multiplier = get_config("common/schedule.py").schedule_poly
 train = get_config("common/sem_seg_train.py").train
 train.max_iter = 80_000
 train.init_checkpoint = "timm://vit_small_patch16_dinov3.lvd1689m"
-train.output_dir = "./output/mask2former_vit_adapter_s_dinov3_frozen_512_80k"

@@ -16,4 +16,3 @@ model.backbone.bottom_up = get_config(
 model.pixel_mean = [127.5, 127.5, 127.5]
 model.pixel_std = [127.5, 127.5, 127.5]
 train.init_checkpoint = "timm://vit_base_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/semantic_fpn_vit_adapter_b_augreg_80k"

@@ -21,4 +21,3 @@ optimizer.params.no_decay = L(NoDecayByName)()
 # The heads ten times as fast.
 optimizer.params.lr_factor_func = L(FactorByName)(factors={"bias": 1.0, "head": 10.0})
 train.init_checkpoint = "timm://vit_base_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/upernet_vit_adapter_b_augreg_160k"

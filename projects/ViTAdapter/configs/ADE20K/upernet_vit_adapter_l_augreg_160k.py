@@ -18,4 +18,3 @@ optimizer.lr = 2e-5
 optimizer.weight_decay = 0.05
 train.amp.enabled = False
 train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/upernet_vit_adapter_l_augreg_160k"

@@ -21,4 +21,3 @@ optimizer.params.lr_factor_func = L(LayerDecay)(
 )
 # On no hub that timm reads: give the file.
 train.init_checkpoint = ""
-train.output_dir = "./output/mask_rcnn_vit_adapter_b_uniperceiver_3x"

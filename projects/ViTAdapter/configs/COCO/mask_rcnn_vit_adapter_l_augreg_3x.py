@@ -21,4 +21,3 @@ optimizer.params.lr_factor_func = L(LayerDecay)(
     rate=0.8, num_layers="${model.backbone.bottom_up.net.depth}"
 )
 train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/mask_rcnn_vit_adapter_l_augreg_3x"

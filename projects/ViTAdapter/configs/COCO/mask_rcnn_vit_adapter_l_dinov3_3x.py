@@ -18,4 +18,3 @@ optimizer.params.lr_factor_func = L(LayerDecay)(
     rate=0.65, num_layers="${model.backbone.bottom_up.net.depth}"
 )
 train.init_checkpoint = "timm://vit_large_patch16_dinov3.lvd1689m"
-train.output_dir = "./output/mask_rcnn_vit_adapter_l_dinov3_3x"

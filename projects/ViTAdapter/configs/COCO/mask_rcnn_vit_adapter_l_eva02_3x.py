@@ -21,4 +21,3 @@ optimizer.params.lr_factor_func = L(LayerDecay)(
     rate=0.8, num_layers="${model.backbone.bottom_up.net.depth}"
 )
 train.init_checkpoint = "timm://eva02_large_patch14_224.mim_m38m"
-train.output_dir = "./output/mask_rcnn_vit_adapter_l_eva02_3x"

@@ -21,4 +21,3 @@ lr_multiplier.update(warmup_iters=10, warmup_factor=1.0)
 train = get_config("common/train.py").train
 train.max_iter = 368750
 train.init_checkpoint = "timm://vit_small_patch16_dinov3.lvd1689m"
-train.output_dir = "./output/mask2former_vit_adapter_s_dinov3_frozen_lsj_50ep"
