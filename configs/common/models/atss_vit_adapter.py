@@ -10,6 +10,7 @@ from vitadapter.modeling.atss_matcher import ATSSMatcher
 from vitadapter.modeling.backbone import LastLevelConvs
 from vitadapter.modeling.meta_arch import ATSS, ATSSHead
 
+from ..pixels import imagenet
 from .vit_adapter import vit_adapter_tiny
 
 model = L(ATSS)(
@@ -44,8 +45,6 @@ model = L(ATSS)(
     test_topk_candidates=1000,
     test_nms=L(HardNMS)(iou_threshold=0.6),
     max_detections_per_image=100,
-    # ImageNet mean and deviation of RGB in 0..255
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **imagenet,
     input_format="RGB",
 )

@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 
 from vitadapter.modeling.meta_arch import GFL, GFLHead
 
+from ..pixels import imagenet
 from .atss_vit_adapter import model
 
 _atss = model
@@ -28,8 +29,6 @@ model = L(GFL)(
     test_topk_candidates=1000,
     test_nms=_atss.test_nms,
     max_detections_per_image=100,
-    # ImageNet mean and deviation of RGB in 0..255
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **imagenet,
     input_format="RGB",
 )

@@ -7,7 +7,8 @@ from vitadapter.solver import NoDecayOneDim
 
 _data = get_config("common/data/ade20k.py")
 dataset, dataloader = _data.dataset, _data.dataloader
-model = get_config("common/models/mask2former_dinov3.py").model_small
+model = get_config("common/models/mask2former_vit_adapter.py").model
+model.backbone = get_config("common/models/timm_vit_adapter.py").vit_adapter_dinov3_small_frozen
 model.targets.ignore_value = "${dataset.ignore_label}"
 model.inference = get_config("common/models/upernet_vit_adapter.py").model.inference
 optimizer = get_config("common/optim.py").AdamW
