@@ -51,7 +51,7 @@ class ResizeToFit(T.Augmentation):
 
     Args:
         short: longest shorter side in pixels.
-        long: longest longer side in pixels; None for any (the official test of the `_ms` recipes).
+        long: longest longer side in pixels; None for any (the official multi-scale test of BEiT).
 
     Raises:
         ValueError: a side is not positive, or `long` is shorter than `short`.
