@@ -5,7 +5,7 @@ trained have windows in the paper's blocks, which bounds memory and time on larg
 net keeps the global attention of its pre-training.
 
 They expect images normalised as in their pre-training, see `common/pixels.py`: DINOv3 and DINOv2
-by `imagenet`, which every model base has, EVA-02 by `clip`, SigLIP by `half`.
+by `imagenet`, which every model base has, EVA-02 by `clip`, SigLIP by `inception`.
 """
 
 from detectron2.config import LazyCall as L

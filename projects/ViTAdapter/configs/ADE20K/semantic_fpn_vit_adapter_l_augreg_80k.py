@@ -13,5 +13,5 @@ model.backbone.bottom_up = get_config(
     "common/models/vit_adapter_global.py"
 ).vit_adapter_large_global
 model.backbone.bottom_up.net.use_act_checkpoint = True
-model.update(get_config("common/pixels.py").half)
+model.update(get_config("common/pixels.py").inception)
 train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"

@@ -13,7 +13,7 @@ from .upernet_vit_adapter_t_deit_160k import (
 )
 
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_adapter_base_augreg_global
-model.update(get_config("common/pixels.py").half)
+model.update(get_config("common/pixels.py").inception)
 optimizer.lr = 2e-5
 optimizer.params.no_decay = L(NoDecayByName)()
 # The heads ten times as fast.

@@ -11,7 +11,7 @@ from .upernet_vit_adapter_t_deit_160k import (
 
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_adapter_large_global
 model.backbone.net.use_act_checkpoint = True
-model.update(get_config("common/pixels.py").half)
+model.update(get_config("common/pixels.py").inception)
 optimizer.lr = 2e-5
 optimizer.weight_decay = 0.05
 train.amp.enabled = False

@@ -13,7 +13,7 @@ from .mask_rcnn_vit_adapter_s_deit_1x import (
 )
 
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_large
-model.update(get_config("common/pixels.py").half)
+model.update(get_config("common/pixels.py").inception)
 optimizer.params.no_decay = L(NoDecayOneDim)()
 optimizer.params.lr_factor_func = L(LayerDecay)(
     rate=0.8, num_layers="${model.backbone.bottom_up.net.depth}"
