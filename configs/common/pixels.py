@@ -1,4 +1,4 @@
-"""Mean and deviation of RGB pixels (0..255) in pre-training, by timm's names: for `model.update`."""
+"""Mean and deviation of RGB pixels (0..255) of pre-trained nets, by timm's names."""
 
 imagenet = dict(pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375])
 # Images in [-1, 1]: AugReg, SigLIP.
