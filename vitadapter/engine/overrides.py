@@ -147,8 +147,9 @@ def _set(parent: DictConfig | ListConfig, key: str, value: object) -> None:
         if isinstance(below, DictConfig):  # also behind an interpolation, which stays one
             below.merge_with(value)
             return
-    replaces_class = isinstance(parent, DictConfig) and isinstance(parent.get(key), type)
-    if replaces_class and isinstance(value, str):
+    # What a lazy call builds, `_target_`, is found when it is built.
+    is_class = isinstance(parent, DictConfig) and isinstance(parent.get(key), type)
+    if is_class and key != "_target_" and isinstance(value, str):
         value = _located(key, value)
     OmegaConf.update(parent, key, value, merge=True)
 
