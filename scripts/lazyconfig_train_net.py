@@ -50,7 +50,9 @@ def main(args: argparse.Namespace, place: Place) -> None:
             # do_train checks too, but default_setup would write into the folder of another run.
             check_run(cfg, resume=args.resume, eval_only=args.eval_only)
             default_setup(cfg, args)
-        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="vitadapter")
+        rank = comm.get_rank()
+        logger = setup_logger(cfg.train.output_dir, distributed_rank=rank, name="vitadapter")
+        logger.info("Results go to %s", cfg.train.output_dir)
         if args.eval_only:
             do_eval_only(cfg)
         else:

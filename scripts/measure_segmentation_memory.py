@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Shows the memory that segmenting one large image takes, with random weights.
 
-Configs with test-time augmentation (`*_ms`) are measured with it.
+`train.inference.tta.enabled=True` measures it with test-time augmentation.
 
 Example: %(prog)s --size 4096 \\
     --config-file projects/ViTAdapter/configs/ADE20K/upernet_vit_adapter_t_deit_160k.py
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 
-from vitadapter.engine.inference import build_inference
+from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.overrides import load_config
 
 GIB = 1024**3
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     try:
         cfg = load_config(args.config_file, args.overrides)
+        apply_tta(cfg)
     except ValueError as error:
         sys.exit(f"error: {error}")
     device = torch.device(cfg.train.device)

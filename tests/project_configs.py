@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
+
+from vitadapter.engine.inference import apply_tta
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.model_zoo import load_experiment
 
 PROJECT = Path(__file__).resolve().parents[1] / "projects" / "ViTAdapter"
 _ALL = sorted(PROJECT.glob("configs/*/*.py"))
@@ -23,11 +27,28 @@ SEGMENTATION_CONFIGS = [
 ]
 CONFIGS = [path for path in _ALL if not path.stem.startswith(_SEGMENTERS)]
 
+# How the zoo's rows test the weights of an experiment beside its own test: the overrides that they
+# name, by what these tests append to the experiment's name.
+TESTS = {
+    "_ms": "train.inference.tta.enabled=True",
+    "_flip": "train.inference.tta.enabled=True train.inference.tta.overrides=[] "
+    "train.inference.tta.wrapper.resizes.ratios=[1.0]",
+}
+
 _CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
 
 
-def load(path: Path) -> DictConfig:
-    return LazyConfig.load(str(path))
+def split_test(name: str) -> tuple[str, str]:
+    """An experiment's name, and the key of `TESTS` that ends `name`, "" where none does."""
+    suffix = next((suffix for suffix in TESTS if name.endswith(suffix)), "")
+    return name.removesuffix(suffix), suffix
+
+
+def load(path: Path, test: str = "") -> DictConfig:
+    """An experiment as `--eval-only` runs it with the overrides of a key of `TESTS`."""
+    cfg = apply_overrides(load_experiment(path), TESTS[test].split() if test else [])
+    apply_tta(cfg)
+    return cfg
 
 
 def net_wrapper(cfg: DictConfig) -> DictConfig:

@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling.matcher import Matcher
 from omegaconf import DictConfig
 from project_configs import CONFIGS, count_parameters, full_size_model, load, net_wrapper
+from zoo_rows import ROWS
 
 from vitadapter.data.insta_boost import InstaBoost
 from vitadapter.layers.soft_nms import SoftNMS
@@ -30,6 +31,8 @@ RECIPES = {
     "htcpp_vit_adapter_l_beitv2_o365": "htc++_beitv2_adapter_large_fpn_o365_coco",
     "htcpp_vit_adapter_l_uniperceiver_3x": "htc++_uniperceiver_adapter_large_fpn_3x_coco",
 }
+# HTC++ that the official release also tests at several scales, as the zoo's rows do.
+MULTI_SCALE = [path for path, test, _ in ROWS if test == "_ms" and path.match("htcpp_*")]
 # Paper table 2; without an official recipe.
 PAPER_ONLY = "cascade_mask_rcnn_vit_s_deit_3x"
 
@@ -302,13 +305,13 @@ def _check_size_ranges(mapper: ScaleRangeMapperTTA, expected: Recipe) -> None:
             assert kept == {size in kept_by_scale[index // 2]}, (index, size)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in CONFIGS if p.match("htcpp_*_ms.py")], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", MULTI_SCALE, ids=lambda p: p.stem)
 def test_test_time_augmentation(path: Path, recipes: dict[str, Recipe]) -> None:
-    recipe = recipes[RECIPES[path.stem.removesuffix("_ms")] + "_ms"]
-    cfg = load(path)
-    tta, (longest,) = cfg.train.inference.tta, {s["max_long"] for s in recipe["test"]["scales"]}
+    recipe = recipes[RECIPES[path.stem] + "_ms"]
+    cfg = load(path, "_ms")
+    assert cfg.train.inference.tta.enabled
+    (longest,) = {s["max_long"] for s in recipe["test"]["scales"]}
+    tta = cfg.train.inference.tta.wrapper
     assert list(tta.tta_mapper.min_sizes) == [s["short"] for s in recipe["test"]["scales"]]
     assert tta.tta_mapper.max_size == longest
     assert tta.tta_mapper.flip == recipe["test"]["hflip_tta"]
@@ -327,11 +330,16 @@ def test_test_time_augmentation(path: Path, recipes: dict[str, Recipe]) -> None:
         assert predictor.test_score_thresh == expected["score_thr"]
         assert predictor.test_topk_per_image == recipe["head"]["test"]["max_per_image"]
     # Same model as the row that it evaluates.
-    evaluated = load(path.with_stem(path.stem.removesuffix("_ms")))
+    evaluated = load(path)
+    assert not evaluated.train.inference.tta.enabled
     assert repr(cfg.model.backbone) == repr(evaluated.model.backbone)
 
 
 def test_every_evaluation_has_an_experiment(recipes: dict[str, Recipe]) -> None:
     official = {name for name in recipes if name.startswith("htc") and name.endswith("_ms")}
-    ours = {p.stem.removesuffix("_ms") for p in CONFIGS if p.match("htcpp_*_ms.py")}
-    assert {RECIPES[stem] + "_ms" for stem in ours} == official
+    assert {RECIPES[path.stem] + "_ms" for path in MULTI_SCALE} == official
+
+
+def test_larger_scales_than_vitdets_images_fit_in() -> None:
+    (path,) = (path for path in CONFIGS if path.stem.startswith("cascade_mask_rcnn_vitdet_l_"))
+    assert [load(path, test).model.backbone.square_pad for test in ("", "_ms")] == [1024, 0]

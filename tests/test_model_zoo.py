@@ -13,11 +13,13 @@ from project_configs import (
     SEGMENTATION_CONFIGS,
     count_parameters,
     full_size_model,
+    load,
 )
 from segmentation_recipes import PANOPTIC_RECIPES, RECIPES
+from torch import nn
+from zoo_rows import LINK, PAGE, ROWS, Row
 
-PAGE = PROJECT / "README.md"
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+from vitadapter.engine.inference import build_inference
 
 # Schedules as the page names them, in the words of file names.
 SCHEDULES = {
@@ -26,12 +28,9 @@ SCHEDULES = {
     "LSJ, 25 epochs": "lsj_25ep",
     "LSJ, 50 epochs": "lsj_50ep",
     "LSJ, 100 epochs": "lsj_100ep",
-    "LSJ, 100 epochs, TTA": "lsj_100ep_ms",
     "600 iterations": "finetune",
-    "3x+MS, TTA": "3x_ms",
     "3x+MS, old features": "3x_old",
     "Objects365, then COCO": "o365",
-    "Objects365, then COCO, TTA": "o365_ms",
 }
 HEADS = {
     "ATSS": "atss",
@@ -55,29 +54,8 @@ TABLE_1 = re.compile(r"mask_rcnn_(vit|vitdet|vit_adapter)_([tsb]_deit|l_augreg)_
 # Rows of the paper's table 2 without an official recipe.
 TABLE_2_ONLY = ("cascade_mask_rcnn_vit_s_deit_3x", "atss_vit_s_deit_3x", "gfl_vit_s_deit_3x")
 
-Row = dict[str, str]
-
-
-def _rows() -> list[tuple[Path, Row]]:
-    """Each table row that starts with a link to a config: the config, and cells by column."""
-    rows = []
-    header: list[str] = []
-    for line in PAGE.read_text().splitlines():
-        if not line.startswith("|"):
-            header = []
-            continue
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not header:
-            header = cells
-        elif set(line) > set("|-"):
-            (target,) = LINK.findall(cells[0])
-            rows.append((PROJECT / target, dict(zip(header, cells, strict=True))))
-    return rows
-
-
-ROWS = _rows()
 each_row = pytest.mark.parametrize(
-    ("path", "row"), ROWS, ids=lambda value: value.stem if isinstance(value, Path) else ""
+    ("path", "test", "row"), ROWS, ids=[path.stem + test for path, test, _ in ROWS]
 )
 
 
@@ -85,7 +63,9 @@ def test_every_config_has_one_row() -> None:
     linked = {link for link in LINK.findall(PAGE.read_text()) if link.startswith("configs/")}
     configs = sorted(CONFIGS + PANOPTIC_CONFIGS + SEGMENTATION_CONFIGS)
     assert {PROJECT / link for link in linked} == set(configs)
-    assert sorted(path for path, _ in ROWS) == configs
+    assert sorted(path for path, test, _ in ROWS if not test) == configs
+    rows = [(path, test) for path, test, _ in ROWS]
+    assert len(set(rows)) == len(rows)
 
 
 def test_links_resolve() -> None:
@@ -104,12 +84,34 @@ def test_commands_name_files_that_exist(repository: Path) -> None:
 
 
 @each_row
-def test_parameters_are_measured(path: Path, row: Row) -> None:
+def test_parameters_are_measured(path: Path, test: str, row: Row) -> None:
     assert row["#params (M)"] == f"{count_parameters(full_size_model(path)) / 1e6:.3f}"
 
 
+class _Model(nn.Module):
+    """What test-time augmentation is put around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("path", "test"),
+    [(path, test) for path, test, _ in ROWS if test],
+    ids=[path.stem + test for path, test, _ in ROWS if test],
+)
+def test_augmented_rows_name_what_switches_it_on(path: Path, test: str) -> None:
+    cfg, model = load(path, test), _Model()
+    assert build_inference(load(path), model).tta is None
+    tta = build_inference(cfg, model).tta
+    assert tta.model is model
+    # The scales are made from the whole image.
+    assert cfg.dataloader.test.mapper.augmentations == []
+
+
 @each_row
-def test_row_names_its_config(path: Path, row: Row) -> None:
+def test_row_names_its_config(path: Path, test: str, row: Row) -> None:
     name = NAME.match(row["name"])
     words = [*name["net"].lower().split("-"), name["size"].lower()]
     words += HEADS[name["head"]].split("_") if name["head"] is not None else []
@@ -122,7 +124,7 @@ def test_row_names_its_config(path: Path, row: Row) -> None:
 
 
 @each_row
-def test_published_figures(path: Path, row: Row, shared: Path) -> None:
+def test_published_figures(path: Path, test: str, row: Row, shared: Path) -> None:
     """Those of the paper's table 1, else those of the official recipe; "-" where there are none."""
     columns = [column for column in row if column.endswith("(paper)")]
     reference = shared / "reference"
@@ -131,12 +133,13 @@ def test_published_figures(path: Path, row: Row, shared: Path) -> None:
         for recipe in json.loads((reference / "recipes.json").read_text())["recipes"]
     }
     tables = json.loads((reference / "paper_tables.json").read_text())
-    experiment = f"{path.parent.name}/{path.stem}"
-    name = recipe_name(path) or (RECIPES | PANOPTIC_RECIPES).get(experiment)
+    experiment = f"{path.parent.name}/{path.stem}{test}"
+    name = recipe_name(path.with_stem(path.stem + test))
+    name = name or (RECIPES | PANOPTIC_RECIPES).get(experiment)
     published = recipes[name]["published"] if name in recipes else {}
     expected = {title: published.get(key) for title, key in PUBLISHED.items()}
     if "settings" in row:
-        expected = {"mIoU": published.get("mIoU_ms" if "ms" in row["settings"] else "mIoU_ss")}
+        expected = {"mIoU": published.get("mIoU_ms" if test == "_ms" else "mIoU_ss")}
         if expected["mIoU"] is None:  # tables 3, 9 and 11, or nothing
             return
     if path.stem in TABLE_2_ONLY:
@@ -146,7 +149,7 @@ def test_published_figures(path: Path, row: Row, shared: Path) -> None:
         assert round(float(row["#params (M)"])) == paper["params_M"]
     if path.stem.startswith("cascade_mask_rcnn_vitdet_l_"):
         (paper,) = (r for r in tables["table_8"]["rows"] if r["method"] == "ViTDet-L")
-        tested = paper["val_MS" if path.stem.endswith("_ms") else "val"]
+        tested = paper["val_MS" if test == "_ms" else "val"]
         expected = {"box AP": tested["AP_b"], "mask AP": tested["AP_m"]}
     table_1 = {r["method"]: r for r in tables["table_1"]["rows"]}
     paper = table_1.get(row["name"].split("]")[0].removeprefix("["))
@@ -175,6 +178,7 @@ def test_augreg_of_table_9(shared: Path) -> None:
         for row in tables["table_9"]["rows"]
         if row["method"] == "ViT-Adapter-L" and row["backbone_pretrain"] == "IN-22K, sup"
     )
-    cells = {p.stem: row["mIoU (paper)"] for p, row in ROWS if "l_augreg_640" in p.stem}
+    rows = {p.stem + test: row for p, test, row in ROWS if "l_augreg_640" in p.stem}
+    cells = {name: row["mIoU (paper)"] for name, row in rows.items()}
     name = f"mask2former_vit_adapter_l_augreg_{paper['crop']}_{paper['iterations'] // 1000}k"
     assert cells == {name: str(paper["mIoU"]), f"{name}_ms": str(paper["mIoU_ms"])}

@@ -53,7 +53,7 @@ def test_has_what_the_training_script_reads(path: Path) -> None:
     cfg = load(path)
     assert {"model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)
     assert {"train", "test", "evaluator"} <= set(cfg.dataloader)
-    assert Path(cfg.train.output_dir).name == path.stem
+    assert Path(cfg.train.output_dir) == Path("output", path.parent.name, path.stem)
     assert cfg.dataloader.evaluator.output_dir.startswith(cfg.train.output_dir)
 
 

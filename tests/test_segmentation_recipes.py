@@ -22,6 +22,7 @@ from project_configs import (
     full_size_model,
     load,
     net_wrapper,
+    split_test,
 )
 from segmentation_recipes import PAPER_PARAMETERS, RECIPES, check_mask2former
 from timm.models import get_pretrained_cfg
@@ -35,10 +36,15 @@ Recipe = dict[str, object]
 PATHS = {f"{path.parent.name}/{path.stem}": path for path in SEGMENTATION_CONFIGS}
 
 
+def path_of(name: str) -> Path:
+    """The file of an experiment, which may end in a key of `TESTS`."""
+    return PATHS[split_test(name)[0]]
+
+
 @functools.cache
 def read(name: str) -> DictConfig:
-    """An experiment; do not change it."""
-    return load(PATHS[name])
+    """An experiment, under a test of its weights if its name ends so; do not change it."""
+    return load(path_of(name), split_test(name)[1])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,7 @@ def test_every_official_recipe_has_an_experiment(recipes: dict[str, Recipe]) -> 
 
 
 def test_parameter_counts(name: str, recipe: Recipe) -> None:
-    model = full_size_model(PATHS[name])
+    model = full_size_model(path_of(name))
     backbone = getattr(model.backbone, "bottom_up", model.backbone)
     counts = [f"{count_parameters(module) / 1e6:.3f}" for module in (model, backbone)]
     published = recipe["params"]
@@ -126,7 +132,7 @@ def test_backbone(name: str, cfg: DictConfig, recipe: Recipe) -> None:
     # With one interaction there is nothing per stage to give.
     assert wrapper.vit_feature == ("final" if "light" in name else "stage")
     assert wrapper.get("injector_gamma_init", 0.0) == adapter["injector_gamma_init"]
-    backbone = full_size_model(PATHS[name]).backbone
+    backbone = full_size_model(path_of(name)).backbone
     stages = getattr(backbone, "bottom_up", backbone).stages
     assert [[start, stop - 1] for start, stop in stages] == adapter["interaction_indexes"]
 
@@ -153,7 +159,7 @@ def test_heads(name: str, cfg: DictConfig, recipe: Recipe) -> None:
     if "mask2former" in name:
         check_mask2former(cfg, recipe)
         return
-    model = full_size_model(PATHS[name])
+    model = full_size_model(path_of(name))
     expected = recipe["head"]["decode_head"]
     auxiliary = recipe["head"].get("auxiliary_head")
     head = model.sem_seg_head
@@ -205,7 +211,7 @@ def test_optimizer(name: str, cfg: DictConfig, recipe: Recipe) -> None:
 
 def _groups(name: str, cfg: DictConfig) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay of each parameter."""
-    model = full_size_model(PATHS[name])
+    model = full_size_model(path_of(name))
     cfg = copy.deepcopy(cfg)
     cfg.optimizer.params.model = model
     found = {
@@ -241,7 +247,7 @@ def test_rates_of_every_parameter(name: str, cfg: DictConfig, recipe: Recipe) ->
 
 def test_weight_decay_of_every_parameter(name: str, cfg: DictConfig, recipe: Recipe) -> None:
     rule = recipe["optimizer"].get("no_decay_rule")
-    model = full_size_model(PATHS[name])
+    model = full_size_model(path_of(name))
     parameters = dict(model.named_parameters())
     decayed = {n for n, (_, decay) in _groups(name, cfg).items() if decay}
     if rule is None:  # PVT's
@@ -308,8 +314,8 @@ def test_training_augmentation(cfg: DictConfig, recipe: Recipe) -> None:
     assert cfg.dataloader.train.mapper.image_format == normalize["channel_order"]
 
 
-def _sides(step: DictConfig) -> tuple[int, int | None] | None:
-    return (step.short, step.get("long")) if step._target_ is ResizeToFit else None
+def _sides(step: ResizeToFit) -> tuple[int, int | None]:
+    return step.short, step.long
 
 
 def test_test_settings(name: str, cfg: DictConfig, recipe: Recipe) -> None:
@@ -317,22 +323,26 @@ def test_test_settings(name: str, cfg: DictConfig, recipe: Recipe) -> None:
     operations = {step["op"]: step for step in expected["steps"]}
     stretched = "stretch_up_to_multiple" in operations
     tta = cfg.train.inference.tta
+    given = instantiate(cfg.dataloader.test.mapper.augmentations)
     scales = expected.get("scales_effective", expected["scales"])
     if not expected["hflip_tta"]:
-        assert tta is None
-        steps = cfg.dataloader.test.mapper.augmentations
+        assert not tta.enabled
         (scale,) = scales
-        assert _sides(steps[0]) == (scale["short"], scale["max_long"])
-        assert [s._target_ for s in steps[1:]] == [StretchToMultiple] * stretched
+        assert _sides(given[0]) == (scale["short"], scale["max_long"])
+        assert [type(step) for step in given] == [ResizeToFit, *[StretchToMultiple] * stretched]
     else:
-        assert tta.flip
-        assert cfg.dataloader.test.mapper.augmentations == []
+        assert tta.enabled
+        assert tta.wrapper.flip
+        assert given == []
         floor = operations.get("resize_test_scale_with_floor", {}).get("crop", [0])[0]
         sides = [
             (max(scale["short"], floor), None if floor else scale["max_long"]) for scale in scales
         ]
-        assert [_sides(s[0] if stretched else s) for s in tta.resizes] == sides
-        assert all(s[1]._target_ is StretchToMultiple for s in tta.resizes if stretched)
+        resizes = instantiate(tta.wrapper.resizes)
+        assert [_sides(resize) for resize, *_ in resizes] == sides
+        kinds = [ResizeToFit, *[StretchToMultiple] * stretched]
+        assert all([type(step) for step in steps] == kinds for steps in resizes)
+        assert {step.divisor for _, *steps in resizes for step in steps} <= {32}
     if expected["crop"] is None:
         assert cfg.model.inference is None
         return
@@ -343,17 +353,18 @@ def test_test_settings(name: str, cfg: DictConfig, recipe: Recipe) -> None:
 
 
 def test_multi_scale_of_table_3() -> None:
-    """Rows without an official `_ms` file take the ratios that the official files name."""
-    names = [n for n in PATHS if n.endswith("_ms") and n not in RECIPES and "beit" not in n]
+    """Rows without an official multi-scale file take the ratios that the official files name."""
+    names = [f"{n}_ms" for n in PATHS if "beit" not in n and re.search("_(80k|160k)$", n)]
     # Mask2Former is in table 9.
-    names = [n for n in names if not Path(n).name.startswith("mask2former")]
+    names = [n for n in names if n not in RECIPES and "mask2former" not in n]
     assert len(names) >= 15
     for name in (n for n in names if "_t_" in n or "_l_" in n):
-        cfg = read(name)
+        resizes = instantiate(read(name).train.inference.tta.wrapper.resizes)
         ratios = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-        assert [(fit.short, fit.long) for fit, _ in cfg.train.inference.tta.resizes] == [
+        assert [_sides(fit) for fit, _ in resizes] == [
             (int(512 * ratio), int(2048 * ratio)) for ratio in ratios
         ]
+        assert {stretch.divisor for _, stretch in resizes} == {32}
 
 
 @pytest.mark.parametrize("size", ["t", "s", "b"])

@@ -1,14 +1,14 @@
-"""Shared config bases by name, wherever the package is installed."""
+"""Shared config bases by name, wherever the package is installed; experiments by their file."""
 
 import importlib.util
 from pathlib import Path
 
 from detectron2.config import LazyConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import vitadapter.configs
 
-__all__ = ["get_config", "get_config_path"]
+__all__ = ["get_config", "get_config_path", "load_experiment"]
 
 
 def get_config_path(name: str) -> Path:
@@ -43,3 +43,25 @@ def get_config(name: str) -> DictConfig:
         ValueError: there is no such config.
     """
     return LazyConfig.load(str(get_config_path(name)))
+
+
+def load_experiment(config_file: str | Path) -> DictConfig:
+    """Loads a config file, and lets its name say where the results go.
+
+    A config that leaves `train.output_dir` at the default "./output" writes to
+    ./output/<folder>/<name> of its file, such as ./output/COCO/mask_rcnn_vit_adapter_s_deit_1x.
+
+    Args:
+        config_file: an experiment, such as those of projects/ViTAdapter/configs.
+
+    Raises:
+        ValueError: the file defines no keys.
+    """
+    cfg = LazyConfig.load(str(config_file))
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"--config-file {config_file} must define keys such as model and train")
+    default = get_config("common/train.py").train.output_dir
+    if OmegaConf.select(cfg, "train.output_dir") == default:
+        path = Path(config_file).resolve()
+        cfg.train.output_dir = f"{default}/{path.parent.name}/{path.stem}"
+    return cfg

@@ -26,6 +26,9 @@ train = dict(
     eval_period=7330,
     log_period=20,
     # How evaluation and prediction run the model; mixed precision of training is `amp`.
-    inference=L(InferenceModel)(model=None, amp_dtype=None, tta=None),
+    # Test-time augmentation (tta) as in tta.py and sem_seg_tta.py.
+    inference=L(InferenceModel)(
+        model=None, amp_dtype=None, tta=dict(enabled=False, wrapper=None, overrides=[])
+    ),
     device="cuda" if torch.cuda.is_available() else "cpu",
 )

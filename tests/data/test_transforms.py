@@ -10,6 +10,7 @@ from vitadapter.data.transforms import (
     RandomResize,
     ResizeToFit,
     StretchToMultiple,
+    resizes_at_ratios,
 )
 
 
@@ -181,3 +182,27 @@ def test_bad_arguments() -> None:
         RandomResize(0, 5)
     with pytest.raises(ValueError, match="divisor must be positive, got 0"):
         StretchToMultiple(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"long": 400}, [(50, 100), (100, 200)]),
+        ({"long": 160}, [(40, 80), (80, 160)]),  # the longer side decides
+        ({"long": 400, "divisor": 32}, [(64, 128), (128, 224)]),
+        ({"long": None}, [(50, 100), (100, 200)]),
+        ({"long": None, "least_short": 80}, [(80, 160), (100, 200)]),
+    ],
+)
+def test_scales(options: dict[str, int | None], expected: list[tuple[int, int]]) -> None:
+    sizes = []
+    for steps in resizes_at_ratios([0.5, 1.0], short=100, **options):
+        given = T.AugInput(image_of(60, 120))
+        T.AugmentationList(steps)(given)
+        sizes.append(given.image.shape[:2])
+    assert sizes == expected
+
+
+def test_scales_below_a_pixel_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 <= short <= long"):
+        resizes_at_ratios([0.5], short=100, long=40)

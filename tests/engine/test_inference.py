@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from vitadapter.engine.inference import InferenceModel, build_inference
+from vitadapter.engine import trainer
+from vitadapter.engine.inference import InferenceModel, apply_tta, build_inference
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.run_checks import SetupError
-from vitadapter.engine.trainer import do_test, do_train
+from vitadapter.engine.trainer import do_eval_only, do_test, do_train
 from vitadapter.model_zoo import get_config
 from vitadapter.modeling.inference import DetectorWithTTA
 
@@ -85,20 +88,79 @@ def test_a_config_without_the_block_runs_plainly(cfg: DictConfig) -> None:
 
 def test_augmentation_from_a_config(cfg: DictConfig) -> None:
     cfg.train.inference.tta = get_config("common/tta.py").multi_scale_flip
-    cfg = LazyConfig.apply_overrides(
+    cfg.train.inference.tta.overrides = ["model.roi_heads.box_predictor.test_topk_per_image=7"]
+    model = instantiate(cfg.model)
+    apply_tta(cfg)
+    assert len(cfg.dataloader.test.mapper.augmentations) == 1
+    assert build_inference(cfg, model).tta is None
+    apply_overrides(
         cfg,
         [
-            "train.inference.tta.tta_mapper.min_sizes=[64,96]",
-            "train.inference.tta.tta_mapper.max_size=128",
-            "dataloader.test.mapper.augmentations=[]",
+            "train.inference.tta.enabled=True",
+            "train.inference.tta.wrapper.tta_mapper.min_sizes=[64,96]",
+            "train.inference.tta.wrapper.tta_mapper.max_size=128",
         ],
     )
-    model = instantiate(cfg.model)
     inference = build_inference(cfg, model)
     assert isinstance(inference.tta, DetectorWithTTA)
     assert inference.tta.model is inference.model is model
     assert cfg.train.inference.model is None  # the config itself stays free of it
     assert do_test(cfg, model).keys() == {"bbox", "segm"}
+    assert cfg.dataloader.test.mapper.augmentations == []
+    assert cfg.model.roi_heads.box_predictor.test_topk_per_image == 7
+
+
+def test_augmentation_changes_the_model_before_it_is_built(
+    cfg: DictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = []
+
+    def evaluate(model: InferenceModel, *arguments: object) -> dict[str, object]:
+        evaluated.append(model)
+        return {}
+
+    monkeypatch.setattr(trainer, "inference_on_dataset", evaluate)
+    cfg.train.inference.tta = get_config("common/tta.py").multi_scale_flip
+    cfg.train.inference.tta.overrides = ["model.roi_heads.box_predictor.test_topk_per_image=7"]
+    apply_overrides(cfg, ["train.inference.tta.enabled=True", "train.max_iter=1"])
+    fresh = cfg.copy()
+    do_train(cfg)
+    fresh.train.init_checkpoint = f"{cfg.train.output_dir}/model_final.pth"
+    do_eval_only(fresh.copy())
+    evaluated.append(LazyPredictor(fresh.copy())._inference)
+    assert len(evaluated) == 3
+    for inference in evaluated:
+        assert inference.tta.model is inference.model
+        assert inference.model.roi_heads.box_predictor.test_topk_per_image == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("enabled=True", r"this config brings no test-time augmentation along"),
+        ("enabled=1", r"tta\.enabled must be True or False, got 1"),
+    ],
+)
+def test_augmentation_that_a_config_lacks_is_refused_before_training(
+    override: str, message: str, cfg: DictConfig
+) -> None:
+    apply_overrides(cfg, [f"train.inference.tta.{override}"])
+    with pytest.raises(SetupError, match=message):
+        do_train(cfg)
+    assert not Path(cfg.train.output_dir, "metrics.json").exists()
+
+
+@pytest.mark.parametrize("tta", ["multi_scale_flip", {"tta_mapper": None}])
+def test_another_form_of_augmentation_is_refused(tta: object, cfg: DictConfig) -> None:
+    cfg.train.inference.tta = tta
+    with pytest.raises(ValueError, match=r"train\.inference\.tta\.enabled=True switches on"):
+        apply_tta(cfg)
+
+
+def test_null_is_no_augmentation(cfg: DictConfig) -> None:
+    apply_overrides(cfg, ["train.inference.tta=null"])
+    apply_tta(cfg)
+    assert build_inference(cfg, instantiate(cfg.model)).tta is None
 
 
 def _saved_detections(cfg: DictConfig) -> list[dict[str, object]]:

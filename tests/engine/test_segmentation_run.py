@@ -77,11 +77,10 @@ def test_micro_batches_of_one_image_are_refused(cfg: DictConfig, total: int, ste
 
 
 def test_multi_scale_testing(cfg: DictConfig) -> None:
-    """`train.inference.tta` of the `_ms` experiments; probabilities instead of logits."""
+    """Probabilities instead of logits."""
     cfg.train.inference.tta = get_config("common/sem_seg_tta.py").multi_scale_flip
-    cfg.train.inference.tta.resizes = cfg.train.inference.tta.resizes[:1]
-    cfg.train.inference.tta.resizes[0][0].update(short=32, long=48)
-    cfg.dataloader.test.mapper.augmentations = []
+    cfg.train.inference.tta.wrapper.resizes.update(ratios=[1.0], short=32, long=48)
+    cfg.train.inference.tta.enabled = True
     predictor = LazyPredictor(cfg, "")
     scores = predictor(np.zeros((32, 48, 3), np.uint8))["sem_seg"]
     np.testing.assert_allclose(scores.sum(0).numpy(), np.ones((32, 48)), atol=1e-5)

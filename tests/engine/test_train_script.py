@@ -107,6 +107,14 @@ def test_mistakes_are_named(
     assert "Traceback" not in stopped.value.code
 
 
+def test_results_go_to_a_folder_of_the_configs_name(
+    script: ModuleType, tiny_config: Path, overrides: list[str]
+) -> None:
+    others = [text for text in overrides if not text.startswith("train.output_dir=")]
+    with pytest.raises(SystemExit, match=r"\./output/engine/tiny_mask_rcnn/model_final\.pth"):
+        script.invoke_main(["--config-file", str(tiny_config), "--eval-only", *others])
+
+
 def test_faults_in_training_keep_their_traceback(
     script: ModuleType, tiny_config: Path, overrides: list[str]
 ) -> None:

@@ -7,7 +7,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from detectron2.config import instantiate
 from ms_deform_attn_cases import SHAPES, TOKENS, assert_same
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -111,9 +110,11 @@ def test_operator_is_one_override(room: str) -> None:
     model = {"backbone": {"bottom_up": config.vit_adapter_tiny}}
     config = OmegaConf.create({"model": model}, flags={"allow_objects": True})
     key = "model.backbone.bottom_up.attention"
-    assert instantiate(OmegaConf.select(config, key)) is MSDeformAttn
-    apply_overrides(config, [f"{key}.name=vitadapter.{room}.MSDeformAttnReference"])
-    assert instantiate(OmegaConf.select(config, key)) is MSDeformAttnReference
+    assert OmegaConf.select(config, key) is MSDeformAttn
+    apply_overrides(config, [f"{key}=vitadapter.{room}.MSDeformAttnReference"])
+    assert OmegaConf.select(config, key) is MSDeformAttnReference
+    with pytest.raises(ValueError, match=r"attention must name a class.* got 'reference'"):
+        apply_overrides(config, [f"{key}=reference"])
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -18,6 +18,7 @@ __all__ = [
     "ResizeToFit",
     "StretchToMultiple",
     "augment",
+    "resizes_at_ratios",
 ]
 
 
@@ -197,7 +198,7 @@ class ResizeToFit(T.Augmentation):
 
     Args:
         short: longest shorter side in pixels.
-        long: longest longer side in pixels; None for any (the official test of the `_ms` recipes).
+        long: longest longer side in pixels; None for any (the official multi-scale test of BEiT).
 
     Raises:
         ValueError: a side is not positive, or `long` is shorter than `short`.
@@ -269,3 +270,34 @@ class StretchToMultiple(T.Augmentation):
         return _resize(
             image, *(-(-side // self.divisor) * self.divisor for side in image.shape[:2])
         )
+
+
+def resizes_at_ratios(
+    ratios: Sequence[float],
+    *,
+    short: int,
+    long: int | None,
+    least_short: int = 1,
+    divisor: int | None = None,
+) -> list[list[T.Augmentation]]:
+    """The scales of multi-scale testing: sides that are scaled by each of some ratios.
+
+    Args:
+        ratios: one for each scale.
+        short: shorter side in pixels at ratio 1.
+        long: longer side in pixels at ratio 1; None for any.
+        least_short: the shorter side at any ratio has at least so many pixels.
+        divisor: each side is stretched up to a multiple of it; None for not.
+
+    Returns:
+        list: for each ratio the augmentations that follow each other.
+
+    Raises:
+        ValueError: a side that is not positive, or `long` is shorter than `short`.
+    """
+    stretch = [] if divisor is None else [StretchToMultiple(divisor)]
+    scales = []
+    for ratio in ratios:
+        longest = None if long is None else round(long * ratio)
+        scales.append([ResizeToFit(max(round(short * ratio), least_short), longest), *stretch])
+    return scales

@@ -1,6 +1,7 @@
 """How a trained model is run: batches, precision and test-time augmentation."""
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,9 +10,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitadapter.engine.building import build
+from vitadapter.engine.overrides import apply_overrides
 from vitadapter.modeling.inference import predict_by_size
 
-__all__ = ["InferenceModel", "build_inference"]
+__all__ = ["InferenceModel", "apply_tta", "build_inference"]
+
+logger = logging.getLogger(__name__)
 
 _AMP_DTYPES = ("float16", "bfloat16")
 
@@ -39,17 +43,11 @@ class InferenceModel(nn.Module):
                 none.
 
         Raises:
-            ValueError: another `amp_dtype`, or a `tta` that is no module.
+            ValueError: another `amp_dtype`.
         """
         super().__init__()
         if amp_dtype is not None and amp_dtype not in _AMP_DTYPES:
             raise ValueError(f"amp_dtype must be one of {_AMP_DTYPES} or None, got {amp_dtype!r}")
-        if tta is not None and not isinstance(tta, nn.Module):
-            raise ValueError(
-                "train.inference.tta is a module around the model, which a config file sets: "
-                "train.inference.tta = get_config('common/tta.py').multi_scale_flip (or "
-                f"common/sem_seg_tta.py for segmenters), got {tta!r}"
-            )
         self.model = model
         self.tta = tta
         self.amp_dtype = amp_dtype
@@ -67,6 +65,45 @@ class InferenceModel(nn.Module):
             return predict_by_size(self.model, batched_inputs, divisor)
 
 
+def _enabled_tta(cfg: DictConfig) -> DictConfig | None:
+    """`train.inference.tta` of a config where it is there and switched on."""
+    tta = OmegaConf.select(cfg, "train.inference.tta")
+    if tta is None:
+        return None
+    if not isinstance(tta, DictConfig) or not {"enabled", "wrapper", "overrides"} <= set(tta):
+        raise ValueError(
+            "train.inference.tta must be a group of enabled, wrapper and overrides, as "
+            f"configs/common/tta.py has it, got {tta!r}: train.inference.tta.enabled=True "
+            "switches on the one that a config brings along"
+        )
+    if not isinstance(tta.enabled, bool):
+        raise ValueError(f"train.inference.tta.enabled must be True or False, got {tta.enabled!r}")
+    if tta.enabled and tta.wrapper is None:
+        raise ValueError(
+            "train.inference.tta.enabled=True, but this config brings no test-time augmentation "
+            "along: set train.inference.tta in a config file, for instance to "
+            "get_config('common/tta.py').multi_scale_flip"
+        )
+    return tta if tta.enabled else None
+
+
+def apply_tta(cfg: DictConfig) -> None:
+    """Changes in place what test-time augmentation, if it is enabled, needs in the whole config.
+
+    Test images come whole, since their versions are made from them, and the config's own
+    `train.inference.tta.overrides` are applied. To be called before the model is built.
+
+    Raises:
+        ValueError: `train.inference.tta` is enabled but not there, or not such a group.
+    """
+    tta = _enabled_tta(cfg)
+    if tta is None:
+        return
+    overrides = ["dataloader.test.mapper.augmentations=[]", *tta.overrides]
+    logger.info("Test-time augmentation sets %s", " ".join(overrides))
+    apply_overrides(cfg, overrides)
+
+
 def build_inference(cfg: DictConfig, model: nn.Module) -> InferenceModel:
     """Wraps `model` as `train.inference` of the config says; plainly where it says nothing.
 
@@ -79,8 +116,13 @@ def build_inference(cfg: DictConfig, model: nn.Module) -> InferenceModel:
     inference = OmegaConf.select(cfg, "train.inference")
     if inference is None:
         return InferenceModel(model)
+    tta = _enabled_tta(cfg)
     inference = copy.deepcopy(inference)
-    inference.model = model  # to which `tta.model` refers
+    inference.model = model
+    if "tta" in inference:
+        inference.tta = None if tta is None else tta.wrapper
+    if tta is not None:
+        inference.tta.model = model
     built = build(inference, "train.inference")
     if not isinstance(built, nn.Module):
         raise ValueError(f"train.inference must build a module, got {built!r}")

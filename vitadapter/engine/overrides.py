@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin
 
-from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -14,6 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+from vitadapter.model_zoo import load_experiment
 
 __all__ = ["apply_overrides", "load_config"]
 
@@ -192,12 +193,24 @@ def _delete(cfg: DictConfig, key: str, expected: object) -> None:
     del parent[int(last) if isinstance(parent, ListConfig) else last]
 
 
+def _located(key: str, name: str) -> object:
+    """The class of a dotted name, which is to take the place of another class."""
+    try:
+        return locate(name)
+    except ImportError as error:
+        raise ValueError(f"{key} must name a class, such as package.Class, got {name!r}") from error
+
+
 def _set(parent: DictConfig | ListConfig, key: str, value: object) -> None:
     if isinstance(value, Mapping) and key in _keys(parent):
         below = _child(parent, key)
         if isinstance(below, DictConfig):  # also behind an interpolation, which stays one
             below.merge_with(value)
             return
+    # What a lazy call builds, `_target_`, is found when it is built.
+    is_class = isinstance(parent, DictConfig) and isinstance(parent.get(key), type)
+    if is_class and key != "_target_" and isinstance(value, str):
+        value = _located(key, value)
     OmegaConf.update(parent, key, value, merge=True)
 
 
@@ -215,6 +228,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     training loop, or be an argument that the lazy call above it names in its signature;
     `+key=value` adds any other key and `~key` deletes one. A key below an interpolation changes
     what the interpolation refers to.
+    A class, such as that of an attention, is replaced by the dotted name of another.
     A value that hydra's grammar cannot read (a path with "=", parentheses or umlauts) is taken
     as it stands.
 
@@ -256,10 +270,8 @@ def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
             program that a Python file is stays as it is.
     """
     try:
-        cfg = LazyConfig.load(config_file)
+        cfg = load_experiment(config_file)
     except (SyntaxError, YAMLError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error
-    if not isinstance(cfg, DictConfig):
-        raise ValueError(f"--config-file {config_file} must define keys such as model and train")
     return apply_overrides(cfg, overrides)

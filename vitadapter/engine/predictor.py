@@ -15,7 +15,7 @@ from vitadapter.data.transforms import augment
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.ema import is_averaged
-from vitadapter.engine.inference import build_inference
+from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.run_checks import IMAGE_FORMATS, check_device
 
 __all__ = ["LazyPredictor"]
@@ -71,6 +71,7 @@ class LazyPredictor:
                 )
         device = device or cfg.train.device
         check_device(device)
+        apply_tta(cfg)
         mapper = cfg.dataloader.test.mapper
         if mapper.image_format not in IMAGE_FORMATS:
             raise ValueError(f"image_format must be 'RGB' or 'BGR', got {mapper.image_format!r}")

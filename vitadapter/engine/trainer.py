@@ -39,7 +39,7 @@ from vitadapter.engine.checkpoint import (
 from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
 from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
 from vitadapter.engine.hooks import EvalHook, StateKeeper
-from vitadapter.engine.inference import build_inference
+from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.resume import find_checkpoint, resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
 from vitadapter.engine.run_lock import RunLock
@@ -82,7 +82,11 @@ def _check_same_classes(cfg: DictConfig) -> None:
 
 
 def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
-    """Loads the test data now, so that its faults are found before training."""
+    """Loads the test data now, so that its faults are found before training.
+
+    Comes before the model is built, which test-time augmentation may change settings of.
+    """
+    apply_tta(cfg)
     if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
     loader = build(cfg.dataloader.test, "dataloader.test")

@@ -165,7 +165,7 @@ class MSDeformAttnReference(MSDeformAttn):
     Slower and with more memory, but with the same parameters, so that it takes the same
     checkpoints. On the command line of a config::
 
-        model.backbone.bottom_up.attention.name=vitadapter.ops.MSDeformAttnReference
+        model.backbone.bottom_up.attention=vitadapter.ops.MSDeformAttnReference
     """
 
     operator = staticmethod(ms_deform_attn_fused_reference)

@@ -9,6 +9,7 @@ from vitadapter.layers.nms import HardNMS
 from vitadapter.modeling.backbone import LastLevelConvs
 from vitadapter.modeling.dense import ATSSHead, ATSSMatcher, SingleAnchorDetector
 
+from ..pixels import imagenet
 from .vit_adapter import vit_adapter_tiny
 
 model = L(SingleAnchorDetector)(
@@ -43,8 +44,6 @@ model = L(SingleAnchorDetector)(
     test_topk_candidates=1000,
     test_nms=L(HardNMS)(iou_threshold=0.6),
     max_detections_per_image=100,
-    # ImageNet mean and deviation of RGB in 0..255
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **imagenet,
     input_format="RGB",
 )

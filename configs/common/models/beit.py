@@ -7,43 +7,28 @@ from torch import nn
 
 from vitadapter.modeling.backbone import BEiT, ViTBaseline
 
+from .sizes import all_global, base, large
 from .vit_adapter import vit_adapter_base, vit_adapter_large
 
-# Detection: windows of 14 tokens, in every third (large: sixth) block of 56, no class token.
+# Detection: windows of 14 tokens, of 56 in the other blocks, no class token.
 beit_base = L(BEiT)(
+    **base,
     img_size=224,
     patch_size=16,
-    embed_dim=768,
-    depth=12,
-    num_heads=12,
-    drop_path_rate=0.2,
     norm_layer=partial(nn.LayerNorm, eps=1e-6),
     use_cls_token=False,
-    window_size=14,
-    window_block_indexes=[i for i in range(12) if i % 3 != 2],
     global_window_size=56,
     layer_scale_init=1e-6,
     use_act_checkpoint=False,
     out_feature="last_feat",
 )
+beit_base.drop_path_rate = 0.2
 
 beit_large = beit_base.copy()
-beit_large.update(
-    embed_dim=1024,
-    depth=24,
-    num_heads=16,
-    drop_path_rate=0.4,
-    window_block_indexes=[i for i in range(24) if i % 6 != 5],
-)
+beit_large.update(large)
 
 # Segmentation: class token and global attention; img_size is the crop that it is trained with.
-_global = dict(
-    img_size=512,
-    use_cls_token=True,
-    window_size=0,
-    window_block_indexes=[],
-    global_window_size=0,
-)
+_global = dict(**all_global, img_size=512, use_cls_token=True, global_window_size=0)
 beit_base_global = beit_base.copy()
 beit_base_global.update(**_global)
 beit_large_global = beit_large.copy()

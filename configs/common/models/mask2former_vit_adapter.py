@@ -21,6 +21,7 @@ from vitadapter.modeling.mask2former import (
     first_classes,
 )
 
+from ..pixels import imagenet
 from .vit_adapter import vit_adapter_tiny
 
 model = L(Mask2Former)(
@@ -68,9 +69,7 @@ model = L(Mask2Former)(
         importance_sample_ratio=0.75,
     ),
     targets=L(SemanticTargets)(ignore_value=255),
-    # ImageNet mean and deviation of RGB in 0..255
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **imagenet,
     semantic_on=True,
     instance_inference=None,
     panoptic_inference=None,

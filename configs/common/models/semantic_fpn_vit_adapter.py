@@ -6,6 +6,7 @@ from detectron2.modeling.backbone import FPN
 
 from vitadapter.modeling.semantic import SemanticFPNHead, SemanticSegmentor
 
+from ..pixels import imagenet
 from .vit_adapter_global import vit_adapter_tiny_global
 
 model = L(SemanticSegmentor)(
@@ -27,9 +28,7 @@ model = L(SemanticSegmentor)(
         loss_weight=1.0,
         ignore_value="${dataset.ignore_label}",
     ),
-    # ImageNet mean and deviation of RGB in 0..255
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **imagenet,
     # Whole images, as the code base of PVT predicts them; the paper does not say.
     inference=None,
 )

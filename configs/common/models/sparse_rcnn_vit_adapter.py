@@ -12,6 +12,7 @@ from vitadapter.modeling.sparse_rcnn import (
     SparseRCNN,
 )
 
+from ..pixels import imagenet
 from .vit_adapter import vit_adapter_tiny
 
 model = L(SparseRCNN)(
@@ -49,8 +50,6 @@ model = L(SparseRCNN)(
         giou_weight=2.0,
     ),
     max_detections_per_image=300,
-    # ImageNet mean and deviation of RGB in 0..255
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **imagenet,
     input_format="RGB",
 )

@@ -4,59 +4,40 @@ Weights come from `train.init_checkpoint`. Drop path follows the paper's sizes. 
 trained have windows in the paper's blocks, which bounds memory and time on large images; a frozen
 net keeps the global attention of its pre-training.
 
-They expect images normalised as in their pre-training (in 0..255):
-    DINOv3, DINOv2: mean 123.675, 116.28, 103.53, deviation 58.395, 57.12, 57.375 (ImageNet, the
-        value of `mask_rcnn_vit_adapter.py`)
-    EVA-02: mean 122.771, 116.746, 104.094, deviation 68.5, 66.632, 70.323 (CLIP)
-    SigLIP: mean 127.5, deviation 127.5
+They expect images normalised as in their pre-training, see `common/pixels.py`: DINOv3 and DINOv2
+by `imagenet`, which every model base has, EVA-02 by `clip`, SigLIP by `inception`.
 """
 
 from detectron2.config import LazyCall as L
 
 from vitadapter.modeling.backbone import TimmViT
 
-# Every third (large: sixth) block attends globally.
-_windowed_12 = [i for i in range(12) if i % 3 != 2]
-_windowed_24 = [i for i in range(24) if i % 6 != 5]
-_global = dict(window_size=0, window_block_indexes=[])
+from .sizes import all_global, base, large, small
 
 # `embed_dim`, `depth` and `num_heads` are those of the named model, for others to refer to.
 dinov3_base = L(TimmViT)(
+    **base,
     model_name="vit_base_patch16_dinov3",
     patch_size=16,
     pretrain_img_size=None,
-    embed_dim=768,
-    depth=12,
-    num_heads=12,
-    drop_path_rate=0.3,
-    window_size=14,
-    window_block_indexes=_windowed_12,
     use_act_checkpoint=False,
     out_feature="last_feat",
 )
-_small = dict(embed_dim=384, num_heads=6, drop_path_rate=0.2)
-_large = dict(
-    embed_dim=1024,
-    depth=24,
-    num_heads=16,
-    drop_path_rate=0.4,
-    window_block_indexes=_windowed_24,
-)
 
 dinov3_small = dinov3_base.copy()
-dinov3_small.update(model_name="vit_small_patch16_dinov3", **_small)
+dinov3_small.update(model_name="vit_small_patch16_dinov3", **small)
 
 dinov3_large = dinov3_base.copy()
-dinov3_large.update(model_name="vit_large_patch16_dinov3", **_large)
+dinov3_large.update(model_name="vit_large_patch16_dinov3", **large)
 
 dinov3_small_frozen = dinov3_small.copy()
-dinov3_small_frozen.update(_global)
+dinov3_small_frozen.update(all_global)
 
 dinov3_base_frozen = dinov3_base.copy()
-dinov3_base_frozen.update(_global)
+dinov3_base_frozen.update(all_global)
 
 dinov3_large_frozen = dinov3_large.copy()
-dinov3_large_frozen.update(_global)
+dinov3_large_frozen.update(all_global)
 
 # 6.7 billion parameters: for the frozen mode.
 dinov3_7b_frozen = dinov3_large_frozen.copy()
@@ -76,10 +57,10 @@ dinov2_reg_base = dinov3_base.copy()
 dinov2_reg_base.update(model_name="vit_base_patch14_reg4_dinov2", pretrain_img_size=592)
 
 dinov2_reg_small = dinov2_reg_base.copy()
-dinov2_reg_small.update(model_name="vit_small_patch14_reg4_dinov2", **_small)
+dinov2_reg_small.update(model_name="vit_small_patch14_reg4_dinov2", **small)
 
 dinov2_reg_large = dinov2_reg_base.copy()
-dinov2_reg_large.update(model_name="vit_large_patch14_reg4_dinov2", **_large)
+dinov2_reg_large.update(model_name="vit_large_patch14_reg4_dinov2", **large)
 
 siglip2_base = dinov3_base.copy()
 siglip2_base.update(model_name="vit_base_patch16_siglip_512", pretrain_img_size=512)

@@ -23,42 +23,26 @@ from .vit_adapter import vit_adapter_base, vit_adapter_large, vit_adapter_small
 
 _frozen = dict(freeze_net=True, use_injector=False, vit_feature="stage")
 
-vit_adapter_dinov3_small = vit_adapter_small.copy()
-vit_adapter_dinov3_small.net = dinov3_small
 
-vit_adapter_dinov3_base = vit_adapter_base.copy()
-vit_adapter_dinov3_base.net = dinov3_base
+def _over(adapter, net, **settings):
+    adapter = adapter.copy()
+    adapter.update(net=net, **settings)
+    return adapter
 
-vit_adapter_dinov3_large = vit_adapter_large.copy()
-vit_adapter_dinov3_large.net = dinov3_large
 
-vit_adapter_dinov3_small_frozen = vit_adapter_small.copy()
-vit_adapter_dinov3_small_frozen.update(net=dinov3_small_frozen, **_frozen)
-
-vit_adapter_dinov3_base_frozen = vit_adapter_base.copy()
-vit_adapter_dinov3_base_frozen.update(net=dinov3_base_frozen, **_frozen)
-
-vit_adapter_dinov3_large_frozen = vit_adapter_large.copy()
-vit_adapter_dinov3_large_frozen.update(net=dinov3_large_frozen, **_frozen)
-
+vit_adapter_dinov3_small = _over(vit_adapter_small, dinov3_small)
+vit_adapter_dinov3_base = _over(vit_adapter_base, dinov3_base)
+vit_adapter_dinov3_large = _over(vit_adapter_large, dinov3_large)
+vit_adapter_dinov3_small_frozen = _over(vit_adapter_small, dinov3_small_frozen, **_frozen)
+vit_adapter_dinov3_base_frozen = _over(vit_adapter_base, dinov3_base_frozen, **_frozen)
+vit_adapter_dinov3_large_frozen = _over(vit_adapter_large, dinov3_large_frozen, **_frozen)
 # 32 heads of 64 channels.
-vit_adapter_dinov3_7b_frozen = vit_adapter_large.copy()
-vit_adapter_dinov3_7b_frozen.update(net=dinov3_7b_frozen, deform_num_heads=32, **_frozen)
-
-vit_adapter_eva02_base = vit_adapter_base.copy()
-vit_adapter_eva02_base.net = eva02_base
-
-vit_adapter_eva02_large = vit_adapter_large.copy()
-vit_adapter_eva02_large.net = eva02_large
-
-vit_adapter_dinov2_reg_small = vit_adapter_small.copy()
-vit_adapter_dinov2_reg_small.net = dinov2_reg_small
-
-vit_adapter_dinov2_reg_base = vit_adapter_base.copy()
-vit_adapter_dinov2_reg_base.net = dinov2_reg_base
-
-vit_adapter_dinov2_reg_large = vit_adapter_large.copy()
-vit_adapter_dinov2_reg_large.net = dinov2_reg_large
-
-vit_adapter_siglip2_base = vit_adapter_base.copy()
-vit_adapter_siglip2_base.net = siglip2_base
+vit_adapter_dinov3_7b_frozen = _over(
+    vit_adapter_large, dinov3_7b_frozen, deform_num_heads=32, **_frozen
+)
+vit_adapter_eva02_base = _over(vit_adapter_base, eva02_base)
+vit_adapter_eva02_large = _over(vit_adapter_large, eva02_large)
+vit_adapter_dinov2_reg_small = _over(vit_adapter_small, dinov2_reg_small)
+vit_adapter_dinov2_reg_base = _over(vit_adapter_base, dinov2_reg_base)
+vit_adapter_dinov2_reg_large = _over(vit_adapter_large, dinov2_reg_large)
+vit_adapter_siglip2_base = _over(vit_adapter_base, siglip2_base)

@@ -7,36 +7,27 @@ from torch import nn
 
 from vitadapter.modeling.backbone import UniPerceiver
 
+from .sizes import all_global, base, large
 from .vit_adapter import vit_adapter_base, vit_adapter_large
 
-# Detection: every third (large: sixth) block attends globally.
+# Detection.
 uni_perceiver_base = L(UniPerceiver)(
+    **base,
     patch_size=16,
-    embed_dim=768,
-    depth=12,
-    num_heads=12,
-    drop_path_rate=0.2,
     norm_layer=partial(nn.LayerNorm, eps=1e-5),
-    window_size=14,
-    window_block_indexes=[i for i in range(12) if i % 3 != 2],
     layer_scale_init=0.0,
     pretrain_img_size=224,
     use_act_checkpoint=False,
     out_feature="last_feat",
 )
+uni_perceiver_base.drop_path_rate = 0.2
 
 uni_perceiver_large = uni_perceiver_base.copy()
-uni_perceiver_large.update(
-    embed_dim=1024,
-    depth=24,
-    num_heads=16,
-    drop_path_rate=0.4,
-    window_block_indexes=[i for i in range(24) if i % 6 != 5],
-)
+uni_perceiver_large.update(large)
 
 # Segmentation: global attention.
 uni_perceiver_large_global = uni_perceiver_large.copy()
-uni_perceiver_large_global.update(window_size=0, window_block_indexes=[])
+uni_perceiver_large_global.update(all_global)
 
 # The adapter's norms are the encoder's.
 vit_adapter_uni_perceiver_base = vit_adapter_base.copy()

@@ -6,6 +6,7 @@ from detectron2.layers import ShapeSpec
 from vitadapter.modeling.inference import SlidingWindow
 from vitadapter.modeling.semantic import FCNHead, HeadWithAuxiliary, SemanticSegmentor, UPerHead
 
+from ..pixels import imagenet
 from .vit_adapter_global import vit_adapter_tiny_global
 
 model = L(SemanticSegmentor)(
@@ -36,9 +37,7 @@ model = L(SemanticSegmentor)(
             ignore_value="${dataset.ignore_label}",
         ),
     ),
-    # ImageNet mean and deviation of RGB in 0..255
-    pixel_mean=[123.675, 116.28, 103.53],
-    pixel_std=[58.395, 57.12, 57.375],
+    **imagenet,
     inference=L(SlidingWindow)(
         crop_size=["${dataset.crop.size}", "${dataset.crop.size}"],
         stride=["${dataset.crop.stride}", "${dataset.crop.stride}"],

@@ -7,19 +7,12 @@ from torch import nn
 
 from vitadapter.modeling.backbone import ViT
 
-# Every third (large: sixth) block attends globally.
-_windowed_12 = [i for i in range(12) if i % 3 != 2]
-_windowed_24 = [i for i in range(24) if i % 6 != 5]
+from .sizes import base, large, small, tiny
 
 vit_base = L(ViT)(
+    **base,
     img_size=1024,
     patch_size=16,
-    embed_dim=768,
-    depth=12,
-    num_heads=12,
-    drop_path_rate=0.3,
-    window_size=14,
-    window_block_indexes=_windowed_12,
     residual_block_indexes=[],
     norm_layer=partial(nn.LayerNorm, eps=1e-6),
     pretrain_img_size=224,
@@ -30,21 +23,14 @@ vit_base = L(ViT)(
 )
 
 vit_tiny = vit_base.copy()
-vit_tiny.update(embed_dim=192, num_heads=3, drop_path_rate=0.1)
+vit_tiny.update(tiny)
 
 vit_small = vit_base.copy()
-vit_small.update(embed_dim=384, num_heads=6, drop_path_rate=0.2)
+vit_small.update(small)
 
 # AugReg, pre-trained at 384 pixels.
 vit_large = vit_base.copy()
-vit_large.update(
-    embed_dim=1024,
-    depth=24,
-    num_heads=16,
-    drop_path_rate=0.4,
-    window_block_indexes=_windowed_24,
-    pretrain_img_size=384,
-)
+vit_large.update(**large, pretrain_img_size=384)
 
 # DINOv2 at patch size 16: the 37 x 37 position embeddings of 518 pixels at patch size 14.
 vit_small_dinov2, vit_base_dinov2, vit_large_dinov2 = (

@@ -1,8 +1,8 @@
 """ViT-Adapters of the paper, tiny to large (paper table 10), over the nets of `vit.py`."""
 
 from detectron2.config import LazyCall as L
-from detectron2.utils.registry import locate
 
+from vitadapter.layers import MSDeformAttn
 from vitadapter.modeling.backbone import ViTAdapter
 
 from .vit import vit_base, vit_large, vit_small, vit_tiny
@@ -21,7 +21,7 @@ vit_adapter_tiny = L(ViTAdapter)(
     vit_feature="final",
     use_injector=True,
     freeze_net=False,
-    attention=L(locate)(name="vitadapter.ops.MSDeformAttn"),
+    attention=MSDeformAttn,
     use_act_checkpoint="${.net.use_act_checkpoint}",
 )
 

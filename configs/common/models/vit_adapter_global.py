@@ -4,6 +4,7 @@ Unlike in detection the nets attend globally, and each level of the pyramid gets
 at its own interaction. AugReg's base has its pre-training size of 384 pixels.
 """
 
+from .sizes import all_global
 from .vit_adapter import (
     vit_adapter_base,
     vit_adapter_large,
@@ -17,8 +18,6 @@ from .vit_baseline import (
     vit_baseline_tiny,
 )
 
-_global = dict(window_size=0, window_block_indexes=[])
-
 vit_adapter_tiny_global = vit_adapter_tiny.copy()
 vit_adapter_small_global = vit_adapter_small.copy()
 vit_adapter_base_global = vit_adapter_base.copy()
@@ -30,7 +29,7 @@ for _adapter in (
     vit_adapter_large_global,
 ):
     _adapter.vit_feature = "stage"
-    _adapter.net.update(**_global)
+    _adapter.net.update(all_global)
 
 # One interaction, so that all levels get the net's final output, and no FFN.
 vit_adapter_base_light_global = vit_adapter_base_global.copy()

@@ -16,15 +16,10 @@ vit_baseline_large = L(ViTBaseline)(net=vit_large, block_indexes=[5, 11, 17, 23]
 
 # ViTDet as the paper counts its parameters: convolutional propagation after four blocks, the
 # pyramid made of the last block alone.
-vitdet_tiny = vit_baseline_tiny.copy()
-vitdet_tiny.block_indexes = [11]
-vitdet_tiny.net.residual_block_indexes = [2, 5, 8, 11]
-vitdet_small = vit_baseline_small.copy()
-vitdet_small.block_indexes = [11]
-vitdet_small.net.residual_block_indexes = [2, 5, 8, 11]
-vitdet_base = vit_baseline_base.copy()
-vitdet_base.block_indexes = [11]
-vitdet_base.net.residual_block_indexes = [2, 5, 8, 11]
-vitdet_large = vit_baseline_large.copy()
-vitdet_large.block_indexes = [23]
-vitdet_large.net.residual_block_indexes = [5, 11, 17, 23]
+vitdet_tiny, vitdet_small, vitdet_base, vitdet_large = (
+    baseline.copy()
+    for baseline in (vit_baseline_tiny, vit_baseline_small, vit_baseline_base, vit_baseline_large)
+)
+for _vitdet in (vitdet_tiny, vitdet_small, vitdet_base, vitdet_large):
+    _vitdet.net.residual_block_indexes = _vitdet.block_indexes
+    _vitdet.block_indexes = [_vitdet.net.depth - 1]

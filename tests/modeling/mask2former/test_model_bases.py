@@ -40,12 +40,15 @@ def test_tasks(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "width"),
-    [("model_small", 384), ("model_base", 768), ("model_panoptic_large", 1024)],
+    ("name", "size", "width"),
+    [("model", "small", 384), ("model", "base", 768), ("model_panoptic", "large", 1024)],
 )
-def test_frozen_dinov3(name: str, width: int) -> None:
+def test_frozen_dinov3(name: str, size: str, width: int) -> None:
+    config = get_config("common/models/mask2former_vit_adapter.py")[name]
+    adapters = get_config("common/models/timm_vit_adapter.py")
+    config.backbone = adapters[f"vit_adapter_dinov3_{size}_frozen"]
     with torch.device("meta"):
-        model = build(get_config("common/models/mask2former_dinov3.py")[name])
+        model = build(config)
     assert model.sem_seg_head.pixel_decoder.input_proj[0].in_channels == width
     parameters = dict(model.named_parameters())
     net = {key for key in parameters if key.startswith("backbone.net.")}

@@ -25,4 +25,4 @@ optimizer.params.lr_factor_func = L(Mask2FormerLayerDecay)(
 lr_multiplier = get_config("common/schedule.py").schedule_poly
 train = get_config("common/sem_seg_train.py").train
 train.init_checkpoint = "timm://beit_large_patch16_224.in22k_ft_in22k"
-train.output_dir = "./output/mask2former_vit_adapter_l_beit_640_160k"
+train.inference.tta = get_config("common/sem_seg_tta.py").multi_scale_flip_beit

@@ -3,6 +3,8 @@
 Give its weights as `train.init_checkpoint`: all but the classifier are taken over.
 """
 
+from vitadapter.model_zoo import get_config
+
 from .mask2former_vit_adapter_l_beit_640_160k import (
     dataloader,
     dataset,
@@ -18,4 +20,7 @@ model.sem_seg_head.predictor.num_queries = 200
 train.max_iter = 80000
 # What the COCO-Stuff run ends with.
 train.init_checkpoint = ""
-train.output_dir = "./output/mask2former_vit_adapter_l_beit_896_80k"
+# Scales below the size of a crop, to which they are padded.
+train.inference.tta = get_config("common/sem_seg_tta.py").multi_scale_flip
+train.inference.tta.wrapper.resizes.ratios = [640 / 896, 768 / 896, 1.0]
+train.inference.tta.overrides = ["model.inference.pad_to_crop=True"]

@@ -11,4 +11,3 @@ from .mask2former_vit_adapter_l_beitv2_896_80k import (
 
 train.max_iter = 160_000
 train.init_checkpoint = "timm://beitv2_large_patch16_224.in1k_ft_in22k"
-train.output_dir = "./output/mask2former_vit_adapter_l_beitv2_896_160k"

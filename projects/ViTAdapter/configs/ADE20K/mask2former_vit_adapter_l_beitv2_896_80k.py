@@ -11,4 +11,4 @@ from .mask2former_vit_adapter_l_beit_896_80k import (
 
 # What the COCO-Stuff run ends with.
 train.init_checkpoint = ""
-train.output_dir = "./output/mask2former_vit_adapter_l_beitv2_896_80k"
+train.inference.tta.wrapper.resizes.ratios = [800 / 896, 832 / 896, 864 / 896, 1.0]

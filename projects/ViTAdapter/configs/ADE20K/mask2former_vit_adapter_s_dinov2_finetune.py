@@ -19,4 +19,3 @@ model.targets.ignore_value = "${dataset.ignore_label}"
 model.sem_seg_head.pixel_decoder.update(embed_dim=128, ffn_dim=512, num_layers=3)
 model.sem_seg_head.predictor.update(num_queries=50, ffn_dim=512, num_layers=3)
 model.criterion.num_points = 3136
-train.output_dir = "./output/mask2former_vit_adapter_s_dinov2_finetune"

@@ -11,4 +11,3 @@ from .mask2former_vit_adapter_s_dinov2_finetune import (
 from .upernet_vit_s_dinov2_finetune import model as _upernet
 
 model.backbone = _upernet.backbone
-train.output_dir = "./output/mask2former_vit_s_dinov2_finetune"

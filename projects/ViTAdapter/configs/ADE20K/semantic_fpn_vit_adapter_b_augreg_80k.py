@@ -12,8 +12,5 @@ from .semantic_fpn_vit_adapter_t_deit_80k import (
 model.backbone.bottom_up = get_config(
     "common/models/vit_adapter_global.py"
 ).vit_adapter_base_augreg_global
-# AugReg weights are made for images in [-1, 1].
-model.pixel_mean = [127.5, 127.5, 127.5]
-model.pixel_std = [127.5, 127.5, 127.5]
+model.update(get_config("common/pixels.py").inception)
 train.init_checkpoint = "timm://vit_base_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/semantic_fpn_vit_adapter_b_augreg_80k"

@@ -11,4 +11,3 @@ from .semantic_fpn_vit_adapter_t_deit_80k import (
 
 model.backbone.bottom_up = get_config("common/models/vit_adapter_global.py").vit_adapter_base_global
 train.init_checkpoint = "timm://deit_base_patch16_224.fb_in1k"
-train.output_dir = "./output/semantic_fpn_vit_adapter_b_deit_80k"

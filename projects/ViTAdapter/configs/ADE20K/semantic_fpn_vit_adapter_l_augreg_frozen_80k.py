@@ -10,4 +10,3 @@ from .semantic_fpn_vit_adapter_l_augreg_80k import (
 )
 
 model.backbone.bottom_up.freeze_net = True
-train.output_dir = "./output/semantic_fpn_vit_adapter_l_augreg_frozen_80k"

@@ -15,4 +15,3 @@ model.backbone.bottom_up = get_config(
 model.backbone.bottom_up.net.use_act_checkpoint = True
 # On no hub that timm reads: give the file.
 train.init_checkpoint = ""
-train.output_dir = "./output/semantic_fpn_vit_adapter_l_uniperceiver_80k"

@@ -13,4 +13,3 @@ model.backbone.bottom_up = get_config(
     "common/models/vit_adapter_global.py"
 ).vit_adapter_small_global
 train.init_checkpoint = "timm://deit_small_patch16_224.fb_in1k"
-train.output_dir = "./output/semantic_fpn_vit_adapter_s_deit_80k"

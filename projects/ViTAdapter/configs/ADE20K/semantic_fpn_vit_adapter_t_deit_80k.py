@@ -14,4 +14,3 @@ lr_multiplier.warmup_iters = 0
 train = get_config("common/sem_seg_train.py").train
 train.max_iter = 80_000
 train.init_checkpoint = "timm://deit_tiny_patch16_224.fb_in1k"
-train.output_dir = "./output/semantic_fpn_vit_adapter_t_deit_80k"

@@ -14,4 +14,3 @@ from .semantic_fpn_vit_adapter_b_deit_80k import (
 model.backbone.bottom_up = get_config(
     "common/models/vit_adapter_global.py"
 ).vit_baseline_base_global
-train.output_dir = "./output/semantic_fpn_vit_b_deit_80k"

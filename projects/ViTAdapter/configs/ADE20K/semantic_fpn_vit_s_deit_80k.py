@@ -14,4 +14,3 @@ from .semantic_fpn_vit_adapter_s_deit_80k import (
 model.backbone.bottom_up = get_config(
     "common/models/vit_adapter_global.py"
 ).vit_baseline_small_global
-train.output_dir = "./output/semantic_fpn_vit_s_deit_80k"

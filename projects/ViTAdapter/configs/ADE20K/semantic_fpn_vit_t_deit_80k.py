@@ -14,4 +14,3 @@ from .semantic_fpn_vit_adapter_t_deit_80k import (
 model.backbone.bottom_up = get_config(
     "common/models/vit_adapter_global.py"
 ).vit_baseline_tiny_global
-train.output_dir = "./output/semantic_fpn_vit_t_deit_80k"

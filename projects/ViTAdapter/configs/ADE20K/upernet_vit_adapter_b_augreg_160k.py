@@ -13,12 +13,9 @@ from .upernet_vit_adapter_t_deit_160k import (
 )
 
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_adapter_base_augreg_global
-# AugReg weights are made for images in [-1, 1].
-model.pixel_mean = [127.5, 127.5, 127.5]
-model.pixel_std = [127.5, 127.5, 127.5]
+model.update(get_config("common/pixels.py").inception)
 optimizer.lr = 2e-5
 optimizer.params.no_decay = L(NoDecayByName)()
 # The heads ten times as fast.
 optimizer.params.lr_factor_func = L(FactorByName)(factors={"bias": 1.0, "head": 10.0})
 train.init_checkpoint = "timm://vit_base_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/upernet_vit_adapter_b_augreg_160k"

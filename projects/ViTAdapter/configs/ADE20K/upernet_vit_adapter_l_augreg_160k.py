@@ -11,11 +11,8 @@ from .upernet_vit_adapter_t_deit_160k import (
 
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_adapter_large_global
 model.backbone.net.use_act_checkpoint = True
-# AugReg weights are made for images in [-1, 1].
-model.pixel_mean = [127.5, 127.5, 127.5]
-model.pixel_std = [127.5, 127.5, 127.5]
+model.update(get_config("common/pixels.py").inception)
 optimizer.lr = 2e-5
 optimizer.weight_decay = 0.05
 train.amp.enabled = False
 train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/upernet_vit_adapter_l_augreg_160k"

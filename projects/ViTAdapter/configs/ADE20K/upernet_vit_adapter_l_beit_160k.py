@@ -22,4 +22,4 @@ optimizer.weight_decay = 0.05
 optimizer.params.lr_factor_func.rate = 0.9
 train.amp.enabled = False
 train.init_checkpoint = "timm://beit_large_patch16_224.in22k_ft_in22k"
-train.output_dir = "./output/upernet_vit_adapter_l_beit_160k"
+train.inference.tta = get_config("common/sem_seg_tta.py").multi_scale_flip_beit

@@ -12,4 +12,3 @@ from .upernet_vit_adapter_l_beit_160k import (
 dataset.resize.short = 512
 dataset.crop.update(size=512, stride=341)
 train.init_checkpoint = "timm://beitv2_large_patch16_224.in1k_ft_in22k"
-train.output_dir = "./output/upernet_vit_adapter_l_beitv2_160k"

@@ -16,4 +16,3 @@ optimizer.weight_decay = 0.05
 optimizer.params.lr_factor_func.rate = 0.8
 # On no hub that timm reads: give the file.
 train.init_checkpoint = ""
-train.output_dir = "./output/upernet_vit_adapter_l_uniperceiver_160k"

@@ -10,4 +10,3 @@ from .upernet_vit_adapter_b_deit_160k import (
 )
 
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_adapter_base_light_global
-train.output_dir = "./output/upernet_vit_adapter_light_b_deit_160k"

@@ -12,4 +12,3 @@ from .upernet_vit_adapter_t_deit_160k import (
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_adapter_small_global
 optimizer.lr = 6e-5
 train.init_checkpoint = "timm://deit_small_patch16_224.fb_in1k"
-train.output_dir = "./output/upernet_vit_adapter_s_deit_160k"

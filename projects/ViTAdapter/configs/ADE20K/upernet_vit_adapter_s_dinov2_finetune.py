@@ -41,4 +41,3 @@ train.log_period = 5
 train.checkpointer.update(period=60, max_to_keep=1)
 train.seed = 1
 train.init_checkpoint = "timm://vit_small_patch14_dinov2.lvd142m"
-train.output_dir = "./output/upernet_vit_adapter_s_dinov2_finetune"

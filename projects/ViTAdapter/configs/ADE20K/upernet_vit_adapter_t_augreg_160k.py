@@ -8,4 +8,3 @@ from .upernet_vit_adapter_t_deit_160k import (
 )
 
 train.init_checkpoint = "timm://vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-train.output_dir = "./output/upernet_vit_adapter_t_augreg_160k"

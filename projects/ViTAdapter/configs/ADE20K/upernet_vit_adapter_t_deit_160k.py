@@ -15,4 +15,3 @@ lr_multiplier = get_config("common/schedule.py").schedule_poly
 train = get_config("common/sem_seg_train.py").train
 train.amp.enabled = True
 train.init_checkpoint = "timm://deit_tiny_patch16_224.fb_in1k"
-train.output_dir = "./output/upernet_vit_adapter_t_deit_160k"

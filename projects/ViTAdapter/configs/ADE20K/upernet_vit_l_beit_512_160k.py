@@ -16,4 +16,3 @@ dataset.crop.update(size=512, stride=341)
 model.backbone = get_config("common/models/beit.py").vit_baseline_beit_large_global
 model.backbone.net.img_size = "${dataset.crop.size}"
 model.backbone.net.use_act_checkpoint = False
-train.output_dir = "./output/upernet_vit_l_beit_512_160k"

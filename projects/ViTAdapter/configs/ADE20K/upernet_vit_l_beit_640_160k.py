@@ -11,4 +11,3 @@ from .upernet_vit_l_beit_512_160k import (
 
 dataset.resize.short = 640
 dataset.crop.update(size=640, stride=426)
-train.output_dir = "./output/upernet_vit_l_beit_640_160k"

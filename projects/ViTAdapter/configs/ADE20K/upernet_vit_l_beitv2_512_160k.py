@@ -10,4 +10,3 @@ from .upernet_vit_l_beit_512_160k import (
 )
 
 train.init_checkpoint = "timm://beitv2_large_patch16_224.in1k_ft_in22k"
-train.output_dir = "./output/upernet_vit_l_beitv2_512_160k"

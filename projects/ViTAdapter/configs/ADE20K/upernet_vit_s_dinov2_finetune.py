@@ -14,4 +14,3 @@ from .upernet_vit_adapter_s_dinov2_finetune import (
 _net = model.backbone.net
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_baseline_small_global
 model.backbone.net = _net
-train.output_dir = "./output/upernet_vit_s_dinov2_finetune"

@@ -12,4 +12,3 @@ from .upernet_vit_adapter_t_deit_160k import (
 )
 
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_baseline_tiny_global
-train.output_dir = "./output/upernet_vit_t_deit_160k"

@@ -9,4 +9,3 @@ dataloader.evaluator.tasks = ["bbox"]
 train.amp.enabled = True
 # The backbone's stride-4 output is not used.
 train.ddp.find_unused_parameters = True
-train.output_dir = "./output/atss_vit_adapter_s_deit_3x"

@@ -5,4 +5,3 @@ from .mask_rcnn_vit_adapter_s_deit_3x import dataloader, dataset, lr_multiplier,
 model = get_config("common/models/cascade_mask_rcnn_vit_adapter.py").model
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_small
 train.amp.enabled = True
-train.output_dir = "./output/cascade_mask_rcnn_vit_adapter_s_deit_3x"

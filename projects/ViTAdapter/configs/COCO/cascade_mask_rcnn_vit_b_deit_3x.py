@@ -1,6 +1,6 @@
 from vitadapter.model_zoo import get_config
 
-from .cascade_mask_rcnn_vit_adapter_s_deit_3x import (
+from .cascade_mask_rcnn_vit_adapter_b_deit_3x import (
     dataloader,
     dataset,
     lr_multiplier,
@@ -11,5 +11,3 @@ from .cascade_mask_rcnn_vit_adapter_s_deit_3x import (
 
 model.backbone.bottom_up = get_config("common/models/vit_baseline.py").vit_baseline_base
 model.backbone.bottom_up.net.drop_path_rate = 0.2
-train.init_checkpoint = "timm://deit_base_patch16_224.fb_in1k"
-train.output_dir = "./output/cascade_mask_rcnn_vit_b_deit_3x"

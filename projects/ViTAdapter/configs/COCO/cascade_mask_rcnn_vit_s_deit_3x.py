@@ -10,4 +10,3 @@ from .cascade_mask_rcnn_vit_adapter_s_deit_3x import (
 )
 
 model.backbone.bottom_up = get_config("common/models/vit_baseline.py").vit_baseline_small
-train.output_dir = "./output/cascade_mask_rcnn_vit_s_deit_3x"

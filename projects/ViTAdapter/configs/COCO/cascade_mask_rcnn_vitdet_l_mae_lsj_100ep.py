@@ -84,4 +84,5 @@ lr_multiplier.warmup_iters = 250
 train.max_iter = 184375
 train.ddp.fp16_compression = True
 train.init_checkpoint = "timm://vit_large_patch16_224.mae"
-train.output_dir = "./output/cascade_mask_rcnn_vitdet_l_mae_lsj_100ep"
+# The scales of the published figures are not known; those of more than 1024 pixels have to fit in.
+train.inference.tta.overrides = ["model.backbone.square_pad=0"]

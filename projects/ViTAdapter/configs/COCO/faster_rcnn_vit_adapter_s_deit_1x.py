@@ -6,5 +6,3 @@ model = get_config("common/models/faster_rcnn_vit_adapter.py").model
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_small
 dataloader.train.dataset.masks = False
 dataloader.evaluator.tasks = ["bbox"]
-train.init_checkpoint = "timm://deit_small_patch16_224.fb_in1k"
-train.output_dir = "./output/faster_rcnn_vit_adapter_s_deit_1x"

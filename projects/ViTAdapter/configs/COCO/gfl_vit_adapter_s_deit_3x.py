@@ -4,4 +4,3 @@ from .atss_vit_adapter_s_deit_3x import dataloader, dataset, lr_multiplier, opti
 
 model = get_config("common/models/gfl_vit_adapter.py").model
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_small
-train.output_dir = "./output/gfl_vit_adapter_s_deit_3x"

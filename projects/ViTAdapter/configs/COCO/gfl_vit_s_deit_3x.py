@@ -10,4 +10,3 @@ from .gfl_vit_adapter_s_deit_3x import (
 )
 
 model.backbone.bottom_up = get_config("common/models/vit_baseline.py").vit_baseline_small
-train.output_dir = "./output/gfl_vit_s_deit_3x"

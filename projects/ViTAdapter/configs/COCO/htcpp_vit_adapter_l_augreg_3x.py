@@ -49,4 +49,8 @@ lr_multiplier = get_config("common/schedule.py").schedule_3x
 train = get_config("common/train.py").train
 train.max_iter = 263880
 train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/htcpp_vit_adapter_l_augreg_3x"
+train.inference.tta = get_config("common/tta.py").official_multi_scale_flip
+train.inference.tta.wrapper.tta_mapper.max_size = 1600
+train.inference.tta.overrides = [
+    f"model.roi_heads.box_predictors.{stage}.test_topk_per_image=100" for stage in range(3)
+]

@@ -14,4 +14,4 @@ model.backbone.bottom_up.drop_path_rate = 0.3
 for _predictor in model.roi_heads.box_predictors:
     _predictor.test_topk_per_image = 100
 train.init_checkpoint = "timm://beit_large_patch16_224.in22k_ft_in22k"
-train.output_dir = "./output/htcpp_vit_adapter_l_beit_3x"
+train.inference.tta = get_config("common/tta.py").official_multi_scale_flip

@@ -12,4 +12,3 @@ from .htcpp_vit_adapter_l_beit_3x import (
 _adapter = model.backbone.bottom_up.bottom_up
 _adapter.vit_feature = "stage"
 _adapter.net.drop_path_rate = 0.3
-train.output_dir = "./output/htcpp_vit_adapter_l_beit_3x_old"

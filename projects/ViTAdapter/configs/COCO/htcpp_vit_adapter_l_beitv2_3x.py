@@ -8,4 +8,3 @@ from .htcpp_vit_adapter_l_beit_3x import (
 )
 
 train.init_checkpoint = "timm://beitv2_large_patch16_224.in1k_ft_in22k"
-train.output_dir = "./output/htcpp_vit_adapter_l_beitv2_3x"

@@ -44,4 +44,3 @@ train.max_iter = 20000
 train.ema.update(enabled=True, decay=0.9999, ramp_iters=2000)
 # Set it to the official HTC++ that was trained on Objects365, a whole model.
 train.init_checkpoint = ""
-train.output_dir = "./output/htcpp_vit_adapter_l_beitv2_o365"

@@ -13,4 +13,3 @@ _nets = get_config("common/models/uni_perceiver.py")
 model.backbone.bottom_up.bottom_up = _nets.vit_adapter_uni_perceiver_large
 model.backbone.bottom_up.drop_path_rate = 0.4
 train.init_checkpoint = ""
-train.output_dir = "./output/htcpp_vit_adapter_l_uniperceiver_3x"

@@ -16,4 +16,3 @@ dataloader.train.mapper.update(image_format="RGB", recompute_boxes=True)
 dataloader.test.mapper.image_format = "RGB"
 model.instance_inference.thing_classes = None
 model.panoptic_inference = None
-train.output_dir = "./output/mask2former_instance_vit_adapter_s_dinov3_frozen_lsj_50ep"

@@ -1,9 +1,6 @@
-from detectron2.config import LazyCall as L
-
 from vitadapter.model_zoo import get_config
-from vitadapter.solver import LayerDecay, NoDecayOneDim
 
-from .mask_rcnn_vit_adapter_s_deit_3x import (
+from .mask_rcnn_vit_adapter_l_augreg_3x import (
     dataloader,
     dataset,
     lr_multiplier,
@@ -14,12 +11,4 @@ from .mask_rcnn_vit_adapter_s_deit_3x import (
 
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_base
 model.backbone.bottom_up.net.pretrain_img_size = 384
-# AugReg weights are made for images in [-1, 1].
-model.pixel_mean = [127.5, 127.5, 127.5]
-model.pixel_std = [127.5, 127.5, 127.5]
-optimizer.params.no_decay = L(NoDecayOneDim)()
-optimizer.params.lr_factor_func = L(LayerDecay)(
-    rate=0.8, num_layers="${model.backbone.bottom_up.net.depth}"
-)
 train.init_checkpoint = "timm://vit_base_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/mask_rcnn_vit_adapter_b_augreg_3x"

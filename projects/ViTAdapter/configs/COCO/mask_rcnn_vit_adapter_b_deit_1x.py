@@ -11,4 +11,3 @@ from .mask_rcnn_vit_adapter_s_deit_1x import (
 
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_base
 train.init_checkpoint = "timm://deit_base_patch16_224.fb_in1k"
-train.output_dir = "./output/mask_rcnn_vit_adapter_b_deit_1x"

@@ -1,9 +1,6 @@
-from detectron2.config import LazyCall as L
-
 from vitadapter.model_zoo import get_config
-from vitadapter.solver import LayerDecay, NoDecayOneDim
 
-from .mask_rcnn_vit_adapter_s_deit_3x import (
+from .mask_rcnn_vit_adapter_s_dinov2_3x import (
     dataloader,
     dataset,
     lr_multiplier,
@@ -14,9 +11,5 @@ from .mask_rcnn_vit_adapter_s_deit_3x import (
 
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_base
 model.backbone.bottom_up.net = get_config("common/models/vit.py").vit_base_dinov2
-optimizer.params.no_decay = L(NoDecayOneDim)()
-optimizer.params.lr_factor_func = L(LayerDecay)(
-    rate=0.6, num_layers="${model.backbone.bottom_up.net.depth}"
-)
+optimizer.params.lr_factor_func.rate = 0.6
 train.init_checkpoint = "timm://vit_base_patch14_dinov2.lvd142m"
-train.output_dir = "./output/mask_rcnn_vit_adapter_b_dinov2_3x"

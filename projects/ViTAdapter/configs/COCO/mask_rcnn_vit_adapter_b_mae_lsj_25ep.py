@@ -22,4 +22,3 @@ lr_multiplier = get_config("common/schedule.py").schedule_cosine
 train.max_iter = 183250
 train.amp.enabled = True
 train.init_checkpoint = "timm://vit_base_patch16_224.mae"
-train.output_dir = "./output/mask_rcnn_vit_adapter_b_mae_lsj_25ep"

@@ -10,5 +10,3 @@ from .mask_rcnn_vit_adapter_b_mae_lsj_25ep import (
 model.backbone.bottom_up.net.drop_path_rate = 0.2
 train.max_iter = 366500
 lr_multiplier.scheduler.epochs = 50
-train.init_checkpoint = "timm://vit_base_patch16_224.mae"
-train.output_dir = "./output/mask_rcnn_vit_adapter_b_mae_lsj_50ep"

@@ -1,9 +1,6 @@
-from detectron2.config import LazyCall as L
-
 from vitadapter.model_zoo import get_config
-from vitadapter.solver import LayerDecay, NoDecayOneDim
 
-from .mask_rcnn_vit_adapter_s_deit_3x import (
+from .mask_rcnn_vit_adapter_s_dinov2_3x import (
     dataloader,
     dataset,
     lr_multiplier,
@@ -15,10 +12,6 @@ from .mask_rcnn_vit_adapter_s_deit_3x import (
 model.backbone.bottom_up = get_config(
     "common/models/uni_perceiver.py"
 ).vit_adapter_uni_perceiver_base
-optimizer.params.no_decay = L(NoDecayOneDim)()
-optimizer.params.lr_factor_func = L(LayerDecay)(
-    rate=0.65, num_layers="${model.backbone.bottom_up.net.depth}"
-)
+optimizer.params.lr_factor_func.rate = 0.65
 # On no hub that timm reads: give the file.
 train.init_checkpoint = ""
-train.output_dir = "./output/mask_rcnn_vit_adapter_b_uniperceiver_3x"

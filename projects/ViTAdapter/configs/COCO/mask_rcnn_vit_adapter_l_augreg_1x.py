@@ -13,12 +13,9 @@ from .mask_rcnn_vit_adapter_s_deit_1x import (
 )
 
 model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapter_large
-# AugReg weights are made for images in [-1, 1].
-model.pixel_mean = [127.5, 127.5, 127.5]
-model.pixel_std = [127.5, 127.5, 127.5]
+model.update(get_config("common/pixels.py").inception)
 optimizer.params.no_decay = L(NoDecayOneDim)()
 optimizer.params.lr_factor_func = L(LayerDecay)(
     rate=0.8, num_layers="${model.backbone.bottom_up.net.depth}"
 )
 train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/mask_rcnn_vit_adapter_l_augreg_1x"

@@ -8,4 +8,4 @@ optimizer = get_config("common/optim.py").AdamW
 lr_multiplier = get_config("common/schedule.py").schedule_1x
 train = get_config("common/train.py").train
 train.init_checkpoint = "timm://deit_small_patch16_224.fb_in1k"
-train.output_dir = "./output/mask_rcnn_vit_adapter_s_deit_1x"
+train.inference.tta = get_config("common/tta.py").multi_scale_flip

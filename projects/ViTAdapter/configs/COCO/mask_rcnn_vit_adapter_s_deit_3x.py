@@ -5,5 +5,3 @@ from .mask_rcnn_vit_adapter_s_deit_1x import dataloader, dataset, model, optimiz
 dataloader.train.mapper.augmentations = get_config("common/data/coco.py").multi_scale_augmentations
 lr_multiplier = get_config("common/schedule.py").schedule_3x
 train.max_iter = 263880
-train.init_checkpoint = "timm://deit_small_patch16_224.fb_in1k"
-train.output_dir = "./output/mask_rcnn_vit_adapter_s_deit_3x"

@@ -18,5 +18,3 @@ model.backbone = L(ChannelMapper)(
     top_block=L(LastLevelMaxPool2x2)(),
 )
 train.amp.enabled = True
-train.init_checkpoint = "timm://deit_small_patch16_224.fb_in1k"
-train.output_dir = "./output/mask_rcnn_vit_adapter_s_deit_3x_nofpn"

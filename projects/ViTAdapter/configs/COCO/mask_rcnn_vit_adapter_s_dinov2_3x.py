@@ -19,4 +19,3 @@ optimizer.params.lr_factor_func = L(LayerDecay)(
     rate=0.7, num_layers="${model.backbone.bottom_up.net.depth}"
 )
 train.init_checkpoint = "timm://vit_small_patch14_dinov2.lvd142m"
-train.output_dir = "./output/mask_rcnn_vit_adapter_s_dinov2_3x"

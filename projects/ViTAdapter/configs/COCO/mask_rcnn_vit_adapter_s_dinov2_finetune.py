@@ -58,4 +58,4 @@ train.checkpointer.period = 100
 train.checkpointer.max_to_keep = 1
 train.seed = 1
 train.init_checkpoint = "timm://vit_small_patch14_dinov2.lvd142m"
-train.output_dir = "./output/mask_rcnn_vit_adapter_s_dinov2_finetune"
+train.inference.tta.wrapper.tta_mapper.update(min_sizes=_short_edges, max_size=448)

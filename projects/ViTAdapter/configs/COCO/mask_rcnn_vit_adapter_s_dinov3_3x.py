@@ -1,9 +1,8 @@
-from detectron2.config import LazyCall as L
+"""Trained as DINOv2."""
 
 from vitadapter.model_zoo import get_config
-from vitadapter.solver import LayerDecay, NoDecayOneDim
 
-from .mask_rcnn_vit_adapter_s_deit_3x import (
+from .mask_rcnn_vit_adapter_s_dinov2_3x import (
     dataloader,
     dataset,
     lr_multiplier,
@@ -13,9 +12,4 @@ from .mask_rcnn_vit_adapter_s_deit_3x import (
 )
 
 model.backbone.bottom_up = get_config("common/models/timm_vit_adapter.py").vit_adapter_dinov3_small
-optimizer.params.no_decay = L(NoDecayOneDim)()
-optimizer.params.lr_factor_func = L(LayerDecay)(
-    rate=0.7, num_layers="${model.backbone.bottom_up.net.depth}"
-)
 train.init_checkpoint = "timm://vit_small_patch16_dinov3.lvd1689m"
-train.output_dir = "./output/mask_rcnn_vit_adapter_s_dinov3_3x"

@@ -13,4 +13,3 @@ model.backbone.bottom_up = get_config(
     "common/models/timm_vit_adapter.py"
 ).vit_adapter_dinov3_small_frozen
 train.init_checkpoint = "timm://vit_small_patch16_dinov3.lvd1689m"
-train.output_dir = "./output/mask_rcnn_vit_adapter_s_dinov3_frozen_3x"

@@ -13,4 +13,3 @@ model.backbone.bottom_up = get_config("common/models/vit_adapter.py").vit_adapte
 optimizer.lr = 2e-4
 optimizer.weight_decay = 0.01
 train.init_checkpoint = "timm://deit_tiny_patch16_224.fb_in1k"
-train.output_dir = "./output/mask_rcnn_vit_adapter_t_deit_1x"

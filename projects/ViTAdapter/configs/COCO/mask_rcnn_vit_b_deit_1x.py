@@ -1,6 +1,6 @@
 from vitadapter.model_zoo import get_config
 
-from .mask_rcnn_vit_adapter_s_deit_1x import (
+from .mask_rcnn_vit_adapter_b_deit_1x import (
     dataloader,
     dataset,
     lr_multiplier,
@@ -10,5 +10,3 @@ from .mask_rcnn_vit_adapter_s_deit_1x import (
 )
 
 model.backbone.bottom_up = get_config("common/models/vit_baseline.py").vit_baseline_base
-train.init_checkpoint = "timm://deit_base_patch16_224.fb_in1k"
-train.output_dir = "./output/mask_rcnn_vit_b_deit_1x"

@@ -10,5 +10,3 @@ from .mask_rcnn_vit_adapter_l_augreg_1x import (
 )
 
 model.backbone.bottom_up = get_config("common/models/vit_baseline.py").vit_baseline_large
-train.init_checkpoint = "timm://vit_large_patch16_384.augreg_in21k_ft_in1k"
-train.output_dir = "./output/mask_rcnn_vit_l_augreg_1x"

@@ -1,14 +1,2 @@
-from vitadapter.model_zoo import get_config
-
-from .mask_rcnn_vit_adapter_s_deit_3x import (
-    dataloader,
-    dataset,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
-
-model.backbone.bottom_up = get_config("common/models/vit_baseline.py").vit_baseline_tiny
-train.init_checkpoint = "timm://deit_tiny_patch16_224.fb_in1k"
-train.output_dir = "./output/mask_rcnn_vit_t_deit_3x"
+from .mask_rcnn_vit_adapter_t_deit_3x import dataloader, dataset, lr_multiplier, optimizer, train
+from .mask_rcnn_vit_t_deit_1x import model

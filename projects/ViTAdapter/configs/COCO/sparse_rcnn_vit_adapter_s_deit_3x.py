@@ -14,4 +14,3 @@ optimizer.params.lr_factor_func = L(FactorByName)(factors={"init_proposal": 0.25
 optimizer.params.decay_factor_func = L(FactorByName)(factors={"init_proposal": 0.002})
 train.amp.enabled = False
 train.ddp.find_unused_parameters = False
-train.output_dir = "./output/sparse_rcnn_vit_adapter_s_deit_3x"

@@ -21,4 +21,3 @@ train = get_config("common/train.py").train
 train.max_iter = 265500
 train.ema = dict(enabled=True, decay=0.9999, ramp_iters=2000)
 train.init_checkpoint = "timm://beitv2_large_patch16_224.in1k_ft_in22k"
-train.output_dir = "./output/mask2former_vit_adapter_l_beitv2_3x"

@@ -9,7 +9,5 @@ from .mask2former_vit_adapter_s_dinov3_frozen_lsj_50ep import (
     train,
 )
 
-_base = get_config("common/models/mask2former_dinov3.py").model_panoptic_large
-model.backbone = _base.backbone
+model.backbone = get_config("common/models/timm_vit_adapter.py").vit_adapter_dinov3_large_frozen
 train.init_checkpoint = "timm://vit_large_patch16_dinov3.lvd1689m"
-train.output_dir = "./output/mask2former_vit_adapter_l_dinov3_frozen_lsj_50ep"

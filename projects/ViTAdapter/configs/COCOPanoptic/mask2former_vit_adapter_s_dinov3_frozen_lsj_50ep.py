@@ -10,7 +10,8 @@ from vitadapter.solver import ClippedAdamW, NoDecayOneDim
 
 _data = get_config("common/data/coco_panoptic.py")
 dataset, dataloader = _data.dataset, _data.dataloader
-model = get_config("common/models/mask2former_dinov3.py").model_panoptic_small
+model = get_config("common/models/mask2former_vit_adapter.py").model_panoptic
+model.backbone = get_config("common/models/timm_vit_adapter.py").vit_adapter_dinov3_small_frozen
 optimizer = get_config("common/optim.py").AdamW
 optimizer._target_ = ClippedAdamW
 optimizer.max_norm = 0.01
@@ -21,4 +22,3 @@ lr_multiplier.update(warmup_iters=10, warmup_factor=1.0)
 train = get_config("common/train.py").train
 train.max_iter = 368750
 train.init_checkpoint = "timm://vit_small_patch16_dinov3.lvd1689m"
-train.output_dir = "./output/mask2former_vit_adapter_s_dinov3_frozen_lsj_50ep"

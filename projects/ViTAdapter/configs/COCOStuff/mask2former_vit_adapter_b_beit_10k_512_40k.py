@@ -15,4 +15,3 @@ model.backbone.net.img_size = "${dataset.crop.size}"
 optimizer.lr = 3e-5
 optimizer.params.lr_factor_func.rate = 0.95
 train.init_checkpoint = "timm://beit_base_patch16_224.in22k_ft_in22k"
-train.output_dir = "./output/mask2former_vit_adapter_b_beit_10k_512_40k"

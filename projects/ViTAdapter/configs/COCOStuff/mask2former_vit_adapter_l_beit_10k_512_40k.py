@@ -10,4 +10,3 @@ from ..ADE20K.mask2former_vit_adapter_l_beit_640_160k import (
 _data = get_config("common/data/coco_stuff.py")
 dataset, dataloader = _data.dataset_10k, _data.dataloader
 train.max_iter = 40000
-train.output_dir = "./output/mask2former_vit_adapter_l_beit_10k_512_40k"

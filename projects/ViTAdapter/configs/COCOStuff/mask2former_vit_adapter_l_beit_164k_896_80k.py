@@ -12,4 +12,3 @@ dataset, dataloader = _data.dataset, _data.dataloader
 dataset.resize.update(short=896, long=3584)
 dataset.crop.update(size=896, stride=512)
 train.init_checkpoint = "timm://beit_large_patch16_224.in22k_ft_in22k"
-train.output_dir = "./output/mask2former_vit_adapter_l_beit_164k_896_80k"

@@ -8,4 +8,3 @@ from .mask2former_vit_adapter_l_beit_164k_896_80k import (
 )
 
 train.init_checkpoint = "timm://beitv2_large_patch16_224.in1k_ft_in22k"
-train.output_dir = "./output/mask2former_vit_adapter_l_beitv2_164k_896_80k"

@@ -7,4 +7,3 @@ dataset, dataloader = _data.dataset, _data.dataloader
 dataset.resize.update(short=640, long=2560)
 dataset.crop.update(size=640, stride=426)
 train.max_iter = 80000
-train.output_dir = "./output/upernet_vit_adapter_l_beit_164k_80k"

@@ -10,4 +10,3 @@ from ..Potsdam.mask2former_vit_adapter_l_beit_512_80k import (
 _data = get_config("common/data/chase_db1.py")
 dataset, dataloader = _data.dataset, _data.dataloader
 train.max_iter = 40000
-train.output_dir = "./output/mask2former_vit_adapter_l_beit_128_40k"

@@ -14,4 +14,3 @@ dataset.train.name = "cityscapes_19_train"
 del dataloader.test.mapper.augmentations[1]
 # What the run on Mapillary Vistas ends with.
 train.init_checkpoint = ""
-train.output_dir = "./output/cityscapes/mask2former_vit_adapter_l_beit_896_80k"

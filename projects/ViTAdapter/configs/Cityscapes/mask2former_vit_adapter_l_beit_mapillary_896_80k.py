@@ -12,4 +12,4 @@ from ..ADE20K.mask2former_vit_adapter_l_beit_640_160k import (
 _data = get_config("common/data/cityscapes.py")
 dataset, dataloader = _data.dataset_mapillary, _data.dataloader
 train.max_iter = 80000
-train.output_dir = "./output/cityscapes/mask2former_vit_adapter_l_beit_mapillary_896_80k"
+train.inference.tta.wrapper.resizes.ratios.append(2.0)

@@ -66,4 +66,3 @@ train.log_period = 10
 train.checkpointer.period = 100
 train.checkpointer.max_to_keep = 2
 train.seed = 1
-train.output_dir = "./output/digits/mask_rcnn_vit_adapter_t"

@@ -7,4 +7,3 @@ from .mask_rcnn_vit_adapter_t import dataloader, dataset, lr_multiplier, model, 
 _net = model.backbone.bottom_up.net
 model.backbone.bottom_up = get_config("common/models/vit_baseline.py").vit_baseline_tiny
 model.backbone.bottom_up.net = _net
-train.output_dir = "./output/digits/mask_rcnn_vit_t"

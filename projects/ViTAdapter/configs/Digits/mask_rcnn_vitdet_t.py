@@ -8,4 +8,3 @@ _net = model.backbone.bottom_up.net
 model.backbone = get_config("common/models/mask_rcnn_vitdet.py").model.backbone
 model.backbone.net = _net
 model.backbone.out_channels = 128
-train.output_dir = "./output/digits/mask_rcnn_vitdet_t"

@@ -54,4 +54,3 @@ train.eval_period = 0
 train.log_period = 10
 train.checkpointer.update(period=100, max_to_keep=2)
 train.seed = 1
-train.output_dir = "./output/digits/upernet_vit_adapter_t"

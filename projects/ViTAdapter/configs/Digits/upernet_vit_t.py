@@ -7,4 +7,3 @@ from .upernet_vit_adapter_t import dataloader, dataset, lr_multiplier, model, op
 _net = model.backbone.net
 model.backbone = get_config("common/models/vit_adapter_global.py").vit_baseline_tiny_global
 model.backbone.net = _net
-train.output_dir = "./output/digits/upernet_vit_t"

@@ -21,4 +21,4 @@ model.roi_heads.box_predictor.update(
 )
 # 100 epochs of 100 thousand images
 train.max_iter = 625000
-train.output_dir = "./output/mask_rcnn_vit_adapter_b_mae_lsj_100ep"
+train.inference.tta.wrapper.max_detections_per_image = 300

@@ -9,4 +9,3 @@ from ..COCOStuff.mask2former_vit_adapter_l_beit_10k_512_40k import (
 
 _data = get_config("common/data/pascal_context.py")
 dataset, dataloader = _data.dataset, _data.dataloader
-train.output_dir = "./output/mask2former_vit_adapter_l_beit_480_40k"

@@ -5,4 +5,3 @@ from ..ADE20K.upernet_vit_adapter_l_beit_160k import lr_multiplier, model, optim
 _data = get_config("common/data/pascal_context.py")
 dataset, dataloader = _data.dataset, _data.dataloader
 train.max_iter = 80000
-train.output_dir = "./output/upernet_vit_adapter_l_beit_80k"

@@ -12,4 +12,3 @@ dataset, dataloader = _data.dataset, _data.dataloader
 model.sem_seg_head = get_config("common/models/mask2former_vit_adapter.py").model.sem_seg_head
 model.sem_seg_head.pixel_decoder.ffn_dim = 2048
 train.max_iter = 80000
-train.output_dir = "./output/mask2former_vit_adapter_l_beit_512_80k"
