@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import torch
-from ms_deform_attn_cases import BACKWARD_OP, OP, SHAPES, assert_same, gradients, make_inputs
+from ms_deform_attn_cases import SHAPES, assert_same, gradients, make_inputs
 
 import vitadapter
 from vitadapter.ops import ms_deform_attn
+
+SCHEMAS = [
+    f"ms_deform_attn{form}{direction}" for form in ("", "_fused") for direction in ("", "_backward")
+]
 
 
 def _copy_without_extension(folder: Path) -> Path:
@@ -61,8 +65,7 @@ ours += [str(w.message) for w in caught if "vitadapter" in str(w.message)]
 try:
     ms_deform_attn(inputs[0].float(), {SHAPES}, *inputs[1:])
 except TypeError:
-    schemas = [str(op.default._schema) for op in (
-        torch.ops.vitadapter.ms_deform_attn, torch.ops.vitadapter.ms_deform_attn_backward)]
+    schemas = [str(getattr(torch.ops.vitadapter, name).default._schema) for name in {SCHEMAS}]
     results = [output.detach(), *(t.grad for t in inputs)]
     torch.save(dict(warnings=ours, schemas=schemas, results=results), "results.pt")
 """
@@ -71,7 +74,8 @@ except TypeError:
     outcome = torch.load(tmp_path / "results.pt")
     assert len(outcome["warnings"]) == 1
     assert "pip install --no-build-isolation -e ." in outcome["warnings"][0]
-    assert outcome["schemas"] == [str(OP.default._schema), str(BACKWARD_OP.default._schema)]
+    compiled = [getattr(torch.ops.vitadapter, name).default._schema for name in SCHEMAS]
+    assert outcome["schemas"] == [str(schema) for schema in compiled]
     expected = gradients(ms_deform_attn, inputs, torch.ones(2, 4, 15, dtype=torch.float64))
     assert_same(outcome["results"], expected, 1e-12)
 

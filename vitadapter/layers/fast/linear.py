@@ -4,7 +4,7 @@ The products are PyTorch's own. oneDNN in place of its BLAS (MKL) was tried for 
 by Inductor's private ``mkldnn._linear_pointwise``, and left out again: on AMD's EPYC (Zen 5) it
 reaches 200 GFLOP/s a core where MKL, which leaves AVX-512 idle there, reaches 90, but on Intel's
 Xeon (Sapphire Rapids) it gains nothing forward and loses in training, and so did attention made of
-such products (1.4 to 1.9 times the time of PyTorch's own). ``scripts/benchmark_products.py``, CPU
+such products (1.4 to 2 times the time of PyTorch's own). ``scripts/benchmark_products.py``, CPU
 milliseconds of MKL / oneDNN on one thread of the Xeon:
 
 =========================  ================  ==================  =============  ==================
