@@ -61,6 +61,7 @@ def _read(path: Path) -> Content:
     if not (
         isinstance(trainer, Mapping)
         and isinstance(trainer.get("iteration"), int)
+        and trainer["iteration"] >= 0
         and _is_optimizer(trainer.get("optimizer"))
         and _is_state(content.get("model"))
         and _is_state(content.get("model_ema", {}))
@@ -89,9 +90,10 @@ def _named_last(folder: Path, files: list[Path]) -> Path | None:
 
     Raises:
         ValueError: it names none of the folder.
+        OSError: it cannot be read.
     """
     file = folder / LAST_NAME
-    if not file.is_file():
+    if not file.exists():
         return None
     name = file.read_bytes().decode("utf-8-sig", "replace").strip()
     advice = f"write one of {sorted(path.name for path in files)} into it"

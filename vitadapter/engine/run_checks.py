@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitadapter.engine.checkpoint import check_weights_exist, expand_home
+from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist, expand_home
 from vitadapter.engine.run_lock import check_unlocked
 
 __all__ = ["IMAGE_FORMATS", "SetupError", "check_device", "check_run", "setup_errors"]
@@ -251,7 +251,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         _check_micro_batches(cfg)
         _check_best(cfg)
         check_unlocked(train.output_dir)
-    occupied = Path(train.output_dir, "last_checkpoint").is_file()
+    occupied = Path(train.output_dir, LAST_NAME).exists()
     if occupied and not resume and not eval_only:
         raise ValueError(
             f"train.output_dir={train.output_dir} already holds checkpoints: "
