@@ -21,7 +21,13 @@ from torch import Tensor
 from vitadapter.checkpoint.pickle_names import Unread
 from vitadapter.checkpoint.torch_files import read_torch_file
 
-__all__ = ["StateDict", "read_checkpoint_file", "read_state_dict", "unwrap_state_dict"]
+__all__ = [
+    "StateDict",
+    "check_file",
+    "read_checkpoint_file",
+    "read_state_dict",
+    "unwrap_state_dict",
+]
 
 _DATA_PARALLEL = re.compile(r"(module\.)*")
 
@@ -59,7 +65,16 @@ _NOT_WEIGHTS = (
     zlib.error,
 )
 # Those of them whose message says nothing by itself.
-_DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError, struct.error)
+_DAMAGED = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    TypeError,
+    UnicodeError,
+    struct.error,
+)
 
 
 def _read_safetensors(path: Path) -> object:
@@ -138,13 +153,19 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Refuses weights that are not there.
+
+    Raises:
+        ValueError: there is no such file, or it is empty.
+    """
     try:
         is_file = path.is_file()
     except OSError as error:  # a name that is too long, or a folder that may not be entered
         raise ValueError(f"the weights {path} cannot be reached: {error.strerror}") from error
     if not is_file:
-        raise ValueError(f"the weights {path} do not exist")
+        fault = "are a folder, not a file" if path.is_dir() else "do not exist"
+        raise ValueError(f"the weights {path} {fault}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} cannot be loaded as weights: the file is empty")
 
@@ -165,7 +186,7 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
         ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     try:
         content = read_torch_file(path, is_mapped=is_mapped)
     except _NOT_WEIGHTS as error:
@@ -189,7 +210,7 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
         ValueError: the file is absent, empty, cut off, no checkpoint, or asks for code to be run.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     reader = _READERS.get(path.suffix.lower(), _read_torch)
     try:
         if reader is _read_torch and (packed := _packed_checkpoint(path)):
