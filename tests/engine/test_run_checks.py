@@ -91,7 +91,7 @@ def test_what_is_allowed(cfg: DictConfig, override: str) -> None:
 
 def test_the_home_folder_is_expanded(cfg: DictConfig, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "w.pth").write_bytes(b"")
+    (tmp_path / "w.pth").write_bytes(b"weights")
     cfg.train.output_dir, cfg.train.init_checkpoint = "~/run", "~/w.pth?matching_heuristics=True"
     check_run(cfg)
     assert cfg.train.output_dir == f"{tmp_path}/run"
@@ -116,7 +116,7 @@ def test_evaluation_needs_weights_and_an_evaluator(cfg: DictConfig, tmp_path: Pa
     with pytest.raises(ValueError, match=r"--eval-only needs weights.*train\.init_checkpoint="):
         check_run(cfg, eval_only=True)
     cfg.train.init_checkpoint = str(tmp_path / "w.pth")
-    (tmp_path / "w.pth").write_bytes(b"")
+    (tmp_path / "w.pth").write_bytes(b"weights")
     cfg.train.amp.enabled = True  # of no importance
     check_run(cfg, eval_only=True)
     cfg.dataloader.evaluator = None

@@ -72,7 +72,7 @@ def test_a_second_run_is_refused_while_the_first_goes_on(cfg: DictConfig, tmp_pa
 
     with_weights = cfg.copy()
     with_weights.train.init_checkpoint = str(tmp_path / "w.pth")
-    (tmp_path / "w.pth").write_bytes(b"")
+    (tmp_path / "w.pth").write_bytes(b"weights")
     act(cfg, start_another, at=1)
     do_train(cfg)
     assert last(cfg) == "model_final.pth"
