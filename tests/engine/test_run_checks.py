@@ -50,6 +50,12 @@ from vitadapter.engine.run_checks import SetupError, check_device, check_run, se
         ("train.ema.ramp_itres=1", r"no key 'train\.ema\.ramp_itres'.*train\.ema\.ramp_iters"),
         ("train.best_checkpoint.metric=''", r"metric must name a value .*segm/AP.*got ''"),
         ("train.best_checkpoint.metric=3", r"train\.best_checkpoint\.metric must .*got 3"),
+        (
+            "model.roi_heads.mask_head=null",
+            r"mask_in_features=.* set that to null too",
+        ),
+        ("dataloader.train.dataset.masks=False", r"dataset\.masks\) leaves the mask head"),
+        ("model.roi_heads.num_classes=3", r"is \$\{dataset\.num_classes\}.*num_classes=3"),
         ("train.best_checkpoint.mode=most", r"mode must be max or min, got 'most'"),
     ],
 )

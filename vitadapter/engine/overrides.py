@@ -134,10 +134,16 @@ def _check_type(parameter: inspect.Parameter, value: object, full_key: str) -> N
 def _check_kind(parent: DictConfig | ListConfig, key: str, value: object, full_key: str) -> None:
     """Refuses text in the place of a number, and a plain value in that of a group of keys."""
     at = key if isinstance(parent, DictConfig) else int(key)
+    is_reference = isinstance(value, str) and "${" in value
+    if key == "num_classes" and OmegaConf.is_interpolation(parent, at) and not is_reference:
+        follows = OmegaConf.to_container(parent, resolve=False)[key]
+        raise ValueError(
+            f"{full_key} is {follows}, as other parts are that have to agree: set the key that it "
+            f"refers to (on your own data dataset.num_classes={value})"
+        )
     if OmegaConf.is_interpolation(parent, at) or OmegaConf.is_missing(parent, at):
         return
     below = _child(parent, key)
-    is_reference = isinstance(value, str) and "${" in value
     if isinstance(value, Mapping) or is_reference or (value is None and full_key in _MAY_BE_NULL):
         return
     parameter = _parameter(parent, key)

@@ -203,6 +203,24 @@ def _check_micro_batches(cfg: DictConfig) -> None:
         )
 
 
+def _check_masks(cfg: DictConfig) -> None:
+    """Refuses a mask head without masks, and masks without a mask head."""
+    heads = OmegaConf.select(cfg, "model.roi_heads")
+    if not isinstance(heads, DictConfig) or heads.get("mask_in_features") is None:
+        return
+    if heads.get("mask_head", heads.get("mask_heads")) is None:  # cascades have several
+        raise ValueError(
+            "model.roi_heads.mask_head=null leaves no head for model.roi_heads.mask_in_features="
+            f"{heads.mask_in_features}: set that to null too"
+        )
+    if not OmegaConf.select(cfg, "dataloader.train.mapper.use_instance_mask", default=True):
+        raise ValueError(
+            "dataloader.train.mapper.use_instance_mask=False (which is "
+            "dataloader.train.dataset.masks) leaves the mask head of model.roi_heads without "
+            "masks: set it to True, or use a box-only config (faster_rcnn_*, atss_*, gfl_*)"
+        )
+
+
 def _check_best(cfg: DictConfig) -> None:
     metric = OmegaConf.select(cfg, "train.best_checkpoint.metric")
     if metric is not None and cfg.dataloader.get("evaluator") is None:
@@ -249,6 +267,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
     else:
         _check_amp(train)
         _check_micro_batches(cfg)
+        _check_masks(cfg)
         _check_best(cfg)
         check_unlocked(train.output_dir)
     occupied = Path(train.output_dir, LAST_NAME).exists()
