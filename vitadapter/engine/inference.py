@@ -9,11 +9,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitadapter.engine.building import build
+from vitadapter.engine.run_checks import AMP_DTYPES
 from vitadapter.modeling.same_size_batches import predict_by_size
 
 __all__ = ["InferenceModel", "build_inference"]
-
-_AMP_DTYPES = ("float16", "bfloat16")
 
 
 class InferenceModel(nn.Module):
@@ -42,8 +41,8 @@ class InferenceModel(nn.Module):
             ValueError: another `amp_dtype`, or a `tta` that is no module.
         """
         super().__init__()
-        if amp_dtype is not None and amp_dtype not in _AMP_DTYPES:
-            raise ValueError(f"amp_dtype must be one of {_AMP_DTYPES} or None, got {amp_dtype!r}")
+        if amp_dtype is not None and amp_dtype not in AMP_DTYPES:
+            raise ValueError(f"amp_dtype must be one of {AMP_DTYPES} or None, got {amp_dtype!r}")
         if tta is not None and not isinstance(tta, nn.Module):
             raise ValueError(
                 "train.inference.tta is a module around the model, which a config file sets: "

@@ -12,12 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist, expand_home
 from vitadapter.engine.run_lock import check_unlocked
 
-__all__ = ["IMAGE_FORMATS", "SetupError", "check_device", "check_run", "setup_errors"]
+__all__ = ["AMP_DTYPES", "IMAGE_FORMATS", "SetupError", "check_device", "check_run", "setup_errors"]
 
 _ABSENT = object()
 IMAGE_FORMATS = ("RGB", "BGR")
-_AMP_DTYPES = ("float16", "bfloat16")
-
+AMP_DTYPES = ("float16", "bfloat16")
 
 # What training builds.
 _GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier")
@@ -124,7 +123,7 @@ _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
     ("optimizer.lr", True, _is_not_negative_number, "be 0 or a positive number"),
     ("optimizer.weight_decay", True, _is_not_negative_number, "be 0 or a positive number"),
     ("train.amp.enabled", False, _is_bool, "be True or False"),
-    ("train.amp.dtype", True, _AMP_DTYPES.__contains__, "be float16 or bfloat16"),
+    ("train.amp.dtype", True, AMP_DTYPES.__contains__, "be float16 or bfloat16"),
     ("train.amp.init_scale", True, _is_positive_number, "be a positive number"),
     ("train.ema.enabled", True, _is_bool, "be True or False"),
     ("train.ema.decay", True, _is_decay, "be a number from 0 to below 1"),
