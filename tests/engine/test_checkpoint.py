@@ -148,9 +148,17 @@ def save_linear(path: Path, **state: torch.Tensor) -> str:
     return str(path)
 
 
-def test_a_name_that_is_too_long() -> None:
-    with pytest.raises(ValueError, match=r"x do not exist: set train\.init_checkpoint"):
-        check_weights_exist("x" * 300)
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "empty.pth").touch()
+    faults = {
+        "x" * 300: "cannot be reached: File name too long",
+        str(tmp_path): "are a folder, not a file",
+        f"{tmp_path}/none.pth?matching_heuristics=True": "do not exist",
+        f"{tmp_path}/empty.pth": "the file is empty",
+    }
+    for path, fault in faults.items():
+        with pytest.raises(ValueError, match=f"{fault}: set train.init_checkpoint"):
+            check_weights_exist(path)
 
 
 @pytest.mark.parametrize("complete", [False, True])

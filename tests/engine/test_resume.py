@@ -113,6 +113,10 @@ DAMAGES = {
     "list": lambda path: torch.save([torch.ones(1)], path),
     "detectron2": lambda path: changed(path, lambda c: c.update(trainer={"iteration": 3})),
     "no iteration": lambda path: changed(path, lambda c: c["trainer"].pop("iteration", None)),
+    "negative iteration": lambda path: changed(path, lambda c: c["trainer"].update(iteration=-1)),
+    "no tensor": lambda path: changed(
+        path, lambda c: c["trainer"]["optimizer"]["state"][0].update(exp_avg="text")
+    ),
     "best": lambda path: changed(path, lambda c: c.pop("trainer", None)),
     "NaN weight": poisoned("model", "first.bias"),
     "NaN state": poisoned("trainer", "optimizer", "state", 0, "exp_avg_sq"),
@@ -192,10 +196,10 @@ def test_whatever_the_tag_names_is_not_run(folder: Path, name: str, caplog) -> N
         (b"", r"does not name a checkpoint, but ''.*'model_final\.pth'"),
         (b"model_0000001.pth\nmodel_0000002.pth", "does not name a checkpoint"),
         (b"a\0b", "does not name a checkpoint"),
-        (b"\xff\xfe", "does not exist"),
+        (b"\xff\xfe", "is no file"),
         (b"m" * 5000, "does not name a checkpoint"),
-        ("\N{SNOWMAN}".encode() * 80, "does not exist"),
-        (b".", "does not exist"),
+        ("\N{SNOWMAN}".encode() * 80, "is no file"),
+        (b".", "is no file"),
     ],
 )
 def test_a_tag_that_names_nothing_of_the_folder(folder: Path, tag: bytes, message: str) -> None:
@@ -235,6 +239,26 @@ def test_another_optimizer_is_refused(folder: Path, build: Callable, message: st
         ValueError, match=rf"model_final\.pth cannot be resumed .*{message}.*init_checkpoint="
     ):
         resume(folder, make_trainer(build))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda trainer: trainer.update(hooks=[1]),
+        lambda trainer: trainer["optimizer"]["state"][0].pop("step"),
+    ],
+)
+def test_another_state_of_training_is_refused(folder: Path, change: Callable) -> None:
+    changed(folder / "model_final.pth", lambda content: change(content["trainer"]))
+    with pytest.raises(ValueError, match=r"model_final\.pth does not have the state of"):
+        resume(folder, make_trainer(torch.optim.AdamW))
+
+
+def test_a_tag_that_is_a_folder(cfg: DictConfig) -> None:
+    Path(cfg.train.output_dir, "last_checkpoint").mkdir(parents=True)
+    for is_resumed, message in ((False, "already holds checkpoints"), (True, "Is a directory")):
+        with pytest.raises(SetupError, match=message):
+            do_train(cfg, resume=is_resumed)
 
 
 def test_all_settings_of_the_config_hold(folder: Path, caplog) -> None:

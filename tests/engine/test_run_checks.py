@@ -50,6 +50,12 @@ from vitadapter.engine.run_checks import SetupError, check_device, check_run, se
         ("train.ema.ramp_itres=1", r"no key 'train\.ema\.ramp_itres'.*train\.ema\.ramp_iters"),
         ("train.best_checkpoint.metric=''", r"metric must name a value .*segm/AP.*got ''"),
         ("train.best_checkpoint.metric=3", r"train\.best_checkpoint\.metric must .*got 3"),
+        (
+            "model.roi_heads.mask_head=null",
+            r"mask_in_features=.* set that to null too",
+        ),
+        ("dataloader.train.dataset.masks=False", r"dataset\.masks\) leaves the mask head"),
+        ("model.roi_heads.num_classes=3", r"is \$\{dataset\.num_classes\}.*num_classes=3"),
         ("train.best_checkpoint.mode=most", r"mode must be max or min, got 'most'"),
     ],
 )
@@ -91,7 +97,7 @@ def test_what_is_allowed(cfg: DictConfig, override: str) -> None:
 
 def test_the_home_folder_is_expanded(cfg: DictConfig, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "w.pth").write_bytes(b"")
+    (tmp_path / "w.pth").write_bytes(b"weights")
     cfg.train.output_dir, cfg.train.init_checkpoint = "~/run", "~/w.pth?matching_heuristics=True"
     check_run(cfg)
     assert cfg.train.output_dir == f"{tmp_path}/run"
@@ -116,7 +122,7 @@ def test_evaluation_needs_weights_and_an_evaluator(cfg: DictConfig, tmp_path: Pa
     with pytest.raises(ValueError, match=r"--eval-only needs weights.*train\.init_checkpoint="):
         check_run(cfg, eval_only=True)
     cfg.train.init_checkpoint = str(tmp_path / "w.pth")
-    (tmp_path / "w.pth").write_bytes(b"")
+    (tmp_path / "w.pth").write_bytes(b"weights")
     cfg.train.amp.enabled = True  # of no importance
     check_run(cfg, eval_only=True)
     cfg.dataloader.evaluator = None

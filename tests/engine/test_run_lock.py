@@ -72,7 +72,7 @@ def test_a_second_run_is_refused_while_the_first_goes_on(cfg: DictConfig, tmp_pa
 
     with_weights = cfg.copy()
     with_weights.train.init_checkpoint = str(tmp_path / "w.pth")
-    (tmp_path / "w.pth").write_bytes(b"")
+    (tmp_path / "w.pth").write_bytes(b"weights")
     act(cfg, start_another, at=1)
     do_train(cfg)
     assert last(cfg) == "model_final.pth"
@@ -191,11 +191,22 @@ def test_an_owner_shows_life(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch) -> None:
+def is_not_allowed(*arguments: object) -> None:
+    raise PermissionError
+
+
+@pytest.mark.parametrize("is_windows", [False, True])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch, is_windows: bool) -> None:
     def unsupported(*arguments: object) -> None:
         raise OSError(errno.ENOSYS, "no locks")
 
     monkeypatch.setattr(run_lock.fcntl, "flock", unsupported)
+    if is_windows:
+        monkeypatch.setattr(run_lock, "fcntl", None)
+        monkeypatch.setattr(Path, "unlink", is_not_allowed)
+        with RunLock(tmp_path, beat=0.05):
+            pass
+        assert (tmp_path / "run.lock").read_bytes() == b""
     with (
         RunLock(tmp_path, beat=0.05),
         pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"),

@@ -28,6 +28,7 @@ from vitadapter.checkpoint.pickles import PickleReader, Storage, Unread, storage
 
 __all__ = [
     "StateDict",
+    "check_file",
     "read_checkpoint_file",
     "read_state_dict",
     "read_torch_file",
@@ -59,7 +60,10 @@ _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
 # What a file that is no checkpoint, or only part of one, may raise: with a message that says
 # nothing by itself, and with one that does.
-_DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError, struct.error)
+_DAMAGED = (
+    *(AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError, UnicodeError),
+    struct.error,
+)
 _NOT_WEIGHTS = (
     *(*_DAMAGED, MemoryError, RuntimeError, SafetensorError, SyntaxError, ValueError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -281,13 +285,19 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Refuses weights that are not there.
+
+    Raises:
+        ValueError: there is no such file, or it is empty.
+    """
     try:
         is_file = path.is_file()
     except OSError as error:  # a name that is too long, or a folder that may not be entered
         raise ValueError(f"the weights {path} cannot be reached: {error.strerror}") from error
     if not is_file:
-        raise ValueError(f"the weights {path} do not exist")
+        fault = "are a folder, not a file" if path.is_dir() else "do not exist"
+        raise ValueError(f"the weights {path} {fault}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} cannot be loaded as weights: the file is empty")
 
@@ -308,7 +318,7 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
         ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     try:
         content = read_torch_file(path, is_mapped=is_mapped)
     except _NOT_WEIGHTS as error:
@@ -332,7 +342,7 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
         ValueError: the file is absent, empty, cut off, no checkpoint, or asks for code to be run.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     try:
         return unwrap_state_dict(_read_any(path), averaged=averaged)
     except _NOT_WEIGHTS as error:

@@ -5,7 +5,7 @@ from types import TracebackType
 
 from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 __all__ = ["build"]
 
@@ -47,11 +47,12 @@ def build(node: object, name: str) -> object:
     Raises:
         ValueError: names the innermost part that could not be built and, unless its constructor
             has refused the arguments in its own words, the error and its place.
-        OmegaConfBaseException: an interpolation refers to what is not there.
+        InterpolationResolutionError: an interpolation refers to what is not there.
+        MissingMandatoryValue: a value is left to be set ("???").
     """
     try:
         return instantiate(node)
-    except OmegaConfBaseException:  # names its key itself
+    except (InterpolationResolutionError, MissingMandatoryValue):  # they name their key
         raise
     except Exception as error:
         below = _failed_at(error)

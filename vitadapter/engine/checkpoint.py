@@ -14,7 +14,12 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
 from vitadapter.checkpoint.loading import check_plan, plan_load
-from vitadapter.checkpoint.reading import StateDict, read_checkpoint_file, read_state_dict
+from vitadapter.checkpoint.reading import (
+    StateDict,
+    check_file,
+    read_checkpoint_file,
+    read_state_dict,
+)
 from vitadapter.checkpoint.sources import fetch, is_remote
 
 __all__ = [
@@ -210,15 +215,18 @@ def check_weights_exist(path: str) -> None:
         path: file or URL, with or without Detectron2's "?matching_heuristics=True".
 
     Raises:
-        ValueError: the file does not exist.
+        ValueError: the file does not exist, or is empty.
     """
     file_name = path.partition("?")[0]
-    # Path's raises for a name that is too long.
-    if not is_remote(file_name) and not os.path.isfile(file_name):  # noqa: PTH113
+    if is_remote(file_name):
+        return
+    try:
+        check_file(Path(file_name))
+    except ValueError as error:
         raise ValueError(
-            f"the weights {file_name} do not exist: set train.init_checkpoint=... "
+            f"{error}: set train.init_checkpoint=... "
             "(train.init_checkpoint='' starts from random weights)"
-        )
+        ) from error
 
 
 def _read(model: nn.Module, path: str, averaged: bool) -> StateDict:

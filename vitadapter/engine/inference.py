@@ -11,13 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitadapter.engine.building import build
 from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.run_checks import AMP_DTYPES
 from vitadapter.modeling.inference import predict_by_size
 
 __all__ = ["InferenceModel", "apply_tta", "build_inference"]
 
 logger = logging.getLogger(__name__)
-
-_AMP_DTYPES = ("float16", "bfloat16")
 
 
 class InferenceModel(nn.Module):
@@ -46,8 +45,8 @@ class InferenceModel(nn.Module):
             ValueError: another `amp_dtype`.
         """
         super().__init__()
-        if amp_dtype is not None and amp_dtype not in _AMP_DTYPES:
-            raise ValueError(f"amp_dtype must be one of {_AMP_DTYPES} or None, got {amp_dtype!r}")
+        if amp_dtype is not None and amp_dtype not in AMP_DTYPES:
+            raise ValueError(f"amp_dtype must be one of {AMP_DTYPES} or None, got {amp_dtype!r}")
         self.model = model
         self.tta = tta
         self.amp_dtype = amp_dtype

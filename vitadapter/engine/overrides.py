@@ -133,21 +133,30 @@ def _check_type(parameter: inspect.Parameter, value: object, full_key: str) -> N
 
 
 def _check_kind(parent: DictConfig | ListConfig, key: str, value: object, full_key: str) -> None:
-    """Refuses a plain value in the place of a group of keys, such as a part of the model."""
+    """Refuses text in the place of a number, and a plain value in that of a group of keys."""
     at = key if isinstance(parent, DictConfig) else int(key)
+    is_reference = isinstance(value, str) and "${" in value
+    if key == "num_classes" and OmegaConf.is_interpolation(parent, at) and not is_reference:
+        follows = OmegaConf.to_container(parent, resolve=False)[key]
+        raise ValueError(
+            f"{full_key} is {follows}, as other parts are that have to agree: set the key that it "
+            f"refers to (on your own data dataset.num_classes={value})"
+        )
     if OmegaConf.is_interpolation(parent, at) or OmegaConf.is_missing(parent, at):
         return
     below = _child(parent, key)
-    is_reference = isinstance(value, str) and "${" in value
-    if not isinstance(below, DictConfig) or isinstance(value, Mapping) or is_reference:
+    if isinstance(value, Mapping) or is_reference or (value is None and full_key in _MAY_BE_NULL):
         return
     parameter = _parameter(parent, key)
-    if value is None and full_key in _MAY_BE_NULL:
-        return
     if parameter is not None:
         takes_text = str in (parameter.annotation, *get_args(parameter.annotation))
         if (value is None and parameter.default is None) or (isinstance(value, str) and takes_text):
             return
+    if isinstance(below, bool | int | float) and isinstance(value, str):
+        kind = "True or False" if isinstance(below, bool) else "a number"
+        raise ValueError(f"{full_key} must be {kind}, as {below} is, got {value!r}")
+    if not isinstance(below, DictConfig):
+        return
     keys = ", ".join(f"{full_key}.{inner}" for inner in list(below)[:3])
     raise ValueError(
         f"{full_key}={'null' if value is None else value} would put a plain value in the place of "

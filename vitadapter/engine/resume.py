@@ -46,7 +46,11 @@ def _is_optimizer(content: object) -> bool:
         isinstance(groups, list)
         and all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
         and isinstance(state, Mapping)
-        and all(isinstance(value, Mapping) for value in state.values())
+        and all(
+            isinstance(value, Mapping)
+            and all(isinstance(value.get(key), torch.Tensor | None) for key in _LIKE_PARAMETER)
+            for value in state.values()
+        )
     )
 
 
@@ -61,6 +65,7 @@ def _read(path: Path) -> Content:
     if not (
         isinstance(trainer, Mapping)
         and isinstance(trainer.get("iteration"), int)
+        and trainer["iteration"] >= 0
         and _is_optimizer(trainer.get("optimizer"))
         and _is_state(content.get("model"))
         and _is_state(content.get("model_ema", {}))
@@ -89,9 +94,10 @@ def _named_last(folder: Path, files: list[Path]) -> Path | None:
 
     Raises:
         ValueError: it names none of the folder.
+        OSError: it cannot be read.
     """
     file = folder / LAST_NAME
-    if not file.is_file():
+    if not file.exists():
         return None
     name = file.read_bytes().decode("utf-8-sig", "replace").strip()
     advice = f"write one of {sorted(path.name for path in files)} into it"
@@ -100,7 +106,7 @@ def _named_last(folder: Path, files: list[Path]) -> Path | None:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{file} names {name}, which is outside of the folder: {advice}")
     if not (folder / name).is_file():
-        raise ValueError(f"{file} names {name}, which does not exist: {advice}")
+        raise ValueError(f"{file} names {name}, which is no file: {advice}")
     return folder / name
 
 
@@ -190,7 +196,7 @@ def _group_differences(
         for number, parameter in zip(numbers, parameters, strict=True)
         for key, value in state.get(number, {}).items()
         if key in _LIKE_PARAMETER
-        if isinstance(value, torch.Tensor) and value.shape != parameter.shape
+        if value is not None and value.shape != parameter.shape
     ]
 
 
@@ -242,7 +248,12 @@ def resume_training(
     checkpointer.load_model(content["model"], str(path))
     _check_optimizer(content["trainer"]["optimizer"], trainer.optimizer, path)
     settings = _settings(trainer.optimizer)
-    trainer.load_state_dict(content["trainer"])
+    try:
+        trainer.load_state_dict(content["trainer"])
+    except (AttributeError, LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} does not have the state of such a trainer ({type(error).__name__}: {error})"
+        ) from error
     _apply_settings(trainer.optimizer, settings, path)
     average = content.get("model_ema")
     if ema is not None:

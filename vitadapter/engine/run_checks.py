@@ -9,15 +9,14 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitadapter.engine.checkpoint import check_weights_exist, expand_home
+from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist, expand_home
 from vitadapter.engine.run_lock import check_unlocked
 
-__all__ = ["IMAGE_FORMATS", "SetupError", "check_device", "check_run", "setup_errors"]
+__all__ = ["AMP_DTYPES", "IMAGE_FORMATS", "SetupError", "check_device", "check_run", "setup_errors"]
 
 _ABSENT = object()
 IMAGE_FORMATS = ("RGB", "BGR")
-_AMP_DTYPES = ("float16", "bfloat16")
-
+AMP_DTYPES = ("float16", "bfloat16")
 
 # What training builds.
 _GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier")
@@ -124,7 +123,7 @@ _CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
     ("optimizer.lr", True, _is_not_negative_number, "be 0 or a positive number"),
     ("optimizer.weight_decay", True, _is_not_negative_number, "be 0 or a positive number"),
     ("train.amp.enabled", False, _is_bool, "be True or False"),
-    ("train.amp.dtype", True, _AMP_DTYPES.__contains__, "be float16 or bfloat16"),
+    ("train.amp.dtype", True, AMP_DTYPES.__contains__, "be float16 or bfloat16"),
     ("train.amp.init_scale", True, _is_positive_number, "be a positive number"),
     ("train.ema.enabled", True, _is_bool, "be True or False"),
     ("train.ema.decay", True, _is_decay, "be a number from 0 to below 1"),
@@ -203,6 +202,24 @@ def _check_micro_batches(cfg: DictConfig) -> None:
         )
 
 
+def _check_masks(cfg: DictConfig) -> None:
+    """Refuses a mask head without masks, and masks without a mask head."""
+    heads = OmegaConf.select(cfg, "model.roi_heads")
+    if not isinstance(heads, DictConfig) or heads.get("mask_in_features") is None:
+        return
+    if heads.get("mask_head", heads.get("mask_heads")) is None:  # cascades have several
+        raise ValueError(
+            "model.roi_heads.mask_head=null leaves no head for model.roi_heads.mask_in_features="
+            f"{heads.mask_in_features}: set that to null too"
+        )
+    if not OmegaConf.select(cfg, "dataloader.train.mapper.use_instance_mask", default=True):
+        raise ValueError(
+            "dataloader.train.mapper.use_instance_mask=False (which is "
+            "dataloader.train.dataset.masks) leaves the mask head of model.roi_heads without "
+            "masks: set it to True, or use a box-only config (faster_rcnn_*, atss_*, gfl_*)"
+        )
+
+
 def _check_best(cfg: DictConfig) -> None:
     metric = OmegaConf.select(cfg, "train.best_checkpoint.metric")
     if metric is not None and cfg.dataloader.get("evaluator") is None:
@@ -249,9 +266,10 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
     else:
         _check_amp(train)
         _check_micro_batches(cfg)
+        _check_masks(cfg)
         _check_best(cfg)
         check_unlocked(train.output_dir)
-    occupied = Path(train.output_dir, "last_checkpoint").is_file()
+    occupied = Path(train.output_dir, LAST_NAME).exists()
     if occupied and not resume and not eval_only:
         raise ValueError(
             f"train.output_dir={train.output_dir} already holds checkpoints: "

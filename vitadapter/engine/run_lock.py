@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -17,6 +16,11 @@ from types import FrameType, TracebackType
 from typing import NamedTuple
 
 from detectron2.utils import comm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 __all__ = ["RunLock", "check_unlocked"]
 
@@ -37,7 +41,25 @@ def _give_up_in_fork() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_give_up_in_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_give_up_in_fork)
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks a file for this process; False where there are no such locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 class _Owner(NamedTuple):
@@ -56,7 +78,8 @@ class _Owner(NamedTuple):
     def read(cls, descriptor: int) -> "_Owner | None":
         """None where a process was killed before it had written its name."""
         try:
-            return cls(**json.loads(os.pread(descriptor, 1 << 16, 0)))
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            return cls(**json.loads(os.read(descriptor, 1 << 16)))
         except (ValueError, TypeError):
             return None
 
@@ -152,24 +175,20 @@ class RunLock:
 
     def _take(self, descriptor: int) -> bool:
         """False where the owner has just removed the file."""
-        certain = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_certain = _lock(descriptor)
         except BlockingIOError:
             raise self._refusal(_Owner.read(descriptor)) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            certain = False
         if not self._is_current(descriptor):
             return False
         owner, this = _Owner.read(descriptor), _Owner.this_process()
         if owner is not None:
-            if not (certain and owner.is_of_machine(this)) and not self._is_abandoned(owner):
+            if not (is_certain and owner.is_of_machine(this)) and not self._is_abandoned(owner):
                 return False
             logger.warning("%s is left behind by %s: taking it over", self._path, owner)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(this._asdict()).encode(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps(this._asdict()).encode())
         os.fsync(descriptor)
         return True
 
@@ -228,7 +247,9 @@ class RunLock:
             return
         _held.discard(descriptor)
         if self._is_current(descriptor):  # else somebody else took it over
-            self._path.unlink()
+            os.ftruncate(descriptor, 0)  # names no owner, where it cannot be removed
+            with contextlib.suppress(PermissionError):  # Windows does not remove open files
+                self._path.unlink()
         os.close(descriptor)
 
 

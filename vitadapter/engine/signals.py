@@ -95,7 +95,7 @@ class StopSignals:
         """Takes the signals over, where Python allows it; raises on leaving as :meth:`check`."""
         self._process = os.getpid()
         before = _install(self._note)
-        self._is_active = bool(before)
+        self._is_active = bool(before) and hasattr(signal, "SIGCHLD")  # not on Windows
         self._silence_workers()
         try:
             yield

@@ -91,6 +91,8 @@ def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
         return lambda model: {}
     loader = build(cfg.dataloader.test, "dataloader.test")
     evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
+    if output_dir := cfg.dataloader.evaluator.get("output_dir"):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
 
     def evaluate(model: torch.nn.Module) -> Results:
         results = inference_on_dataset(model, loader, evaluator)
@@ -146,9 +148,18 @@ def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrai
     )
 
 
+class _Printer(CommonMetricPrinter):
+    """Detectron2's, which divides by the iterations since it last wrote, and so by 0 after an error
+    in the iteration that it has written."""
+
+    def write(self) -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            super().write()
+
+
 def _build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     writers = [
-        CommonMetricPrinter(max_iter),
+        _Printer(max_iter),
         JSONWriter(str(Path(output_dir, "metrics.json"))),
     ]
     if importlib.util.find_spec("tensorboard") is not None:
@@ -297,11 +308,12 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate_and_keep))
         trainer.register_hooks([_best_checkpointer(cfg, checkpointer, evaluated, results)])
         start = _restore(cfg, trainer, checkpointer, ema, resume)
-        continue_data(loader, start * trainer.accumulate_steps, cfg.train.get("seed", -1))
     if start >= cfg.train.max_iter:
         logger.info("All %d iterations are done already: only evaluating", cfg.train.max_iter)
         _evaluate_finished(cfg, start, evaluate_and_keep)
         return results
+    with setup_errors():
+        continue_data(loader, start * trainer.accumulate_steps, cfg.train.get("seed", -1))
     trainer.train(start, cfg.train.max_iter)
     return results
 
