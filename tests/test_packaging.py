@@ -94,7 +94,9 @@ assert output.tolist() == [[[1.0, 1.0]]], output
 for module in (vitadapter, vitadapter.configs, vitadapter._C):
     print(module.__file__)
 """
-    files = run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(target))
+    # Without what PyTorch and Detectron2 say of their own old functions.
+    python = (sys.executable, "-W", "ignore::FutureWarning")
+    files = run(*python, "-c", program, cwd=tmp_path, PYTHONPATH=str(target))
     assert len(files.splitlines()) == 3
     assert all(Path(line).is_relative_to(target) for line in files.splitlines())
 
