@@ -332,6 +332,7 @@ def test_no_training_state(content: object, message: str, tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere.pth", tmp_path):
-        with pytest.raises(ValueError, match="do not exist"):
+    faults = {tmp_path / "nowhere.pth": "do not exist", tmp_path: "are a folder, not a file"}
+    for path, fault in faults.items():
+        with pytest.raises(ValueError, match=fault):
             read_state_dict(path)
