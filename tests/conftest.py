@@ -42,12 +42,23 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> ModuleType:
-    """``golden_weights.py``, which draws the weights and inputs of the golden files."""
-    path = shared / "golden" / "golden_weights.py"
-    if not path.is_file():
-        pytest.skip("shared data absent")
-    spec = importlib.util.spec_from_file_location("golden_weights", path)
+def golden() -> ModuleType:
+    """``golden_weights.py``, which draws the weights and inputs of the golden files.
+
+    Its ``path(name)`` is a golden file: of ``../shared/golden``, or of the few in ``tests/golden``.
+    """
+    folders = [REPOSITORY.parent / "shared" / "golden", REPOSITORY / "tests" / "golden"]
+    sources = [folder / "golden_weights.py" for folder in folders]
+    source = next(path for path in sources if path.is_file())
+    spec = importlib.util.spec_from_file_location("golden_weights", source)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+
+    def path(name: str) -> str:
+        found = [folder / f"{name}.npz" for folder in folders if (folder / f"{name}.npz").is_file()]
+        if not found:
+            pytest.skip("shared data absent")
+        return str(found[0])
+
+    module.path = path
     return module

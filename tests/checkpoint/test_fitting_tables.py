@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,10 +10,8 @@ TABLE = "relative_position_bias_table"
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tables_are_those_of_the_official_loader(
-    golden: ModuleType, shared: Path, name: str
-) -> None:
-    meta, _, arrays = golden.load(shared / "golden" / "load_beit_rel_pos.npz")
+def test_tables_are_those_of_the_official_loader(golden: ModuleType, name: str) -> None:
+    meta, _, arrays = golden.load(golden.path("load_beit_rel_pos"))
     case = next(case for case in meta["cases"] if case["name"] == name)
     start = f"{name}_in_"
     state = {

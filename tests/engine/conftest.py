@@ -14,7 +14,7 @@ from detectron2.config import LazyConfig
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-TINY_CONFIG = Path(__file__).with_name("tiny_mask_rcnn.py")
+TINY_CONFIG = Path(__file__).parents[1] / "helpers" / "tiny_mask_rcnn.py"
 
 
 @pytest.fixture(autouse=True)

@@ -121,7 +121,7 @@ def test_results_go_to_a_folder_of_the_configs_name(
     script: ModuleType, tiny_config: Path, overrides: list[str]
 ) -> None:
     others = [text for text in overrides if not text.startswith("train.output_dir=")]
-    with pytest.raises(SystemExit, match=r"\./output/engine/tiny_mask_rcnn/model_final\.pth"):
+    with pytest.raises(SystemExit, match=r"\./output/helpers/tiny_mask_rcnn/model_final\.pth"):
         script.invoke_main(["--config-file", str(tiny_config), "--eval-only", *others])
 
 
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_both_processes(
     command = [sys.executable, str(repository / "scripts" / SCRIPT), "--num-gpus", "2"]
     command += ["--dist-url", "auto", "--config-file", str(config), *overrides]
     environment = two_processes_environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(repository / "tests"), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join([str(repository / "tests" / "helpers"), *sys.path])
     run = subprocess.run(
         [*command, "dataloader.train.total_batch_size=2", "train.max_iter=9"],
         env=environment,

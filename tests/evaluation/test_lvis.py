@@ -135,7 +135,7 @@ def test_bad_arguments(files: tuple[str, str], tmp_path: Path) -> None:
 def test_a_detector_is_evaluated(
     content: Content, files: tuple[str, str], tmp_path: Path, repository: Path
 ) -> None:
-    cfg: DictConfig = LazyConfig.load(str(repository / "tests" / "engine" / "tiny_mask_rcnn.py"))
+    cfg: DictConfig = LazyConfig.load(str(repository / "tests" / "helpers" / "tiny_mask_rcnn.py"))
     data = get_config("common/data/lvis.py")
     cfg.dataset, cfg.dataloader = data.dataset, data.dataloader
     cfg.dataset.num_classes = 5

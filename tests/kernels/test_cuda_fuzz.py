@@ -37,9 +37,9 @@ def test_under_sanitizers(kernels: Path, repository: Path) -> None:
         # Python does not free all that it has at its end.
         "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=64",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "PYTHONPATH": os.pathsep.join([str(repository / "tests"), str(repository)]),
+        "PYTHONPATH": os.pathsep.join([str(repository / "tests" / "helpers"), str(repository)]),
     }
-    script = repository / "tests" / "cuda_emulation_fuzz.py"
+    script = repository / "tests" / "helpers" / "cuda_emulation_fuzz.py"
     count = os.environ.get("VITADAPTER_FUZZ_CASES", "100")
     done = subprocess.run(
         [sys.executable, str(script), str(library), count],

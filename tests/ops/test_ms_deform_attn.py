@@ -56,10 +56,9 @@ def test_golden_operator(
     dtype: torch.dtype,
     tolerance: float,
     case: str,
-    shared: Path,
     golden: ModuleType,
 ) -> None:
-    _, _, arrays = golden.load(shared / "golden" / "op_ms_deform_attn.npz")
+    _, _, arrays = golden.load(golden.path("op_ms_deform_attn"))
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(arrays[f"{case}_{name}"])

@@ -1,6 +1,5 @@
 """Necks and heads of mmdet: with converted weights, Detectron2's compute the same."""
 
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -52,8 +51,8 @@ def make_inputs(golden: ModuleType, meta: dict[str, object]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_fpn(shared: Path, golden: ModuleType) -> None:
-    meta, keys, arrays = golden.load(str(shared / "golden" / "mmdet2_fpn_std.npz"))
+def test_fpn(golden: ModuleType) -> None:
+    meta, keys, arrays = golden.load(golden.path("mmdet2_fpn_std"))
     fpn = FPN(Features(), LEVELS, 256, top_block=LastLevelMaxPool())
     official = golden.make_state_dict(keys)
     load(fpn, FPN_ROWS, official, ("neck.", "backbone."))
@@ -64,8 +63,8 @@ def test_fpn(shared: Path, golden: ModuleType) -> None:
 
 
 @torch.no_grad()
-def test_rpn(shared: Path, golden: ModuleType) -> None:
-    meta, keys, arrays = golden.load(str(shared / "golden" / "mmdet2_rpn.npz"))
+def test_rpn(golden: ModuleType) -> None:
+    meta, keys, arrays = golden.load(golden.path("mmdet2_rpn"))
     head = StandardRPNHead(in_channels=256, num_anchors=3)
     prefixes = ("rpn_head.", "proposal_generator.rpn_head.")
     load(head, RPN_ROWS, golden.make_state_dict(keys), prefixes)

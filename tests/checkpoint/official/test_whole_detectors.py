@@ -7,7 +7,6 @@ for it, and takes what the part before it gives.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -57,20 +56,17 @@ def _config(name: str) -> DictConfig:
 class Whole:
     """A detector and the golden files that its checkpoint is made of."""
 
-    def __init__(self, name: str, golden: ModuleType, shared: Path) -> None:
+    def __init__(self, name: str, golden: ModuleType) -> None:
         files = {"backbone.": BACKBONE, **PARTS[name]}
         self.golden = golden
-        self.parts = {
-            prefix: golden.load(str(shared / "golden" / f"{file}.npz"))
-            for prefix, file in files.items()
-        }
+        self.parts = {prefix: golden.load(golden.path(file)) for prefix, file in files.items()}
         official = {
             prefix + key: tensor
             for prefix, (_, keys, _) in self.parts.items()
             for key, tensor in golden.make_state_dict(keys).items()
         }
         if name == "htc":
-            _, keys, _ = golden.load(str(shared / "golden" / f"{EXTRA}.npz"))
+            _, keys, _ = golden.load(golden.path(EXTRA))
             keys = [[k, [n * WIDTH // EXTRA_WIDTH for n in shape], t] for k, shape, t in keys]
             extra = golden.make_state_dict(keys)
             official |= {f"neck.0.{key}": tensor for key, tensor in extra.items()}
@@ -94,8 +90,8 @@ class Whole:
 
 
 @pytest.fixture(scope="module", params=list(PARTS))
-def whole(request: pytest.FixtureRequest, golden: ModuleType, shared: Path) -> Whole:
-    return Whole(request.param, golden, shared)
+def whole(request: pytest.FixtureRequest, golden: ModuleType) -> Whole:
+    return Whole(request.param, golden)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Outputs and gradients of the official release, reproduced from converted weights."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -44,8 +43,8 @@ WITH_GRADIENTS = [
 Build = Callable[[dict], nn.Module]
 
 
-def load(golden: ModuleType, shared: Path, case: str, build_golden: Build):
-    meta, keys, arrays = golden.load(shared / "golden" / f"{case}.npz")
+def load(golden: ModuleType, case: str, build_golden: Build):
+    meta, keys, arrays = golden.load(golden.path(case))
     official = golden.make_state_dict(keys, meta["window"])
     assert golden.check_weights(keys, arrays, official) < 1e-5
     model = build_golden(meta).eval()
@@ -55,8 +54,8 @@ def load(golden: ModuleType, shared: Path, case: str, build_golden: Build):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs(golden, shared, build_golden, case, dtype, tolerance):
-    meta, _, arrays, model = load(golden, shared, case, build_golden)
+def test_outputs(golden, build_golden, case, dtype, tolerance):
+    meta, _, arrays, model = load(golden, case, build_golden)
     model.to(dtype)
     for run in meta["runs"]:
         images = torch.from_numpy(golden.make_input(run["input_seed"], run["input_shape"]))
@@ -68,8 +67,8 @@ def test_outputs(golden, shared, build_golden, case, dtype, tolerance):
 
 
 @pytest.mark.parametrize("case", WITH_GRADIENTS)
-def test_gradients(golden, shared, build_golden, case):
-    meta, keys, arrays, model = load(golden, shared, case, build_golden)
+def test_gradients(golden, build_golden, case):
+    meta, keys, arrays, model = load(golden, case, build_golden)
     assert meta["gradients"], "the case has lost its gradients"
     model.double()
     run = meta["runs"][0]

@@ -1,6 +1,5 @@
 """ATSS and GFL compute what the golden heads of the official release did."""
 
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -65,9 +64,9 @@ def _detector(name: str, head: GoldenHead) -> SingleAnchorDetector:
 
 
 @pytest.fixture(scope="module", params=["atss", "gfl"])
-def case(request: pytest.FixtureRequest, golden: ModuleType, shared: Path) -> Case:
+def case(request: pytest.FixtureRequest, golden: ModuleType) -> Case:
     name = request.param
-    head = GoldenHead(golden, shared, f"mmdet2_{name}")
+    head = GoldenHead(golden, f"mmdet2_{name}")
     model = _detector(name, head)
     rows = {"atss": ATSS_ROWS, "gfl": GFL_ROWS}[name]
     head.load(model.head, rows, ("bbox_head.", "head."))

@@ -24,7 +24,7 @@ MAPPER = DatasetMapperTTA(min_sizes=[64, 96, 128], max_size=200, flip=True)
 @pytest.fixture(scope="module")
 def mask_rcnn(repository: Path) -> GeneralizedRCNN:
     """The tiny Mask R-CNN with random weights."""
-    cfg = LazyConfig.load(str(repository / "tests" / "engine" / "tiny_mask_rcnn.py"))
+    cfg = LazyConfig.load(str(repository / "tests" / "helpers" / "tiny_mask_rcnn.py"))
     cfg.model.roi_heads.box_predictor.test_score_thresh = 0.3
     torch.manual_seed(0)
     return instantiate(cfg.model).eval()

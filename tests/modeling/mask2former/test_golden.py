@@ -1,6 +1,5 @@
 """The head and its losses equal those of the official release under converted weights."""
 
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -41,8 +40,8 @@ class Outputs(NamedTuple):
 class Case:
     """The golden head with its inputs, predictions and truth."""
 
-    def __init__(self, golden: ModuleType, shared: Path) -> None:
-        path = shared / "golden" / "seg_mask2former_head.npz"
+    def __init__(self, golden: ModuleType) -> None:
+        path = golden.path("seg_mask2former_head")
         self.meta, self.keys, self.arrays = golden.load(path)
         state = golden.make_state_dict(self.keys)
         assert golden.check_weights(self.keys, self.arrays, state) < 1e-6
@@ -98,8 +97,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def case(golden: ModuleType, shared: Path) -> Case:
-    return Case(golden, shared)
+def case(golden: ModuleType) -> Case:
+    return Case(golden)
 
 
 @pytest.fixture(scope="module", params=TOLERANCES, ids=["float64", "float32"])

@@ -1,6 +1,5 @@
 """The official HTC heads of the golden file, from converted weights."""
 
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -29,8 +28,8 @@ def _renamed(official: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def case(golden: ModuleType, shared: Path) -> SimpleNamespace:
-    meta, keys, arrays = golden.load(shared / "golden" / "mmdet2_htc.npz")
+def case(golden: ModuleType) -> SimpleNamespace:
+    meta, keys, arrays = golden.load(golden.path("mmdet2_htc"))
     heads = build_htc(dim=256, fc_dim=1024, num_classes=80, score_thresh=0.001)
     official = golden.make_state_dict(keys)
     assert golden.check_weights(keys, arrays, official) < 1e-5

@@ -1,6 +1,5 @@
 """Heads equal those of the official release under converted weights."""
 
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -34,8 +33,8 @@ def _load(head: nn.Module, state: dict[str, Tensor], rows: list, prefix: str) ->
 
 @pytest.mark.parametrize("case", HEADS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_logits_and_loss(case: str, dtype: torch.dtype, golden: ModuleType, shared: Path) -> None:
-    meta, keys, arrays = golden.load(shared / "golden" / f"{case}.npz")
+def test_logits_and_loss(case: str, dtype: torch.dtype, golden: ModuleType) -> None:
+    meta, keys, arrays = golden.load(golden.path(case))
     make_head, rows, prefix = HEADS[case]
     state = golden.make_state_dict(keys)
     assert golden.check_weights(keys, arrays, state) < 1e-6

@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,8 +15,8 @@ def _bottom_up(dim: int = 32) -> ViTBaseline:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-9)])
-def test_outputs(golden: ModuleType, shared: Path, dtype: torch.dtype, tolerance: float) -> None:
-    meta, keys, arrays = golden.load(shared / "golden" / "det_channel_mapper.npz")
+def test_outputs(golden: ModuleType, dtype: torch.dtype, tolerance: float) -> None:
+    meta, keys, arrays = golden.load(golden.path("det_channel_mapper"))
     state = golden.make_state_dict(keys)
     assert golden.check_weights(keys, arrays, state) < 1e-5
     channels = meta["args"]["in_channels"][0]

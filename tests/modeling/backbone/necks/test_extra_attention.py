@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -31,8 +30,8 @@ class Features(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def case(golden: ModuleType, shared: Path) -> tuple[dict, list, dict, ExtraAttention]:
-    meta, keys, arrays = golden.load(shared / "golden" / "det_extra_attention.npz")
+def case(golden: ModuleType) -> tuple[dict, list, dict, ExtraAttention]:
+    meta, keys, arrays = golden.load(golden.path("det_extra_attention"))
     state = golden.make_state_dict(keys)
     assert golden.check_weights(keys, arrays, state) < 1e-5
     args = meta["args"]

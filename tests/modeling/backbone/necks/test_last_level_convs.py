@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -9,8 +8,8 @@ from vitadapter.checkpoint.official.layouts import ATSS_ROWS
 from vitadapter.modeling.backbone import LastLevelConvs
 
 
-def test_the_official_neck_of_atss(golden: ModuleType, shared: Path) -> None:
-    head = GoldenHead(golden, shared, "mmdet2_fpn_atss")
+def test_the_official_neck_of_atss(golden: ModuleType) -> None:
+    head = GoldenHead(golden, "mmdet2_fpn_atss")
     fpn = FPN(
         bottom_up=head.features("res2"),  # the stride-4 map is not used
         in_features=["res3", "res4", "res5"],

@@ -1,6 +1,6 @@
 """Builds the CUDA operators for the emulated device, and the cases that they are tested with.
 
-``tests/cuda_emulation`` gives CUDA a meaning on CPU. The library made here holds the operators'
+``cuda_emulation`` gives CUDA a meaning on CPU. The library made here holds the operators'
 own host code and kernels, registered in another namespace, where CPU tensors stand in for those of
 the device.
 """

@@ -1,6 +1,5 @@
 """Golden files of detection heads (../shared/golden/mmdet2_*): weights, features, truths."""
 
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -46,9 +45,9 @@ class StoredFeatures(Backbone):
 class GoldenHead:
     """One file: `meta`, `arrays`, and what the official head was given."""
 
-    def __init__(self, golden: ModuleType, shared: Path, name: str) -> None:
+    def __init__(self, golden: ModuleType, name: str) -> None:
         self._golden = golden
-        self.meta, keys, self.arrays = golden.load(str(shared / "golden" / f"{name}.npz"))
+        self.meta, keys, self.arrays = golden.load(golden.path(name))
         self.state_dict: dict[str, Tensor] = golden.make_state_dict(keys)
         assert golden.check_weights(keys, self.arrays, self.state_dict) < 1e-6
 

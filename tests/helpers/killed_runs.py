@@ -23,7 +23,7 @@ __all__ = ["Kill", "KilledRun", "wait_for_group"]
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 _PERIOD = 4
 # PyTorch's workers look every 5 s whether their parent is there.
 _WORKERS_END_SECONDS = 15.0
@@ -63,7 +63,7 @@ class KilledRun:
         self._command = [
             sys.executable,
             str(REPOSITORY / "scripts/lazyconfig_train_net.py"),
-            *("--resume", "--config-file", str(REPOSITORY / "tests/engine/tiny_mask_rcnn.py")),
+            *("--resume", "--config-file", str(REPOSITORY / "tests/helpers/tiny_mask_rcnn.py")),
             *(f"dataset.train.json_file={train[0]}", f"dataset.train.image_root={train[1]}"),
             *(f"dataset.test.json_file={test[0]}", f"dataset.test.image_root={test[1]}"),
             *(f"train.output_dir={self.output}", "train.eval_period=10", "train.ema.enabled=True"),

@@ -13,7 +13,7 @@ from vitadapter.engine.inference import apply_tta
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.model_zoo import load_experiment
 
-PROJECT = Path(__file__).resolve().parents[1] / "projects" / "ViTAdapter"
+PROJECT = Path(__file__).resolve().parents[2] / "projects" / "ViTAdapter"
 _ALL = sorted(PROJECT.glob("configs/*/*.py"))
 _SEGMENTERS = ("mask2former_", "semantic_fpn_", "upernet_")
 # Mask2Former of panoptic and of instance segmentation.
