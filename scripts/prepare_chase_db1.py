@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Sorts CHASE-DB1 into training and validation, with label maps of 0 and 1.
+"""Splits CHASE-DB1 into training and validation, with label maps of 0 and 1.
 
-SOURCE holds Image_01L.jpg, Image_01L_1stHO.png, Image_01L_2ndHO.png and so on, as downloaded; the
-first 20 images are for training, the other 8 for validation.
+SOURCE contains Image_01L.jpg, Image_01L_1stHO.png, Image_01L_2ndHO.png and so on, as downloaded.
+The first 20 images are used for training, the other 8 for validation.
 """
 
 from collections.abc import Sequence

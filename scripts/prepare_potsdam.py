@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Cuts ISPRS Potsdam into images of 512 pixels that overlap by half, with label maps.
 
-IMAGES holds top_potsdam_2_10_RGB.tif and so on, LABELS top_potsdam_2_10_label.tif and so on, as
-downloaded (with the border, not "noBoundary"). Of the 38 tiles 24 are for training, 14 for
+IMAGES contains top_potsdam_2_10_RGB.tif and so on, LABELS top_potsdam_2_10_label.tif and so on, as
+downloaded (with the border, not "noBoundary"). Of the 38 tiles, 24 are used for training and 14 for
 validation.
 """
 
