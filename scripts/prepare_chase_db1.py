@@ -51,7 +51,7 @@ def prepare(source: Path, root: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = folder_parser(
-        __doc__, source="folder of the download", root="folder to write, CHASE_DB1"
+        __doc__, source="folder of the downloaded files", root="folder to write (CHASE_DB1)"
     )
     run_or_exit(prepare, parser.parse_args(arguments))
 

@@ -97,9 +97,9 @@ def prepare(images: Path, labels: Path, root: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = folder_parser(
         __doc__,
-        images="folder of the images",
-        labels="folder of the label images",
-        root="folder to write, potsdam",
+        images="folder of the downloaded images",
+        labels="folder of the downloaded label maps",
+        root="folder to write (potsdam)",
     )
     run_or_exit(prepare, parser.parse_args(arguments))
 
