@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tables of AP by class and size, and precision-recall curves, from what an evaluation leaves."""
+"""Writes tables of AP by class and size, and precision-recall curves, for a finished evaluation."""
 
 import argparse
 import sys
@@ -14,11 +14,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json-file", required=True, help="annotations in COCO's format")
     parser.add_argument(
-        "--results", required=True, help="coco_instances_results.json of an evaluation"
+        "--results", required=True, help="an evaluation's coco_instances_results.json"
     )
-    parser.add_argument("--output", help="folder for the files; next to the results without it")
+    parser.add_argument("--output", help="folder to write to; default: the folder of the results")
     parser.add_argument(
-        "--max-dets-per-image", type=int, default=100, help="that are counted of each category"
+        "--max-dets-per-image", type=int, default=100, help="detections counted per category"
     )
     return parser.parse_args(arguments)
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Measures ViTAdapter against the same model composed of the parts that users have elsewhere.
+"""Compares the speed and memory of ViTAdapter with the same model built from common parts.
 
-The reference (benchmarks/reference_backbone.py) has the same weights. Forward, training step
-(forward and backward), in CPU and wall seconds, and the bytes saved for the backward pass; medians
-of interleaved rounds of one run. With --scaling also the forward time at four times the pixels.
+The reference (benchmarks/reference_backbone.py) has the same weights, Detectron2's ViT, and the
+deformable attention in plain PyTorch. Reports CPU and wall seconds of the forward pass and of a
+training step (forward and backward), and the bytes kept for the backward pass. All figures are
+medians over interleaved rounds. --scaling adds the forward time at four times the pixels.
 
 Example: %(prog)s --models tiny small --rounds 5 --bf16 --scaling --json backbone.json
 """
@@ -191,15 +192,33 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = ("tiny", "small", "base", "large")
-    parser.add_argument("--models", nargs="+", choices=names, default=["tiny", "small", "base"])
-    parser.add_argument("--sizes", nargs="*", type=parse_size, default=[(800, 1216), (512, 512)])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=names,
+        default=["tiny", "small", "base"],
+        help="sizes of the net",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="*",
+        type=parse_size,
+        default=[(800, 1216), (512, 512)],
+        help="image sizes, HxW",
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images per batch")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds to take medians over")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true", help="also autocast and bf16 weights")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of ours")
-    parser.add_argument("--scaling", action="store_true", help="also 512x512 against 1024x1024")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument(
+        "--bf16", action="store_true", help="also measure autocast and bf16 weights"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also measure ours under torch.compile"
+    )
+    parser.add_argument(
+        "--scaling", action="store_true", help="also compare 512x512 with 1024x1024"
+    )
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
     print(f"{machine}, {args.device}")

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Times the deformable-attention operators and modules against what they replace.
+"""Times the deformable-attention operators and modules against their alternatives.
 
-Operators are compared with grid_sample and every installed peer; the module (projections included)
-with one that computes softmax and locations in PyTorch, also in what it keeps for the backward pass
-besides inputs and parameters.
+Operators are compared with grid_sample and with every other implementation that is installed. The
+module (including its projections) is compared with one that computes softmax and locations in
+PyTorch, also in what it keeps for the backward pass besides inputs and parameters.
 
-Rounds are interleaved; the turn of a contender is one call that is not timed, then up to 15 that
-are, of which the median counts. Reported are medians of CPU time (of all threads), of wall time and
-of page faults, ratios (the median over rounds of the baseline's time over the contender's, CPU time
-on CPUs, wall time on GPUs), and the bytes that must cross the memory bus per second of wall time,
-beside the measured bandwidth of a copy. Operators whose output or values exceed 32 MiB have a table
-of their own, since glibc gives such blocks back and every contender page-faults at every call.
-Writes benchmark_ops.json and benchmark_ops.png.
+Contenders take turns in interleaved rounds. In each turn, a contender makes one untimed call and
+then up to 15 timed ones, of which the median counts. The report gives medians of CPU time (of all
+threads), wall time and page faults; ratios (the median over rounds of the baseline's time divided
+by the contender's: CPU time on CPUs, wall time on GPUs); and the bytes that must cross the memory
+bus per second of wall time, beside the measured bandwidth of a copy. Operators whose output or
+values exceed 32 MiB have a separate table, because glibc returns such blocks to the system, so that
+every contender has page faults at every call. Writes benchmark_ops.json and benchmark_ops.png.
 """
 
 import argparse
@@ -46,14 +46,23 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--image", type=int, nargs=2, default=[800, 1216], metavar=("H", "W"))
+    parser.add_argument("--threads", type=int, default=2, help="PyTorch's threads on the CPU")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to take medians over")
+    parser.add_argument(
+        "--image",
+        type=int,
+        nargs=2,
+        default=[800, 1216],
+        metavar=("H", "W"),
+        help="image size in pixels",
+    )
     parser.add_argument("--what", nargs="+", choices=["operator", "module"], default=["operator"])
     parser.add_argument("--uses", nargs="+", default=["injector", "extractor"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=Path, default=Path("output/benchmark_ops"))
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/benchmark_ops"), help="folder to write to"
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Times the matrix products of ViTs' tokens, by PyTorch's BLAS and by oneDNN.
+"""Times the matrix products of ViTs' tokens with PyTorch's BLAS and with oneDNN.
 
-For whoever doubts on a new processor that vitadapter/layers/fast/linear.py is right to leave them
-to PyTorch. CPU milliseconds in float32: medians of interleaved rounds, of the forward pass, and of
-forward and backward (three products). Both libraries can be kept from AVX-512:
+Run this to check on a new processor that vitadapter/layers/fast/linear.py is right to use PyTorch's
+own linear layers. Prints CPU milliseconds in float32, medians of interleaved rounds, for the
+forward pass and for forward and backward together (three products). To run both without AVX-512:
 
 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 scripts/benchmark_products.py
 """
@@ -55,8 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to take medians over")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads\ntokens x in x out: BLAS / oneDNN ms")

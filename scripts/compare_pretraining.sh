@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Fine-tunes ViT-Adapter-S Mask R-CNN on a small data set three times: from random weights, from
-# pre-trained ones, and with the pre-trained net frozen. Draws loss and AP of all in one figure.
+# Trains Mask R-CNN with ViT-Adapter-S on a small data set three times: from random weights, from
+# pre-trained weights, and with the pre-trained net frozen. Draws loss and AP of all three in
+# OUTPUT_DIR/pretraining.png.
 #
 #   scripts/compare_pretraining.sh DATA_DIR WEIGHTS OUTPUT_DIR [overrides]
 #
-# DATA_DIR holds annotations/instances_{train,val}.json and images/{train,val}; WEIGHTS is what
-# train.init_checkpoint takes (DINOv2 ViT-S). A run that is complete is not repeated.
+# DATA_DIR contains annotations/instances_{train,val}.json and images/{train,val}; WEIGHTS is any
+# value of train.init_checkpoint (DINOv2 ViT-S). Running the script again skips finished runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compares finished training runs: a Markdown table, and a figure of AP and loss against time.
+"""Compares finished training runs: prints a table and draws AP and loss against time.
 
 Example: %(prog)s ViTDet=output/vitdet ViT-Adapter=output/vit_adapter --output comparison.png
 """
@@ -22,11 +22,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN_DIR", help="output folder of a run")
-    parser.add_argument("--output", metavar="FILE.png", help="default: only the table")
     parser.add_argument(
-        "--convergence", metavar="FILE.png", help="loss and AP against the iterations"
+        "--output", metavar="FILE.png", help="figure to draw; default: only print the table"
     )
-    parser.add_argument("--title", help="a line above the figure")
+    parser.add_argument(
+        "--convergence", metavar="FILE.png", help="figure of loss and AP against iterations"
+    )
+    parser.add_argument("--title", help="title of the figure")
     return parser.parse_args(arguments)
 
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Fine-tunes a segmenter on ViT-Adapter-S and on the plain ViT-S with the same weights, head and
-# number of iterations, on a small data set; prints mIoU of both and draws image, truth and
-# prediction.
+# Fine-tunes a segmenter with ViT-Adapter-S and with the plain ViT-S on a small data set, with the
+# same weights, head and number of iterations. Prints the mIoU of both, and draws image, ground truth
+# and prediction in OUTPUT_DIR/NAME/pictures.
 #
 #   scripts/compare_segmentation.sh [--segmenter upernet|mask2former] \
 #       DATA_DIR NUM_CLASSES WEIGHTS OUTPUT_DIR [overrides]
 #
-# The segmenter is UPerNet unless named.
-# DATA_DIR holds images/{train,val} and annotations/{train,val} and, if class names are wanted,
-# classes.txt with one line "LABEL NAME" per class; WEIGHTS is what train.init_checkpoint takes
-# (DINOv2 ViT-S). A run that is complete is not repeated.
+# The default segmenter is UPerNet.
+# DATA_DIR contains images/{train,val} and annotations/{train,val} and, if class names are wanted,
+# classes.txt with one line "LABEL NAME" per class; WEIGHTS is any value of train.init_checkpoint
+# (DINOv2 ViT-S). Running the script again skips finished runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Converts a checkpoint of another project to this project's names.
 
-Training and evaluation do so by themselves (train.init_checkpoint=...); this is for files that go
-elsewhere. Sizes stay those of the file: they are fitted when a model loads it.
+Training and evaluation convert checkpoints themselves (train.init_checkpoint=...). Use this script
+for files that are used elsewhere. Tensors keep their sizes; they are resized when a model loads the
+file.
 """
 
 import argparse
@@ -27,12 +28,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", help="file, URL, hf://org/repo/file or timm://name")
-    parser.add_argument("output", type=Path, help=f"ends in {' or '.join(SUFFIXES)}")
+    parser.add_argument(
+        "output", type=Path, help=f"file to write, which ends in {' or '.join(SUFFIXES)}"
+    )
     parser.add_argument(
         "--family",
         default="auto",
         choices=["auto", *(family.name for family in FAMILIES)],
-        help="default: recognised from the names",
+        help="default: recognised from the tensors' names",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args(arguments)

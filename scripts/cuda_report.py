@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Compile the CUDA kernels and hold what came out against their gates, without a GPU.
+"""Compiles the CUDA kernels and checks the result against their gates. Needs no GPU.
 
-Prints per kernel and architecture: registers, spills, stack and barriers (from ptxas), the widths
-of loads and stores, and atomics (from the machine code; from PTX if there is no disassembler).
-Exits with 1 if a gate breaks. See kernels/README.md.
+For each kernel and architecture, prints registers, spills, stack and barriers (from ptxas), and the
+widths of loads and stores and the atomics (from the machine code; from PTX if there is no
+disassembler). Exits with 1 if a gate is not met. See kernels/README.md.
 """
 
 import argparse
@@ -175,8 +175,15 @@ def read_code(kernels: list[Kernel], stem: Path, disassembler: str | None) -> No
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, metavar="80")
-    parser.add_argument("--only", default="", help="only source files with this in their name")
+    parser.add_argument(
+        "--arch",
+        type=int,
+        nargs="+",
+        default=ARCHITECTURES,
+        metavar="80",
+        help="such as 80 for sm_80",
+    )
+    parser.add_argument("--only", default="", help="compile only files whose name contains this")
     parser.add_argument("--kernels", type=Path, default=KERNELS, help="folder of the sources")
     arguments = parser.parse_args()
     nvcc = find_tool("nvcc")

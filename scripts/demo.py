@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Draws the predictions of any LazyConfig on images, folders of images and videos.
 
-Exit status: 0 when every input was drawn, 1 when there was none or one failed (each failure is
-named, the others go on), 2 for wrong arguments.
+Exits with 0 if every input was drawn, with 1 if there was no input or one failed (each failure is
+reported, and the other inputs are still drawn), and with 2 for invalid arguments.
 """
 
 import argparse
@@ -32,16 +32,21 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig")
     parser.add_argument(
         "--input", required=True, nargs="+", help="images, folders, videos or quoted patterns"
     )
     parser.add_argument(
-        "--output", required=True, help="a folder, or for one input the file to write"
+        "--output", required=True, help="folder, or for a single input the file, to write to"
     )
     parser.add_argument("--weights", help="checkpoint; default: the config's train.init_checkpoint")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="in [0, 1]")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        help="draw predictions with at least this score, in [0, 1]",
+    )
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value; must come last")
     args = parser.parse_args(arguments)
     if not Path(args.config_file).is_file():
         parser.error(f"--config-file {args.config_file} does not exist or is a folder")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Reads damaged and malicious checkpoints made from seeds: each must load or raise a ValueError.
+"""Reads randomly damaged and malicious checkpoints: each must load or raise a ValueError.
 
-Small valid files (.pth of today and of old, .safetensors, .npz) are changed at random: bytes,
-numbers, names, instructions of a pickle, headers. Every case is read in a worker process under a
-limit of memory and time. Prints how many loaded and how many were refused, and the seed of each
-case that did anything else; then the exit code is 1.
+Small valid files (.pth in the current and the old format, .safetensors, .npz) are changed at
+random: bytes, numbers, names, instructions of a pickle, headers. Every case is read in a worker
+process with limited memory and time. Prints how many cases loaded and how many were refused. If any
+case did anything else, prints its seed and exits with 1.
 """
 
 import argparse
@@ -279,12 +279,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--cases", type=int, default=10_000, help="number of cases")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the first case; the next has one more"
+        "--seed", type=int, default=0, help="seed of the first case; each later case adds one"
     )
-    parser.add_argument("--memory", type=int, default=1024, help="MiB, beyond what PyTorch takes")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for one case")
+    parser.add_argument(
+        "--memory", type=int, default=1024, help="limit in MiB, in addition to what PyTorch needs"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="time limit per case")
     args = parser.parse_args(arguments)
     worker = Worker(args.memory * 2**20, args.seconds)
     outcomes = {seed: worker.read(seed) for seed in range(args.seed, args.seed + args.cases)}

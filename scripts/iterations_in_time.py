@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prints how many iterations a model trains in the time that another run took.
+"""Prints how many iterations a model can train in the time that another run took.
 
 Example: %(prog)s output/vit_adapter output/vit_probe
 """
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="output folder of the run that sets the time")
-    parser.add_argument("probe", help="output folder of a few iterations of the other model")
+    parser.add_argument("probe", help="output folder of a short run of the model")
     args = parser.parse_args(arguments)
     try:
         seconds = 60 * read_metrics(args.run).minutes()[-1]

@@ -1,4 +1,4 @@
-"""What `prepare_*.py` have in common: label maps are found, converted and written in bulk."""
+"""Shared code of `prepare_*.py`: finds, converts and writes label maps in bulk."""
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Trains or evaluates a LazyConfig.
 
-As Detectron2's script of the same name (under which the configs run too), with overrides that
-refuse misspelt keys, checks before the first iteration, and a checkpoint whenever training stops.
+Works like Detectron2's script of the same name, which can run the configs too. In addition, it
+refuses misspelt overrides, checks the run before the first iteration, and saves a checkpoint
+whenever training stops.
 """
 
 if __name__ in ("__main__", "__mp_main__"):
@@ -29,14 +30,14 @@ EPILOG = """
 Examples:
   train on one machine    %(prog)s --config-file CONFIG --num-gpus 8
   or, with torchrun       torchrun --nproc_per_node 8 %(prog)s --config-file CONFIG
-  go on after a stop      %(prog)s --config-file CONFIG --num-gpus 8 --resume
+  resume after a stop     %(prog)s --config-file CONFIG --num-gpus 8 --resume
   evaluate                %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.pth
   your own data           %(prog)s --config-file CONFIG dataset.num_classes=10 \\
       dataset.train.json_file=train.json dataset.train.image_root=train/ \\
       dataset.test.json_file=val.json dataset.test.image_root=val/
 
-Overrides come last: key=value sets a key that the config has, +key=value adds one, ~key deletes
-one. Ctrl-C and SIGTERM save the training state before the run ends.
+Overrides come last: key=value sets a key that the config has, +key=value adds a key, and ~key
+deletes one. On Ctrl-C and SIGTERM, the training state is saved before the run ends.
 """
 
 

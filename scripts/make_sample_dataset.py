@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Make the sample data set: real handwritten digits on real photographs, in COCO's format.
+"""Makes the sample data set: real handwritten digits on real photographs, in COCO's format.
 
-Needs scikit-learn and scikit-image (``pip install vitadapter[sample]``) and no network. Run again
-with the same arguments, it finds the set and does nothing.
+Needs scikit-learn and scikit-image (`pip install vitadapter[sample]`), but no network. Running it
+again with the same arguments does nothing.
 """
 
 import argparse
@@ -25,9 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--size", type=int, default=128, help=f"image side in pixels, {MIN_SIZE} to {MAX_SIZE}"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides everything; not negative")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a different set in the folder"
+        "--seed", type=int, default=0, help="seed of all random choices; 0 or larger"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a different data set in the folder"
     )
     args = parser.parse_args(arguments)
     # `delay` keeps the bar away when there is nothing to write.

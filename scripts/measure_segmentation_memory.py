@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Shows the memory that segmenting one large image takes, with random weights.
+"""Prints how much memory it takes to segment one large image, with random weights.
 
-`train.inference.tta.enabled=True` measures it with test-time augmentation.
+Add `train.inference.tta.enabled=True` to measure it with test-time augmentation.
 
 Example: %(prog)s --size 4096 \\
     --config-file projects/ViTAdapter/configs/ADE20K/upernet_vit_adapter_t_deit_160k.py
@@ -27,9 +27,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--size", type=int, default=4096, help="pixels of each side")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig")
+    parser.add_argument(
+        "--size", type=int, default=4096, help="height and width of the image in pixels"
+    )
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value; must come last")
     args = parser.parse_args(arguments)
     if not Path(args.config_file).is_file():
         parser.error(f"--config-file {args.config_file} does not exist or is a folder")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes a COCO json in which all categories are one, for class-agnostic detection.
+"""Merges all categories of a COCO json file into one, for class-agnostic detection.
 
 Example: %(prog)s instances_train.json objects_train.json, then train with dataset.num_classes=1
 """
@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("json_file", type=Path)
-    parser.add_argument("output", type=Path, help="must not exist")
-    parser.add_argument("--name", default="object", help="of the one category")
+    parser.add_argument("json_file", type=Path, help="annotations in COCO's format")
+    parser.add_argument("output", type=Path, help="file to write, which must not exist yet")
+    parser.add_argument("--name", default="object", help="name of the merged category")
     args = parser.parse_args(arguments)
     try:
         content = merge_categories(args.json_file, args.name)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Shows that a detector can learn: cut down, it has to know a few images by heart.
+"""Checks that a detector can learn, by overfitting a small version of it to a few images.
 
-The config's detector is built with a quarter of its channels over a small ViT, trained on the
-images of a COCO json whose smallest object is largest, and tested on the same. Exits with an
-error if the box AP stays at or below --min-ap.
+The config's detector is built with a quarter of its channels on a small ViT. From a COCO json file,
+it takes the images whose smallest object is largest, trains on them and evaluates on the same
+images. Exits with an error if the box AP is not above --min-ap.
 
 Example: %(prog)s --config-file projects/ViTAdapter/configs/COCO/atss_vit_adapter_s_deit_3x.py \\
     --data ../shared/data/coco_mini --output-dir output/overfit_atss
@@ -130,15 +130,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--data", type=Path, required=True, help="with images/ and annotations/")
+    parser.add_argument("--config-file", required=True, help="config of the detector")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with images/ and annotations/"
+    )
     parser.add_argument("--output-dir", type=Path, required=True, help="a new folder")
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=192, help="short edge in pixels")
-    parser.add_argument("--iterations", type=int, default=600)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--min-ap", type=float, default=90.0)
+    parser.add_argument("--images", type=int, default=8, help="number of images (default: 8)")
+    parser.add_argument("--batch", type=int, default=4, help="images per iteration (default: 4)")
+    parser.add_argument("--size", type=int, default=192, help="short edge in pixels (default: 192)")
+    parser.add_argument(
+        "--iterations", type=int, default=600, help="training iterations (default: 600)"
+    )
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
+    parser.add_argument("--min-ap", type=float, default=90.0, help="box AP to exceed (default: 90)")
     parser.add_argument("opts", nargs="*", help="overrides: key=value ...")
     args = parser.parse_args(arguments)
     setup_logger(name="detectron2")

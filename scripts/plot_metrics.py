@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Plots training runs from their metrics.json.
 
-One run: its losses and learning rate. Several: their total losses against training time.
+For one run, draws its losses and learning rate; for several, their total losses against training
+time.
 """
 
 import argparse
@@ -18,7 +19,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="output folder of a run")
-    parser.add_argument("--output", required=True, metavar="FILE.png")
+    parser.add_argument("--output", required=True, metavar="FILE.png", help="figure to write")
     return parser.parse_args(arguments)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Sorts CHASE-DB1 into training and validation, with label maps of 0 and 1.
+"""Splits CHASE-DB1 into training and validation, with label maps of 0 and 1.
 
-SOURCE holds Image_01L.jpg, Image_01L_1stHO.png, Image_01L_2ndHO.png and so on, as downloaded; the
-first 20 images are for training, the other 8 for validation.
+SOURCE contains Image_01L.jpg, Image_01L_1stHO.png, Image_01L_2ndHO.png and so on, as downloaded.
+The first 20 images are used for training, the other 8 for validation.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def prepare(source: Path, root: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = folder_parser(
-        __doc__, source="folder of the download", root="folder to write, CHASE_DB1"
+        __doc__, source="folder of the downloaded files", root="folder to write (CHASE_DB1)"
     )
     run_or_exit(prepare, parser.parse_args(arguments))
 

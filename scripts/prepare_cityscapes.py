@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Writes the 19 classes of Cityscapes beside its label ids, as *_gtFine_labelTrainIds.png.
+"""Writes label maps of Cityscapes' 19 classes beside its own, as *_gtFine_labelTrainIds.png.
 
-ROOT holds gtFine/{train,val}/CITY/*_gtFine_labelIds.png, as downloaded.
+ROOT contains gtFine/{train,val}/CITY/*_gtFine_labelIds.png, as downloaded.
 """
 
 from collections.abc import Sequence

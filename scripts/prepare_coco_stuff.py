@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Writes the 171 classes of COCO-Stuff as *_labelTrainIds.png.
+"""Writes label maps of COCO-Stuff's 171 classes as *_labelTrainIds.png.
 
-164k: ROOT holds images/{train2017,val2017} and, from stuffthingmaps_trainval2017.zip,
-annotations/{train2017,val2017}/*.png; the maps are written beside these.
+164k: ROOT contains images/{train2017,val2017} and, from stuffthingmaps_trainval2017.zip,
+annotations/{train2017,val2017}/*.png. The label maps are written beside these.
 
-10k: ROOT holds images/*.jpg, annotations/*.mat and imageLists/{train,test}.txt, as downloaded; the
-images are copied to images/{train2014,test2014}, the maps go to annotations/{train2014,test2014}.
+10k: ROOT contains images/*.jpg, annotations/*.mat and imageLists/{train,test}.txt, as downloaded.
+The images are copied to images/{train2014,test2014}, and the label maps are written to
+annotations/{train2014,test2014}.
 """
 
 import shutil

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Writes label maps of Mapillary Vistas 1.2 in the 19 classes of Cityscapes.
 
-ROOT holds {training,validation}/{images,labels}, as downloaded (of version 2.0: v1.2/labels, to be
-moved there); the maps go to {training,validation}/train_ids. Both parts, which the official
-recipe trains on, are linked to from trainval/{images,train_ids}.
+ROOT contains {training,validation}/{images,labels}, as downloaded (in version 2.0, the labels are
+in v1.2/labels and have to be moved there). The label maps are written to
+{training,validation}/train_ids. Links to both parts, which the official recipe trains on, are made
+in trainval/{images,train_ids}.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Writes the 59 classes of Pascal Context, and its lists of images.
+"""Writes label maps of Pascal Context's 59 classes, and lists of its images.
 
-ROOT is VOCdevkit/VOC2010, as downloaded; LABELS holds Pascal Context's NAME.mat with 459 labels.
-Writes ROOT/SegmentationClassContext/NAME.png and, after VOC 2010's own splits,
+ROOT is VOCdevkit/VOC2010, as downloaded; LABELS contains Pascal Context's NAME.mat with 459 labels.
+Writes ROOT/SegmentationClassContext/NAME.png and, following VOC 2010's own splits,
 ROOT/ImageSets/SegmentationContext/{train,val}.txt.
 """
 

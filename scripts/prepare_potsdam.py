@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Cuts ISPRS Potsdam into images of 512 pixels that overlap by half, with label maps.
 
-IMAGES holds top_potsdam_2_10_RGB.tif and so on, LABELS top_potsdam_2_10_label.tif and so on, as
-downloaded (with the border, not "noBoundary"). Of the 38 tiles 24 are for training, 14 for
+IMAGES contains top_potsdam_2_10_RGB.tif and so on, LABELS top_potsdam_2_10_label.tif and so on, as
+downloaded (with the border, not "noBoundary"). Of the 38 tiles, 24 are used for training and 14 for
 validation.
 """
 
@@ -97,9 +97,9 @@ def prepare(images: Path, labels: Path, root: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = folder_parser(
         __doc__,
-        images="folder of the images",
-        labels="folder of the label images",
-        root="folder to write, potsdam",
+        images="folder of the downloaded images",
+        labels="folder of the downloaded label maps",
+        root="folder to write (potsdam)",
     )
     run_or_exit(prepare, parser.parse_args(arguments))
 

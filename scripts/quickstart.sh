@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Sets up .venv, makes the sample data set, trains ViT-Adapter-T Mask R-CNN on it, evaluates,
-# draws predictions and curves. Interrupted and run again, it goes on where it stopped.
+# Sets up .venv, makes the sample data set, trains Mask R-CNN with ViT-Adapter-T on it, evaluates
+# the model, and draws predictions and curves. If it is interrupted, running it again continues
+# where it stopped.
 #
-#   ./scripts/quickstart.sh             some 15 minutes on two CPU cores
+#   ./scripts/quickstart.sh             takes about 15 minutes on two CPU cores
 #   ./scripts/quickstart.sh --task semantic
-#                                       ViT-Adapter-T UPerNet instead, some 7 minutes: mIoU, and
-#                                       pictures of image, truth and prediction
-#   ./scripts/quickstart.sh --compare   also trains the plain-ViT baseline (and for instances
-#                                       ViTDet) over the same net for the same time, and shows all
+#                                       trains UPerNet instead, in about 7 minutes; shows mIoU and
+#                                       draws image, ground truth and prediction
+#   ./scripts/quickstart.sh --compare   also trains the plain-ViT baseline (and, for instances,
+#                                       ViTDet) with the same net for the same time, and compares
 #   ./scripts/quickstart.sh train.init_checkpoint=timm://deit_tiny_patch16_224.fb_in1k
-#                                       overrides go to every training, which then has a folder
-#                                       of its own; this one starts from pre-trained weights
+#                                       overrides apply to every training, whose results then go to
+#                                       another folder; this one starts from pre-trained weights
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -49,7 +50,7 @@ step() { printf '\n==> %s\n' "$*"; }
 step "sample data set in $data"
 $python scripts/make_sample_dataset.py --out "$data" --train 800 --val 160 --size 128 --seed 0
 
-# train NAME [overrides]: one run, gone on with or skipped when it is already there
+# train NAME [overrides]: starts or resumes a run, or skips it if it is finished
 train() {
     local name=$1
     shift
@@ -63,11 +64,11 @@ train() {
     touch "$runs/$name/done"
 }
 
-# baseline NAME: as long as the adapter was trained, by the clock
+# baseline NAME: trains it for as long, by the clock, as the adapter was trained
 baseline() {
     local name=$1 iterations=$runs/$1/iterations
     if [ ! -f "$iterations" ]; then
-        step "$name: measuring the time of an iteration"
+        step "$name: measuring the time per iteration"
         rm -rf "${runs:?}/$name-probe"
         $python scripts/lazyconfig_train_net.py --config-file "$configs/$name.py" \
             "${overrides[@]}" train.output_dir="$runs/$name-probe" train.max_iter=60 "~dataloader.evaluator"
@@ -79,7 +80,7 @@ baseline() {
     train "$name" train.max_iter="$(cat "$iterations")"
 }
 
-# semantic NAME: table and pictures of a finished run
+# semantic NAME: shows the table and the pictures of a finished run
 semantic() {
     local run=$runs/$1
     step "$1: mIoU and pictures"
@@ -87,7 +88,7 @@ semantic() {
         --results "$run/inference" --output "$run/pictures"
     $python scripts/plot_metrics.py "$run" --output "$run/curves.png"
     cat "$run/inference/sem_seg_results.md"
-    echo "predictions:       $run/pictures/overview.png (image, truth, prediction)"
+    echo "predictions:       $run/pictures/overview.png (image, ground truth, prediction)"
     echo "confusion matrix:  $run/inference/confusion_matrix.png"
     echo "loss and lr:       $run/curves.png"
 }

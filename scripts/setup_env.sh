@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv with all that the project, its tests and its quickstart need.
-# Does nothing when that is up to date. PYTHON names the interpreter to start from.
+# Makes .venv with everything that the project, its tests and its quickstart need. Does nothing if
+# .venv is up to date. Set PYTHON to choose the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# What the environment is made from: our files, and what decides how the operators are built.
+# What the environment depends on: our files, and what determines how the operators are built.
 stamp=.venv/vitadapter-setup
 wanted="$PWD $(command -v "${CXX:-c++}" || echo no-compiler) ${VITADAPTER_CUDA:-}/\
 ${TORCH_CUDA_ARCH_LIST:-} $(find scripts/setup_env.sh \
@@ -20,7 +20,7 @@ fail() {
     exit 1
 }
 
-# An environment that an interrupted run left half-made has no working pip.
+# An unfinished environment, left by an interrupted run, has no working pip.
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     for python in "${PYTHON:-}" python3.11 python3 python3.12 python3.13 python3.10; do
         if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
@@ -34,13 +34,13 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
 fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
-step "installing PyTorch, Detectron2's needs and the test tools (the first time some 3 GB)"
+step "installing PyTorch, Detectron2's dependencies and the test tools (about 3 GB the first time)"
 pip install --upgrade "pip>=24"
 pip install -r scripts/requirements.txt
 
 if ! .venv/bin/python -W ignore -c 'import detectron2.engine, detectron2.evaluation' 2>/dev/null; then
     step "installing Detectron2"
-    # Its Python code is all that is used; the wheel's tag is only that of its own binary part.
+    # Only its Python code is used; the tag of the wheel concerns only its binary part.
     pip install --upgrade --no-deps --only-binary=:all: --python-version 3.10 \
         --target "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
         sal-detectron2==0.7.2

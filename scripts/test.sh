@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv, then runs lint and the whole suite. Arguments go to pytest.
+# Sets up .venv, then runs the linter and all tests. Arguments are passed to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./scripts/setup_env.sh

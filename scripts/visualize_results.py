@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws predictions beside the ground truth, from the files that an evaluation leaves."""
+"""Draws the predictions of a finished evaluation beside the ground truth."""
 
 import argparse
 import sys
@@ -15,12 +15,17 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json-file", required=True, help="annotations in COCO's format")
     parser.add_argument("--image-root", required=True, help="folder of the images")
     parser.add_argument(
-        "--results", required=True, help="coco_instances_results.json of an evaluation"
+        "--results", required=True, help="an evaluation's coco_instances_results.json"
     )
     parser.add_argument("--output", required=True, help="folder for the pictures")
-    parser.add_argument("--num-images", type=int, default=16, help="at most")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="in [0, 1]")
-    parser.add_argument("--seed", type=int, default=0, help="decides which images")
+    parser.add_argument("--num-images", type=int, default=16, help="draw at most this many")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        help="draw predictions with at least this score, in [0, 1]",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="selects the images")
     return parser.parse_args(arguments)
 
 

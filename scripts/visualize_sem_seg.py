@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws image, truth and prediction side by side, from what an evaluation of a config left.
+"""Draws image, ground truth and prediction of a finished evaluation side by side.
 
 Example: %(prog)s --config-file CONFIG --results OUTPUT_DIR/inference --output pictures
 """
@@ -20,12 +20,16 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the evaluation")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="config of the evaluation"
+    )
     parser.add_argument("--results", required=True, help="folder with sem_seg_predictions.json")
     parser.add_argument("--output", required=True, help="folder for the pictures")
-    parser.add_argument("--num-images", type=int, default=8, help="at most (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="decides which images (default: 0)")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value, come last")
+    parser.add_argument(
+        "--num-images", type=int, default=8, help="draw at most this many (default: 8)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="selects the images (default: 0)")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value; must come last")
     args = parser.parse_args(arguments)
     if not Path(args.config_file).is_file():
         parser.error(f"--config-file {args.config_file} does not exist or is a folder")

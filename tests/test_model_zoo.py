@@ -38,7 +38,7 @@ HEADS = {
     "Sparse R-CNN": "sparse_rcnn",
     "Cascade Mask R-CNN": "cascade_mask_rcnn",
     "HTC++": "htcpp",
-    "UperNet": "upernet",
+    "UPerNet": "upernet",
     "Semantic FPN": "semantic_fpn",
     "Mask2Former": "mask2former",
 }
