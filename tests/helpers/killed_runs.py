@@ -24,7 +24,7 @@ __all__ = ["Kill", "KilledRun", "wait_for_group"]
 logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).parents[2]
-_PERIOD = 4
+_PERIOD, _KEPT = 4, 3
 # PyTorch's workers look every 5 s whether their parent is there.
 _WORKERS_END_SECONDS = 15.0
 
@@ -67,7 +67,7 @@ class KilledRun:
             *(f"dataset.train.json_file={train[0]}", f"dataset.train.image_root={train[1]}"),
             *(f"dataset.test.json_file={test[0]}", f"dataset.test.image_root={test[1]}"),
             *(f"train.output_dir={self.output}", "train.eval_period=10", "train.ema.enabled=True"),
-            *(f"train.checkpointer.period={_PERIOD}", "train.checkpointer.max_to_keep=3"),
+            *(f"train.checkpointer.period={_PERIOD}", f"train.checkpointer.max_to_keep={_KEPT}"),
         ]
 
     def last_iteration(self) -> int:
@@ -117,14 +117,17 @@ class KilledRun:
         is_kill = kill.number == signal.SIGKILL
         expected = {0, -9 if is_kill else 143} if is_sent else {0}
         assert code in expected, f"rc {code} after {kill}:\n{self._log.read_text()}"
-        assert "Traceback" not in self._log.read_text(), self._log.read_text()
+        log = self._log.read_text()
+        # A worker's thread that hands a batch over prints one itself where the reader has gone.
+        assert log.count("Traceback") == log.count('resource_sharer.py", line'), log
         assert is_kill or seconds < 1, f"{kill}: processes were left for {seconds:.1f} s"
 
         seen = max(self._logged(before), default=first - 1)
         last = self.last_iteration()
         lost = _PERIOD if is_kill and is_sent else 0
         assert last >= seen - lost, f"{kill}: {seen} was complete, {last} is the last"
-        self.check_files()
+        # A kill may come between the publishing of a file and the removal of the oldest.
+        self.check_files(_KEPT + (is_kill and is_sent))
         if code == 0:
             final = torch.load(self.output / "model_final.pth", weights_only=True)
             assert final["iteration"] == last >= kill.max_iter - 1
@@ -139,12 +142,12 @@ class KilledRun:
         )
         return is_sent
 
-    def check_files(self) -> None:
-        """Each published file is whole, and not more than are to be kept."""
+    def check_files(self, most: int) -> None:
+        """Each published file is whole, and no more than so many are named by an iteration."""
         files = list(self.output.glob("*.pth"))
         for file in files:
             torch.load(file, weights_only=True)
-        assert len([f for f in files if f.stem != "model_final"]) <= 3, files
+        assert len([f for f in files if f.stem != "model_final"]) <= most, files
 
     def finish(self) -> None:
         """Lets the run end."""
