@@ -126,8 +126,9 @@ class KilledRun:
         last = self.last_iteration()
         lost = _PERIOD if is_kill and is_sent else 0
         assert last >= seen - lost, f"{kill}: {seen} was complete, {last} is the last"
-        # A kill may come between the publishing of a file and the removal of the oldest.
-        self.check_files(_KEPT + (is_kill and is_sent))
+        # A kill may come between the publishing of a file and the removal of the oldest, which the
+        # next save makes up for.
+        self.check_files(_KEPT + 1)
         if code == 0:
             final = torch.load(self.output / "model_final.pth", weights_only=True)
             assert final["iteration"] == last >= kill.max_iter - 1
@@ -155,6 +156,7 @@ class KilledRun:
         assert self.start(0, max_iter).wait(120) == 0, self._log.read_text()
         assert (self.output / "last_checkpoint").read_text() == "model_final.pth"
         assert self.last_iteration() == max_iter - 1
+        self.check_files(_KEPT)
 
 
 def main(kills: int, seed: int) -> None:
