@@ -7,13 +7,14 @@ from .necks import (
     LastLevelMaxPool2x2,
     SimpleFeaturePyramid,
 )
-from .nets import BEiT, TimmViT, UniPerceiver, ViT
+from .nets import BEiT, Detectron2Net, TimmViT, UniPerceiver, ViT
 from .vit_adapter import ViTAdapter
 from .vit_baseline import ViTBaseline
 
 __all__ = [
     "BEiT",
     "ChannelMapper",
+    "Detectron2Net",
     "ExtraAttention",
     "LastLevelConvs",
     "LastLevelMaxPool2x2",

@@ -15,6 +15,7 @@ from vitadapter.layers.fast import UpsampleConv2d
 from vitadapter.ops import MSDeformAttn
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
+from .nets import as_net
 from .pyramid import PyramidBackbone, pad_images
 from .spatial_prior import SpatialPriorModule
 
@@ -30,7 +31,7 @@ class ViTAdapter(PyramidBackbone):
     ``net`` keeps its own settings (window attention, drop path, ...): ``ViTAdapter`` and ViTDet's
     ``SimpleFeaturePyramid`` exchange over the same ``net``. It needs ``embed(images)``,
     ``forward_blocks(x, prefix, start, stop)`` and the attributes ``embed_dim, depth, patch_size``
-    (see ``ViT``).
+    (see ``ViT``); Detectron2's own ViT becomes a ``Detectron2Net``.
 
     Args:
         net: the plain ViT, patch size 16.
@@ -60,6 +61,7 @@ class ViTAdapter(PyramidBackbone):
             configs tie it to the net's setting of the same name.
 
     Raises:
+        TypeError: ``net`` is no such ViT.
         ValueError: interactions that do not cover the net, a patch size other than 16, an unknown
             ``vit_feature`` or one that does not fit the interactions, a number out of range.
     """
@@ -86,6 +88,7 @@ class ViTAdapter(PyramidBackbone):
         attention: Callable[..., nn.Module] = MSDeformAttn,
         use_act_checkpoint: bool = False,
     ) -> None:
+        net = as_net(net)
         super().__init__(net)
         self.stages = (
             _split_evenly(net.depth, num_interactions)

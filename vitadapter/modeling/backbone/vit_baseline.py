@@ -7,6 +7,7 @@ from detectron2.layers import get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
+from .nets import as_net
 from .pyramid import PyramidBackbone, pad_images
 
 __all__ = ["ViTBaseline"]
@@ -19,7 +20,7 @@ class ViTBaseline(PyramidBackbone):
     by one, 16 as it is, 32 by max-pooling (the neck of arXiv 2111.11429).
 
     Args:
-        net: the plain ViT, patch size 16 (see ``ViT`` for the contract).
+        net: the plain ViT, patch size 16 (see ``ViTAdapter`` for the contract).
         block_indexes: the four blocks whose outputs are used, for strides 4, 8, 16, 32; one block
             serves all four. None: the last block of each quarter of the net.
         norm_layer: norm of each block output; None for none, as the official BEiT baseline.
@@ -27,6 +28,7 @@ class ViTBaseline(PyramidBackbone):
             "SyncBN" in the official BEiT baseline.
 
     Raises:
+        TypeError: ``net`` is no plain ViT.
         ValueError: a patch size other than 16, or block indexes outside the net or out of order.
     """
 
@@ -38,6 +40,7 @@ class ViTBaseline(PyramidBackbone):
         norm_layer: Callable[[int], nn.Module] | None = partial(nn.LayerNorm, eps=1e-6),
         norm: str | Callable[[int], nn.Module] = "GN",
     ) -> None:
+        net = as_net(net)
         super().__init__(net)
         if block_indexes is None:
             block_indexes = [(i + 1) * net.depth // 4 - 1 for i in range(4)]

@@ -21,7 +21,7 @@ from .plain_net import (
     project_padded,
 )
 
-__all__ = ["ViT"]
+__all__ = ["Detectron2Embedding", "ViT"]
 
 
 class Attention(nn.Module):
@@ -86,7 +86,29 @@ class Attention(nn.Module):
         return (rel_h.unsqueeze(-1) + rel_w.unsqueeze(-2)).flatten(4).flatten(2, 3)
 
 
-class ViT(PlainNet, Detectron2ViT):
+class Detectron2Embedding(PlainNet):
+    """A net that embeds images as Detectron2's ViT does, without prefix tokens."""
+
+    patch_embed: nn.Module
+    pos_embed: nn.Parameter | None
+    pretrain_use_cls_token: bool
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch and position embedding.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
+
+        Returns:
+            Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
+        """
+        x = self.patch_embed(images)
+        if self.pos_embed is not None:
+            x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
+        return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
+
+
+class ViT(Detectron2Embedding, Detectron2ViT):
     """Detectron2's ViT as a *net*: the plain transformer that ``ViTAdapter`` wraps.
 
     Same arguments, state dict and outputs as ``detectron2.modeling.ViT``, plus
@@ -214,17 +236,3 @@ class ViT(PlainNet, Detectron2ViT):
                 )
             self.blocks.append(block)
         self.blocks.apply(self._init_weights)
-
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch and position embedding.
-
-        Args:
-            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
-
-        Returns:
-            Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
-        """
-        x = self.patch_embed(images)
-        if self.pos_embed is not None:
-            x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
-        return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
