@@ -128,3 +128,103 @@ def test_bad_inputs(
     assert script.main([str(tmp_path / "w.pth"), str(output), "--family", family]) == 1
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+CONFIG = """
+from detectron2.config import LazyCall as L
+from torch import nn
+
+from vitadapter.modeling.backbone import TimmViT, ViT, ViTAdapter
+
+_size = dict(embed_dim=32, depth=4, num_heads=2, pretrain_img_size=64)
+_nets = dict(
+    vit=L(ViT)(**_size, layer_scale_init=1.0),
+    timm=L(TimmViT)(model_name="vit_small_patch14_dinov2", **_size),
+)
+model = {model}
+"""
+ADAPTER = "L(ViTAdapter)(net=_nets[{!r}], conv_dim=8, deform_num_heads=2)"
+
+
+def write_config(folder: Path, model: str) -> str:
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(model=model))
+    return str(path)
+
+
+@pytest.mark.parametrize(("net", "scale"), [("vit", "gamma1"), ("timm", "ls1.gamma")])
+def test_for_a_config_the_fitting_converter_is_taken(
+    net: str, scale: str, script: ModuleType, source: tuple[Path, dict[str, Tensor]], capsys
+) -> None:
+    path, state = source
+    config = write_config(path.parent, ADAPTER.format(net))
+    output = path.with_name("out.pth")
+    assert script.main([str(path), str(output), "--config-file", config]) == 0
+    printed = capsys.readouterr().out
+    assert "100.0% of the net's parameters" in printed
+    assert "(32, 3, 14, 14) to (32, 3, 16, 16), bilinear" in printed
+    assert f"names are those of the model, written to {output}" in printed
+    converted = torch.load(output, weights_only=True)["model"]
+    assert torch.equal(converted[f"net.blocks.2.{scale}"], state["blocks.2.ls1.gamma"])
+    assert converted["net.patch_embed.proj.weight"].shape == (32, 3, 16, 16)
+
+
+def test_overrides_change_the_model(
+    script: ModuleType, source: tuple[Path, dict[str, Tensor]]
+) -> None:
+    path, _ = source
+    config = write_config(path.parent, ADAPTER.format("vit"))
+    command = ["--config-file", config, str(path), str(path.with_name("out.safetensors"))]
+    assert script.main([*command, "model.net.pretrain_img_size=96"]) == 0
+    converted = read_state_dict(path.with_name("out.safetensors"))
+    assert converted["net.pos_embed"].shape == (1, 37, 32)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("L(nn.Linear)(in_features=2, out_features=2)", [], "must have a ViTAdapter, .* a Linear"),
+        ("3", [], "config.py must define model, got None"),
+        (ADAPTER.format("vit"), ["--family", "augreg"], "cannot be loaded: .* has embedding/kern"),
+        (
+            ADAPTER.format("vit"),
+            ["model.net.embed_dim=48"],
+            "has none of .*positions are of another width",
+        ),
+        (ADAPTER.format("vit"), ["model.net.depth=8"], "has 59.9% of the net's .* are missing"),
+        (ADAPTER.format("vit"), ["model.net.num_heads=5"], "model.net: num_heads must divide"),
+        (ADAPTER.format("vit"), ["model.nett=5"], "no key 'model.nett'"),
+        (ADAPTER.format("vit") + ")", [], "config.py cannot be read: "),
+    ],
+)
+def test_bad_configs(
+    model: str,
+    arguments: list[str],
+    message: str,
+    script: ModuleType,
+    source: tuple[Path, dict[str, Tensor]],
+    capsys,
+) -> None:
+    path, _ = source
+    config = write_config(path.parent, model)
+    output = path.with_name("out.pth")
+    assert script.main([str(path), str(output), "--config-file", config, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert re.search(f"^error: .*{message}", error)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", "no.py"], "--config-file no.py does not exist or is a folder"),
+        (["--config-file", "."], "--config-file . does not exist or is a folder"),
+        (["model.net.depth=2"], "model.net.depth=2 would change a config: add --config-file"),
+    ],
+)
+def test_bad_commands(
+    arguments: list[str], message: str, script: ModuleType, tmp_path: Path, capsys
+) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["w.pth", str(tmp_path / "out.pth"), *arguments])
+    assert message in capsys.readouterr().err

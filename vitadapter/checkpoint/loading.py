@@ -13,7 +13,7 @@ import torch
 from detectron2.modeling import SimpleFeaturePyramid
 from torch import Tensor, nn
 
-from vitadapter.checkpoint.families import recognise
+from vitadapter.checkpoint.families import FAMILIES, recognise
 from vitadapter.checkpoint.family import Conversion, Family
 from vitadapter.checkpoint.fitting import check_dense, fit
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
@@ -212,6 +212,7 @@ def plan_load(
     source: str,
     *,
     resize: bool = True,
+    families: Sequence[Family] = FAMILIES,
 ) -> LoadPlan:
     """Finds out what of a checkpoint goes where; the model is not changed.
 
@@ -221,6 +222,7 @@ def plan_load(
             ViT names are taken as they are.
         source: how the report calls it.
         resize: whether positions, patches and tables of another size may be resized.
+        families: those that it may be of. One alone is taken in any case.
 
     Returns:
         LoadPlan: to be checked by :func:`check_plan` and then applied.
@@ -238,7 +240,7 @@ def plan_load(
         if path is None:
             conversion, name = Conversion(dict(state_dict)), "names as they are"
         else:
-            family = recognise(state_dict)
+            family = recognise(state_dict, families)
             conversion, name = _convert(state_dict, family, state.keys(), path), family.name
         fit(conversion, state, None if path is None else f"{net_path}.", resize=resize)
         return _plan(model, conversion, net_path, source, name)
