@@ -189,7 +189,7 @@ def test_overrides_change_the_model(
         (
             ADAPTER.format("vit"),
             ["model.net.embed_dim=48"],
-            "has none of .*positions are of another width",
+            "has none of .*another width",
         ),
         (ADAPTER.format("vit"), ["model.net.depth=8"], "has 59.9% of the net's .* are missing"),
         (ADAPTER.format("vit"), ["model.net.num_heads=5"], "model.net: num_heads must divide"),
