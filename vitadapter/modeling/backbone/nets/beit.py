@@ -134,12 +134,16 @@ class BEiT(PlainNet):
         layer_scale_init: float | None = 1e-6,
         use_act_checkpoint: bool = False,
         out_feature: str = "last_feat",
+        *,
+        offload_to_cpu: bool = False,
     ) -> None:
         sizes = dict(patch_size=patch_size, in_chans=in_chans, depth=depth, mlp_ratio=mlp_ratio)
         check_net_arguments(sizes, drop_path_rate)
         check_heads(embed_dim, num_heads)
         super().__init__()
-        self._describe(embed_dim, depth, patch_size, use_act_checkpoint, out_feature)
+        self._describe(
+            embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
+        )
         windows = block_window_sizes(depth, window_size, window_block_indexes, global_window_size)
         if use_cls_token and any(windows):
             raise ValueError(

@@ -27,12 +27,15 @@ class Detectron2Net(Detectron2Embedding):
 
     Args:
         vit: its parts are taken, not copied.
+        offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, as with fairscale's
+            setting of the same name, which Detectron2 does not offer.
 
     Raises:
         TypeError: a subclass that does more than the class in its ``forward``.
+        ValueError: ``offload_to_cpu`` of a ViT without ``use_act_checkpoint``.
     """
 
-    def __init__(self, vit: Detectron2ViT) -> None:
+    def __init__(self, vit: Detectron2ViT, *, offload_to_cpu: bool = False) -> None:
         super().__init__()
         if type(vit).forward is not Detectron2ViT.forward:
             raise TypeError(
@@ -41,7 +44,14 @@ class Detectron2Net(Detectron2Embedding):
             )
         ((out_feature, shape),) = vit.output_shape().items()
         is_wrapped = [_unwrap(block) for block in vit.blocks]
-        self._describe(shape.channels, len(is_wrapped), shape.stride, any(is_wrapped), out_feature)
+        self._describe(
+            shape.channels,
+            len(is_wrapped),
+            shape.stride,
+            any(is_wrapped),
+            out_feature,
+            offload_to_cpu,
+        )
         self.pretrain_use_cls_token = vit.pretrain_use_cls_token
         self.patch_embed = vit.patch_embed
         self.register_parameter("pos_embed", vit.pos_embed)

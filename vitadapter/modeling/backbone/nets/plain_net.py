@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -10,6 +11,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.utils import window_partition, window_unpartition
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.fast import Linear, is_plain, recomputed
@@ -39,6 +41,7 @@ class PlainNet(Backbone):
         depth: number of blocks.
         patch_size: side of a patch in pixels.
         use_act_checkpoint: whether to recompute each block in the backward pass.
+        offload_to_cpu: whether what it is recomputed from, its input, waits on the CPU.
     """
 
     blocks: nn.ModuleList
@@ -50,15 +53,25 @@ class PlainNet(Backbone):
         patch_size: int,
         use_act_checkpoint: bool,
         out_feature: str,
+        offload_to_cpu: bool,
     ) -> None:
         """Sets the attributes; ``out_feature`` names the output of ``forward``.
 
         No constructor, so that ``ViT`` can be a subclass of Detectron2's as well.
+
+        Raises:
+            ValueError: ``offload_to_cpu`` without ``use_act_checkpoint``.
         """
+        if offload_to_cpu and not use_act_checkpoint:
+            raise ValueError(
+                "offload_to_cpu=True needs use_act_checkpoint=True: it moves the inputs of the "
+                "blocks that are recomputed"
+            )
         self.embed_dim = embed_dim
         self.depth = depth
         self.patch_size = patch_size
         self.use_act_checkpoint = use_act_checkpoint
+        self.offload_to_cpu = offload_to_cpu
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
@@ -87,7 +100,8 @@ class PlainNet(Backbone):
             tokens = torch.cat([prefix, tokens], dim=1)
         for run in self._block_calls(hw, start, stop):
             if self.use_act_checkpoint and torch.is_grad_enabled():
-                tokens = checkpoint(run, tokens, use_reentrant=False)
+                with save_on_cpu(tokens.is_cuda) if self.offload_to_cpu else nullcontext():
+                    tokens = checkpoint(run, tokens, use_reentrant=False)
             else:
                 tokens = run(tokens)
         if prefix.shape[1] == 0:

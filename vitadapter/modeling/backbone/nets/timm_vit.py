@@ -59,11 +59,13 @@ class TimmViT(PlainNet):
             rotary positions).
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         use_act_checkpoint: whether to recompute each block in the backward pass.
+        offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, which frees GPU
+            memory and costs transfers.
         out_feature: name of the output of ``forward``.
 
     Raises:
         ValueError: a name that timm does not know or that is no plain ViT, or arguments that do
-            not fit the model.
+            not fit the model or each other.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class TimmViT(PlainNet):
         window_size: int | Sequence[int] = 0,
         window_block_indexes: Sequence[int] = (),
         use_act_checkpoint: bool = False,
+        offload_to_cpu: bool = False,
         out_feature: str = "last_feat",
     ) -> None:
         super().__init__()
@@ -116,7 +119,12 @@ class TimmViT(PlainNet):
             dynamic_img_size=True,
         )
         self._describe(
-            model.embed_dim, len(model.blocks), patch_size, use_act_checkpoint, out_feature
+            model.embed_dim,
+            len(model.blocks),
+            patch_size,
+            use_act_checkpoint,
+            out_feature,
+            offload_to_cpu,
         )
         self.window_size = window_size
         self.window_block_indexes = tuple(window_block_indexes)

@@ -166,13 +166,17 @@ class UniPerceiver(PlainNet):
         pretrain_img_size: int = 224,
         use_act_checkpoint: bool = False,
         out_feature: str = "last_feat",
+        *,
+        offload_to_cpu: bool = False,
     ) -> None:
         sizes = dict(patch_size=patch_size, in_chans=in_chans, depth=depth, mlp_ratio=mlp_ratio)
         sizes["pretrain_img_size // patch_size"] = pretrain_img_size // max(patch_size, 1)
         check_net_arguments(sizes, drop_path_rate)
         check_heads(embed_dim, num_heads)
         super().__init__()
-        self._describe(embed_dim, depth, patch_size, use_act_checkpoint, out_feature)
+        self._describe(
+            embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
+        )
         windows = block_window_sizes(depth, window_size, window_block_indexes)
         num_patches = (pretrain_img_size // patch_size) ** 2
         self.visual_embed = VisualEmbed(

@@ -115,7 +115,8 @@ class ViT(Detectron2Embedding, Detectron2ViT):
 
     - the net contract, see ``PlainNet``;
     - ``F.scaled_dot_product_attention``;
-    - ``pad_after_qkv`` and ``layer_scale_init``, which the official ViT-Adapter models need.
+    - ``pad_after_qkv`` and ``layer_scale_init``, which the official ViT-Adapter models need, and
+      ``offload_to_cpu``.
 
     Like the official models it drops the pre-trained class token and final norm.
 
@@ -140,6 +141,8 @@ class ViT(Detectron2Embedding, Detectron2ViT):
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         residual_block_indexes: blocks followed by a convolutional residual block.
         use_act_checkpoint: whether to recompute each block in the backward pass.
+        offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, which frees GPU
+            memory and costs transfers.
         pretrain_img_size: image side in pixels of the pre-training (sizes ``pos_embed``).
         pretrain_use_cls_token: whether ``pos_embed`` starts with a row for the class token.
         out_feature: name of the output of ``forward``.
@@ -149,7 +152,8 @@ class ViT(Detectron2Embedding, Detectron2ViT):
 
     Raises:
         ValueError: an index outside the net, a window size that is missing, heads that do not
-            divide the channels, or non-positive sizes.
+            divide the channels, non-positive sizes, or ``offload_to_cpu`` without
+            ``use_act_checkpoint``.
     """
 
     def __init__(
@@ -178,6 +182,7 @@ class ViT(Detectron2Embedding, Detectron2ViT):
         *,
         pad_after_qkv: bool = False,
         layer_scale_init: float | None = None,
+        offload_to_cpu: bool = False,
     ) -> None:
         sizes = dict(
             img_size=img_size,
@@ -208,7 +213,9 @@ class ViT(Detectron2Embedding, Detectron2ViT):
             pretrain_use_cls_token=pretrain_use_cls_token,
             out_feature=out_feature,
         )
-        self._describe(embed_dim, depth, patch_size, use_act_checkpoint, out_feature)
+        self._describe(
+            embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
+        )
         grid = img_size // patch_size
         for i in range(depth):
             attn = Attention(
