@@ -87,11 +87,13 @@ def run(args: argparse.Namespace, place: Place) -> None:
         sys.exit(130)
 
 
-def _launch(args: argparse.Namespace) -> None:
+def _launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Starts one process per GPU."""
     try:
-        with setup_errors():
-            args.config_file = str(config_file(args.config_file))
+        args.config_file = str(config_file(args.config_file))
+    except ValueError as error:
+        parser.error(str(error))
+    try:
         launch(
             run,
             args,
@@ -117,7 +119,7 @@ def script(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.config_file:
         parser.error("--config-file is required")
-    _launch(args)
+    _launch(parser, args)
 
 
 def _parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -143,7 +145,7 @@ def train(arguments: Sequence[str], prog: str = "vitadapter train") -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     args = parser.parse_intermixed_args(arguments)
     args.eval_only = False
-    _launch(args)
+    _launch(parser, args)
 
 
 def evaluate(arguments: Sequence[str], prog: str = "vitadapter eval") -> None:
@@ -161,4 +163,4 @@ def evaluate(arguments: Sequence[str], prog: str = "vitadapter eval") -> None:
         args.opts.append(f"train.init_checkpoint={weights_of(args.config_file, args.weights)}")
     except ValueError as error:
         parser.error(str(error))
-    _launch(args)
+    _launch(parser, args)
