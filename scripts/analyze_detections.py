@@ -1,43 +1,9 @@
 #!/usr/bin/env python
-"""Writes tables of AP by class and size, and precision-recall curves, for a finished evaluation."""
+"""Writes AP by class and size of a finished evaluation, as `vitadapter analyze` does."""
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from vitadapter.evaluation.detection_analysis import analyze_results
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--json-file", required=True, help="annotations in COCO's format")
-    parser.add_argument(
-        "--results", required=True, help="an evaluation's coco_instances_results.json"
-    )
-    parser.add_argument("--output", help="folder to write to; default: the folder of the results")
-    parser.add_argument(
-        "--max-dets-per-image", type=int, default=100, help="detections counted per category"
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_args(arguments)
-    try:
-        tasks, written = analyze_results(
-            args.json_file,
-            args.results,
-            args.output,
-            max_dets_per_image=args.max_dets_per_image,
-        )
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    for figures in tasks:
-        print(figures.table(), end="\n\n")
-    print("written:", *written)
-
+from vitadapter.commands.analyze import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmarks.interleaved import interleave, saved_bytes
-from benchmarks.reference_backbone import ReferenceAttention, ReferenceNet
 from detectron2.config import instantiate
 from torch import Tensor, nn
 
+from benchmarks.interleaved import interleave, saved_bytes
+from benchmarks.reference_backbone import ReferenceAttention, ReferenceNet
 from vitadapter.layers.fast import plain_layers
 from vitadapter.model_zoo import get_config
 from vitadapter.modeling.backbone import ViTAdapter

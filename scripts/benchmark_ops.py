@@ -24,6 +24,7 @@ from statistics import median
 
 import matplotlib as mpl
 import torch
+
 from benchmarks.deformable_attention import SIZES, Contender, ModuleProblem, OperatorProblem
 from benchmarks.interleaved import (
     Turn,

@@ -14,8 +14,9 @@ from functools import partial
 from statistics import median
 
 import torch
-from benchmarks.interleaved import interleave
 from torch import Tensor
+
+from benchmarks.interleaved import interleave
 
 Product = Callable[[Tensor, Tensor], Tensor]
 # tokens, channels in and out: at 800 x 1216 a net has 3,800, the adapter's three levels 19,950

@@ -4,11 +4,11 @@ Detectron2's own ViT as net, and the deformable attention in plain PyTorch. Insi
 ``vitadapter.layers.fast.plain_layers`` nothing around them is fused or recomputed either.
 """
 
-from benchmarks.deformable_attention import UnfusedMSDeformAttn
 from detectron2.modeling import ViT as Detectron2ViT
 from detectron2.modeling.backbone.utils import get_abs_pos
 from torch import Tensor
 
+from benchmarks.deformable_attention import UnfusedMSDeformAttn
 from vitadapter.ops import ms_deform_attn_reference
 
 __all__ = ["ReferenceAttention", "ReferenceNet"]

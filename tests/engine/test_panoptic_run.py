@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import detectron2.data.transforms as T
@@ -14,11 +13,11 @@ from omegaconf import DictConfig
 from panoptic_samples import NAMES, make_content, some_ids, write_panoptic, write_things
 from project_configs import PANOPTIC_CONFIGS, load
 
+from vitadapter.commands import predict
 from vitadapter.data.transforms import PadToSize
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.trainer import do_train
 
-SCRIPT = "demo.py"
 PATHS = {path.stem: path for path in PANOPTIC_CONFIGS}
 SIZE = 64  # pixels
 
@@ -56,7 +55,7 @@ def small(name: str, tmp_path: Path) -> DictConfig:
     return cfg
 
 
-def test_panoptic(tmp_path: Path, script: ModuleType) -> None:
+def test_panoptic(tmp_path: Path) -> None:
     maps = {name: some_ids(seed) for seed, name in enumerate("abcd")}
     files = write_panoptic(tmp_path, maps)
     things = write_things(tmp_path / "things.json", make_content(maps), list(maps.values()))
@@ -81,7 +80,7 @@ def test_panoptic(tmp_path: Path, script: ModuleType) -> None:
     ids, segments = predictor(image)["panoptic_seg"]
     assert ids.shape == (48, 64)
     assert segments
-    drawn = script.draw(predictor, image, threshold=0.5)
+    drawn, _ = predict.draw(predictor, image, threshold=0.5)
     assert drawn.shape == image.shape
     assert (drawn != image).any()
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -12,14 +11,13 @@ from omegaconf import DictConfig
 from project_configs import PROJECT, load
 from sem_seg_samples import some_labels, write_pairs
 
+from vitadapter.commands import predict
 from vitadapter.data.sem_seg import LabelReader
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_train
 from vitadapter.model_zoo import get_config
 from vitadapter.visualization.sem_seg_gallery import draw_sem_seg_gallery
-
-SCRIPT = "demo.py"
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -45,7 +43,7 @@ def cfg(tmp_path: Path) -> DictConfig:
     return cfg
 
 
-def test_trains_evaluates_and_draws(cfg: DictConfig, tmp_path: Path, script: ModuleType) -> None:
+def test_trains_evaluates_and_draws(cfg: DictConfig, tmp_path: Path) -> None:
     results = do_train(cfg)
     output = tmp_path / "output"
     rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
@@ -57,7 +55,7 @@ def test_trains_evaluates_and_draws(cfg: DictConfig, tmp_path: Path, script: Mod
     assert predictor.metadata.stuff_classes == ["sky", "road", "car"]
     image = cv2.imread(str(tmp_path / "images/0.jpg"))
     assert predictor(image)["sem_seg"].shape == (3, 32, 48)
-    drawn = script.draw(predictor, image, threshold=0.5)
+    drawn, _ = predict.draw(predictor, image, threshold=0.5)
     assert drawn.shape == image.shape
     assert (drawn != image).any()
 

@@ -3,14 +3,15 @@
 import inspect
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from file_digests import digest
-from sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
+
+from vitadapter.commands.data import sample
+from vitadapter.sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_sample_dataset.py"
 
@@ -138,9 +139,8 @@ def test_script(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_an_error_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    main = runpy.run_path(str(SCRIPT))["main"]
     with pytest.raises(SystemExit, match=r"^error: .*file"):
-        main(["--out", str(tmp_path / "file" / "set"), "--train", "1", "--val", "1"])
+        sample(["--out", str(tmp_path / "file" / "set"), "--train", "1", "--val", "1"])
 
 
 def test_defaults_are_those_of_the_script() -> None:

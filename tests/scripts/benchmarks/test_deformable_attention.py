@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from benchmarks.deformable_attention import Contender, ModuleProblem, OperatorProblem
 from benchmarks.interleaved import saved_bytes
 

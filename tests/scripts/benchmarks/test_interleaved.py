@@ -3,8 +3,9 @@
 import time
 
 import torch
-from benchmarks.interleaved import Turn, interleave, ratio, saved_bytes
 from torch.nn import functional as F
+
+from benchmarks.interleaved import Turn, interleave, ratio, saved_bytes
 
 
 def test_every_contender_warms_up_in_every_turn() -> None:

@@ -1,7 +1,5 @@
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import timm
@@ -10,18 +8,10 @@ from torch import Tensor
 
 from vitadapter.checkpoint.loading import check_plan, plan_load
 from vitadapter.checkpoint.reading import read_state_dict
+from vitadapter.commands import convert
 from vitadapter.modeling.backbone import ViT, ViTBaseline
 
 SIZE = {"embed_dim": 32, "depth": 4, "num_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def script(repository: Path) -> ModuleType:
-    path = repository / "scripts" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("script_convert_checkpoint", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -34,11 +24,11 @@ def source(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize("family", ["auto", "dinov2"])
 def test_what_it_writes_loads(
-    suffix: str, family: str, script: ModuleType, source: tuple[Path, dict[str, Tensor]], capsys
+    suffix: str, family: str, source: tuple[Path, dict[str, Tensor]], capsys
 ) -> None:
     path, state = source
     output = path.with_name(f"out.{suffix}")
-    assert script.main([str(path), str(output), "--family", family]) == 0
+    assert convert.main([str(path), str(output), "--family", family]) == 0
     printed = capsys.readouterr().out
     assert "blocks.#.ls1.gamma -> blocks.#.gamma1 (4)" in printed
     assert sorted(p.name for p in path.parent.iterdir()) == ["dinov2.pth", f"out.{suffix}"]
@@ -51,16 +41,16 @@ def test_what_it_writes_loads(
 
 
 def test_an_output_is_not_overwritten_by_chance(
-    script: ModuleType, source: tuple[Path, dict[str, Tensor]], capsys
+    source: tuple[Path, dict[str, Tensor]], capsys
 ) -> None:
     path, _ = source
     output = path.with_name("out.pth")
     output.write_text("precious")
     with pytest.raises(SystemExit):
-        script.main([str(path), str(output)])
+        convert.main([str(path), str(output)])
     assert "exists: add --overwrite" in capsys.readouterr().err
     assert output.read_text() == "precious"
-    assert script.main([str(path), str(output), "--overwrite"]) == 0
+    assert convert.main([str(path), str(output), "--overwrite"]) == 0
     assert "patch_embed.proj.weight" in read_state_dict(output)
 
 
@@ -72,20 +62,18 @@ def test_an_output_is_not_overwritten_by_chance(
         ("folder.pth", "must be a file, but .* is a folder"),
     ],
 )
-def test_bad_outputs(output: str, message: str, script: ModuleType, tmp_path: Path, capsys) -> None:
+def test_bad_outputs(output: str, message: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(SystemExit):
-        script.main(["w.pth", str(tmp_path / output), "--overwrite"])
+        convert.main(["w.pth", str(tmp_path / output), "--overwrite"])
     assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("family", ["auto", "dinov2"])
-def test_a_vit_inside_another_model(
-    family: str, script: ModuleType, source: tuple[Path, dict[str, Tensor]]
-) -> None:
+def test_a_vit_inside_another_model(family: str, source: tuple[Path, dict[str, Tensor]]) -> None:
     path, state = source
     torch.save({f"teacher.backbone.{name}": t for name, t in state.items()}, path)
-    assert script.main([str(path), str(path.with_name("out.pth")), "--family", family]) == 0
+    assert convert.main([str(path), str(path.with_name("out.pth")), "--family", family]) == 0
     converted = read_state_dict(path.with_name("out.pth"))
     assert torch.equal(converted["blocks.1.gamma2"], state["blocks.1.ls2.gamma"])
 
@@ -93,7 +81,6 @@ def test_a_vit_inside_another_model(
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_full_disk_is_an_error_line(
     suffix: str,
-    script: ModuleType,
     source: tuple[Path, dict[str, Tensor]],
     monkeypatch: pytest.MonkeyPatch,
     capsys,
@@ -102,10 +89,10 @@ def test_a_full_disk_is_an_error_line(
         Path(path).write_bytes(b"begun")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(script.torch, "save", write)
-    monkeypatch.setattr(script, "save_file", write)
+    monkeypatch.setattr(convert.torch, "save", write)
+    monkeypatch.setattr(convert, "save_file", write)
     path, _ = source
-    assert script.main([str(path), str(path.with_name(f"out.{suffix}"))]) == 1
+    assert convert.main([str(path), str(path.with_name(f"out.{suffix}"))]) == 1
     assert "cannot be written: No space left" in capsys.readouterr().err
     assert [p.name for p in path.parent.iterdir()] == ["dinov2.pth"]
 
@@ -119,13 +106,11 @@ def test_a_full_disk_is_an_error_line(
         ({"net.a": torch.tensor([1.0, torch.inf])}, "auto", "infinite: net.a (1 of 2)"),
     ],
 )
-def test_bad_inputs(
-    content: object, family: str, message: str, script: ModuleType, tmp_path: Path, capsys
-) -> None:
+def test_bad_inputs(content: object, family: str, message: str, tmp_path: Path, capsys) -> None:
     if content is not None:
         torch.save(content, tmp_path / "w.pth")
     output = tmp_path / "out.pth"
-    assert script.main([str(tmp_path / "w.pth"), str(output), "--family", family]) == 1
+    assert convert.main([str(tmp_path / "w.pth"), str(output), "--family", family]) == 1
     assert message in capsys.readouterr().err
     assert not output.exists()
 
@@ -154,12 +139,12 @@ def write_config(folder: Path, model: str) -> str:
 
 @pytest.mark.parametrize(("net", "scale"), [("vit", "gamma1"), ("timm", "ls1.gamma")])
 def test_for_a_config_the_fitting_converter_is_taken(
-    net: str, scale: str, script: ModuleType, source: tuple[Path, dict[str, Tensor]], capsys
+    net: str, scale: str, source: tuple[Path, dict[str, Tensor]], capsys
 ) -> None:
     path, state = source
     config = write_config(path.parent, ADAPTER.format(net))
     output = path.with_name("out.pth")
-    assert script.main([str(path), str(output), "--config-file", config]) == 0
+    assert convert.main([str(path), str(output), "--config-file", config]) == 0
     printed = capsys.readouterr().out
     assert "100.0% of the net's parameters" in printed
     assert "(32, 3, 14, 14) to (32, 3, 16, 16), bilinear" in printed
@@ -169,13 +154,11 @@ def test_for_a_config_the_fitting_converter_is_taken(
     assert converted["net.patch_embed.proj.weight"].shape == (32, 3, 16, 16)
 
 
-def test_overrides_change_the_model(
-    script: ModuleType, source: tuple[Path, dict[str, Tensor]]
-) -> None:
+def test_overrides_change_the_model(source: tuple[Path, dict[str, Tensor]]) -> None:
     path, _ = source
     config = write_config(path.parent, ADAPTER.format("vit"))
     command = ["--config-file", config, str(path), str(path.with_name("out.safetensors"))]
-    assert script.main([*command, "model.net.pretrain_img_size=96"]) == 0
+    assert convert.main([*command, "model.net.pretrain_img_size=96"]) == 0
     converted = read_state_dict(path.with_name("out.safetensors"))
     assert converted["net.pos_embed"].shape == (1, 37, 32)
 
@@ -201,14 +184,13 @@ def test_bad_configs(
     model: str,
     arguments: list[str],
     message: str,
-    script: ModuleType,
     source: tuple[Path, dict[str, Tensor]],
     capsys,
 ) -> None:
     path, _ = source
     config = write_config(path.parent, model)
     output = path.with_name("out.pth")
-    assert script.main([str(path), str(output), "--config-file", config, *arguments]) == 1
+    assert convert.main([str(path), str(output), "--config-file", config, *arguments]) == 1
     error = capsys.readouterr().err
     assert re.search(f"^error: .*{message}", error)
     assert not output.exists()
@@ -222,9 +204,7 @@ def test_bad_configs(
         (["model.net.depth=2"], "model.net.depth=2 would change a config: add --config-file"),
     ],
 )
-def test_bad_commands(
-    arguments: list[str], message: str, script: ModuleType, tmp_path: Path, capsys
-) -> None:
+def test_bad_commands(arguments: list[str], message: str, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
-        script.main(["w.pth", str(tmp_path / "out.pth"), *arguments])
+        convert.main(["w.pth", str(tmp_path / "out.pth"), *arguments])
     assert message in capsys.readouterr().err

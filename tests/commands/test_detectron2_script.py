@@ -3,7 +3,6 @@
 import logging
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import timm
@@ -21,8 +20,8 @@ from vitadapter.checkpoint import (
     resize_patch_kernel,
     resize_pos_embed,
 )
+from vitadapter.commands import convert as convert_checkpoint
 
-SCRIPT = "convert_checkpoint.py"
 NET = "backbone.bottom_up.net."
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -91,10 +90,10 @@ def build(config: Path, *overrides: str) -> nn.Module:
     return model
 
 
-def convert(script: ModuleType, source: Path, config: Path, *overrides: str) -> Path:
+def convert(source: Path, config: Path, *overrides: str) -> Path:
     output = source.with_name("converted.pth")
     command = [str(source), str(output), "--config-file", str(config), *overrides]
-    assert script.main(command) == 0
+    assert convert_checkpoint.main(command) == 0
     return output
 
 
@@ -109,7 +108,6 @@ def loaded(config: Path, path: Path, caplog: pytest.LogCaptureFixture) -> dict[s
 
 
 def test_a_vitdet_trains_with_the_adapter_from_a_converted_file(
-    script: ModuleType,
     vitdet_config: Path,
     overrides: list[str],
     tmp_path: Path,
@@ -119,7 +117,7 @@ def test_a_vitdet_trains_with_the_adapter_from_a_converted_file(
     size = dict(embed_dim=32, depth=8, num_heads=2, patch_size=14, img_size=112)
     mae = timm.create_model("vit_base_patch16_224", **size).state_dict()
     torch.save({"model": mae | {"decoder_embed.bias": torch.ones(1)}}, tmp_path / "mae.pth")
-    converted = convert(script, tmp_path / "mae.pth", vitdet_config)
+    converted = convert(tmp_path / "mae.pth", vitdet_config)
     state = loaded(vitdet_config, converted, caplog)
     net = {n.removeprefix(NET): t for n, t in state.items() if n.startswith(NET)}
     assert len(net) == 3 + 8 * 14 + 9  # with relative positions, and with one residual block
@@ -147,7 +145,6 @@ def test_a_vitdet_trains_with_the_adapter_from_a_converted_file(
 @pytest.mark.parametrize("layout", [None, *(o for o in LAYOUTS if o.name == "official_mask_rcnn")])
 def test_trained_models(
     layout: OfficialLayout | None,
-    script: ModuleType,
     experiment: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -156,18 +153,18 @@ def test_trained_models(
     trained = build(experiment).state_dict()
     named = trained if layout is None else export_official(trained, layout)
     torch.save({"model": named, "iteration": 3}, tmp_path / "trained.pth")
-    state = loaded(experiment, convert(script, tmp_path / "trained.pth", experiment), caplog)
+    state = loaded(experiment, convert(tmp_path / "trained.pth", experiment), caplog)
     assert state.keys() == trained.keys()
     for name, tensor in state.items():
         assert torch.equal(tensor, trained[name]), name
 
 
 def test_classifiers_of_other_classes_are_left_out(
-    script: ModuleType, experiment: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys
+    experiment: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys
 ) -> None:
     trained = build(experiment).state_dict()
     torch.save(trained, tmp_path / "trained.pth")
-    converted = convert(script, tmp_path / "trained.pth", experiment, "dataset.num_classes=3")
+    converted = convert(tmp_path / "trained.pth", experiment, "dataset.num_classes=3")
     names = torch.load(converted, weights_only=True)["model"].keys()
     assert "wrong shape: 6" in capsys.readouterr().out
     assert len(trained.keys() - names) == 6

@@ -1,7 +1,6 @@
 import os
 import re
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
-SCRIPT = "demo.py"
+from vitadapter.commands import predict
 
 
 @pytest.fixture
@@ -35,13 +34,13 @@ def write_video(path: Path, frames: int = 3) -> None:
     writer.release()
 
 
-def test_a_folder(script: ModuleType, options: list[str], images: Path, tmp_path: Path) -> None:
+def test_a_folder(options: list[str], images: Path, tmp_path: Path) -> None:
     (images / "below").mkdir()
     (images / "000.png").rename(images / "below" / "000.png")
     for name in ("notes.txt", "._001.png", "._video.mp4", ".DS_Store"):
         (images / name).write_text("not an image")
     output = tmp_path / "drawn"
-    assert script.main([*options, "--input", str(images), "--output", str(output)]) == 0
+    assert predict.script([*options, "--input", str(images), "--output", str(output)]) == 0
     written = sorted(str(p.relative_to(output)) for p in output.rglob("*.*"))
     assert written == ["001.png", "002.png", "003.png", "below/000.png"]
     before, after = (cv2.imread(str(folder / "001.png")) for folder in (images, output))
@@ -50,44 +49,42 @@ def test_a_folder(script: ModuleType, options: list[str], images: Path, tmp_path
 
 
 def test_without_detections_the_picture_is_the_image(
-    script: ModuleType, options: list[str], images: Path, tmp_path: Path
+    options: list[str], images: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "one.png"
     arguments = [*options, "--score-threshold", "1", "--input", str(images / "001.png")]
-    assert script.main([*arguments, "--output", str(target)]) == 0
+    assert predict.script([*arguments, "--output", str(target)]) == 0
     np.testing.assert_allclose(
         cv2.imread(str(target)).astype(int), cv2.imread(str(images / "001.png")), atol=2
     )
 
 
-def test_patterns_and_overrides(
-    script: ModuleType, options: list[str], images: Path, tmp_path: Path, capsys
-) -> None:
+def test_patterns_and_overrides(options: list[str], images: Path, tmp_path: Path, capsys) -> None:
     pattern, single = str(images / "00[12].png"), str(images / "000.png")
     inputs = ["--input", pattern, single, "--output", str(tmp_path / "drawn")]
     changes = ["model.roi_heads.box_predictor.test_topk_per_image=1"]
-    assert script.main([*options, *inputs, *changes]) == 0
+    assert predict.script([*options, *inputs, *changes]) == 0
     assert len(list((tmp_path / "drawn").iterdir())) == 3
-    assert script.main([*options, *inputs, "model.roi_head=1"]) == 2
+    assert predict.script([*options, *inputs, "model.roi_head=1"]) == 2
     assert re.search(r"\nerror: .*'model\.roi_head'.*\n$", capsys.readouterr().err)
 
 
 def test_equal_names_do_not_overwrite_each_other(
-    script: ModuleType, options: list[str], images: Path, tmp_path: Path
+    options: list[str], images: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "000.png").write_bytes((images / "001.png").read_bytes())
     inputs = ["--input", str(images / "000.png"), str(other / "000.png")]
-    assert script.main([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 0
+    assert predict.script([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 0
     names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
     assert names == ["000.png", "000_2.png"]
 
 
-def test_videos(script: ModuleType, options: list[str], tmp_path: Path) -> None:
+def test_videos(options: list[str], tmp_path: Path) -> None:
     write_video(tmp_path / "clip.avi")
     inputs = ["--input", str(tmp_path / "clip.avi"), "--output", str(tmp_path / "drawn")]
-    assert script.main([*options, *inputs]) == 0
+    assert predict.script([*options, *inputs]) == 0
     capture = cv2.VideoCapture(str(tmp_path / "drawn" / "clip.mp4"))
     frames = []
     while (read := capture.read())[0]:
@@ -96,20 +93,18 @@ def test_videos(script: ModuleType, options: list[str], tmp_path: Path) -> None:
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
 
 
-def test_grey_and_transparent_images(
-    script: ModuleType, options: list[str], tmp_path: Path
-) -> None:
+def test_grey_and_transparent_images(options: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "modes"
     folder.mkdir()
     cv2.imwrite(str(folder / "grey.png"), np.full((32, 40), 90, dtype=np.uint8))
     cv2.imwrite(str(folder / "alpha.png"), np.full((32, 40, 4), 90, dtype=np.uint8))
     output = tmp_path / "drawn"
-    assert script.main([*options, "--input", str(folder), "--output", str(output)]) == 0
+    assert predict.script([*options, "--input", str(folder), "--output", str(output)]) == 0
     assert {p.name for p in output.iterdir()} == {"grey.png", "alpha.png"}
 
 
 def test_failures_are_named_and_the_rest_goes_on(
-    script: ModuleType, options: list[str], images: Path, tmp_path: Path, capsys
+    options: list[str], images: Path, tmp_path: Path, capsys
 ) -> None:
     (images / "001.png").write_bytes(b"broken")
     (images / "clip.mp4").write_bytes(b"broken")
@@ -117,7 +112,7 @@ def test_failures_are_named_and_the_rest_goes_on(
     for pipe in pipes:
         os.mkfifo(pipe)
     inputs = ["--input", str(images), "nowhere.png", *pipes, "--output", str(tmp_path / "drawn")]
-    assert script.main([*options, *inputs]) == 1
+    assert predict.script([*options, *inputs]) == 1
     printed = capsys.readouterr().out
     for name in ("001.png", "clip.mp4", "nowhere.png", "pipe.png", "pipe.mp4"):
         assert f"{name}: " in printed
@@ -125,20 +120,18 @@ def test_failures_are_named_and_the_rest_goes_on(
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
 
 
-def test_nothing_found(script: ModuleType, options: list[str], tmp_path: Path, capsys) -> None:
+def test_nothing_found(options: list[str], tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     inputs = ["--input", str(tmp_path / "empty"), str(tmp_path / "*.jpg")]
-    assert script.main([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 1
+    assert predict.script([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 1
     assert "no image or video found" in capsys.readouterr().out
 
 
-def test_inputs_are_never_overwritten(
-    script: ModuleType, options: list[str], images: Path, capsys
-) -> None:
+def test_inputs_are_never_overwritten(options: list[str], images: Path, capsys) -> None:
     before = (images / "000.png").read_bytes()
     for target in (images, images / "000.png"):
         inputs = ["--input", str(images / "000.png"), "--output", str(target)]
-        assert script.main([*options, *inputs]) == 2
+        assert predict.script([*options, *inputs]) == 2
         assert "would overwrite" in capsys.readouterr().err
     assert (images / "000.png").read_bytes() == before
 
@@ -157,7 +150,6 @@ def test_inputs_are_never_overwritten(
     ],
 )
 def test_outputs_that_cannot_be_written(
-    script: ModuleType,
     options: list[str],
     images: Path,
     tmp_path: Path,
@@ -167,54 +159,72 @@ def test_outputs_that_cannot_be_written(
     monkeypatch,
     capsys,
 ) -> None:
-    monkeypatch.setattr(script, "LazyPredictor", None)  # found out before the model is loaded
+    monkeypatch.setattr(predict, "LazyPredictor", None)  # found out before the model is loaded
     (tmp_path / "file").write_text("")
     write_video(tmp_path / "clip.avi")
     name = images / "000.png" if source.endswith(".png") else tmp_path / source
     inputs = ["--input", str(images if source == "images" else name)]
-    assert script.main([*options, *inputs, "--output", str(tmp_path / output)]) == 2
+    assert predict.script([*options, *inputs, "--output", str(tmp_path / output)]) == 2
     assert re.match(f"error: .*{message}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["drawn.v2", "drawn.gif/"])
 def test_folders_may_have_a_suffix(
-    script: ModuleType, options: list[str], images: Path, tmp_path: Path, name: str
+    options: list[str], images: Path, tmp_path: Path, name: str
 ) -> None:
     if name.endswith("/"):
         (tmp_path / name).mkdir()
     inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / name)]
-    assert script.main([*options, *inputs]) == 0
+    assert predict.script([*options, *inputs]) == 0
     assert (tmp_path / name / "000.png").is_file()
 
 
-def test_mistakes_are_error_lines(
-    script: ModuleType, options: list[str], images: Path, tmp_path: Path, capsys
-) -> None:
+def test_mistakes_are_error_lines(options: list[str], images: Path, tmp_path: Path, capsys) -> None:
     inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / "drawn")]
     config = options[:2]
     for arguments, message in (
         ([*config, *inputs], "no weights"),
         ([*config, "--weights", "nowhere.pth", *inputs], "nowhere.pth do not exist"),
         ([*options, *inputs, "train.device=gpu"], "train.device"),
+        (["--config-file", "nowhere.py", *inputs], "nowhere.py does not exist"),
     ):
-        assert script.main(arguments) == 2
+        assert predict.script(arguments) == 2
         assert re.match(f"error: .*{message}", capsys.readouterr().err)
-    with pytest.raises(SystemExit) as stopped:
-        script.main(["--config-file", "nowhere.py", *inputs])
-    assert stopped.value.code == 2
 
 
-def test_output_below_the_input_folder_is_not_drawn_again(
-    script: ModuleType, options: list[str], images: Path
-) -> None:
+def test_output_below_the_input_folder_is_not_drawn_again(options: list[str], images: Path) -> None:
     for _ in range(2):
         inputs = ["--input", str(images), "--output", str(images / "drawn")]
-        assert script.main([*options, *inputs]) == 0
+        assert predict.script([*options, *inputs]) == 0
     assert len(list((images / "drawn").rglob("*.png"))) == 4
 
 
-def test_bad_threshold(script: ModuleType, options: list[str], capsys) -> None:
+def test_bad_threshold(options: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
-        script.main([*options, "--input", "a", "--output", "b", "--score-threshold", "2"])
+        predict.script([*options, "--input", "a", "--output", "b", "--score-threshold", "2"])
     assert stopped.value.code == 2
     assert "--score-threshold must be in [0, 1], got 2.0" in capsys.readouterr().err
+
+
+def test_the_command_says_what_it_found(
+    options: list[str], images: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, config, *others = options
+    assert predict.predict([config, str(images / "000.png"), *others]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"000\.png: \w+ 0\.\d\d", said)
+    assert (tmp_path / "predictions" / "000.png").is_file()
+
+
+def test_the_command_takes_overrides_and_no_other_weights_than_asked(
+    options: list[str], images: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, config, *others = options
+    arguments = [config, str(images / "000.png")]
+    changes = ["--overrides", "train.device=gpu"]
+    assert predict.predict([*arguments, *others, *changes]) == 2
+    assert "train.device" in capsys.readouterr().err
+    assert predict.predict(arguments) == 2
+    assert "give --weights FILE" in capsys.readouterr().err

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,23 +13,23 @@ import torch
 from killed_runs import Kill, KilledRun, wait_for_group
 from tools import lazyconfig_train_net as train_net
 
-SCRIPT = "lazyconfig_train_net.py"
+from vitadapter.commands import train
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def test_trains_resumes_and_evaluates(
-    script: ModuleType, tiny_config: Path, overrides: list[str], tmp_path: Path
+    tiny_config: Path, overrides: list[str], tmp_path: Path
 ) -> None:
     arguments = ["--config-file", str(tiny_config)]
-    script.invoke_main([*arguments, *overrides, "train.max_iter=2"])
+    train.script([*arguments, *overrides, "train.max_iter=2"])
     output = tmp_path / "output"
     assert (output / "config.yaml").is_file()
     config = (output / "config.yaml").read_bytes()
     with pytest.raises(SystemExit, match=r"^error: .*--resume"):
-        script.invoke_main([*arguments, *overrides, "train.seed=9"])
+        train.script([*arguments, *overrides, "train.seed=9"])
     assert (output / "config.yaml").read_bytes() == config
-    script.invoke_main([*arguments, "--resume", *overrides, "train.max_iter=3"])
+    train.script([*arguments, "--resume", *overrides, "train.max_iter=3"])
     state = torch.load(output / "model_final.pth", weights_only=True)
     assert state["trainer"]["iteration"] == 2
     log = (output / "log.txt").read_text()
@@ -39,7 +38,7 @@ def test_trains_resumes_and_evaluates(
 
     weights = f"train.init_checkpoint={output}/model_final.pth"
     elsewhere = f"train.output_dir={tmp_path / 'evaluated'}"
-    script.invoke_main([*arguments, "--eval-only", *overrides, weights, elsewhere])
+    train.script([*arguments, "--eval-only", *overrides, weights, elsewhere])
     names = ("output", "evaluated")
     files = [tmp_path / name / "inference" / "coco_instances_results.json" for name in names]
     trained, evaluated = (json.loads(file.read_text()) for file in files)
@@ -47,15 +46,49 @@ def test_trains_resumes_and_evaluates(
     assert trained == evaluated
 
 
-def test_a_stop_is_no_traceback(
-    script: ModuleType, tiny_config: Path, overrides: list[str], monkeypatch
+def test_the_commands_train_and_evaluate(
+    tiny_config: Path, overrides: list[str], tmp_path: Path
 ) -> None:
+    train.train(
+        [str(tiny_config), *overrides[:2], "--num-gpus", "1", *overrides[2:], "train.max_iter=1"]
+    )
+    output = tmp_path / "output"
+    evaluated = [f"train.output_dir={tmp_path / 'evaluated'}", "--weights"]
+    train.evaluate([str(tiny_config), *overrides, *evaluated, str(output / "model_final.pth")])
+    names = ("output", "evaluated")
+    files = [tmp_path / name / "inference" / "coco_instances_results.json" for name in names]
+    first, second = (json.loads(file.read_text()) for file in files)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["COCO/mask_rcnn_vit_adapter_s_diet_3x"], "COCO/mask_rcnn_vit_adapter_s_deit_3x"),
+        (["no_config.py"], "no_config.py does not exist"),
+        (["."], "is a folder"),
+    ],
+)
+def test_a_config_that_is_not_there(arguments: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train.train(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_published_weights_are_those_of_an_experiment(tiny_config: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        train.evaluate([str(tiny_config)])
+    assert "give --weights FILE" in capsys.readouterr().err
+
+
+def test_a_stop_is_no_traceback(tiny_config: Path, overrides: list[str], monkeypatch) -> None:
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "do_train", interrupt)
+    monkeypatch.setattr(train, "do_train", interrupt)
     with pytest.raises(SystemExit) as stopped:
-        script.invoke_main(["--config-file", str(tiny_config), *overrides])
+        train.script(["--config-file", str(tiny_config), *overrides])
     assert stopped.value.code == 130
 
 
@@ -104,7 +137,6 @@ def test_a_stop_is_no_traceback(
     ],
 )
 def test_mistakes_are_named(
-    script: ModuleType,
     tiny_config: Path,
     overrides: list[str],
     arguments: list[str],
@@ -113,37 +145,35 @@ def test_mistakes_are_named(
     options = [a for a in arguments if a.startswith("--")]
     changes = [a for a in arguments if not a.startswith("--")]
     with pytest.raises(SystemExit, match=f"(?s)^error: .*{message}") as stopped:
-        script.invoke_main(["--config-file", str(tiny_config), *options, *overrides, *changes])
+        train.script(["--config-file", str(tiny_config), *options, *overrides, *changes])
     assert "Traceback" not in stopped.value.code
 
 
 def test_results_go_to_a_folder_of_the_configs_name(
-    script: ModuleType, tiny_config: Path, overrides: list[str]
+    tiny_config: Path, overrides: list[str]
 ) -> None:
     others = [text for text in overrides if not text.startswith("train.output_dir=")]
     with pytest.raises(SystemExit, match=r"\./output/helpers/tiny_mask_rcnn/model_final\.pth"):
-        script.invoke_main(["--config-file", str(tiny_config), "--eval-only", *others])
+        train.script(["--config-file", str(tiny_config), "--eval-only", *others])
 
 
-def test_faults_in_training_keep_their_traceback(
-    script: ModuleType, tiny_config: Path, overrides: list[str]
-) -> None:
+def test_faults_in_training_keep_their_traceback(tiny_config: Path, overrides: list[str]) -> None:
     arguments = ["--config-file", str(tiny_config), *overrides]
     Path(overrides[3].partition("=")[2], "001.png").write_bytes(b"broken")  # a test image
     with pytest.raises(ValueError, match=r"test image .*001\.png"):
-        script.invoke_main([*arguments, "train.max_iter=1"])
+        train.script([*arguments, "train.max_iter=1"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--config-file is required"),
-        (["--config-file", "nowhere.py"], "--config-file nowhere.py does not exist"),
+        (["--config-file", "nowhere.py"], "nowhere.py does not exist"),
     ],
 )
-def test_needs_a_config(script: ModuleType, arguments: list[str], message: str, capsys) -> None:
+def test_needs_a_config(arguments: list[str], message: str, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
-        script.invoke_main(arguments)
+        train.script(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -157,7 +187,7 @@ def test_two_processes_of_torchrun(
     repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(repository / "scripts" / SCRIPT)]
+    command += ["--nproc_per_node", "2", str(repository / "scripts" / "lazyconfig_train_net.py")]
     command += ["--config-file", str(tiny_config), *overrides]
     changes = ["train.max_iter=2", "train.accumulate_steps=2", "train.ema.enabled=True"]
     changes += ["dataloader.train.total_batch_size=4", "train.best_checkpoint.metric=bbox/AP"]
@@ -181,7 +211,12 @@ def test_two_processes_of_torchrun(
 def test_the_launcher_waits_for_two_processes_that_are_stopped(
     repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(repository / "scripts" / SCRIPT), "--num-gpus", "2"]
+    command = [
+        sys.executable,
+        str(repository / "scripts" / "lazyconfig_train_net.py"),
+        "--num-gpus",
+        "2",
+    ]
     command += ["--dist-url", "auto", "--config-file", str(tiny_config), *overrides]
     process = subprocess.Popen(
         [*command, "train.max_iter=10000"],
@@ -236,7 +271,12 @@ def test_a_loss_that_is_not_finite_stops_both_processes(
 ) -> None:
     config = tmp_path / "faulty.py"
     config.write_text(FAULTY_CONFIG.format(tiny=str(tiny_config)))
-    command = [sys.executable, str(repository / "scripts" / SCRIPT), "--num-gpus", "2"]
+    command = [
+        sys.executable,
+        str(repository / "scripts" / "lazyconfig_train_net.py"),
+        "--num-gpus",
+        "2",
+    ]
     command += ["--dist-url", "auto", "--config-file", str(config), *overrides]
     environment = two_processes_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(repository / "tests" / "helpers"), *sys.path])
@@ -289,13 +329,13 @@ def shrunk(overrides: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("runner", ["ours", "Detectron2's"])
 def test_a_project_config(
-    script: ModuleType, repository: Path, overrides: list[str], runner: str, tmp_path: Path
+    repository: Path, overrides: list[str], runner: str, tmp_path: Path
 ) -> None:
     config = repository / "projects/ViTAdapter/configs/COCO/mask_rcnn_vit_adapter_s_deit_1x.py"
     # The weights that the config names would have to be downloaded.
     changes = [*shrunk(overrides), "train.init_checkpoint=''"]
     if runner == "ours":
-        script.invoke_main(["--config-file", str(config), *changes])
+        train.script(["--config-file", str(config), *changes])
     else:
         options = {"resume": False, "eval_only": False}
         train_net.main(argparse.Namespace(config_file=str(config), opts=changes, **options))

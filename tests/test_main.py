@@ -1,0 +1,53 @@
+"""The command `vitadapter`: which commands there are, and that each reaches its function."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitadapter import __version__
+from vitadapter.__main__ import COMMANDS, main
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(arguments: list[str], capsys) -> None:
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vitadapter {__version__}\n"
+
+
+def test_a_misspelt_command_is_refused_with_the_nearest(capsys) -> None:
+    assert main(["predcit", "x"]) == 2
+    assert "no command 'predcit': did you mean predict?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: vitadapter {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_refuses_an_unknown_option(name: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--no-such-option"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_help_needs_no_torch(repository: Path) -> None:
+    """It is printed at once, also where the installation is broken."""
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.modules['detectron2'] = None; "
+        "from vitadapter.__main__ import main; sys.exit(main(['--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, check=False)
+    assert done.returncode == 0

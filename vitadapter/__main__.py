@@ -1,0 +1,86 @@
+"""The command line: `vitadapter COMMAND ...`, or `python -m vitadapter COMMAND ...`."""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple
+
+from vitadapter import __version__
+
+__all__ = ["COMMANDS", "main"]
+
+
+class Command(NamedTuple):
+    """What a command is, and the function `(arguments, prog) -> exit status` that runs it."""
+
+    does: str
+    function: str
+
+
+COMMANDS = {
+    "train": Command("train a model, or go on with a stopped run", "commands.train:train"),
+    "eval": Command("evaluate trained weights on the test set", "commands.train:evaluate"),
+    "predict": Command("detect or segment in images and videos", "commands.predict:predict"),
+    "zoo": Command("list the experiments and their trained models", "model_zoo.__main__:main"),
+    "convert": Command("convert a checkpoint to this project's names", "commands.convert:main"),
+    "analyze": Command("AP by class and size of a finished evaluation", "commands.analyze:main"),
+    "data": Command("make the sample data set", "commands.data:main"),
+    "doctor": Command("print what a bug report needs, and what is missing", "doctor:main"),
+    "install-detectron2": Command("install Detectron2 from PyPI", "install_detectron2:main"),
+}
+
+EXAMPLES = """\
+examples:
+  vitadapter zoo "COCO/*dinov2*"
+  vitadapter predict COCO/mask_rcnn_vit_adapter_s_deit_3x photo.jpg
+  vitadapter train COCO/mask_rcnn_vit_adapter_s_dinov2_finetune dataset.root=my_data
+  vitadapter eval COCO/mask_rcnn_vit_adapter_s_deit_3x
+  torchrun --nproc_per_node 8 -m vitadapter train COCO/mask_rcnn_vit_adapter_s_deit_3x
+"""
+
+
+def usage() -> str:
+    """The text of `vitadapter --help`."""
+    width = max(map(len, COMMANDS)) + 2
+    listed = "\n".join(f"  {name:{width}}{command.does}" for name, command in COMMANDS.items())
+    return (
+        "usage: vitadapter COMMAND ...\n\n"
+        "ViT-Adapter for Detectron2: dense prediction on plain vision transformers.\n\n"
+        f"commands:\n{listed}\n\n{EXAMPLES}\n"
+        "`vitadapter COMMAND --help` explains a command. `vitadapter --version` prints the version."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    """Runs a command.
+
+    Args:
+        arguments: the command and its arguments; None for those of the process.
+
+    Returns:
+        int | None: the exit status.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(f"{usage()}\n")
+        return 0
+    if name == "--version":
+        sys.stdout.write(f"vitadapter {__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        sys.stderr.write(f"vitadapter: there is no command {name!r}: {hint}\n")
+        return 2
+    if name == "train":
+        from vitadapter.engine.signals import exit_on_signals
+
+        exit_on_signals()  # before the imports, which take seconds
+    module, function = COMMANDS[name].function.split(":")
+    run = getattr(import_module(f"vitadapter.{module}"), function)
+    return run(rest, prog=f"vitadapter {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What the commands' arguments have in common: a config by name or file, weights, overrides."""
+
+import argparse
+from pathlib import Path
+
+from vitadapter.model_zoo.configs import (
+    experiment_name,
+    get_config_path,
+    list_experiments,
+)
+from vitadapter.model_zoo.trained_models import SCHEME
+
+__all__ = ["CONFIG", "OVERRIDES", "WEIGHTS", "command_parser", "config_file", "weights_of"]
+
+CONFIG = "name of an experiment (`vitadapter zoo` lists them), or a LazyConfig file"
+OVERRIDES = "set a key of the config; +key=value adds a key, and ~key deletes one"
+WEIGHTS = "checkpoint file or URL, or zoo for the published weights of the experiment"
+
+
+def command_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser whose first argument is a config.
+
+    Args:
+        prog: name of the command in messages.
+        description: what it does.
+        examples: shown below the options.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config_file", metavar="CONFIG", help=CONFIG)
+    return parser
+
+
+def config_file(config: str) -> Path:
+    """The file of a config.
+
+    Args:
+        config: a file, or the name of an experiment such as
+            "COCO/mask_rcnn_vit_adapter_s_deit_3x".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if Path(config).is_file():
+        return Path(config)
+    try:
+        return get_config_path(config)
+    except ValueError as error:
+        raise ValueError(
+            f"{config} does not exist or is a folder, and is no experiment: {error}"
+        ) from error
+
+
+def weights_of(config: str, weights: str) -> str:
+    """What `train.init_checkpoint` has to be to load the weights of `--weights`.
+
+    Args:
+        config: see :func:`config_file`.
+        weights: of the command line.
+
+    Raises:
+        ValueError: the published weights are wanted of what is no experiment.
+    """
+    if weights != "zoo":
+        return weights
+    name = experiment_name(config)
+    if name not in list_experiments():
+        raise ValueError(
+            f"{config} is no experiment of the model zoo, so that there are no published weights "
+            "of it: give --weights FILE"
+        )
+    return f"{SCHEME}{name}"
