@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
+from vitadapter.sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 from tqdm import tqdm
 
 
