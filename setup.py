@@ -26,7 +26,7 @@ try:
 
     NO_TORCH = None
 except (ImportError, OSError) as error:
-    from setuptools.command.build_ext import build_ext as BuildExtension  # noqa: N812
+    from setuptools.command.build_ext import build_ext as BuildExtension
 
     NO_TORCH = (
         f"there is no PyTorch to compile them against ({error}). Install torch>=2.6 and build with "

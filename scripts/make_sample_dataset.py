@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitadapter.sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 from tqdm import tqdm
+
+from vitadapter.sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,10 +3,12 @@
 import importlib.util
 from pathlib import Path
 
+import vitadapter.configs
+import vitadapter.detectron2_required
+
+# isort: split
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
-
-import vitadapter.configs
 
 __all__ = ["get_config", "get_config_path", "load_experiment"]
 

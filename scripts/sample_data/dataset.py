@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_util
+
 from vitadapter.sample_data.scene import PlacedDigit, Scene, draw_scene
 from vitadapter.sample_data.sources import (
     DIGIT_SOURCE,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
 from vitadapter.sample_data.sources import DigitPool, photo_region
 
 __all__ = ["MIN_VISIBLE_SHARE", "PlacedDigit", "Scene", "crop_photo", "draw_scene"]

@@ -10,11 +10,12 @@ from detectron2.data.datasets import load_coco_json, load_sem_seg
 from file_digests import digest
 from PIL import Image, ImageFilter
 from pycocotools.coco import COCO
+from sklearn.datasets import load_digits
+
 from vitadapter.sample_data import scene as sample_scene
 from vitadapter.sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 from vitadapter.sample_data.scene import MIN_VISIBLE_SHARE, crop_photo, draw_scene
 from vitadapter.sample_data.sources import load_digit_pools, load_photos
-from sklearn.datasets import load_digits
 
 SPLITS = {"train": 40, "val": 20}
 SIZE = 128

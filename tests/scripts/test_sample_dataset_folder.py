@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from file_digests import digest
+
 from vitadapter.sample_data.dataset import MAX_SIZE, MIN_SIZE, make_sample_dataset
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_sample_dataset.py"
