@@ -80,6 +80,8 @@ def describe_build() -> str:
     capability = torch.ops.vitadapter._cpu_capability()
     architectures = _EXTENSION.cuda_architectures
     cuda = f"CUDA ({architectures})" if architectures else "not for CUDA"
+    if torch.cuda.is_available() and not architectures:
+        cuda += f", where the slower PyTorch implementation is used; {_how_to_compile()}"
     return f"compiled with torch {_EXTENSION.torch_version} for CPU ({capability} in use), {cuda}"
 
 
