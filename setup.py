@@ -1,7 +1,9 @@
 """Builds the compiled operators; everything else about the package is in pyproject.toml.
 
-``VITADAPTER_CUDA=0`` or ``1`` in the environment forbids or demands the CUDA kernels, and
-``TORCH_CUDA_ARCH_LIST`` names the architectures that they are compiled for.
+Where they cannot be compiled (pip's isolated build has no PyTorch), the wheel is a pure one, which
+computes them in PyTorch. In the environment, ``VITADAPTER_COMPILE=0`` or ``1`` forbids or demands
+that they are compiled, ``VITADAPTER_CUDA=0`` or ``1`` their CUDA kernels, and
+``TORCH_CUDA_ARCH_LIST`` names the architectures that these are compiled for.
 """
 
 import os
@@ -15,32 +17,65 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, find_packages, setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
     from torch.utils import cpp_extension
     from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
-except ImportError as error:
-    raise SystemExit(
-        "vitadapter: the operators are compiled against the PyTorch that they will run with, but "
-        f"torch cannot be imported here ({error}). Install torch>=2.6 first and keep pip from "
-        "building in an isolated environment: pip install --no-build-isolation ."
-    ) from error
 
+    NO_TORCH = None
+except (ImportError, OSError) as error:
+    from setuptools.command.build_ext import build_ext as BuildExtension
+
+    NO_TORCH = (
+        f"there is no PyTorch to compile them against ({error}). Install torch>=2.6 and build with "
+        "pip install --no-build-isolation ."
+    )
+
+# Parts of the package that lie elsewhere in the repository.
+MAPPED_PACKAGES = {
+    "vitadapter.configs": "configs",
+    "vitadapter.experiments": "projects/ViTAdapter/configs",
+    "vitadapter.sample_data": "scripts/sample_data",
+}
 # Oldest Python whose stable ABI the extension uses; one binary serves all later ones.
 PYTHON_ABI = ("0x030A0000", "cp310")
 # Compiled for where no GPU is there to ask; those that the toolkit knows of them.
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
+def wish(name: str) -> str:
+    """What the environment says of a choice: "1" demands, "0" forbids, "" leaves it to us."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"vitadapter: {name} must be 0 or 1, got {value!r}")
+    return value
+
+
 def missing_for_build() -> str | None:
     """What this machine lacks to compile the operators, in words; None if nothing."""
+    if NO_TORCH is not None:
+        return NO_TORCH
     if shutil.which(shlex.split(get_cxx_compiler())[0]) is None:
         return f"no C++ compiler ({get_cxx_compiler()}; on Debian: apt install g++)"
     header = Path(sysconfig.get_paths()["include"], "Python.h")
     if not header.is_file():
         return f"no Python headers ({header}; on Debian: apt install python3-dev)"
     return None
+
+
+def why_not_compiled() -> str | None:
+    """Why the operators are not compiled; None if they are.
+
+    Raises:
+        SystemExit: the environment demands them, or their CUDA kernels.
+    """
+    reason = "VITADAPTER_COMPILE=0" if wish("VITADAPTER_COMPILE") == "0" else missing_for_build()
+    for name in ("VITADAPTER_COMPILE", "VITADAPTER_CUDA"):
+        if reason is not None and wish(name) == "1":
+            raise SystemExit(f"vitadapter: {name}=1, but {reason}")
+    return reason
 
 
 @dataclass
@@ -128,15 +163,13 @@ def cuda_toolkit() -> CudaToolkit | str:
 
 def cuda_or_why_not() -> CudaToolkit | str:
     """The toolkit to build the CUDA kernels with, or why they are not built."""
-    wish = os.environ.get("VITADAPTER_CUDA", "")
-    if wish not in ("", "0", "1"):
-        raise SystemExit(f"vitadapter: VITADAPTER_CUDA must be 0 or 1, got {wish!r}")
-    if wish == "0":
+    wanted = wish("VITADAPTER_CUDA")
+    if wanted == "0":
         return "VITADAPTER_CUDA=0"
-    if wish == "" and not torch.cuda.is_available() and "TORCH_CUDA_ARCH_LIST" not in os.environ:
+    if wanted == "" and not torch.cuda.is_available() and "TORCH_CUDA_ARCH_LIST" not in os.environ:
         return "no GPU here; VITADAPTER_CUDA=1 or TORCH_CUDA_ARCH_LIST builds them all the same"
     toolkit = cuda_toolkit()
-    if wish == "1" and isinstance(toolkit, str):
+    if wanted == "1" and isinstance(toolkit, str):
         raise SystemExit(f"vitadapter: VITADAPTER_CUDA=1, but {toolkit}")
     return toolkit
 
@@ -166,7 +199,7 @@ def operator_extension(cuda: CudaToolkit | str) -> Extension:
     """The shared library ``vitadapter._C`` with every kernel that this machine can compile."""
     sources = sorted(str(path) for path in Path("kernels").rglob("*.cpp"))
     arguments = {"cxx": ["-O3", "-g0", f"-DPy_LIMITED_API={PYTHON_ABI[0]}", *openmp_flags()]}
-    include, libraries, link = [], [], []
+    include, libraries, link, architectures = [], [], [], ""
     if isinstance(cuda, CudaToolkit):
         sources += sorted(str(path) for path in Path("kernels").rglob("*_cuda.cu"))
         arguments["nvcc"] = ["-O3"]
@@ -174,7 +207,7 @@ def operator_extension(cuda: CudaToolkit | str) -> Extension:
         libraries = ["c10_cuda"]
         # By its path: pip's packages have no libcudart.so that -lcudart would find.
         link = [str(cuda.runtime)]
-        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(cuda)
+        architectures = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(cuda)
         cpp_extension.CUDA_HOME = str(cuda.home)
     else:
         sources = [path for path in sources if not path.endswith("_cuda.cpp")]
@@ -183,6 +216,7 @@ def operator_extension(cuda: CudaToolkit | str) -> Extension:
         "vitadapter._C",
         sources,
         include_dirs=include,
+        define_macros=[("VITADAPTER_CUDA_ARCHITECTURES", f'"{architectures}"')],
         libraries=libraries,
         extra_compile_args=arguments,
         extra_link_args=link,
@@ -214,26 +248,35 @@ class BuildOperators(BuildExtension):
         super().run()
 
 
+class BuildPython(build_py):
+    """Says so where the operators are not compiled; ``BuildOperators`` does not run then."""
+
+    def run(self) -> None:
+        if not_compiled is not None:
+            print(
+                f"vitadapter: not building the C++ operators: {not_compiled}. The slower PyTorch "
+                "implementation will serve in their place.",
+                flush=True,
+            )
+        super().run()
+
+
 def packages() -> list[str]:
-    """The package itself, and ``configs/`` under the name ``vitadapter.configs``."""
-    configs = ["vitadapter.configs"]
-    configs += [f"vitadapter.configs.{name}" for name in find_namespace_packages("configs")]
-    return find_packages(include=["vitadapter", "vitadapter.*"]) + configs
+    """The package itself and the parts that lie elsewhere."""
+    found = find_packages(include=["vitadapter", "vitadapter.*"])
+    for package, folder in MAPPED_PACKAGES.items():
+        inside = find_namespace_packages(folder, exclude=["*__pycache__"])
+        found += [package, *(f"{package}.{name}" for name in inside)]
+    return sorted(set(found))
 
 
-missing = missing_for_build()
-cuda = cuda_or_why_not()
-if missing is not None:
-    print(
-        f"vitadapter: not building the C++ operators: {missing}. The slower PyTorch "
-        "implementation will serve in their place.",
-        flush=True,
-    )
+not_compiled = why_not_compiled()
+cuda = cuda_or_why_not() if not_compiled is None else not_compiled
 
 setup(
     packages=packages(),
-    package_dir={"vitadapter.configs": "configs"},
-    ext_modules=[operator_extension(cuda)] if missing is None else [],
-    cmdclass={"build_ext": BuildOperators},
-    options={"bdist_wheel": {"py_limited_api": PYTHON_ABI[1]}} if missing is None else {},
+    package_dir=MAPPED_PACKAGES,
+    ext_modules=[operator_extension(cuda)] if not_compiled is None else [],
+    cmdclass={"build_ext": BuildOperators, "build_py": BuildPython},
+    options={"bdist_wheel": {"py_limited_api": PYTHON_ABI[1]}} if not_compiled is None else {},
 )

@@ -6,9 +6,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # What the environment depends on: our files, and what determines how the operators are built.
 stamp=.venv/vitadapter-setup
-wanted="$PWD $(command -v "${CXX:-c++}" || echo no-compiler) ${VITADAPTER_CUDA:-}/\
+wanted="$PWD $(command -v "${CXX:-c++}" || echo no-compiler) ${VITADAPTER_COMPILE:-}/${VITADAPTER_CUDA:-}/\
 ${TORCH_CUDA_ARCH_LIST:-} $(find scripts/setup_env.sh \
-    scripts/requirements.txt setup.py pyproject.toml kernels -type f -print0 \
+    scripts/requirements.txt vitadapter/install_detectron2.py setup.py pyproject.toml kernels \
+    -type f -print0 \
     | sort -z | xargs -0 cat | cksum)"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
@@ -38,13 +39,10 @@ step "installing PyTorch, Detectron2's dependencies and the test tools (about 3 
 pip install --upgrade "pip>=24"
 pip install -r scripts/requirements.txt
 
-if ! .venv/bin/python -W ignore -c 'import detectron2.engine, detectron2.evaluation' 2>/dev/null; then
-    step "installing Detectron2"
-    # Only its Python code is used; the tag of the wheel concerns only its binary part.
-    pip install --upgrade --no-deps --only-binary=:all: --python-version 3.10 \
-        --target "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-        sal-detectron2==0.7.2
-fi
+step "installing Detectron2"
+# A broken one, which an interrupted run may leave, is replaced.
+.venv/bin/python -m vitadapter.install_detectron2 ||
+    .venv/bin/python -m vitadapter.install_detectron2 --force
 
 step "building vitadapter"
 pip install --no-build-isolation --no-deps -v -e . 2>&1 \

@@ -1,13 +1,21 @@
-"""An sdist that builds, a wheel from it that is complete, and that wheel installed elsewhere."""
+"""An sdist that builds with and without PyTorch, complete wheels, and these installed elsewhere."""
 
 import os
 import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# Packages of the wheel that lie elsewhere in the repository.
+MAPPED = {
+    "vitadapter/configs": "configs",
+    "vitadapter/experiments": "projects/ViTAdapter/configs",
+    "vitadapter/sample_data": "scripts/sample_data",
+}
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -25,90 +33,139 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def built(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | str]:
-    """The sdist, the wheel built from that sdist, and what the build said."""
-    folder = tmp_path_factory.mktemp("dist")
-    log = run(
-        sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, repository, cwd=folder
-    )
-    (sdist,) = folder.glob("*.tar.gz")
+@dataclass(frozen=True)
+class Built:
+    """A wheel, and what its build said."""
+
+    wheel: Path
+    log: str
+
+    def names(self) -> set[str]:
+        with zipfile.ZipFile(self.wheel) as archive:
+            return set(archive.namelist())
+
+
+def build(source: Path, folder: Path, *options: str, **environment: str) -> Built:
+    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, *options)
+    log = run(*command, source, cwd=folder, **environment)
     (wheel,) = folder.glob("*.whl")
-    return {"sdist": sdist, "wheel": wheel, "log": log}
+    return Built(wheel, log)
 
 
-def python_files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+@pytest.fixture(scope="module")
+def compiled(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The wheel with compiled operators, built from the sdist that lies beside it."""
+    return build(repository, tmp_path_factory.mktemp("dist"))
 
 
-def test_sdist_contains_what_the_build_needs(
-    repository: Path, built: dict[str, Path | str]
-) -> None:
-    with tarfile.open(built["sdist"]) as archive:
+@pytest.fixture(scope="module")
+def sdist(compiled: Built) -> Path:
+    (path,) = compiled.wheel.parent.glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pure(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The wheel that is built from the sdist where there is no PyTorch, as in pip's isolation."""
+    folder = tmp_path_factory.mktemp("pure")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (source,) = folder.iterdir()
+    (folder / "without").mkdir()
+    (folder / "without" / "torch.py").write_text("raise ImportError('hidden')")
+    return build(source, folder, "--wheel", PYTHONPATH=str(folder / "without"))
+
+
+@pytest.fixture(params=["compiled", "pure"])
+def built(request: pytest.FixtureRequest) -> Built:
+    return request.getfixturevalue(request.param)
+
+
+def files(folder: Path, package: str) -> set[str]:
+    """The Python and text files of a folder, as names in the wheel."""
+    found = (path for ending in ("py", "txt") for path in folder.rglob(f"*.{ending}"))
+    return {f"{package}/{path.relative_to(folder).as_posix()}" for path in found}
+
+
+def test_sdist_contains_what_the_build_needs(repository: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     kernels = {
         path.relative_to(repository).as_posix()
         for path in (repository / "kernels").rglob("*")
         if path.is_file()
     }
-    configs = {f"configs/{name}" for name in python_files(repository / "configs")}
-    assert kernels | configs | {"LICENSE", "setup.py", "pyproject.toml"} <= names
+    mapped = set().union(*(files(repository / folder, folder) for folder in MAPPED.values()))
+    assert kernels | mapped | {"LICENSE", "setup.py", "pyproject.toml"} <= names
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
 
-def test_wheel_is_complete(repository: Path, built: dict[str, Path | str]) -> None:
-    with zipfile.ZipFile(built["wheel"]) as archive:
-        names = set(archive.namelist())
-    package = {f"vitadapter/{name}" for name in python_files(repository / "vitadapter")}
-    configs = {f"vitadapter/configs/{name}" for name in python_files(repository / "configs")}
-    assert package | configs <= names
+def test_wheel_is_complete(repository: Path, built: Built) -> None:
+    names = built.names()
+    assert files(repository / "vitadapter", "vitadapter") <= names
+    for package, folder in MAPPED.items():
+        expected = files(repository / folder, package)
+        assert expected
+        assert expected <= names
     assert "vitadapter-0.1.0.dist-info/licenses/LICENSE" in names
-    (extension,) = (name for name in names if name.startswith("vitadapter/_C"))
-    assert ".cpython-" not in extension, "bound to one Python version"
-    assert "-cp310-abi3-" in built["wheel"].name
     top_level = {name.partition("/")[0] for name in names}
     assert top_level == {"vitadapter", "vitadapter-0.1.0.dist-info"}
 
 
-def test_build_says_what_it_builds(built: dict[str, Path | str]) -> None:
-    lines = [line for line in built["log"].splitlines() if line.startswith("vitadapter: building")]
-    assert len(lines) == 1
-    assert "CPU" in lines[0]
+def test_compiled_wheel_serves_all_versions_of_python(compiled: Built) -> None:
+    (extension,) = (name for name in compiled.names() if name.startswith("vitadapter/_C"))
+    assert ".cpython-" not in extension, "bound to one Python version"
+    assert "-cp310-abi3-" in compiled.wheel.name
 
 
-def test_installed_wheel_works(tmp_path: Path, built: dict[str, Path | str]) -> None:
+def test_pure_wheel_serves_all_machines(pure: Built) -> None:
+    assert pure.wheel.name == "vitadapter-0.1.0-py3-none-any.whl"
+    assert not [name for name in pure.names() if name.startswith("vitadapter/_C")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("compiled", "vitadapter: building the C++ operators for CPU"),
+        ("pure", "not building the C++ operators: there is no PyTorch to compile them against"),
+    ],
+)
+def test_build_says_what_it_builds(
+    kind: str, expected: str, request: pytest.FixtureRequest
+) -> None:
+    log = request.getfixturevalue(kind).log
+    (line,) = (line for line in log.splitlines() if line.startswith("vitadapter: "))
+    assert expected in line
+    if kind == "pure":
+        assert "pip install --no-build-isolation ." in line
+
+
+def test_installed_wheel_works(tmp_path: Path, built: Built) -> None:
     target = tmp_path / "site"
     pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet")
-    run(*pip, "--target", target, built["wheel"], cwd=tmp_path)
+    run(*pip, "--target", target, built.wheel, cwd=tmp_path)
     program = """
 import torch
 import vitadapter
 import vitadapter.configs
-import vitadapter._C
+import vitadapter.experiments
+import vitadapter.sample_data.dataset
+from vitadapter.model_zoo import load_experiment
 from vitadapter.ops import ms_deform_attn
+from vitadapter.ops.library import describe_build
 
 output = ms_deform_attn(
     torch.ones(1, 6, 1, 2), [(2, 3)], torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 1, 1)
 )
 assert output.tolist() == [[[1.0, 1.0]]], output
-for module in (vitadapter, vitadapter.configs, vitadapter._C):
-    print(module.__file__)
+cfg = load_experiment(f"{vitadapter.experiments.__path__[0]}/Digits/upernet_vit_t.py")
+packages = vitadapter, vitadapter.configs, vitadapter.experiments, vitadapter.sample_data
+print(*(package.__file__ for package in packages), cfg.dataset.class_names, describe_build())
 """
     # Without what PyTorch and Detectron2 say of their own old functions.
-    python = (sys.executable, "-W", "ignore::FutureWarning")
-    files = run(*python, "-c", program, cwd=tmp_path, PYTHONPATH=str(target))
-    assert len(files.splitlines()) == 3
-    assert all(Path(line).is_relative_to(target) for line in files.splitlines())
-
-
-def test_build_without_torch_says_what_to_do(repository: Path) -> None:
-    program = (
-        "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version']; "
-        "runpy.run_path('setup.py', run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "pip install --no-build-isolation" in done.stderr
-    assert "Traceback" not in done.stderr
+    python = (sys.executable, "-W", "ignore")
+    said = run(*python, "-c", program, cwd=tmp_path, PYTHONPATH=str(target))
+    *places, build = said.rstrip().split(" ", 5)
+    assert all(Path(place).is_relative_to(target) for place in places)
+    assert Path(places[-1]).read_text().split() == ["photograph", "digit"]
+    assert build.startswith("not compiled" if "none-any" in built.wheel.name else "compiled with")

@@ -1,4 +1,4 @@
-"""How the build decides about the CUDA kernels."""
+"""How the build decides about compiling, and about the CUDA kernels."""
 
 import os
 import subprocess
@@ -10,7 +10,8 @@ import torch
 
 
 def ask_setup(repository: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    hidden = {"CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "VITADAPTER_CUDA"}
+    hidden = {"CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"}
+    hidden |= {"VITADAPTER_COMPILE", "VITADAPTER_CUDA"}
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.run(
         [sys.executable, "setup.py", "--version"],
@@ -56,11 +57,40 @@ def path_without_nvcc() -> str:
     return os.pathsep.join(folder for folder in folders if not Path(folder, "nvcc").exists())
 
 
-@pytest.mark.parametrize("wish", ["yes", "2"])
-def test_unknown_wish_is_refused(repository: Path, wish: str) -> None:
-    done = ask_setup(repository, VITADAPTER_CUDA=wish)
+@pytest.mark.parametrize("name", ["VITADAPTER_CUDA", "VITADAPTER_COMPILE"])
+def test_unknown_wish_is_refused(repository: Path, name: str) -> None:
+    done = ask_setup(repository, **{name: "yes"})
     assert done.returncode != 0
-    assert f"VITADAPTER_CUDA must be 0 or 1, got '{wish}'" in done.stderr
+    assert f"{name} must be 0 or 1, got 'yes'" in done.stderr
+
+
+def refuses(repository: Path, message: str, **environment: str) -> None:
+    done = ask_setup(repository, **environment)
+    assert done.returncode != 0
+    assert f"vitadapter: {message}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("demand", "reason", "environment"),
+    [
+        ("VITADAPTER_COMPILE", "no C++ compiler (no-such-compiler;", {"CXX": "no-such-compiler"}),
+        ("VITADAPTER_CUDA", "VITADAPTER_COMPILE=0", {"VITADAPTER_COMPILE": "0"}),
+    ],
+)
+def test_demand_without_compiling(
+    repository: Path, demand: str, reason: str, environment: dict[str, str]
+) -> None:
+    assert ask_setup(repository, **environment).returncode == 0
+    refuses(repository, f"{demand}=1, but {reason}", **{demand: "1"}, **environment)
+
+
+def test_demand_without_torch(repository: Path, tmp_path: Path) -> None:
+    """As in pip's isolated build."""
+    (tmp_path / "torch.py").write_text("raise ImportError('hidden')")
+    environment = dict(VITADAPTER_COMPILE="1", PYTHONPATH=str(tmp_path))
+    reason = "there is no PyTorch to compile them against (hidden). Install torch>=2.6 and build"
+    refuses(repository, f"VITADAPTER_COMPILE=1, but {reason}", **environment)
 
 
 def test_demand_that_cannot_be_met(repository: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ms_deform_attn_cases import SHAPES, assert_same, gradients, make_inputs
 
 import vitadapter
 from vitadapter.ops import ms_deform_attn
+from vitadapter.ops.library import describe_build
 
 SCHEMAS = [
     f"ms_deform_attn{form}{direction}" for form in ("", "_fused") for direction in ("", "_backward")
@@ -40,6 +41,13 @@ def _run_beside(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
 
 def test_compiled_operator_serves_here() -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key("vitadapter::ms_deform_attn", "CPU")
+    build = describe_build()
+    assert build.startswith("compiled with torch ")
+    assert f"for CPU ({torch.ops.vitadapter._cpu_capability()} in use)" in build
+    compiled_for_cuda = torch._C._dispatch_has_kernel_for_dispatch_key(
+        "vitadapter::ms_deform_attn", "CUDA"
+    )
+    assert ("not for CUDA" in build) is not compiled_for_cuda
 
 
 def test_missing_extension_warns_once_and_computes_the_same(tmp_path: Path) -> None:
@@ -67,13 +75,16 @@ try:
 except TypeError:
     schemas = [str(getattr(torch.ops.vitadapter, name).default._schema) for name in {SCHEMAS}]
     results = [output.detach(), *(t.grad for t in inputs)]
-    torch.save(dict(warnings=ours, schemas=schemas, results=results), "results.pt")
+    from vitadapter.ops.library import describe_build
+    outcome = dict(warnings=ours, schemas=schemas, results=results, build=describe_build())
+    torch.save(outcome, "results.pt")
 """
     done = _run_beside(folder, program)
     assert done.returncode == 0, done.stderr
     outcome = torch.load(tmp_path / "results.pt")
     assert len(outcome["warnings"]) == 1
-    assert "pip install --no-build-isolation -e ." in outcome["warnings"][0]
+    assert "pip install --no-build-isolation . (in the source code)" in outcome["warnings"][0]
+    assert outcome["build"].startswith("not compiled: the slower PyTorch implementation is used")
     compiled = [getattr(torch.ops.vitadapter, name).default._schema for name in SCHEMAS]
     assert outcome["schemas"] == [str(schema) for schema in compiled]
     expected = gradients(ms_deform_attn, inputs, torch.ones(2, 4, 15, dtype=torch.float64))
@@ -83,13 +94,14 @@ except TypeError:
 def test_broken_extension_is_an_error_that_says_why(tmp_path: Path) -> None:
     folder = _copy_without_extension(tmp_path)
     (folder / "vitadapter" / "_C.abi3.so").write_bytes(b"not a shared library")
+    (folder / "setup.py").touch()  # as beside a package that is used from its source
     done = _run_beside(folder, "import vitadapter.ops")
     assert done.returncode != 0
     last_line = done.stderr.strip().splitlines()[-1]
     assert last_line.startswith("ImportError")
     assert "invalid ELF header" in last_line or "file too short" in last_line
     assert "_C.abi3.so" in last_line
-    assert "pip install --no-build-isolation -e ." in last_line
+    assert f"pip install --no-build-isolation -e . (in {folder})" in last_line
 
 
 def test_package_itself_does_not_import_torch(tmp_path: Path) -> None:

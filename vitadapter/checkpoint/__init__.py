@@ -5,6 +5,8 @@ and converts its names, ``fitting.py`` brings its tensors to the model's shapes,
 does all of this for ``train.init_checkpoint``.
 """
 
+import vitadapter.detectron2_required  # noqa: F401
+
 from .families import FAMILIES, find_family, recognise
 from .families.augreg import convert_augreg
 from .families.beit import convert_beit

@@ -1,1 +1,3 @@
 """Evaluators as configs name them."""
+
+import vitadapter.detectron2_required  # noqa: F401

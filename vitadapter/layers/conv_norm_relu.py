@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import vitadapter.detectron2_required  # noqa: F401
+
+# isort: split
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, get_norm
 from torch import nn

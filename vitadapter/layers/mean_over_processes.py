@@ -1,5 +1,8 @@
 """Normalisers of losses that are the same in every process."""
 
+import vitadapter.detectron2_required  # noqa: F401
+
+# isort: split
 import torch
 from detectron2.utils import comm
 from torch import Tensor

@@ -2,6 +2,9 @@
 
 from typing import Protocol
 
+import vitadapter.detectron2_required  # noqa: F401
+
+# isort: split
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor

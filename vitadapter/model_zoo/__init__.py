@@ -14,6 +14,9 @@ Example::
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import vitadapter.detectron2_required
+
+# isort: split
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 

@@ -6,10 +6,13 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
+import vitadapter.configs
+import vitadapter.detectron2_required
+import vitadapter.experiments
+
+# isort: split
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
-
-import vitadapter.configs
 
 __all__ = [
     "experiment_name",
@@ -20,7 +23,7 @@ __all__ = [
     "near_names",
 ]
 
-_EXPERIMENTS = Path(__file__).resolve().parents[2] / "projects" / "ViTAdapter" / "configs"
+_EXPERIMENTS = Path(vitadapter.experiments.__path__[0]).resolve()
 
 
 def _shared_roots() -> list[Path]:

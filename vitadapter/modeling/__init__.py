@@ -1,1 +1,3 @@
 """Models of vitadapter."""
+
+import vitadapter.detectron2_required  # noqa: F401

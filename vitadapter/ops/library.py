@@ -10,6 +10,8 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,16 +25,23 @@ from vitadapter.ops.arguments import (
     flatten_spatial_shapes,
 )
 
-__all__ = ["Operator"]
-
-_BUILD_COMMAND = "pip install --no-build-isolation -e ."
+__all__ = ["Operator", "describe_build"]
 
 
-def _load_extension() -> bool:
+def _how_to_compile() -> str:
+    """The command, and where to run it. It ends with an error where nothing can be compiled."""
+    source = Path(__file__).parents[2]
+    editable, where = (
+        ("-e ", source) if (source / "setup.py").is_file() else ("", "the source code")
+    )
+    return f"VITADAPTER_COMPILE=1 pip install --no-build-isolation {editable}. (in {where})"
+
+
+def _load_extension() -> ModuleType | None:
     """Load the compiled operators, which then register themselves with PyTorch.
 
     Returns:
-        False if the extension was never built.
+        None if the extension was never built.
 
     Raises:
         ImportError: if the extension is there but does not load, for example because PyTorch was
@@ -40,16 +49,14 @@ def _load_extension() -> bool:
     """
     spec = importlib.util.find_spec("vitadapter._C")
     if spec is None:
-        return False
+        return None
     try:
-        importlib.import_module("vitadapter._C")
+        return importlib.import_module("vitadapter._C")
     except ImportError as error:
         raise ImportError(
             f"the compiled operators of vitadapter at {spec.origin} do not load: {error}. They fit "
-            f"only the PyTorch they were built with; rebuild them in the source folder: "
-            f"{_BUILD_COMMAND}"
+            f"only the PyTorch they were built with; rebuild them: {_how_to_compile()}"
         ) from error
-    return True
 
 
 @functools.cache
@@ -57,13 +64,25 @@ def _warn_missing_extension() -> None:
     """Warn, once per process, that the PyTorch implementation serves in place of the kernels."""
     warnings.warn(
         "the compiled operators of vitadapter are not built; the slower PyTorch implementation is "
-        f"used. Build them in the source folder: {_BUILD_COMMAND}",
+        f"used. Compile them: {_how_to_compile()}",
         stacklevel=2,
     )
 
 
-_EXTENSION_LOADED = _load_extension()
+_EXTENSION = _load_extension()
 _LIBRARY = torch.library.Library("vitadapter", "FRAGMENT")
+
+
+def describe_build() -> str:
+    """How the operators run here: compiled for which devices, or in PyTorch and how to compile."""
+    if _EXTENSION is None:
+        return f"not compiled: the slower PyTorch implementation is used; {_how_to_compile()}"
+    capability = torch.ops.vitadapter._cpu_capability()
+    architectures = _EXTENSION.cuda_architectures
+    cuda = f"CUDA ({architectures})" if architectures else "not for CUDA"
+    if torch.cuda.is_available() and not architectures:
+        cuda += f", where the slower PyTorch implementation is used; {_how_to_compile()}"
+    return f"compiled with torch {_EXTENSION.torch_version} for CPU ({capability} in use), {cuda}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,7 @@ class Operator:
     def register(self) -> "Operator":
         """Tell PyTorch of the operator, and return it."""
         name, backward = self.name, f"{self.name}_backward"
-        if not _EXTENSION_LOADED:
+        if _EXTENSION is None:
             inputs = ", ".join(["Tensor value", "SymInt[] spatial_shapes"])
             inputs += "".join(f", Tensor {tap}" for tap in self.rules)
             gradients = ", ".join(["Tensor"] * (1 + len(self.rules)))
@@ -157,7 +176,7 @@ class Operator:
         check_grad_output(self.name, grad_output, value, sizes)
 
     def _any_device(self, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor) -> Tensor:
-        if not _EXTENSION_LOADED:
+        if _EXTENSION is None:
             _warn_missing_extension()
         return self.forward_reference(value, spatial_shapes, *taps)
 

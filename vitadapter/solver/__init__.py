@@ -1,5 +1,7 @@
 """Optimizers, parameter groups and learning-rate schedules."""
 
+import vitadapter.detectron2_required  # noqa: F401
+
 from .clipped_adamw import ClippedAdamW
 from .mask2former_layer_decay import Mask2FormerLayerDecay
 from .param_groups import (

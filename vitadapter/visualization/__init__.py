@@ -1,1 +1,3 @@
 """Pictures and tables of training runs, predictions and evaluations."""
+
+import vitadapter.detectron2_required  # noqa: F401

@@ -5,10 +5,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as all_modules
 
 __all__ = ["are_plain_tensors", "is_eager", "is_plain", "is_switched_on", "plain_layers"]
 
+# Hooks of all modules at once; PyTorch's own function that looks at them is newer than 2.6.
+_GLOBAL_HOOKS = (
+    all_modules._global_backward_pre_hooks,
+    all_modules._global_backward_hooks,
+    all_modules._global_forward_pre_hooks,
+    all_modules._global_forward_hooks,
+)
 _is_on = True
 
 
@@ -54,14 +61,14 @@ def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
     return (
         _is_on
         and type(module) in types
-        and "forward" not in vars(module)
+        and "forward" not in module.__dict__
         and not (
             module._forward_pre_hooks
             or module._forward_hooks
             or module._backward_pre_hooks
             or module._backward_hooks
         )
-        and not _has_any_global_hook()
+        and not any(_GLOBAL_HOOKS)
         and are_plain_tensors(*module._parameters.values())
     )
 

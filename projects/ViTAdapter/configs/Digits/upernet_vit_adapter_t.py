@@ -4,8 +4,10 @@ It tells digits from photographs, which minutes suffice for: which digit a pixel
 dense heads much longer than heads that look at one object each (ten digits: mIoU 7.6 after the
 same 700 iterations, all of it background).
 
-Paths are relative to the root of the repository, where the quickstart runs.
+The images are looked for in the folder where the run is started.
 """
+
+from pathlib import Path
 
 from vitadapter.model_zoo import get_config
 
@@ -13,7 +15,7 @@ _data = get_config("common/data/sem_seg.py")
 dataset, dataloader = _data.dataset, _data.dataloader
 # The photograph and the digits on it.
 dataset.num_classes = 2
-dataset.class_names = "projects/ViTAdapter/configs/Digits/classes.txt"
+dataset.class_names = str(Path(__file__).resolve().with_name("classes.txt"))
 dataset.reduce_zero_label = False
 dataset.train = dict(
     name="digits_foreground_train",

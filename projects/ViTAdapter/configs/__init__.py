@@ -1,0 +1,1 @@
+"""The experiments, one file for each trained model; shipped as ``vitadapter.experiments``."""

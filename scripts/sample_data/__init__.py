@@ -1,0 +1,1 @@
+"""The sample data set, made without any download; shipped as ``vitadapter.sample_data``."""

@@ -1,0 +1,101 @@
+"""The report on an installation that works, and on broken ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vitadapter
+from vitadapter import doctor
+
+
+def report(folder: Path, **files: str) -> tuple[int, str, str]:
+    """Exit status, lines and remedies of an installation where ``files`` are found first."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    path = [str(folder), str(Path(vitadapter.__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-m", "vitadapter.doctor"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    lines, _, remedies = done.stdout.partition("\n\n")
+    return done.returncode, lines, remedies
+
+
+def test_working_installation(tmp_path: Path) -> None:
+    status, lines, remedies = report(tmp_path)
+    assert (status, remedies) == (0, "Nothing is missing: training can run here.\n")
+    found = dict(line.split(maxsplit=1) for line in lines.splitlines())
+    assert found["vitadapter"] == f"0.1.0 in {Path(vitadapter.__file__).parent}"
+    assert found["operators"].startswith("compiled with torch")
+    assert " in use)" in found["operators"]
+    assert set(doctor.PROBES) <= set(found)
+    assert {"torch", "timm", "numpy", "omegaconf"} <= set(found)
+
+
+def test_broken_pytorch_and_old_package(tmp_path: Path) -> None:
+    old = "Metadata-Version: 2.1\nName: timm\nVersion: 0.9.16\n"
+    status, lines, remedies = report(
+        tmp_path,
+        **{
+            "torch/__init__.py": "raise ImportError('libcudart.so.13: cannot open')",
+            "timm-0.9.16.dist-info/METADATA": old,
+        },
+    )
+    assert status == 1
+    assert "PyTorch     " in lines
+    first = remedies.index("timm: 0.9.16, but timm>=1.0.20 is needed")
+    assert f"{doctor.PIP} --upgrade 'timm>=1.0.20'" in remedies
+    assert remedies.index("PyTorch: ImportError: libcudart.so.13: cannot open") > first
+    assert "pip install 'torch>=2.6' torchvision" in remedies
+    assert "Training cannot run here." in remedies
+
+
+def test_crash_is_survived_and_detectron2_with_an_error(tmp_path: Path) -> None:
+    status, _, remedies = report(
+        tmp_path,
+        **{
+            "cv2/__init__.py": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+            "pycocotools/__init__.py": "raise ImportError('numpy.core.multiarray failed')",
+            "detectron2/__init__.py": "import no_such_module",
+        },
+    )
+    assert status == 1
+    assert "OpenCV: ends Python with exit status -11" in remedies
+    assert "opencv-python-headless" in remedies
+    assert "pycocotools: ImportError: numpy.core.multiarray failed" in remedies
+    assert "--force-reinstall --no-deps pycocotools" in remedies
+    assert "Detectron2: ModuleNotFoundError: No module named 'no_such_module'" in remedies
+    assert "python -m vitadapter.install_detectron2 (with --force" in remedies
+    assert "SciPy" not in remedies
+    assert "operators" not in remedies
+
+
+@pytest.mark.parametrize(
+    ("requirement", "works"),
+    [
+        ("torch>=2.6", True),
+        ("torch>=2.6,<2.7", False),
+        ("torch>99", False),
+        ("torch<=99.1", True),
+        ("no-such-package", False),
+    ],
+)
+def test_limits_of_versions(requirement: str, works: bool) -> None:
+    finding = doctor._find_package(requirement)
+    assert (finding.remedy is None) is works
+    assert works or requirement in finding.remedy
+
+
+def test_any_opencv_will_do() -> None:
+    finding = doctor._find_package("opencv-python")
+    assert finding.subject.startswith("opencv-")
+    assert finding.remedy is None
