@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vitadapter.checkpoint.archives import CHECKPOINT_SUFFIXES, check_unpacked
 from vitadapter.checkpoint.pickles import PickleReader, Storage, Unread, storage_dtype
 
 __all__ = [
@@ -47,9 +48,6 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _DATA_PARALLEL = re.compile(r"(module\.)*")
 # Kinds of NumPy's types: truth values, whole, real and complex numbers.
 _NUMERIC = "biufc"
-# Weights hardly become smaller when they are compressed.
-_MOST_UNPACKING = 4
-_SMALL_BYTES = 2**28
 _LONGEST_NAME = 1000
 # Of torch.save
 _PICKLE = "data.pkl"
@@ -73,11 +71,7 @@ _NOT_WEIGHTS = (
 def _read_npz(path: Path) -> StateDict:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        unpacked = sum(info.file_size for info in infos)
-        if unpacked > max(_MOST_UNPACKING * path.stat().st_size, _SMALL_BYTES):
-            raise ValueError(
-                f"it unpacks to {unpacked} bytes, over {_MOST_UNPACKING} times its own"
-            )
+        check_unpacked(sum(info.file_size for info in infos), path.stat().st_size)
         arrays: dict[str, Tensor] = {}
         for info in infos:
             name = info.filename.removesuffix(".npy")
@@ -269,7 +263,7 @@ def _read_any(path: Path) -> object:
     elif suffix != ".pkl":
         # Several official releases are packed.
         with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith((".pth", ".pth.tar", ".pt"))]
+            names = [n for n in archive.namelist() if n.endswith(CHECKPOINT_SUFFIXES)]
         if names:
             raise ValueError(f"it is an archive, unpack {names[0]} from it first")
     # What is not asked for, such as an optimizer's state, is not read.
