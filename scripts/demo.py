@@ -21,6 +21,7 @@ from vitadapter.data.image_files import IMAGE_SUFFIXES, is_image_name, read_imag
 from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.model_zoo import zoo_address
 
 WRITABLE_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4"}  # with the codec below
 VIDEO_SUFFIXES = {*WRITABLE_VIDEO_SUFFIXES, ".mpeg", ".mpg", ".webm"}
@@ -39,7 +40,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, help="folder, or for a single input the file, to write to"
     )
-    parser.add_argument("--weights", help="checkpoint; default: the config's train.init_checkpoint")
+    parser.add_argument(
+        "--weights",
+        help="checkpoint, or 'zoo' for the published weights of the config, which are downloaded; "
+        "default: the config's train.init_checkpoint",
+    )
     parser.add_argument(
         "--score-threshold",
         type=float,
@@ -196,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_alone()
         planned = plan_outputs(inputs, args.output)
         cfg = load_config(args.config_file, args.overrides)
-        predictor = LazyPredictor(cfg, args.weights)
+        weights = zoo_address(args.config_file) if args.weights == "zoo" else args.weights
+        predictor = LazyPredictor(cfg, weights)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
