@@ -1,7 +1,7 @@
 """Checkpoint files as plain state dicts, read without executing what is in them.
 
-``.safetensors``, ``.npz``, and what ``torch.save`` writes: the zip archives of today, and what it
-wrote before version 1.6.
+``.safetensors``, ``.npz``, what ``torch.save`` writes (the zip archives of today, and what it wrote
+before version 1.6), and pickles of NumPy's arrays, such as the files of Detectron2's model zoo.
 """
 
 import io
@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitadapter.checkpoint.archives import CHECKPOINT_SUFFIXES, check_unpacked
-from vitadapter.checkpoint.pickles import PickleReader, Storage, Unread, storage_dtype
+from vitadapter.checkpoint.pickled_objects import Storage, Unread, storage_dtype
+from vitadapter.checkpoint.pickles import PickleReader
 
 __all__ = [
     "StateDict",
@@ -187,9 +188,11 @@ def _is_pickle(name: str) -> bool:
     return name.endswith(f"/{_PICKLE}")
 
 
-class _OldFile:
-    """Pickles one after the other (a number to know it by, version, system, content, keys of
-    storages), then the storages: the number of their values, and these."""
+class _PickleFile:
+    """What is no archive: one pickle of NumPy's arrays, as those of Detectron2's model zoo; or the
+    format of PyTorch before version 1.6, which is pickles one after the other (a number to know it
+    by, version, system, content, keys of storages), then the storages: the number of their values,
+    and these."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -198,8 +201,11 @@ class _OldFile:
 
     def read(self) -> object:
         reader = PickleReader(self._storage, len(self._memory))
-        if reader.read(self._memory) != _MAGIC_NUMBER:
-            raise ValueError("it is not a file of torch.save")
+        first = reader.read(self._memory)
+        if isinstance(first, dict) and not self._storages:
+            return first
+        if first != _MAGIC_NUMBER:
+            raise ValueError("it is neither a pickled dict of arrays nor a file of torch.save")
         if reader.read(self._memory) != _PROTOCOL_VERSION:
             raise ValueError("it is of another version of torch.save")
         system = reader.read(self._memory)
@@ -245,7 +251,7 @@ def read_torch_file(path: Path, *, is_mapped: bool) -> object:
         return _ZipFile(path, memory, is_mapped).read()
     if memory[:4] == _ZIP_START:
         raise ValueError("it is cut off: the end of the archive is missing")
-    return _OldFile(memory).read()
+    return _PickleFile(memory).read()
 
 
 def _read_any(path: Path) -> object:
@@ -254,13 +260,7 @@ def _read_any(path: Path) -> object:
         return load_file(path)
     if suffix == ".npz":
         return _read_npz(path)
-    if not zipfile.is_zipfile(path):
-        if suffix == ".pkl":
-            raise ValueError(
-                "a .pkl file (Detectron2's model zoo has these) is a program that loading would "
-                "run; load it where you trust it and save its tensors as .safetensors"
-            )
-    elif suffix != ".pkl":
+    if suffix != ".pkl" and zipfile.is_zipfile(path):
         # Several official releases are packed.
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.endswith(CHECKPOINT_SUFFIXES)]
@@ -305,8 +305,8 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
             nobody uses; the file must then not be overwritten.
 
     Returns:
-        As it was saved: numbers, strings, None and tensors (on the CPU) in dicts, lists and
-        tuples. NumPy's and other objects are :class:`~vitadapter.checkpoint.pickles.Unread`.
+        As it was saved: numbers, strings, None and tensors (on the CPU; also for NumPy's arrays) in
+        dicts, lists and tuples. Others are :class:`~vitadapter.checkpoint.pickled_objects.Unread`.
 
     Raises:
         ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
@@ -326,7 +326,8 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
     """Reads the weights of a checkpoint file; nothing in it is executed.
 
     Args:
-        path: ``.safetensors``, ``.npz``, or what ``torch.save`` has written (any other suffix).
+        path: ``.safetensors``, ``.npz``, or what ``torch.save`` has written or a pickle of NumPy's
+            arrays (any other suffix).
         averaged: as of :func:`unwrap_state_dict`.
 
     Returns:
