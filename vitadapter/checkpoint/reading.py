@@ -204,9 +204,10 @@ class _PickleFile:
         first = reader.read(self._memory)
         if isinstance(first, dict) and not self._storages:
             return first
-        if first != _MAGIC_NUMBER:
+        if type(first) is not int or first != _MAGIC_NUMBER:
             raise ValueError("it is neither a pickled dict of arrays nor a file of torch.save")
-        if reader.read(self._memory) != _PROTOCOL_VERSION:
+        version = reader.read(self._memory)
+        if type(version) is not int or version != _PROTOCOL_VERSION:
             raise ValueError("it is of another version of torch.save")
         system = reader.read(self._memory)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
