@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Reads randomly damaged and malicious checkpoints: each must load or raise a ValueError.
 
-Small valid files (.pth in the current and the old format, .safetensors, .npz) are changed at
+Small valid files (.pth in the current and the old format, .pkl, .safetensors, .npz) are changed at
 random: bytes, numbers, names, instructions of a pickle, headers. Every case is read in a worker
 process with limited memory and time. Prints how many cases loaded and how many were refused. If any
 case did anything else, prints its seed and exits with 1.
@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import pickle
 import pickletools
 import random
 import resource
@@ -32,7 +33,8 @@ from vitadapter.checkpoint.reading import read_checkpoint_file, read_state_dict
 NUMBERS = (0, 1, -1, 2**15, 2**31 - 1, 2**31, 2**50, 2**62, 2**63 - 1)
 NAMES = (
     *("os system", "builtins eval", "numpy ndarray", "numpy dtype", "numpy.core.multiarray scalar"),
-    *("numpy.core.multiarray _reconstruct", "argparse Namespace", "pathlib PosixPath"),
+    *("numpy.core.multiarray _reconstruct", "numpy.core.numeric _frombuffer"),
+    *("argparse Namespace", "pathlib PosixPath"),
     *("collections OrderedDict", "collections Counter", "builtins set", "builtins bytearray"),
     *("_codecs encode", "torch Size", "torch Tensor", "torch device", "torch FloatStorage"),
     *(f"torch._utils _rebuild_{kind}" for kind in ("tensor_v2", "tensor_v3", "parameter")),
@@ -79,6 +81,8 @@ def valid_files() -> dict[str, bytes]:
         ".pth": new.getvalue(),
         ".old.pth": old.getvalue(),
         ".npz": archive.getvalue(),
+        ".2.pkl": pickle.dumps({"model": arrays}, 2),
+        ".5.pkl": pickle.dumps({"model": arrays}, 5),
         ".safetensors": save(tensors, {"format": "pt"}),
     }
 
@@ -197,6 +201,8 @@ CHANGES: dict[str, Sequence[Callable[[bytes, random.Random], bytes]]] = {
     ".pth": (change_bytes, change_archive, change_archive),
     ".old.pth": (change_bytes, change_old, change_old),
     ".npz": (change_bytes, change_archive),
+    ".2.pkl": (change_bytes, change_pickle, change_pickle),
+    ".5.pkl": (change_bytes, change_pickle, change_pickle),
     ".safetensors": (change_bytes, change_safetensors),
 }
 

@@ -1,11 +1,15 @@
 """Fixtures of the whole suite: devices, and the data that lies beside the repository."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from file_server import FileServer, serving
+
+from vitadapter.checkpoint import download
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -62,3 +66,19 @@ def golden() -> ModuleType:
 
     module.path = path
     return module
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for downloads, which is not there yet."""
+    monkeypatch.setenv("VITADAPTER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server of files, which is waited for a fraction of a second only."""
+    patience = download.Patience(seconds=0.3, pause=0.01)
+    monkeypatch.setattr(download, "PATIENCE", patience)
+    with serving() as running:
+        yield running

@@ -3,10 +3,13 @@ import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitadapter.checkpoint.pickled_objects import Unread
 from vitadapter.checkpoint.pickles import PickleReader
 
 SCALARS = (
@@ -119,3 +122,117 @@ def test_content_that_is_copied_again_and_again(maker: str) -> None:
     call = b"c" + maker.encode() + b"\nh\x00\x85R"
     with pytest.raises(ValueError, match=r"repeats its content too often|two of its entries"):
         read(wrap(items + b"](" + call * 20_000 + b"e"))
+
+
+ARRAYS = {
+    "scalar": np.array(2.5),
+    "vector": np.arange(5),
+    "empty": np.zeros((0, 3), np.float32),
+    "half": np.arange(6, dtype=np.float16).reshape(2, 3),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "transposed": np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
+    "strided": np.arange(24.0).reshape(4, 6)[::2, ::-3],
+    "big-endian": np.arange(4, dtype=">f4"),
+    "big-endian too": np.arange(3, dtype=">i2"),
+    "flags": np.array([True, False]),
+    "bytes": np.frombuffer(b"abc", np.uint8),
+    "complex": np.array([1 + 2j]),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_arrays_are_what_numpy_reads(protocol: int) -> None:
+    shared = np.ones(3, np.float32)
+    content = {"model": ARRAYS | {"a": shared, "b": shared}, "__author__": "us"}
+    found = read(pickle.dumps(content, protocol))
+    assert found["__author__"] == "us"
+    assert found["model"].keys() == content["model"].keys()
+    for name, array in content["model"].items():
+        tensor = found["model"][name]
+        assert isinstance(tensor, torch.Tensor), name
+        assert tensor.dtype == torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).dtype
+        assert tensor.shape == array.shape
+        assert tensor.tolist() == array.tolist()
+    found["model"]["vector"].add_(1)  # can be changed
+    assert found["model"]["a"] is found["model"]["b"]
+
+
+def test_the_pickles_of_python_2() -> None:
+    """As those of Detectron2's older models: text for bytes, and NumPy's old names."""
+    array = np.arange(3, dtype=np.float32)
+    body = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85"
+        b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"U\x0c" + array.tobytes() + b"tb"
+    )
+    assert pickle.loads(wrap(body), encoding="latin1").tolist() == [0, 1, 2]
+    assert read(wrap(body)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([Call(eval, "1")], dtype=object),
+        np.array(["text"]),
+        np.array([b"text"]),
+        np.array(["2020-01-01"], dtype="datetime64[D]"),
+        np.zeros(2, dtype=[("a", "f4"), ("b", "i4")]),
+        np.zeros(2, dtype=np.longdouble),
+    ],
+)
+def test_arrays_of_other_things_are_not_read(array: np.ndarray) -> None:
+    """Or refused, if what is in them would be run."""
+    for content in (pickle.dumps({"a": array}, protocol) for protocol in (2, 4, 5)):
+        if array.dtype == object:
+            with pytest.raises(ValueError, match=r"would run code \(builtins\.eval\)"):
+                read(content)
+            continue
+        found = read(content)["a"]
+        assert isinstance(found, Unread)
+        assert not found.is_tensor
+
+
+def change(array: np.ndarray, protocol: int, old: bytes, new: bytes) -> bytes:
+    content = pickle.dumps(array, protocol)
+    assert content.count(old) == 1
+    return content.replace(old, new)
+
+
+SMALL = np.arange(4, dtype=np.float32).reshape(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (change(SMALL, 5, b"K\x02K\x02\x86", b"K\x02K\x03\x86"), "size of its shape"),
+        (change(SMALL, 2, b"K\x02K\x02\x86", b"K\x02K\x03\x86"), "size of its shape"),
+        (change(SMALL, 4, b"K\x02K\x02\x86", b"K\x02\x88\x86"), "size of its shape"),
+        (change(SMALL, 4, b"K\x02K\x02\x86", b"K\x02N\x86"), "size of its shape"),
+        (change(SMALL, 5, b"\x8c\x01C", b"\x8c\x01K"), "an array of it is damaged"),
+        (change(SMALL, 4, b"\x8c\x02f4", b"\x8c\x02f8"), "size of its shape"),
+        (change(SMALL, 4, b"\x8c\x07ndarray", b"\x8c\x06matrix"), r"run code \(numpy\.matrix\)"),
+        (change(SMALL, 4, b"\x8c\x07ndarray", b"\x8c\x05dtype"), "of a class that NumPy does not"),
+        (wrap(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x85RK\x01b"), "is damaged"),
+        (
+            wrap(
+                b"cnumpy.core.numeric\n_frombuffer\n(C\x02abcnumpy\ndtype\nX\x02\0\0\0u1\x85R"
+                b"K\x01K\x02\x86X\x01\0\0\0KK\x00K\x00\x86tR"
+            ),
+            "are no permutation",
+        ),
+    ],
+)
+def test_damaged_arrays(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(content)
+
+
+def test_an_array_that_is_made_again_and_again() -> None:
+    """A million copies of ten thousand values would fill any memory."""
+    maker = b"cnumpy.core.numeric\n_frombuffer\n"
+    data = b"B" + (400_000).to_bytes(4, "little") + bytes(400_000) + b"q\x00"
+    dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85Rq\x01"
+    call = maker + b"(h\x00h\x01J\xa0\x86\x01\x00\x85X\x01\x00\x00\x00CtR"
+    assert len(read(wrap(data + dtype + b"](" + call * 2 + b"e"))) == 2
+    with pytest.raises(ValueError, match="repeats its content too often"):
+        read(wrap(data + dtype + b"](" + call * 1000 + b"e"))

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitadapter.checkpoint.pickles import Unread
+from vitadapter.checkpoint.pickled_objects import Unread
 from vitadapter.checkpoint.reading import read_torch_file
 
 TYPES = [
@@ -98,7 +98,8 @@ def test_objects_of_others_are_not_made(tmp_path: Path) -> None:
     others = {
         "args": argparse.Namespace(lr=0.1, folder=Path("a")),
         "best": np.float64(0.5),
-        "array": np.ones((2, 3)),
+        "array": np.array(["a", None]),
+        "names": np.array(["a", "b"]),
         "type": np.dtype(np.float32),
         "device": torch.device("cuda:3"),
         "number": 1j,

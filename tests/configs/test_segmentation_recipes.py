@@ -29,6 +29,7 @@ from timm.models import get_pretrained_cfg
 
 from vitadapter.data.sem_seg.layouts import LAYOUTS
 from vitadapter.data.transforms import PadToSize, RandomResize, ResizeToFit, StretchToMultiple
+from vitadapter.model_zoo.trained_models import SCHEME, find_trained_model
 from vitadapter.modeling.backbone import BEiT, ViT
 
 Recipe = dict[str, object]
@@ -141,13 +142,22 @@ def test_backbone(name: str, cfg: DictConfig, recipe: Recipe) -> None:
 _BEIT_TAGS = {"in22k_ft_in22k": "pt22k_ft22k", "in1k_ft_in22k": "pt1k_ft21k"}
 
 
+def _stem(file: str) -> str:
+    """Without what says how it is packed."""
+    return Path(file).name.split(".")[0]
+
+
 def test_pretrained_weights(cfg: DictConfig, recipe: Recipe) -> None:
     expected = recipe["pretrain"]
     published = Path(expected["backbone_file"]).stem
     name = cfg.train.init_checkpoint.removeprefix("timm://")
-    if not name:  # from a first stage's run, or from a file that no hub has
-        second_stage = expected["whole_model_file"] is not None or recipe["evaluation_only"]
-        assert second_stage or published.startswith("uni-perceiver")
+    if name.startswith(SCHEME):  # a first stage's run
+        first_stage = find_trained_model(name.removeprefix(SCHEME)).url
+        file = expected["whole_model_file"]
+        assert recipe["evaluation_only"] if file is None else _stem(file) == _stem(first_stage)
+        return
+    if name.startswith("https://"):
+        assert Path(name).stem == published
         return
     url = get_pretrained_cfg(name).url
     architecture, _, tag = name.partition(".")

@@ -12,6 +12,7 @@ from torch import nn
 from vitadapter.engine.inference import apply_tta
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.model_zoo import load_experiment
+from vitadapter.model_zoo.trained_models import FLIP, TTA
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "ViTAdapter"
 _ALL = sorted(PROJECT.glob("configs/*/*.py"))
@@ -29,11 +30,7 @@ CONFIGS = [path for path in _ALL if not path.stem.startswith(_SEGMENTERS)]
 
 # How the zoo's rows test the weights of an experiment beside its own test: the overrides that they
 # name, by what these tests append to the experiment's name.
-TESTS = {
-    "_ms": "train.inference.tta.enabled=True",
-    "_flip": "train.inference.tta.enabled=True train.inference.tta.overrides=[] "
-    "train.inference.tta.wrapper.resizes.ratios=[1.0]",
-}
+TESTS = {"_ms": TTA, "_flip": FLIP}
 
 _CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
 

@@ -14,6 +14,7 @@ from .families.dinov3 import convert_dinov3
 from .families.eva02 import convert_eva02
 from .families.plain_vit import convert_dinov2, convert_timm_vit
 from .families.uni_perceiver import convert_uni_perceiver
+from .families.vitdet import convert_eva02_det, convert_vitdet
 from .family import Conversion, Family
 from .fitting import resize_patch_kernel, resize_pos_embed, resize_relative_position_bias_table
 from .loading import LoadPlan, LoadReport, check_plan, plan_load
@@ -42,10 +43,12 @@ __all__ = [
     "convert_dinov2",
     "convert_dinov3",
     "convert_eva02",
+    "convert_eva02_det",
     "convert_official",
     "convert_official_backbone",
     "convert_timm_vit",
     "convert_uni_perceiver",
+    "convert_vitdet",
     "export_official",
     "export_official_backbone",
     "fetch",

@@ -285,10 +285,10 @@ def _fit_bias_table(tensor: Tensor, shape: torch.Size, file: _State, net: _State
     return resize_relative_position_bias_table(tensor.float(), shape[0])
 
 
-def _fit_rel_pos(tensor: Tensor, shape: torch.Size, file: _State, net: _State) -> Tensor:
-    """As Detectron2's ViT resizes its decomposed relative positions for each image."""
+def _fit_relative_position(tensor: Tensor, shape: torch.Size, file: _State, net: _State) -> Tensor:
+    """As Detectron2's ViT resizes (2 * side - 1, head_dim) for another window or image."""
     if tensor.shape[1] != shape[1]:
-        raise ValueError("relative positions are of another width")
+        raise ValueError("it is for heads of another width")
     return F.interpolate(tensor.float().T[None], shape[0], mode="linear")[0].T
 
 
@@ -298,8 +298,8 @@ _RULES: Mapping[str, tuple[_Rule, str]] = {
     "spatial_pos_embed.weight": (_fit_spatial_embed, "bicubic"),  # Uni-Perceiver
     "pos_embed": (_fit_pos_embed, "bicubic"),
     "patch_embed.proj.weight": (_fit_patch_kernel, "bilinear"),
-    "rel_pos_h": (_fit_rel_pos, "linear"),
-    "rel_pos_w": (_fit_rel_pos, "linear"),
+    "rel_pos_h": (_fit_relative_position, "linear"),
+    "rel_pos_w": (_fit_relative_position, "linear"),
     "relative_position_bias_table": (_fit_bias_table, "spline through geometric offsets"),
 }
 

@@ -182,9 +182,14 @@ def _place(conversion: Conversion, backbone_path: str) -> Conversion:
 def _convert(
     state_dict: Mapping[str, Tensor], family: Family, names: Iterable[str], backbone_path: str
 ) -> Conversion:
-    """The family's conversion that fits the model best."""
+    """The family's conversion that fits the model best: most is placed, and least left over."""
+
+    def quality(conversion: Conversion) -> tuple[int, int]:
+        found = len(conversion.tensors.keys() & names)
+        return found, found - len(conversion.tensors)
+
     placed = [_place(convert(state_dict), backbone_path) for convert in family.converters]
-    return max(placed, key=lambda conversion: len(conversion.tensors.keys() & names))
+    return max(placed, key=quality)
 
 
 def _initial(tensor: Tensor) -> str:

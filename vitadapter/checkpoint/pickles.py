@@ -9,13 +9,27 @@ data, tensors, or something that is not read.
 import math
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-__all__ = ["PickleReader", "Storage", "Unread", "storage_dtype"]
+from vitadapter.checkpoint.pickled_objects import (
+    REBUILD_FROM_TYPE,
+    REBUILD_TENSOR,
+    Name,
+    PickledArray,
+    PickledDtype,
+    Storage,
+    Unread,
+    as_size,
+    make_object,
+    resolve_name,
+    set_item,
+    to_set,
+)
+
+__all__ = ["PickleReader"]
 
 # Far above what a training state has, and little enough to be read in seconds.
 _MOST_INSTRUCTIONS = 4_000_000
@@ -24,191 +38,13 @@ _DEEPEST_NESTING = 64
 # Tensors may share memory, as tied weights do, or repeat it, but not without end.
 _MOST_SHARING = 16
 _SMALL_BYTES = 2**20
-_SIZED = (str, bytes, list, tuple, dict, set)
-# More is no size of a tensor, and no key of a dict.
-_MOST_PARTS = 32
-
-_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-_STORAGES = {
-    "torch.storage.UntypedStorage": torch.uint8,
-    **{
-        f"torch.{name}Storage": dtype
-        for name, dtype in (
-            *(("Double", torch.float64), ("Float", torch.float32), ("Half", torch.float16)),
-            *(("BFloat16", torch.bfloat16), ("Long", torch.int64), ("Int", torch.int32)),
-            *(("Short", torch.int16), ("Char", torch.int8), ("Byte", torch.uint8)),
-            *(("Bool", torch.bool), ("QInt8", torch.qint8), ("QUInt8", torch.quint8)),
-            *(("QInt32", torch.qint32), ("ComplexFloat", torch.complex64)),
-            ("ComplexDouble", torch.complex128),
-        )
-    },
-}
-# Other names of the same things: of Python 2, and of versions of NumPy and Python.
-_SYNONYMS = (
-    *(("__builtin__.", "builtins."), ("numpy._core.", "numpy.core.")),
-    ("pathlib._local.", "pathlib."),
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Unread:
-    """Stands for an object that is neither plain data nor a dense tensor, such as NumPy's.
-
-    Attributes:
-        kind: what it is called in messages.
-        is_tensor: whether it is a tensor that is not dense, or without values.
-    """
-
-    kind: str
-    is_tensor: bool = False
-
-
-@dataclass(frozen=True)
-class Name:
-    """A class or function that the file mentions."""
-
-    text: str
-
-
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """Memory of tensors, and what its values are where the tensors do not say so."""
-
-    dtype: torch.dtype
-    data: torch.UntypedStorage
-
-
-def _unread(kind: str, is_tensor: bool = False) -> Callable[..., Unread]:
-    return lambda *_: Unread(kind, is_tensor)
-
-
-def _first(value: object, *_: object) -> object:
-    return value
-
-
-def _ordered_dict(pairs: list[tuple[object, object]] | tuple[()] = ()) -> dict[object, object]:
-    result: dict[object, object] = {}
-    for key, value in pairs:
-        _set_item(result, key, value)
-    return result
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise ValueError("it has bytes in another encoding than latin1")
-    return text.encode("latin1")
-
-
-def _to_set(items: list[object]) -> set[object]:
-    """The set of the items, which must be plain."""
-    return {_checked_key(item) for item in items}
-
-
-def _as_size(sizes: tuple[int, ...] | list[int]) -> tuple[int, ...]:
-    """The tuple of the sizes, which need not be numbers."""
-    if not isinstance(sizes, tuple | list):
-        raise ValueError(f"it has a {type(sizes).__name__} as size")
-    return tuple(sizes)
-
-
-# What is made of the objects that training codes save; the file's arguments reach nothing else.
-_MAKERS: Mapping[str, Callable[..., object]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "collections.Counter": lambda counts: _ordered_dict(list(counts.items())),
-    "builtins.bytes": lambda: b"",
-    "builtins.set": _to_set,
-    "_codecs.encode": _bytes,
-    "torch.Size": _as_size,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-    "torch.nn.parameter.Parameter": _first,
-    **{
-        f"torch._utils._rebuild_{name}": _unread(kind, is_tensor=True)
-        for name, kind in (
-            ("sparse_tensor", "a sparse tensor"),
-            ("qtensor", "a quantised tensor"),
-            ("nested_tensor", "a nested tensor"),
-            ("meta_tensor_no_storage", "a tensor without values"),
-            ("wrapper_subclass", "a tensor without values"),
-            ("device_tensor_from_numpy", "a tensor of another device"),
-            ("device_tensor_from_cpu_tensor", "a tensor of another device"),
-        )
-    },
-    **{
-        name: _unread(name)
-        for name in (
-            *("argparse.Namespace", "builtins.bytearray", "builtins.complex"),
-            *("numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar"),
-            *("numpy.dtype", "numpy.ndarray", "pathlib.PosixPath", "pathlib.PurePosixPath"),
-            *("pathlib.PureWindowsPath", "pathlib.WindowsPath"),
-            *("torch.device", "torch.serialization._get_layout"),
-        )
-    },
-}
-# Of a subclass of Tensor, or one with attributes: the plain tensor.
-_REBUILD_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
-# Names that are only mentioned: the types of tensors and quantisers that are not built.
-_MENTIONED = {
-    _REBUILD_FROM_TYPE,
-    "torch.Tensor",
-    "torch._tensor.Tensor",
-    *(f"torch.per_{kind}_affine" for kind in ("tensor", "channel")),
-    *(f"torch.per_{kind}_symmetric" for kind in ("tensor", "channel")),
-    "torch.per_channel_affine_float_qparams",
-}
-_REBUILD_TENSOR = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
-_KNOWN = {*_MAKERS, *_MENTIONED, *_REBUILD_TENSOR, *_STORAGES}
-
-
-def _checked_key(key: object) -> object:
-    """A key of a dict, or member of a set, whose hash is quickly made."""
-    plain = (str, bytes, int, float, type(None), Unread)
-    parts = key if isinstance(key, tuple) else (key,)
-    if len(parts) <= _MOST_PARTS and all(isinstance(part, plain) for part in parts):
-        return key
-    raise ValueError(f"keys are names and numbers, got a {type(key).__name__}")
-
-
-def _set_item(target: object, key: object, value: object) -> None:
-    """Adds an entry to a dict that does not have it."""
-    if type(target) is not dict:
-        raise ValueError(f"it adds an entry to a {type(target).__name__}")
-    if _checked_key(key) in target:
-        raise ValueError(f"two of its entries are called {str(key)[:100]}")
-    target[key] = value
-
-
-def storage_dtype(name: object) -> torch.dtype:
-    """Of the values in a storage whose class the file mentions."""
-    if not isinstance(name, Name) or name.text not in _STORAGES:
-        raise ValueError("it has a storage of tensors that PyTorch does not have")
-    return _STORAGES[name.text]
-
-
-def _resolve_name(name: str) -> object:
-    """What a name stands for; names that are not of tensors or plain data are refused."""
-    for other, usual in _SYNONYMS:
-        if name.startswith(other):
-            name = usual + name.removeprefix(other)
-    if name in _DTYPES:
-        return _DTYPES[name]
-    if name not in _KNOWN:
-        raise ValueError(f"loading it would run code ({name[:100]}), which is refused")
-    return Name(name)
-
-
-def _make_object(name: Name, arguments: tuple[object, ...]) -> object:
-    """What stands for a call of something that is no tensor of memory."""
-    if name.text not in _MAKERS:
-        raise ValueError(f"it calls {name.text}")
-    return _MAKERS[name.text](*arguments)
-
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set)
 
 # Instructions, by what they take and leave on the stack.
 _ARGUMENTS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
-    *("BINBYTES", "SHORT_BINBYTES"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINUNICODE8"),
 }
 _NEW: Mapping[str, Callable[[], object]] = {
     "NONE": lambda: None,
@@ -260,7 +96,8 @@ class PickleReader:
     def __init__(self, load_storage: Callable[[object], Storage], file_bytes: int) -> None:
         self._load_storage = load_storage
         self._bytes_left = _MOST_SHARING * file_bytes + _SMALL_BYTES
-        self._copies_left = file_bytes + _MOST_INSTRUCTIONS
+        # The bytes of an array are copied once, or twice where they were written as text.
+        self._copies_left = 2 * file_bytes + _MOST_INSTRUCTIONS
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
         self._memo: dict[int, object] = {}
@@ -272,8 +109,8 @@ class PickleReader:
             file: at its beginning; is left at its end.
 
         Returns:
-            Numbers, strings, bytes, ``None``, tensors (which share the memory of the storages) and
-            :class:`Unread`, in dicts, lists, tuples and sets.
+            Numbers, strings, bytes, ``None``, tensors (which share the memory of the storages, or
+            are copies of NumPy's arrays) and :class:`Unread`, in dicts, lists, tuples and sets.
 
         Raises:
             ValueError: the pickle is damaged, names something that would be run, or would make
@@ -298,7 +135,9 @@ class PickleReader:
         elif name in _NEW:
             stack.append(_NEW[name]())
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self._memo[argument])
+            value = self._memo[argument]
+            is_built = isinstance(value, PickledArray) and value.value is not None
+            stack.append(value.value if is_built else value)
         elif name in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -314,7 +153,7 @@ class PickleReader:
             items = [stack.pop() for _ in range(count)][::-1]
             self._collect(name, items)
         elif name == "GLOBAL":
-            stack.append(_resolve_name(str(argument).replace(" ", ".", 1)))
+            stack.append(resolve_name(str(argument).replace(" ", ".", 1)))
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"it is not made of tensors alone ({name})")
 
@@ -329,37 +168,50 @@ class PickleReader:
             stack[-1].extend(items)
         elif name.startswith("SETITEM"):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                _set_item(stack[-1], key, value)
+                set_item(stack[-1], key, value)
         elif name == "ADDITEMS":
             if type(stack[-1]) is not set:
                 raise ValueError(f"it adds to a {type(stack[-1]).__name__}")
-            stack[-1].update(_to_set(items))
+            stack[-1].update(to_set(items))
         elif name == "STACK_GLOBAL":
-            stack.append(_resolve_name(".".join(items)))
+            stack.append(resolve_name(".".join(items)))
         elif name == "BINPERSID":
             stack.append(self._load_storage(items[0]))
         elif name == "BUILD":
-            # Attributes are not needed: those of a dict are its versions, others are not read.
-            if not isinstance(stack[-1], dict | Unread):
-                raise ValueError(f"it sets attributes of a {type(stack[-1]).__name__}")
+            self._build(items[0])
         else:  # REDUCE, NEWOBJ
             stack.append(self._make(*items))
+
+    def _build(self, state: object) -> None:
+        """Sets what the last object consists of.
+
+        Attributes of a dict (its versions) and of what is not read are not needed.
+        """
+        target = self._stack[-1]
+        if isinstance(target, PickledArray | PickledDtype):
+            self._count_copies(state if isinstance(state, tuple) else ())
+            self._stack[-1] = target.build(state)
+        elif not isinstance(target, dict | Unread):
+            raise ValueError(f"it sets attributes of a {type(target).__name__}")
+
+    def _count_copies(self, parts: tuple[object, ...]) -> None:
+        """A long argument that is used again and again would take time and memory without end."""
+        self._copies_left -= sum(len(part) for part in parts if isinstance(part, _SIZED))
+        if self._copies_left < 0:
+            raise ValueError("it repeats its content too often")
 
     def _make(self, name: object, arguments: object) -> object:
         """What stands for the result of a call."""
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
             raise ValueError(f"it calls a {type(name).__name__}")
-        # A long argument that is used again and again would take time and memory without end.
-        self._copies_left -= sum(len(a) for a in arguments if isinstance(a, _SIZED))
-        if self._copies_left < 0:
-            raise ValueError("it repeats its content too often")
-        if name.text == _REBUILD_FROM_TYPE:
+        self._count_copies(arguments)
+        if name.text == REBUILD_FROM_TYPE:
             return self._make(arguments[0], arguments[2])
         if name.text == "torch._utils._rebuild_tensor_v3":
             return self._tensor(*arguments[:4], *arguments[6:])
-        if name.text in _REBUILD_TENSOR:
+        if name.text in REBUILD_TENSOR:
             return self._tensor(*arguments[:4], None, *arguments[6:])
-        return _make_object(name, arguments)
+        return make_object(name, arguments)
 
     def _tensor(
         self,
@@ -374,7 +226,7 @@ class PickleReader:
         if metadata:
             return Unread("a conjugate or negated tensor", is_tensor=True)
         dtype = dtype or storage.dtype
-        size, stride = _as_size(size), _as_size(stride)
+        size, stride = as_size(size), as_size(stride)
         if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
             raise ValueError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
         numbers = (offset, *size, *stride)

@@ -1,7 +1,7 @@
 """Checkpoint files as plain state dicts, read without executing what is in them.
 
-``.safetensors``, ``.npz``, and what ``torch.save`` writes: the zip archives of today, and what it
-wrote before version 1.6.
+``.safetensors``, ``.npz``, what ``torch.save`` writes (the zip archives of today, and what it wrote
+before version 1.6), and pickles of NumPy's arrays, such as the files of Detectron2's model zoo.
 """
 
 import io
@@ -24,7 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitadapter.checkpoint.pickles import PickleReader, Storage, Unread, storage_dtype
+from vitadapter.checkpoint.archives import CHECKPOINT_SUFFIXES, check_unpacked
+from vitadapter.checkpoint.pickled_objects import Storage, Unread, storage_dtype
+from vitadapter.checkpoint.pickles import PickleReader
 
 __all__ = [
     "StateDict",
@@ -47,9 +49,6 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _DATA_PARALLEL = re.compile(r"(module\.)*")
 # Kinds of NumPy's types: truth values, whole, real and complex numbers.
 _NUMERIC = "biufc"
-# Weights hardly become smaller when they are compressed.
-_MOST_UNPACKING = 4
-_SMALL_BYTES = 2**28
 _LONGEST_NAME = 1000
 # Of torch.save
 _PICKLE = "data.pkl"
@@ -73,11 +72,7 @@ _NOT_WEIGHTS = (
 def _read_npz(path: Path) -> StateDict:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        unpacked = sum(info.file_size for info in infos)
-        if unpacked > max(_MOST_UNPACKING * path.stat().st_size, _SMALL_BYTES):
-            raise ValueError(
-                f"it unpacks to {unpacked} bytes, over {_MOST_UNPACKING} times its own"
-            )
+        check_unpacked(sum(info.file_size for info in infos), path.stat().st_size)
         arrays: dict[str, Tensor] = {}
         for info in infos:
             name = info.filename.removesuffix(".npy")
@@ -193,9 +188,11 @@ def _is_pickle(name: str) -> bool:
     return name.endswith(f"/{_PICKLE}")
 
 
-class _OldFile:
-    """Pickles one after the other (a number to know it by, version, system, content, keys of
-    storages), then the storages: the number of their values, and these."""
+class _PickleFile:
+    """What is no archive: one pickle of NumPy's arrays, as those of Detectron2's model zoo; or the
+    format of PyTorch before version 1.6, which is pickles one after the other (a number to know it
+    by, version, system, content, keys of storages), then the storages: the number of their values,
+    and these."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -204,9 +201,13 @@ class _OldFile:
 
     def read(self) -> object:
         reader = PickleReader(self._storage, len(self._memory))
-        if reader.read(self._memory) != _MAGIC_NUMBER:
-            raise ValueError("it is not a file of torch.save")
-        if reader.read(self._memory) != _PROTOCOL_VERSION:
+        first = reader.read(self._memory)
+        if isinstance(first, dict) and not self._storages:
+            return first
+        if type(first) is not int or first != _MAGIC_NUMBER:
+            raise ValueError("it is neither a pickled dict of arrays nor a file of torch.save")
+        version = reader.read(self._memory)
+        if type(version) is not int or version != _PROTOCOL_VERSION:
             raise ValueError("it is of another version of torch.save")
         system = reader.read(self._memory)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
@@ -251,7 +252,7 @@ def read_torch_file(path: Path, *, is_mapped: bool) -> object:
         return _ZipFile(path, memory, is_mapped).read()
     if memory[:4] == _ZIP_START:
         raise ValueError("it is cut off: the end of the archive is missing")
-    return _OldFile(memory).read()
+    return _PickleFile(memory).read()
 
 
 def _read_any(path: Path) -> object:
@@ -260,16 +261,10 @@ def _read_any(path: Path) -> object:
         return load_file(path)
     if suffix == ".npz":
         return _read_npz(path)
-    if not zipfile.is_zipfile(path):
-        if suffix == ".pkl":
-            raise ValueError(
-                "a .pkl file (Detectron2's model zoo has these) is a program that loading would "
-                "run; load it where you trust it and save its tensors as .safetensors"
-            )
-    elif suffix != ".pkl":
+    if suffix != ".pkl" and zipfile.is_zipfile(path):
         # Several official releases are packed.
         with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith((".pth", ".pth.tar", ".pt"))]
+            names = [n for n in archive.namelist() if n.endswith(CHECKPOINT_SUFFIXES)]
         if names:
             raise ValueError(f"it is an archive, unpack {names[0]} from it first")
     # What is not asked for, such as an optimizer's state, is not read.
@@ -311,8 +306,8 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
             nobody uses; the file must then not be overwritten.
 
     Returns:
-        As it was saved: numbers, strings, None and tensors (on the CPU) in dicts, lists and
-        tuples. NumPy's and other objects are :class:`~vitadapter.checkpoint.pickles.Unread`.
+        As it was saved: numbers, strings, None and tensors (on the CPU; also for NumPy's arrays) in
+        dicts, lists and tuples. Others are :class:`~vitadapter.checkpoint.pickled_objects.Unread`.
 
     Raises:
         ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
@@ -332,7 +327,8 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
     """Reads the weights of a checkpoint file; nothing in it is executed.
 
     Args:
-        path: ``.safetensors``, ``.npz``, or what ``torch.save`` has written (any other suffix).
+        path: ``.safetensors``, ``.npz``, or what ``torch.save`` has written or a pickle of NumPy's
+            arrays (any other suffix).
         averaged: as of :func:`unwrap_state_dict`.
 
     Returns:

@@ -1,15 +1,20 @@
-"""Where checkpoints come from: local files, URLs, the Hugging Face hub and timm's names."""
+"""Where checkpoints come from: local files, URLs, our model zoo, the Hugging Face hub and timm."""
 
 from pathlib import Path
 
 from detectron2.utils.file_io import PathManager
 from timm.models import get_pretrained_cfg, is_model
 
-__all__ = ["fetch", "is_remote"]
+from vitadapter.checkpoint.cache import fetch_url
+from vitadapter.model_zoo.trained_models import SCHEME, find_trained_model
+
+__all__ = ["check_source", "fetch", "is_remote"]
 
 _HUB = "hf://"
 _TIMM = "timm://"
 _TIMM_FILE = "model.safetensors"
+_DETECTRON2 = "detectron2://"
+_DETECTRON2_FILES = "https://dl.fbaipublicfiles.com/detectron2/"
 
 
 def is_remote(source: str) -> bool:
@@ -17,15 +22,39 @@ def is_remote(source: str) -> bool:
     return "://" in source
 
 
+def check_source(source: str) -> None:
+    """Refuses, before anything is downloaded, a name that the model zoo has no weights of.
+
+    Args:
+        source: as of :func:`fetch`; those that are not of the model zoo are not checked.
+
+    Raises:
+        ValueError: names the experiments that are like it.
+    """
+    if source.startswith(SCHEME):
+        find_trained_model(source.removeprefix(SCHEME))
+
+
 def fetch(source: str) -> Path:
     """The file of a checkpoint, downloaded once where it is remote.
 
     Args:
-        source: a local path; ``hf://org/repo/path/to/file``, with ``@revision`` after ``repo`` for
-            another than the newest; ``timm://name`` for the weights of a timm model, with or
-            without the tag (``timm://vit_small_patch14_dinov2.lvd142m``); or a URL that
-            Detectron2's ``PathManager`` knows. Downloads stay in the caches of the Hugging Face
-            hub (``HF_HOME``) and of Detectron2 (``FVCORE_CACHE``).
+        source: one of
+
+            - a local path;
+            - ``zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x``: the published weights of an
+              experiment;
+            - ``https://host/file``, ``http://host/file``, or ``detectron2://file`` for those of
+              Detectron2's model zoo;
+            - ``hf://org/repo/path/to/file``, with ``@revision`` after ``repo`` for another than
+              the newest;
+            - ``timm://name`` for the weights of a timm model, with or without the tag
+              (``timm://vit_small_patch14_dinov2.lvd142m``);
+            - another URL that is registered with Detectron2's ``PathManager``.
+
+            The first two kinds of downloads are kept in ``VITADAPTER_CACHE`` (see
+            :func:`vitadapter.checkpoint.cache.cache_folder`), the others in the caches of the
+            Hugging Face hub (``HF_HOME``) and of Detectron2 (``FVCORE_CACHE``).
 
     Returns:
         Path: on this machine.
@@ -33,6 +62,13 @@ def fetch(source: str) -> Path:
     Raises:
         ValueError: there is no such file, it cannot be downloaded, or huggingface_hub is missing.
     """
+    if source.startswith(SCHEME):
+        model = find_trained_model(source.removeprefix(SCHEME))
+        return fetch_url(model.url, model.size, model.sha256)
+    if source.startswith(_DETECTRON2):
+        source = _DETECTRON2_FILES + source.removeprefix(_DETECTRON2)
+    if source.startswith(("http://", "https://")):
+        return fetch_url(source)
     if source.startswith(_HUB):
         return _fetch_from_hub(source, *_parse_hub(source))
     if source.startswith(_TIMM):

@@ -3,12 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vitadapter.model_zoo.configs import (
-    experiment_name,
-    get_config_path,
-    list_experiments,
-)
-from vitadapter.model_zoo.trained_models import SCHEME
+from vitadapter.model_zoo import get_config_path, zoo_address
 
 __all__ = ["CONFIG", "OVERRIDES", "WEIGHTS", "command_parser", "config_file", "weights_of"]
 
@@ -63,14 +58,11 @@ def weights_of(config: str, weights: str) -> str:
         weights: of the command line.
 
     Raises:
-        ValueError: the published weights are wanted of what is no experiment.
+        ValueError: the published weights are wanted, but there are none of this config.
     """
     if weights != "zoo":
         return weights
-    name = experiment_name(config)
-    if name not in list_experiments():
-        raise ValueError(
-            f"{config} is no experiment of the model zoo, so that there are no published weights "
-            "of it: give --weights FILE"
-        )
-    return f"{SCHEME}{name}"
+    try:
+        return zoo_address(config)
+    except ValueError as error:
+        raise ValueError(f"{error} (--weights FILE takes your own)") from error

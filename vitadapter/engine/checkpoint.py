@@ -20,7 +20,7 @@ from vitadapter.checkpoint.reading import (
     read_checkpoint_file,
     read_state_dict,
 )
-from vitadapter.checkpoint.sources import fetch, is_remote
+from vitadapter.checkpoint.sources import check_source, fetch, is_remote
 
 __all__ = [
     "BEST_NAME",
@@ -215,10 +215,11 @@ def check_weights_exist(path: str) -> None:
         path: file or URL, with or without Detectron2's "?matching_heuristics=True".
 
     Raises:
-        ValueError: the file does not exist, or is empty.
+        ValueError: the file does not exist, or is empty, or the model zoo has no such weights.
     """
     file_name = path.partition("?")[0]
     if is_remote(file_name):
+        check_source(file_name)
         return
     try:
         check_file(Path(file_name))
@@ -234,7 +235,13 @@ def _read(model: nn.Module, path: str, averaged: bool) -> StateDict:
     file_name, _, query = path.partition("?")
     if query not in ("", *_HEURISTICS):
         raise ValueError(f"a path may end in ?{_HEURISTICS[0]} only, got {path}")
-    state_dict = read_state_dict(fetch(file_name), averaged=averaged)
+    file = fetch(file_name)
+    try:
+        state_dict = read_state_dict(file, averaged=averaged)
+    except ValueError as error:
+        if not is_remote(file_name):
+            raise
+        raise ValueError(f"{error}. If it was damaged on its way, delete it") from error
     if query != _HEURISTICS[0]:
         return state_dict
     return align_and_update_state_dicts(model.state_dict(), state_dict, c2_conversion=False)
@@ -256,7 +263,7 @@ def load_init_checkpoint(
 
     Args:
         checkpointer: only its model is loaded, not the state of a trainer.
-        path: a file, a URL, `hf://org/repo/file` or `timm://name`.
+        path: a file, a URL, `zoo://experiment`, `hf://org/repo/file` or `timm://name`.
         complete: whether every weight of the model must be in the file, in its shape; else those
             that are not, such as a new head's, stay as initialised.
         allow_partial: whether the plain ViT may be loaded in part.

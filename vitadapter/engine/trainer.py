@@ -40,6 +40,7 @@ from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_
 from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import apply_tta, build_inference
+from vitadapter.engine.published import log_published
 from vitadapter.engine.resume import find_checkpoint, resume_training
 from vitadapter.engine.run_checks import check_run, setup_errors
 from vitadapter.engine.run_lock import RunLock
@@ -281,7 +282,9 @@ def do_eval_only(cfg: DictConfig) -> Results:
         load_init_checkpoint(
             checkpointer, cfg.train.init_checkpoint, complete=True, averaged=is_averaged(cfg)
         )
-    return evaluate(inference)
+    results = evaluate(inference)
+    log_published(cfg.train.init_checkpoint, flatten_results_dict(results))
+    return results
 
 
 def _train(cfg: DictConfig, resume: bool) -> Results:

@@ -8,31 +8,30 @@ Example::
     cfg = model_zoo.get_config("COCO/mask_rcnn_vit_adapter_s_deit_3x.py", trained=True)
     predictor = model_zoo.predictor("COCO/mask_rcnn_vit_adapter_s_deit_3x")
 
-``python -m vitadapter.model_zoo --list`` prints the experiments and their trained models.
+``vitadapter zoo`` prints the experiments and their trained models.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import vitadapter.detectron2_required
+import vitadapter.detectron2_required  # noqa: F401
 
 # isort: split
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
 from vitadapter.model_zoo.configs import (
-    experiment_name,
     get_config_path,
     is_experiment,
     load_experiment,
 )
 from vitadapter.model_zoo.configs import list_experiments as list
-from vitadapter.model_zoo.trained_models import SCHEME, find_trained_model
+from vitadapter.model_zoo.trained_models import zoo_address
 
 if TYPE_CHECKING:
     from vitadapter.engine.predictor import LazyPredictor
 
-__all__ = ["get_config", "get_config_path", "list", "load_experiment", "predictor"]
+__all__ = ["get_config", "get_config_path", "list", "load_experiment", "predictor", "zoo_address"]
 
 
 def get_config(name: str, trained: bool = False) -> DictConfig:
@@ -46,12 +45,11 @@ def get_config(name: str, trained: bool = False) -> DictConfig:
     Raises:
         ValueError: there is no such config, or no trained model of it.
     """
-    if trained:
-        find_trained_model(name)
+    weights = zoo_address(name) if trained else None
     path = get_config_path(name)
     cfg = load_experiment(path) if is_experiment(path) else LazyConfig.load(str(path))
     if trained:
-        cfg.train.init_checkpoint = SCHEME + experiment_name(name)
+        cfg.train.init_checkpoint = weights
     return cfg
 
 

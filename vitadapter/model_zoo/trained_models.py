@@ -7,10 +7,19 @@ size and the hash that it should have.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from vitadapter.model_zoo.configs import experiment_name, list_experiments, near_names
 
-__all__ = ["FLIP", "SCHEME", "TRAINED_MODELS", "TTA", "TrainedModel", "find_trained_model"]
+__all__ = [
+    "FLIP",
+    "SCHEME",
+    "TRAINED_MODELS",
+    "TTA",
+    "TrainedModel",
+    "find_trained_model",
+    "zoo_address",
+]
 
 SCHEME = "zoo://"
 """What stands before an experiment's name where its trained weights are meant."""
@@ -285,3 +294,20 @@ def find_trained_model(name: str) -> TrainedModel:
         f"the model zoo has no experiment {name!r}; near names: "
         f"{near_names(name, {*experiments, *TRAINED_MODELS})}"
     )
+
+
+def zoo_address(config: str) -> str:
+    """What `train.init_checkpoint` is set to for the published weights of an experiment.
+
+    Args:
+        config: name of the experiment, with or without ".py", or path of its file.
+
+    Returns:
+        str: such as "zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x".
+
+    Raises:
+        ValueError: see :func:`find_trained_model`.
+    """
+    name = "/".join(Path(experiment_name(config)).absolute().parts[-2:])
+    find_trained_model(name)
+    return SCHEME + name

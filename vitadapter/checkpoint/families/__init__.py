@@ -12,6 +12,7 @@ from vitadapter.checkpoint.families.eva02 import EVA02
 from vitadapter.checkpoint.families.own import OWN
 from vitadapter.checkpoint.families.plain_vit import DINOV2, MAE, TIMM_VIT
 from vitadapter.checkpoint.families.uni_perceiver import UNI_PERCEIVER
+from vitadapter.checkpoint.families.vitdet import EVA02_DET, VITDET
 from vitadapter.checkpoint.family import Conversion, Converter, Family
 from vitadapter.checkpoint.official.layouts import OFFICIAL_FAMILIES
 
@@ -19,6 +20,8 @@ __all__ = ["FAMILIES", "find_family", "recognise"]
 
 # The first that recognises a file has it: what is more special comes first.
 FAMILIES: tuple[Family, ...] = (
+    EVA02_DET,
+    VITDET,
     OWN,
     *OFFICIAL_FAMILIES,
     AUGREG,

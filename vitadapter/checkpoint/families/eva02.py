@@ -15,7 +15,7 @@ from vitadapter.checkpoint.family import (
     convert_names,
 )
 
-__all__ = ["EVA02", "convert_eva02"]
+__all__ = ["EVA02", "RENAMED_SEPARATE", "convert_eva02"]
 
 _DROPPED = {r"(blocks\.\d+\.attn\.)?rope\.": ROPE, r"lm_head\.": HEAD, **HEADS}
 _RENAMED = (
@@ -26,7 +26,9 @@ _RENAMED = (
     (r"\.mlp\.w2\.", ".mlp.fc1_x."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
-_WITH_SEPARATE_PROJECTIONS = (r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias")
+RENAMED_SEPARATE = (*_RENAMED, (r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias"))
+"""Of nets that project query, key and value separately, to timm's names."""
+
 _NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc2.weight")
 _MLP = re.compile(r"blocks\.0\.mlp\.(w12|w3|ffn_ln|fc1_g)\.")
 
@@ -41,7 +43,7 @@ def convert_eva02(state_dict: Mapping[str, Tensor]) -> Conversion:
         ValueError: the entries are not those of an EVA-02 ViT.
     """
     is_separate = "blocks.0.attn.q_proj.weight" in state_dict
-    rename = (*_RENAMED, _WITH_SEPARATE_PROJECTIONS) if is_separate else _RENAMED
+    rename = RENAMED_SEPARATE if is_separate else _RENAMED
     conversion = convert_names(state_dict, drop=_DROPPED, rename=rename)
     check_names("an EVA-02 ViT", _NEEDED, state_dict, conversion.tensors)
     return conversion

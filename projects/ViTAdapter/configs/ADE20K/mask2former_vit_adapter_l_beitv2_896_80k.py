@@ -9,6 +9,5 @@ from .mask2former_vit_adapter_l_beit_896_80k import (
     train,
 )
 
-# What the COCO-Stuff run ends with.
-train.init_checkpoint = ""
+train.init_checkpoint = "zoo://COCOStuff/mask2former_vit_adapter_l_beitv2_164k_896_80k"
 train.inference.tta.wrapper.resizes.ratios = [800 / 896, 832 / 896, 864 / 896, 1.0]

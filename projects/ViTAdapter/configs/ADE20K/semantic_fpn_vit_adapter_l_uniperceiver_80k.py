@@ -13,5 +13,7 @@ model.backbone.bottom_up = get_config(
     "common/models/uni_perceiver.py"
 ).vit_adapter_uni_perceiver_large_global
 model.backbone.bottom_up.net.use_act_checkpoint = True
-# On no hub that timm reads: give the file.
-train.init_checkpoint = ""
+train.init_checkpoint = (
+    "https://github.com/czczup/ViT-Adapter/releases/download/v0.3.1/"
+    "uni-perceiver-large-L24-H1024-224size-pretrained_converted.pth"
+)

@@ -14,5 +14,7 @@ model.backbone.net.use_act_checkpoint = True
 optimizer.lr = 6e-5
 optimizer.weight_decay = 0.05
 optimizer.params.lr_factor_func.rate = 0.8
-# On no hub that timm reads: give the file.
-train.init_checkpoint = ""
+train.init_checkpoint = (
+    "https://github.com/czczup/ViT-Adapter/releases/download/v0.3.1/"
+    "uni-perceiver-large-L24-H1024-224size-pretrained_converted.pth"
+)

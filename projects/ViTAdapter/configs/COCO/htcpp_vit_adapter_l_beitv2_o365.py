@@ -42,5 +42,8 @@ optimizer.params.lr_factor_func.rate = 0.8
 lr_multiplier.scheduler = L(MultiStepParamScheduler)(values=[1.0], milestones=[], num_updates=1)
 train.max_iter = 20000
 train.ema.update(enabled=True, decay=0.9999, ramp_iters=2000)
-# Set it to the official HTC++ that was trained on Objects365, a whole model.
-train.init_checkpoint = ""
+# The official HTC++ that was trained on Objects365, a whole model.
+train.init_checkpoint = (
+    "https://github.com/czczup/ViT-Adapter/releases/download/v0.3.1/"
+    "htc++_beitv2_adapter_large_fpn_o365.pth"
+)

@@ -13,5 +13,7 @@ model.backbone.bottom_up = get_config(
     "common/models/uni_perceiver.py"
 ).vit_adapter_uni_perceiver_base
 optimizer.params.lr_factor_func.rate = 0.65
-# On no hub that timm reads: give the file.
-train.init_checkpoint = ""
+train.init_checkpoint = (
+    "https://github.com/czczup/ViT-Adapter/releases/download/v0.3.1/"
+    "uni-perceiver-base-L12-H768-224size-torch-pretrained_converted.pth"
+)

@@ -12,5 +12,4 @@ from .mask2former_vit_adapter_l_beit_mapillary_896_80k import (
 dataset.train.name = "cityscapes_19_train"
 # Not stretched, unlike on Mapillary Vistas.
 del dataloader.test.mapper.augmentations[1]
-# What the run on Mapillary Vistas ends with.
-train.init_checkpoint = ""
+train.init_checkpoint = "zoo://Cityscapes/mask2former_vit_adapter_l_beit_mapillary_896_80k"

@@ -20,6 +20,7 @@ from torch import nn
 from zoo_rows import LINK, PAGE, ROWS, Row
 
 from vitadapter.engine.inference import build_inference
+from vitadapter.model_zoo.trained_models import TRAINED_MODELS
 
 # Schedules as the page names them, in the words of file names.
 SCHEDULES = {
@@ -81,6 +82,18 @@ def test_commands_name_files_that_exist(repository: Path) -> None:
     named = re.findall(r"(?:projects|scripts)/[\w/]+\.(?:py|sh)", PAGE.read_text())
     assert named
     assert [name for name in named if not (repository / name).is_file()] == []
+
+
+@each_row
+def test_trained_models_are_linked(path: Path, test: str, row: Row) -> None:
+    trained = TRAINED_MODELS.get(f"{path.parent.name}/{path.stem}")
+    assert row.get("trained", "-") == ("-" if trained is None else f"[model]({trained.url})")
+
+
+def test_no_column_is_empty() -> None:
+    columns = {(tuple(row), name) for _, _, row in ROWS for name in row}
+    filled = {(tuple(row), name) for _, _, row in ROWS for name, cell in row.items() if cell != "-"}
+    assert columns == filled
 
 
 @each_row
