@@ -212,7 +212,7 @@ def test_what_a_part_takes(built: DictConfig, override: str) -> None:
         ("other=null", "other=null would put"),
         ("listed.0=null", r"listed\.0=null would put .*~listed\.0"),
         ("group=3", r"group=3 would put .*group\.a"),
-        ("train.ema=3", r"train\.ema=3 would put"),
+        ("train.ema=3", r"train\.ema must be a group of keys .*decay.* or null, got 3"),
         ("owner.number=x", r"owner\.number must be a number, got 'x'"),
         ("owner.number=True", r"owner\.number must be a number, got True"),
         ("owner.number=null", r"owner\.number must be a number, got None"),

@@ -38,7 +38,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         model: nn.Module,
         results: Mapping[str, Mapping[str, float]],
         metric: str,
-        mode: str = "max",
+        mode: str,
     ) -> None:
         """
         Args:

@@ -21,6 +21,7 @@ from vitadapter.checkpoint.reading import (
     read_state_dict,
 )
 from vitadapter.checkpoint.sources import fetch, is_remote
+from vitadapter.engine.settings import expand_home
 
 __all__ = [
     "BEST_NAME",
@@ -28,7 +29,6 @@ __all__ = [
     "LAST_NAME",
     "AtomicCheckpointer",
     "check_weights_exist",
-    "expand_home",
     "find_not_finite",
     "iteration_of",
     "load_init_checkpoint",
@@ -201,11 +201,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, object]:
         return read_checkpoint_file(filename)
-
-
-def expand_home(path: str) -> str:
-    """`path` with a leading `~` resolved; whatever else it is stays as it stands."""
-    return str(Path(path).expanduser()) if path == "~" or path.startswith("~/") else path
 
 
 def check_weights_exist(path: str) -> None:

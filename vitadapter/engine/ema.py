@@ -7,20 +7,18 @@ from collections.abc import Mapping
 
 import torch
 from detectron2.engine import HookBase
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["EMAHook", "WeightEMA", "build_ema", "is_averaged"]
+from vitadapter.engine.settings import Decay, NotNegativeInt, check_value
+
+__all__ = ["EMAHook", "WeightEMA"]
 
 logger = logging.getLogger(__name__)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     """Weights and buffers, a shared one once."""
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
     return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
@@ -36,22 +34,18 @@ class WeightEMA:
         module: a copy of the model with the averaged weights, in evaluation mode.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.9999, ramp_iters: int = 0) -> None:
+    def __init__(self, model: nn.Module, *, decay: float, ramp_iters: int) -> None:
         """
         Args:
-            model: on its device, possibly distributed.
+            model: on its device; not the wrapper of a distributed one.
             decay: share of itself that the average keeps in the end, in [0, 1).
             ramp_iters: time constant of the ramp in iterations; 0 for none.
 
         Raises:
             ValueError: `decay` outside [0, 1), a negative `ramp_iters`.
         """
-        if not 0 <= decay < 1 or ramp_iters < 0:
-            raise ValueError(
-                f"decay must lie in [0, 1) and ramp_iters be >= 0, got {decay=}, {ramp_iters=}"
-            )
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
+        check_value("decay", Decay, decay)
+        check_value("ramp_iters", NotNegativeInt, ramp_iters)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.ramp_iters = ramp_iters
@@ -106,7 +100,7 @@ class EMAHook(HookBase):
         """
         Args:
             ema: of `model`.
-            model: which is trained; possibly distributed.
+            model: which is trained.
         """
         self._ema = ema
         self._model = model
@@ -114,25 +108,3 @@ class EMAHook(HookBase):
     def after_step(self) -> None:
         """Takes the new weights into the average."""
         self._ema.update(self._model, self.trainer.iter)
-
-
-def is_averaged(cfg: DictConfig) -> bool:
-    """Whether the config averages its weights; configs of older versions do not say.
-
-    Args:
-        cfg: the whole config.
-    """
-    return bool(OmegaConf.select(cfg, "train.ema.enabled", default=False))
-
-
-def build_ema(cfg: DictConfig, model: nn.Module) -> WeightEMA | None:
-    """The average that `train.ema` of a config asks for, if any.
-
-    Args:
-        cfg: the whole config.
-        model: on its device, possibly distributed.
-    """
-    if not is_averaged(cfg):
-        return None
-    ema = cfg.train.ema
-    return WeightEMA(model, decay=ema.get("decay", 0.9999), ramp_iters=ema.get("ramp_iters", 0))

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitadapter.engine.building import build
 from vitadapter.engine.overrides import apply_overrides
-from vitadapter.engine.run_checks import AMP_DTYPES
+from vitadapter.engine.settings import AmpDtype, check_value
 from vitadapter.modeling.inference import predict_by_size
 
 __all__ = ["InferenceModel", "apply_tta", "build_inference"]
@@ -30,7 +30,7 @@ class InferenceModel(nn.Module):
         self,
         model: nn.Module,
         *,
-        amp_dtype: str | None = None,
+        amp_dtype: AmpDtype | None = None,
         tta: nn.Module | None = None,
     ) -> None:
         """
@@ -45,8 +45,7 @@ class InferenceModel(nn.Module):
             ValueError: another `amp_dtype`.
         """
         super().__init__()
-        if amp_dtype is not None and amp_dtype not in AMP_DTYPES:
-            raise ValueError(f"amp_dtype must be one of {AMP_DTYPES} or None, got {amp_dtype!r}")
+        check_value("amp_dtype", AmpDtype | None, amp_dtype)
         self.model = model
         self.tta = tta
         self.amp_dtype = amp_dtype

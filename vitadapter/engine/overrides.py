@@ -1,10 +1,10 @@
 """Configs from the command line: a file, and overrides that refuse a misspelt key."""
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from types import NoneType, UnionType
-from typing import Union, get_args, get_origin
+from types import NoneType
+from typing import cast, get_args
 
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,30 +14,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vitadapter.engine.settings import check_value, fill_defaults, settings_group
 from vitadapter.model_zoo import load_experiment
 
 __all__ = ["apply_overrides", "load_config"]
 
-# Keys that configs of older versions, and Detectron2's own, lack.
-_OPTIONAL_KEYS = (
-    "train.init_allow_partial",
-    "train.accumulate_steps",
-    "train.amp.dtype",
-    "train.amp.init_scale",
-    "train.ema",
-    "train.best_checkpoint",
-)
-
-# Groups of keys that null switches off.
-_MAY_BE_NULL = ("dataloader.evaluator", "train.inference", "train.ema", "train.best_checkpoint")
-
-_IN_WORDS = {
-    int: "an integer",
-    float: "a number",
-    bool: "True or False",
-    str: "text",
-    NoneType: "null",
-}
+Node = DictConfig | ListConfig
 
 
 def _quoted(text: str) -> str:
@@ -70,15 +52,19 @@ def _parse(text: str) -> Override:
     return override
 
 
-def _keys(node: DictConfig | ListConfig) -> list[str]:
+def _keys(node: Node) -> list[str]:
     if isinstance(node, DictConfig):
         return [str(key) for key in node]
     return [str(index) for index in range(len(node))]
 
 
-def _child(node: DictConfig | ListConfig, key: str) -> object:
+def _child(node: Node, key: str) -> object:
     """The value below a key; an interpolation is followed to what it refers to."""
-    return node[int(key)] if isinstance(node, ListConfig) else node[key]
+    return node[_index(node, key)]
+
+
+def _index(node: Node, key: str) -> str | int:
+    return int(key) if isinstance(node, ListConfig) else key
 
 
 def _all_keys(content: object, prefix: str = "") -> list[str]:
@@ -102,12 +88,13 @@ def _unknown(cfg: DictConfig, key: str) -> ValueError:
     return ValueError(f"the config has no key {key!r} ({hint}); write +{key}=... to add it")
 
 
-def _parameter(node: object, argument: str) -> inspect.Parameter | None:
-    """The parameter that an argument of a lazy call is for, where its signature names one."""
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        return None
+def _parameter(node: Node, argument: str, full_key: str) -> inspect.Parameter | None:
+    """The declaration of the setting, or of the argument of a lazy call, that a key is for."""
     try:
-        target = locate(node._target_) if isinstance(node._target_, str) else node._target_
+        if group := settings_group(full_key.rpartition(".")[0]):
+            return inspect.signature(group).parameters.get(argument)
+        target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
+        target = locate(target) if isinstance(target, str) else target
         parameter = inspect.signature(target).parameters.get(argument)
     except (ImportError, TypeError, ValueError):
         return None
@@ -115,29 +102,23 @@ def _parameter(node: object, argument: str) -> inspect.Parameter | None:
     return parameter if parameter is not None and parameter.kind in named else None
 
 
-def _check_type(parameter: inspect.Parameter, value: object, full_key: str) -> None:
-    """Refuses a plain value of another type than the parameter's, where that takes plain values."""
-    annotation = parameter.annotation
-    is_union = get_origin(annotation) in (Union, UnionType)
-    kinds = get_args(annotation) if is_union else (annotation,)
-    if not all(isinstance(kind, Hashable) and kind in _IN_WORDS for kind in kinds):
-        return
-    is_reference = isinstance(value, str) and "${" in value
-    is_default = value is None and parameter.default is None
-    if is_reference or is_default or type(value) in kinds:
-        return
-    if type(value) is int and float in kinds:
-        return
-    words = " or ".join(_IN_WORDS[kind] for kind in kinds)
-    raise ValueError(f"{full_key} must be {words}, got {value!r}")
+def _may_be_null(full_key: str, parameter: inspect.Parameter | None) -> bool:
+    if parameter is None:
+        return full_key == "dataloader.evaluator"  # a run without one does not evaluate
+    return parameter.default is None or NoneType in get_args(parameter.annotation)
 
 
-def _check_kind(parent: DictConfig | ListConfig, key: str, value: object, full_key: str) -> None:
+def _is_reference(value: object) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _check_kind(
+    parent: Node, key: str, value: object, full_key: str, parameter: inspect.Parameter | None
+) -> None:
     """Refuses text in the place of a number, and a plain value in that of a group of keys."""
-    at = key if isinstance(parent, DictConfig) else int(key)
-    is_reference = isinstance(value, str) and "${" in value
-    if key == "num_classes" and OmegaConf.is_interpolation(parent, at) and not is_reference:
-        follows = OmegaConf.to_container(parent, resolve=False)[key]
+    at = _index(parent, key)
+    if key == "num_classes" and OmegaConf.is_interpolation(parent, at):
+        follows = cast(dict[str, object], OmegaConf.to_container(parent, resolve=False))[key]
         raise ValueError(
             f"{full_key} is {follows}, as other parts are that have to agree: set the key that it "
             f"refers to (on your own data dataset.num_classes={value})"
@@ -145,13 +126,11 @@ def _check_kind(parent: DictConfig | ListConfig, key: str, value: object, full_k
     if OmegaConf.is_interpolation(parent, at) or OmegaConf.is_missing(parent, at):
         return
     below = _child(parent, key)
-    if isinstance(value, Mapping) or is_reference or (value is None and full_key in _MAY_BE_NULL):
+    if isinstance(value, Mapping) or (value is None and _may_be_null(full_key, parameter)):
         return
-    parameter = _parameter(parent, key)
-    if parameter is not None:
-        takes_text = str in (parameter.annotation, *get_args(parameter.annotation))
-        if (value is None and parameter.default is None) or (isinstance(value, str) and takes_text):
-            return
+    annotation = None if parameter is None else parameter.annotation
+    if isinstance(value, str) and str in (annotation, *get_args(annotation)):
+        return
     if isinstance(below, bool | int | float) and isinstance(value, str):
         kind = "True or False" if isinstance(below, bool) else "a number"
         raise ValueError(f"{full_key} must be {kind}, as {below} is, got {value!r}")
@@ -166,18 +145,20 @@ def _check_kind(parent: DictConfig | ListConfig, key: str, value: object, full_k
 
 def _check_known(cfg: DictConfig, node: object, key: str, value: object, full_key: str) -> None:
     """Refuses a key, or one inside a dict value, that the config would silently gain."""
-    if not OmegaConf.is_config(node):
+    if not isinstance(node, Node):
         raise ValueError(
             f"{full_key!r} cannot be set: what is above {key!r} is {node!r}, which holds no keys"
         )
-    parameter = _parameter(node, key)
-    if parameter is not None:
-        _check_type(parameter, value, full_key)
+    parameter = _parameter(node, key, full_key)
+    is_checked = not _is_reference(value)
+    if is_checked and parameter is not None and not (value is None and parameter.default is None):
+        check_value(full_key, parameter.annotation, value)
     if key not in _keys(node):
-        if full_key not in _OPTIONAL_KEYS and parameter is None:
+        if parameter is None:
             raise _unknown(cfg, full_key)
         return
-    _check_kind(node, key, value, full_key)
+    if is_checked:
+        _check_kind(node, key, value, full_key, parameter)
     if isinstance(value, Mapping) and isinstance(below := _child(node, key), DictConfig):
         for inner, inner_value in value.items():
             _check_known(cfg, below, str(inner), inner_value, f"{full_key}.{inner}")
@@ -187,7 +168,7 @@ def _parent(cfg: DictConfig, key: str) -> tuple[object, str]:
     *above, last = key.split(".")
     node: object = cfg
     for part in above:
-        if not OmegaConf.is_config(node) or part not in _keys(node):
+        if not isinstance(node, Node) or part not in _keys(node):
             raise _unknown(cfg, key)
         node = _child(node, part)
     return node, last
@@ -195,11 +176,11 @@ def _parent(cfg: DictConfig, key: str) -> tuple[object, str]:
 
 def _delete(cfg: DictConfig, key: str, expected: object) -> None:
     parent, last = _parent(cfg, key)
-    if not OmegaConf.is_config(parent) or last not in _keys(parent):
+    if not isinstance(parent, Node) or last not in _keys(parent):
         raise _unknown(cfg, key)
     if expected is not None and _child(parent, last) != expected:
         raise ValueError(f"~{key}={expected} does not fit the value {_child(parent, last)!r}")
-    del parent[int(last) if isinstance(parent, ListConfig) else last]
+    del parent[_index(parent, last)]
 
 
 def _located(key: str, name: str) -> object:
@@ -210,7 +191,7 @@ def _located(key: str, name: str) -> object:
         raise ValueError(f"{key} must name a class, such as package.Class, got {name!r}") from error
 
 
-def _set(parent: DictConfig | ListConfig, key: str, value: object) -> None:
+def _set(parent: Node, key: str, value: object) -> None:
     if isinstance(value, Mapping) and key in _keys(parent):
         below = _child(parent, key)
         if isinstance(below, DictConfig):  # also behind an interpolation, which stays one
@@ -268,7 +249,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
-    """Runs a LazyConfig file and applies overrides to what it defines.
+    """Runs a LazyConfig file, fills in settings that it lacks and applies overrides.
 
     Args:
         config_file: Python or YAML; either executes what it names.
@@ -283,4 +264,5 @@ def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
     except (SyntaxError, YAMLError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error
+    fill_defaults(cfg)
     return apply_overrides(cfg, overrides)

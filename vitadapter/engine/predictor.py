@@ -14,9 +14,9 @@ from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.data.transforms import augment
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
-from vitadapter.engine.ema import is_averaged
 from vitadapter.engine.inference import apply_tta, build_inference
-from vitadapter.engine.run_checks import IMAGE_FORMATS, check_device
+from vitadapter.engine.run_checks import check_device
+from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 
 __all__ = ["LazyPredictor"]
 
@@ -62,6 +62,7 @@ class LazyPredictor:
             ValueError: no weights, missing weights or those of another model, a device that is
                 not there, or an image format other than RGB and BGR.
         """
+        fill_defaults(cfg)
         if weights is None:
             weights = cfg.train.init_checkpoint
             if not weights:
@@ -73,15 +74,14 @@ class LazyPredictor:
         check_device(device)
         apply_tta(cfg)
         mapper = cfg.dataloader.test.mapper
-        if mapper.image_format not in IMAGE_FORMATS:
-            raise ValueError(f"image_format must be 'RGB' or 'BGR', got {mapper.image_format!r}")
+        check_value("dataloader.test.mapper.image_format", ImageFormat, mapper.image_format)
         self._image_format = mapper.image_format
         self._augmentations = T.AugmentationList(
             build(mapper.augmentations, "dataloader.test.mapper.augmentations")
         )
         self.model = build(cfg.model, "model").to(device).eval()
         load_init_checkpoint(
-            AtomicCheckpointer(self.model), weights, complete=True, averaged=is_averaged(cfg)
+            AtomicCheckpointer(self.model), weights, complete=True, averaged=cfg.train.ema.enabled
         )
         self._inference = build_inference(cfg, self.model)
         self.metadata = _test_metadata(cfg)

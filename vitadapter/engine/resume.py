@@ -257,7 +257,7 @@ def resume_training(
     _apply_settings(trainer.optimizer, settings, path)
     average = content.get("model_ema")
     if ema is not None:
-        ema.restore(average, trainer.model, str(path))
+        ema.restore(average, checkpointer.model, str(path))
     elif average is not None:
         logger.warning("%s has averaged weights, which train.ema.enabled=False drops", path)
     return trainer.iter + 1

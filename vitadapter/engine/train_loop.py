@@ -17,6 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.engine.settings import AmpSettings, PositiveInt, check_value
 from vitadapter.engine.signals import StopSignals
 
 __all__ = ["AccumulatingTrainer"]
@@ -87,7 +88,7 @@ class AccumulatingTrainer(SimpleTrainer):
         *,
         accumulate_steps: int = 1,
         amp_dtype: torch.dtype | None = None,
-        init_scale: float = 2.0**16,
+        init_scale: float = AmpSettings.init_scale,
     ) -> None:
         """
         Args:
@@ -101,8 +102,7 @@ class AccumulatingTrainer(SimpleTrainer):
         Raises:
             ValueError: `accumulate_steps` is not positive.
         """
-        if accumulate_steps < 1:
-            raise ValueError(f"accumulate_steps must be at least 1, got {accumulate_steps}")
+        check_value("accumulate_steps", PositiveInt, accumulate_steps)
         super().__init__(model, data_loader, optimizer)
         self.accumulate_steps = accumulate_steps
         self.amp_dtype = amp_dtype

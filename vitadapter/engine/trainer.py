@@ -37,7 +37,7 @@ from vitadapter.engine.checkpoint import (
     load_init_checkpoint,
 )
 from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
-from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
+from vitadapter.engine.ema import EMAHook, WeightEMA
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.resume import find_checkpoint, resume_training
@@ -119,11 +119,10 @@ def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Opt
 def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
     """Gives micro-batches: `train.accumulate_steps` of them have the total batch size."""
     loader_cfg = copy.deepcopy(cfg.dataloader.train)
-    steps = cfg.train.get("accumulate_steps", 1)
-    if steps > 1:
-        loader_cfg.total_batch_size //= steps
+    if cfg.train.accumulate_steps > 1:
+        loader_cfg.total_batch_size //= cfg.train.accumulate_steps
     # Samplers draw the seed of their order: the same at every start.
-    seed_process(cfg.train.get("seed", -1))
+    seed_process(cfg.train.seed)
     return build(loader_cfg, "dataloader.train")
 
 
@@ -142,10 +141,16 @@ def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrai
         model,
         loader,
         optimizer,
-        accumulate_steps=cfg.train.get("accumulate_steps", 1),
-        amp_dtype=getattr(torch, amp.get("dtype", "float16")) if amp.enabled else None,
-        init_scale=amp.get("init_scale", 512.0),
+        accumulate_steps=cfg.train.accumulate_steps,
+        amp_dtype=getattr(torch, amp.dtype) if amp.enabled else None,
+        init_scale=amp.init_scale,
     )
+
+
+def _build_ema(cfg: DictConfig, model: torch.nn.Module) -> WeightEMA | None:
+    """The average that `train.ema` asks for, if any."""
+    ema = cfg.train.ema
+    return WeightEMA(model, decay=ema.decay, ramp_iters=ema.ramp_iters) if ema.enabled else None
 
 
 class _Printer(CommonMetricPrinter):
@@ -180,15 +185,14 @@ def _build_hooks(
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
     ]
-    if train.get("seed", -1) >= 0:
+    if train.seed >= 0:
         built.append(IterationSeed(train.seed))
     if ema is not None:
         built.append(EMAHook(ema, checkpointer.model))
     built.append(StateKeeper(checkpointer))
     if comm.is_main_process():
-        settings = dict(train.checkpointer)
-        checkpointer.max_to_keep = settings.pop("max_to_keep", None)
-        built.append(hooks.PeriodicCheckpointer(checkpointer, **settings))
+        checkpointer.max_to_keep = train.checkpointer.max_to_keep
+        built.append(hooks.PeriodicCheckpointer(checkpointer, train.checkpointer.period))
     built.append(EvalHook(train.eval_period, evaluate))
     if comm.is_main_process():
         writers = _build_writers(train.output_dir, train.max_iter)
@@ -200,12 +204,10 @@ def _best_checkpointer(
     cfg: DictConfig, checkpointer: AtomicCheckpointer, evaluated: torch.nn.Module, results: Results
 ) -> BestCheckpointer | None:
     """The hook that `train.best_checkpoint` asks for, if any."""
-    metric = OmegaConf.select(cfg, "train.best_checkpoint.metric")
-    if metric is None:
+    wanted, period = cfg.train.best_checkpoint, cfg.train.eval_period
+    if wanted.metric is None:
         return None
-    mode = cfg.train.best_checkpoint.get("mode", "max")
-    period = cfg.train.eval_period
-    return BestCheckpointer(period, checkpointer, evaluated, results, metric, mode)
+    return BestCheckpointer(period, checkpointer, evaluated, results, wanted.metric, wanted.mode)
 
 
 def _restore(
@@ -223,8 +225,9 @@ def _restore(
             # The run was stopped between its last iteration and its end.
             checkpointer.save(FINAL_NAME, iteration=start - 1)
         return start
-    allow_partial = cfg.train.get("init_allow_partial", False)
-    load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, allow_partial=allow_partial)
+    load_init_checkpoint(
+        checkpointer, cfg.train.init_checkpoint, allow_partial=cfg.train.init_allow_partial
+    )
     if ema is not None:
         ema.reset(checkpointer.model)
     if wrong := find_not_finite(checkpointer.model.state_dict()):
@@ -279,7 +282,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
         inference = build_inference(cfg, model)
         checkpointer = AtomicCheckpointer(model)
         load_init_checkpoint(
-            checkpointer, cfg.train.init_checkpoint, complete=True, averaged=is_averaged(cfg)
+            checkpointer, cfg.train.init_checkpoint, complete=True, averaged=cfg.train.ema.enabled
         )
     return evaluate(inference)
 
@@ -298,11 +301,11 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         evaluate = _build_evaluation(cfg)
         _check_same_classes(cfg)
         trainer = _build_trainer(cfg, loader)
-        ema = build_ema(cfg, trainer.model)
-        evaluated = trainer.model if ema is None else ema.module
+        checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
+        ema = _build_ema(cfg, checkpointer.model)
+        evaluated = checkpointer.model if ema is None else ema.module
         # Now, so that a fault of train.inference is found before training.
         inference = build_inference(cfg, evaluated)
-        checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
         if ema is not None:
             checkpointer.add_checkpointable("model_ema", ema.module)
         trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate_and_keep))
@@ -313,7 +316,7 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         _evaluate_finished(cfg, start, evaluate_and_keep)
         return results
     with setup_errors():
-        continue_data(loader, start * trainer.accumulate_steps, cfg.train.get("seed", -1))
+        continue_data(loader, start * trainer.accumulate_steps, cfg.train.seed)
     trainer.train(start, cfg.train.max_iter)
     return results
 
