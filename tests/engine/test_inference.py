@@ -44,7 +44,7 @@ def test_mixed_precision(amp_dtype: str | None, dtype: torch.dtype) -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="amp_dtype must be float16 or .* or null, got 'half'"):
+    with pytest.raises(ValueError, match=r"amp_dtype must be float16 or .* or null, got 'half'"):
         InferenceModel(_Probe(), amp_dtype="half")
 
 

@@ -2,9 +2,10 @@
 
 import traceback
 from types import TracebackType
+from typing import Any, cast
 
 from detectron2.config import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 __all__ = ["build"]
@@ -25,7 +26,7 @@ def _described(part: object) -> str:
     """What a part of a config is to be built of, as far as it can be read in a line."""
     if not isinstance(part, DictConfig):
         return ""
-    values = OmegaConf.to_container(part, resolve=True)
+    values = cast(dict[str, object], OmegaConf.to_container(part, resolve=True))
     plain = {k: v for k, v in values.items() if isinstance(v, str | int | float | None)}
     target = values.get("_target_")
     name = getattr(target, "__qualname__", target)
@@ -34,7 +35,7 @@ def _described(part: object) -> str:
     return f" ({name} with {arguments})" if arguments else f" ({name})"
 
 
-def build(node: object, name: str) -> object:
+def build(node: object, name: str) -> Any:
     """As Detectron2's `instantiate`, with errors that say where in the config they come from.
 
     Args:
@@ -42,7 +43,7 @@ def build(node: object, name: str) -> object:
         name: its dotted key, for messages.
 
     Returns:
-        object: `node` itself if there is nothing to build in it.
+        What `node` describes; `node` itself if there is nothing to build in it.
 
     Raises:
         ValueError: names the innermost part that could not be built and, unless its constructor
@@ -59,7 +60,9 @@ def build(node: object, name: str) -> object:
         key = f"{name}.{below}" if below else name
         if type(error) is ValueError:
             raise ValueError(f"{key}: {error}") from error
-        part = OmegaConf.select(node, below) if below and OmegaConf.is_config(node) else node
+        part = node
+        if below and isinstance(node, DictConfig | ListConfig):
+            part = OmegaConf.select(node, below)
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = " ".join(str(error).split()) or place.line
         raise ValueError(

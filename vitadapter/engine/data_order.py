@@ -110,7 +110,8 @@ def _skip(parts: Sequence[object], batches: int) -> bool:
     sampled, batch_size = parts[-1], batch_size_of(parts[0])
     if not isinstance(sampled, ToIterableDataset) or batch_size is None:
         return False
-    consumed, set_aside = batches * batch_size, []
+    consumed = batches * batch_size
+    set_aside: list[int] = []
     if any(isinstance(part, AspectRatioGroupedDataset) for part in parts):
         mapped = sampled.dataset
         records = mapped._dataset if isinstance(mapped, MapDataset) else mapped

@@ -112,6 +112,7 @@ class StateKeeper(HookBase):
         )
 
     def _save_completed(self) -> None:
+        assert self._completed is not None
         is_last = self._completed + 1 == self.trainer.max_iter
         interrupted = self.trainer.iter
         # The trainer's state names the iteration that is complete; a resumed run adds one.

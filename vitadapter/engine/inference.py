@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from detectron2.modeling import Backbone
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -59,8 +60,8 @@ class InferenceModel(nn.Module):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             if self.tta is not None:
                 return self.tta(batched_inputs)
-            divisor = self.model.backbone.size_divisibility
-            return predict_by_size(self.model, batched_inputs, divisor)
+            backbone: Backbone = self.model.backbone
+            return predict_by_size(self.model, batched_inputs, backbone.size_divisibility)
 
 
 def _enabled_tta(cfg: DictConfig) -> DictConfig | None:
@@ -102,7 +103,7 @@ def apply_tta(cfg: DictConfig) -> None:
     apply_overrides(cfg, overrides)
 
 
-def build_inference(cfg: DictConfig, model: nn.Module) -> InferenceModel:
+def build_inference(cfg: DictConfig, model: nn.Module) -> nn.Module:
     """Wraps `model` as `train.inference` of the config says; plainly where it says nothing.
 
     Args:

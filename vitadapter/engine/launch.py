@@ -44,7 +44,8 @@ class Place(NamedTuple):
                 "torchrun, or unset LOCAL_RANK"
             )
         try:
-            place = cls(*(int(environment[name]) for name in _TORCHRUN[:4]))
+            rank, size, local_rank, local_size = (int(environment[n]) for n in _TORCHRUN[:4])
+            place = cls(rank, size, local_rank, local_size)
         except ValueError:
             place = cls(-1)
         within = 0 <= place.rank < place.world_size

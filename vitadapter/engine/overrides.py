@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import NoneType
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -63,7 +63,7 @@ def _child(node: Node, key: str) -> object:
     return node[_index(node, key)]
 
 
-def _index(node: Node, key: str) -> str | int:
+def _index(node: Node, key: str) -> Any:
     return int(key) if isinstance(node, ListConfig) else key
 
 
@@ -95,7 +95,7 @@ def _parameter(node: Node, argument: str, full_key: str) -> inspect.Parameter | 
             return inspect.signature(group).parameters.get(argument)
         target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
         target = locate(target) if isinstance(target, str) else target
-        parameter = inspect.signature(target).parameters.get(argument)
+        parameter = inspect.signature(target).parameters.get(argument) if target else None
     except (ImportError, TypeError, ValueError):
         return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -143,12 +143,8 @@ def _check_kind(
     )
 
 
-def _check_known(cfg: DictConfig, node: object, key: str, value: object, full_key: str) -> None:
+def _check_known(cfg: DictConfig, node: Node, key: str, value: object, full_key: str) -> None:
     """Refuses a key, or one inside a dict value, that the config would silently gain."""
-    if not isinstance(node, Node):
-        raise ValueError(
-            f"{full_key!r} cannot be set: what is above {key!r} is {node!r}, which holds no keys"
-        )
     parameter = _parameter(node, key, full_key)
     is_checked = not _is_reference(value)
     if is_checked and parameter is not None and not (value is None and parameter.default is None):
@@ -164,19 +160,25 @@ def _check_known(cfg: DictConfig, node: object, key: str, value: object, full_ke
             _check_known(cfg, below, str(inner), inner_value, f"{full_key}.{inner}")
 
 
-def _parent(cfg: DictConfig, key: str) -> tuple[object, str]:
+def _parent(cfg: DictConfig, key: str) -> tuple[Node, str]:
     *above, last = key.split(".")
-    node: object = cfg
+    node: Node = cfg
     for part in above:
-        if not isinstance(node, Node) or part not in _keys(node):
+        if part not in _keys(node):
             raise _unknown(cfg, key)
-        node = _child(node, part)
+        below = _child(node, part)
+        if not isinstance(below, Node):
+            raise ValueError(
+                f"the config cannot have a key {key!r}: its {part!r} is {below!r}, which holds no "
+                "keys"
+            )
+        node = below
     return node, last
 
 
 def _delete(cfg: DictConfig, key: str, expected: object) -> None:
     parent, last = _parent(cfg, key)
-    if not isinstance(parent, Node) or last not in _keys(parent):
+    if last not in _keys(parent):
         raise _unknown(cfg, key)
     if expected is not None and _child(parent, last) != expected:
         raise ValueError(f"~{key}={expected} does not fit the value {_child(parent, last)!r}")

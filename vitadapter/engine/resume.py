@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -21,7 +22,7 @@ __all__ = ["find_checkpoint", "resume_training"]
 
 logger = logging.getLogger(__name__)
 
-Content = dict[str, object]
+Content = dict[str, Any]
 
 # Of a parameter group, what says how a step is computed and not what it gives.
 _IMPLEMENTATION = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
@@ -79,9 +80,9 @@ def _read(path: Path) -> Content:
 
 def _saved_iteration(path: Path) -> int:
     """The iteration of a checkpoint; -1 for one that cannot be read."""
-    iteration = iteration_of(path)
-    if iteration is not None:
-        return iteration
+    named = iteration_of(path)
+    if named is not None:
+        return named
     try:
         iteration = read_checkpoint_file(path, is_mapped=True).get("iteration")
     except ValueError:
@@ -177,7 +178,7 @@ def _apply_settings(
 
 
 def _group_differences(
-    saved: Mapping[str, object], group: Mapping[str, object], state: Mapping[object, object]
+    saved: Mapping[str, Any], group: Mapping[str, Any], state: Mapping[int, Any]
 ) -> list[str]:
     """What of a parameter group makes its saved state useless."""
     parameters, numbers = group["params"], saved["params"]
@@ -201,7 +202,7 @@ def _group_differences(
 
 
 def _check_optimizer(
-    saved: Mapping[str, object], optimizer: torch.optim.Optimizer, path: Path
+    saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, path: Path
 ) -> None:
     """PyTorch itself compares no more than the numbers of groups and parameters."""
     groups, saved_groups = optimizer.param_groups, saved["param_groups"]

@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 from detectron2.utils import comm
 
-try:
-    import fcntl
-except ImportError:  # Windows
+from vitadapter.engine.signals import Handler, set_handlers
+
+if sys.platform == "win32":
     fcntl = None
+else:
+    import fcntl
 
 __all__ = ["RunLock", "check_unlocked"]
 
@@ -126,7 +128,7 @@ class RunLock:
         self._descriptor: int | None = None
         self._ended = threading.Event()
         self._process = os.getpid()
-        self._handlers: dict[int, object] = {}
+        self._handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> "RunLock":
         """
@@ -137,7 +139,7 @@ class RunLock:
         _agree(self._acquire)
         if self._descriptor is not None:
             threading.Thread(target=self._show_life, daemon=True).start()
-            self._take_signals()
+            self._handlers = set_handlers(self._on_signal)
         return self
 
     def __exit__(
@@ -226,16 +228,9 @@ class RunLock:
             with contextlib.suppress(OSError):  # a file system that is away for a while
                 os.utime(self._path)
 
-    def _take_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                self._handlers[number] = signal.signal(number, self._on_signal)
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._release()
-        handler = self._handlers[number]
+        handler = self._handlers.get(number)
         if callable(handler):
             handler(number, frame)  # which may end the process without another word
         else:

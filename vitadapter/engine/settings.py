@@ -220,7 +220,7 @@ def check_value(key: str, annotation: object, value: object) -> None:
 def settings_group(key: str) -> type | None:
     """The dataclass of a group of settings, such as `train` or `train.ema`, if `key` is one."""
     first, *below = key.split(".")
-    group = TrainSettings if first == "train" else None
+    group: type | None = TrainSettings if first == "train" else None
     for name in below:
         types = {s.name: s.type for s in fields(group)} if group is not None else {}
         group = _group(types.get(name))
@@ -231,7 +231,8 @@ def _default(setting: Field[Any]) -> object:
     if setting.default_factory is MISSING:
         return setting.default
     default = setting.default_factory()
-    return asdict(default) if is_dataclass(default) else default
+    is_group = is_dataclass(default) and not isinstance(default, type)
+    return asdict(default) if is_group else default
 
 
 def _fill(node: DictConfig, group: type) -> None:

@@ -13,15 +13,19 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["StopSignals", "exit_on_signals", "forward_signals"]
+__all__ = ["Handler", "StopSignals", "exit_on_signals", "forward_signals", "set_handlers"]
 
-Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def _install(handler: Handler) -> dict[int, object]:
-    """Sets the handler of the signals that are not ignored; returns those from before."""
+def set_handlers(handler: Handler) -> dict[int, Handler]:
+    """Sets the handler of SIGINT and SIGTERM, unless they are ignored.
+
+    Returns:
+        dict: the handlers from before, by signal; empty in a thread that may not set handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
     heard = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
@@ -37,9 +41,9 @@ def _exit(number: int) -> None:
 
 def exit_on_signals() -> None:
     """From here on a signal ends the process at once: as long as there is nothing to save."""
-    _install(lambda number, frame: _exit(number))
+    set_handlers(lambda number, frame: _exit(number))
     # While Python is being shut down it runs no handlers; the exit status stands by then.
-    atexit.register(_install, signal.SIG_IGN)
+    atexit.register(set_handlers, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -58,12 +62,13 @@ def forward_signals() -> Iterator[None]:
             _exit(number)
         for child in children:
             with contextlib.suppress(ProcessLookupError):
+                assert child.pid is not None  # it has been started
                 os.kill(child.pid, number)
         for child in children:
             # Here, because torch.multiprocessing kills the others 30 s after the first has ended.
             child.join()
 
-    before = _install(forward)
+    before = set_handlers(forward)
     try:
         yield
     finally:
@@ -88,13 +93,13 @@ class StopSignals:
         self._at_once = False
         self._is_active = False
         self._process = os.getpid()
-        self._on_child: object = signal.SIG_DFL
+        self._on_child: Handler = signal.SIG_DFL
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Takes the signals over, where Python allows it; raises on leaving as :meth:`check`."""
         self._process = os.getpid()
-        before = _install(self._note)
+        before = set_handlers(self._note)
         self._is_active = bool(before) and hasattr(signal, "SIGCHLD")  # not on Windows
         self._silence_workers()
         try:

@@ -8,7 +8,9 @@ import itertools
 import math
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -153,7 +155,7 @@ class AccumulatingTrainer(SimpleTrainer):
             # Gradients travel between processes once, with the last micro-batch.
             with self._no_sync() if left else contextlib.nullcontext():
                 losses.append(self._forward(batches[-1]))
-                total = sum(losses[-1].values()) / self.accumulate_steps
+                total = reduce(add, losses[-1].values()) / self.accumulate_steps
                 self.grad_scaler.scale(total).backward()
         self._report(batches, losses, data_time)
 
@@ -227,14 +229,14 @@ class AccumulatingTrainer(SimpleTrainer):
         if len(mean) > 1:
             storage.put_scalars(**mean)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """As Detectron2's `AMPTrainer` saves it."""
         state = super().state_dict()
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it; float16 that the checkpoint was not trained with starts anew."""
         super().load_state_dict(state_dict)
         if "grad_scaler" in state_dict and self.grad_scaler.is_enabled():

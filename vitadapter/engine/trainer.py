@@ -306,6 +306,8 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         evaluated = checkpointer.model if ema is None else ema.module
         # Now, so that a fault of train.inference is found before training.
         inference = build_inference(cfg, evaluated)
+        # Before each batch, since the exception of a signal is lost if it interrupts a destructor.
+        inference.register_forward_pre_hook(lambda *_: trainer.stop_signals.check())
         if ema is not None:
             checkpointer.add_checkpointable("model_ema", ema.module)
         trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate_and_keep))
