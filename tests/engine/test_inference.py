@@ -137,7 +137,7 @@ def test_augmentation_changes_the_model_before_it_is_built(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("enabled=True", r"this config brings no test-time augmentation along"),
+        ("enabled=True", r"this config comes without test-time augmentation"),
         ("enabled=1", r"tta\.enabled must be True or False, got 1"),
     ],
 )

@@ -139,7 +139,7 @@ def test_deleting(cfg: DictConfig) -> None:
     assert "kernel_size" not in cfg.model
     assert len(cfg.layers) == 1
     assert "max_iter" not in cfg.train
-    with pytest.raises(ValueError, match=r"does not fit the value 80"):
+    with pytest.raises(ValueError, match=r"does not match the value 80"):
         apply_overrides(cfg, ["~dataset.num_classes=3"])
 
 

@@ -136,7 +136,7 @@ def test_a_bad_last_checkpoint_gives_way_to_the_one_before(
         assert content["iteration"] == int(expected)
         (message,) = [record.getMessage() for record in caplog.records]
         assert f"model_{number}.pth" in message
-        assert message.endswith(f"training goes on from {path} instead")
+        assert message.endswith(f"training continues from {path} instead")
     for path in folder.glob("model_0*.pth"):
         DAMAGES[damage](path)
     with pytest.raises(ValueError, match="has no checkpoint to resume from: ") as error:
@@ -293,7 +293,7 @@ def test_a_run_goes_on_from_the_newest_good_checkpoint(cfg: DictConfig, caplog) 
         do_train(cfg, resume=True)
     assert "fpn_output2.bias of " in caplog.text
     assert "model_0000002.pth cannot be loaded" in caplog.text
-    assert "training goes on from" in caplog.text
+    assert "training continues from" in caplog.text
     assert last(cfg) == "model_final.pth"
     assert load(cfg, "model_final.pth")["iteration"] == 2
 

@@ -18,17 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """Weights and buffers, a shared one once."""
+    """Weights and buffers; shared ones appear once."""
     return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
 class WeightEMA:
     """Exponential moving average of the weights and buffers of a model.
 
-    In iteration t, from 0, the average keeps the share `decay * (1 - exp(-(1 + t) / ramp_iters))`
-    of itself and takes the rest from the model; the ramp is that of the official recipes. Integer
-    buffers are copied. PyTorch's `AveragedModel`, whose update this is, knows no ramp and waits for
-    the device in each iteration.
+    In iteration t, counted from 0, the average keeps the share
+    `decay * (1 - exp(-(1 + t) / ramp_iters))` of itself and takes the rest from the model. The ramp
+    is that of the official recipes. Integer buffers are copied. The update is that of PyTorch's
+    `AveragedModel`, which has no ramp and waits for the device in each iteration. timm's
+    `ModelEmaV3` would update a shared weight twice and leave out non-persistent buffers.
 
     Attributes:
         module: a copy of the model with the averaged weights, in evaluation mode.
@@ -38,11 +39,11 @@ class WeightEMA:
         """
         Args:
             model: on its device; not the wrapper of a distributed one.
-            decay: share of itself that the average keeps in the end, in [0, 1).
-            ramp_iters: time constant of the ramp in iterations; 0 for none.
+            decay: the share of itself that the average keeps after the ramp, in [0, 1).
+            ramp_iters: time constant of the ramp in iterations; 0 for no ramp.
 
         Raises:
-            ValueError: `decay` outside [0, 1), a negative `ramp_iters`.
+            ValueError: `decay` is outside of [0, 1), or `ramp_iters` is negative.
         """
         check_value("decay", Decay, decay)
         check_value("ramp_iters", NotNegativeInt, ramp_iters)
@@ -52,13 +53,13 @@ class WeightEMA:
 
     @torch.no_grad()
     def reset(self, model: nn.Module) -> None:
-        """Starts anew from the weights of the model."""
+        """Restarts the average from the weights of the model."""
         for average, current in zip(_tensors(self.module), _tensors(model), strict=True):
             average.copy_(current)
 
     @torch.no_grad()
     def update(self, model: nn.Module, iteration: int) -> None:
-        """Takes the weights of the model, after an iteration (from 0), into the average."""
+        """Adds the weights of the model after an iteration, counted from 0, to the average."""
         ramp = -math.expm1(-(1 + iteration) / self.ramp_iters) if self.ramp_iters else 1.0
         averages, currents = [], []
         for average, current in zip(_tensors(self.module), _tensors(model), strict=True):
@@ -73,12 +74,12 @@ class WeightEMA:
         """Continues the average of a checkpoint, or starts one from its weights.
 
         Args:
-            state: state dict of `module`; None where the checkpoint has none.
-            model: with the checkpoint's weights.
-            path: of the checkpoint, named in messages.
+            state: state dict of `module`; None if the checkpoint has none.
+            model: the model, with the weights of the checkpoint.
+            path: the file name of the checkpoint, for messages.
 
         Raises:
-            ValueError: the average is another model's.
+            ValueError: the average is that of another model.
         """
         if state is None:
             logger.warning("%s has no averaged weights: the average starts from its weights", path)
@@ -91,20 +92,20 @@ class WeightEMA:
 
 
 class EMAHook(HookBase):
-    """Averages the weights after each update.
+    """Updates the average of the weights after each iteration.
 
-    Register it before the hook that notes the iteration as complete.
+    Register it before the hook that marks the iteration as complete.
     """
 
     def __init__(self, ema: WeightEMA, model: nn.Module) -> None:
         """
         Args:
-            ema: of `model`.
-            model: which is trained.
+            ema: the average of the weights of `model`.
+            model: the model that is trained.
         """
         self._ema = ema
         self._model = model
 
     def after_step(self) -> None:
-        """Takes the new weights into the average."""
+        """Adds the new weights to the average."""
         self._ema.update(self._model, self.trainer.iter)

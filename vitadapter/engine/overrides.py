@@ -1,4 +1,4 @@
-"""Configs from the command line: a file, and overrides that refuse a misspelt key."""
+"""Configs from the command line: a file and overrides, which may not have misspelt keys."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ Node = DictConfig | ListConfig
 
 
 def _quoted(text: str) -> str:
-    """`key=value` with the value quoted, for values like paths that hydra's grammar cannot read."""
+    """`key=value` with the value in quotes, for values that hydra's grammar cannot read."""
     key, _, value = text.partition("=")
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{escaped}'"
@@ -68,7 +68,7 @@ def _index(node: Node, key: str) -> Any:
 
 
 def _all_keys(content: object, prefix: str = "") -> list[str]:
-    """Every dotted key of a plain container."""
+    """All dotted keys of a plain container."""
     if isinstance(content, Mapping):
         items = [(str(key), value) for key, value in content.items()]
     elif isinstance(content, list):
@@ -79,7 +79,7 @@ def _all_keys(content: object, prefix: str = "") -> list[str]:
 
 
 def _unknown(cfg: DictConfig, key: str) -> ValueError:
-    # Not resolved, so that a config whose interpolations do not resolve yet is listed too.
+    # Not resolved, since some interpolations may not resolve yet.
     known = _all_keys(OmegaConf.to_container(cfg, resolve=False))
     known = [k for k in known if not k.endswith("_target_")]
     same_name = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
@@ -89,7 +89,7 @@ def _unknown(cfg: DictConfig, key: str) -> ValueError:
 
 
 def _parameter(node: Node, argument: str, full_key: str) -> inspect.Parameter | None:
-    """The declaration of the setting, or of the argument of a lazy call, that a key is for."""
+    """The declaration of a setting or of an argument of a lazy call; None if there is none."""
     try:
         if group := settings_group(full_key.rpartition(".")[0]):
             return inspect.signature(group).parameters.get(argument)
@@ -115,13 +115,13 @@ def _is_reference(value: object) -> bool:
 def _check_kind(
     parent: Node, key: str, value: object, full_key: str, parameter: inspect.Parameter | None
 ) -> None:
-    """Refuses text in the place of a number, and a plain value in that of a group of keys."""
+    """Refuses text instead of a number, and a plain value instead of a group of keys."""
     at = _index(parent, key)
     if key == "num_classes" and OmegaConf.is_interpolation(parent, at):
         follows = cast(dict[str, object], OmegaConf.to_container(parent, resolve=False))[key]
         raise ValueError(
-            f"{full_key} is {follows}, as other parts are that have to agree: set the key that it "
-            f"refers to (on your own data dataset.num_classes={value})"
+            f"{full_key} is {follows}, like other parts that have to agree: set the key that it "
+            f"refers to (for your own data dataset.num_classes={value})"
         )
     if OmegaConf.is_interpolation(parent, at) or OmegaConf.is_missing(parent, at):
         return
@@ -138,13 +138,13 @@ def _check_kind(
         return
     keys = ", ".join(f"{full_key}.{inner}" for inner in list(below)[:3])
     raise ValueError(
-        f"{full_key}={'null' if value is None else value} would put a plain value in the place of "
+        f"{full_key}={'null' if value is None else value} would put a plain value in place of "
         f"a group of keys ({keys}, ...): set these, or delete the group with ~{full_key}"
     )
 
 
 def _check_known(cfg: DictConfig, node: Node, key: str, value: object, full_key: str) -> None:
-    """Refuses a key, or one inside a dict value, that the config would silently gain."""
+    """Refuses keys, also those inside a dict value, that the config does not have."""
     parameter = _parameter(node, key, full_key)
     is_checked = not _is_reference(value)
     if is_checked and parameter is not None and not (value is None and parameter.default is None):
@@ -181,12 +181,12 @@ def _delete(cfg: DictConfig, key: str, expected: object) -> None:
     if last not in _keys(parent):
         raise _unknown(cfg, key)
     if expected is not None and _child(parent, last) != expected:
-        raise ValueError(f"~{key}={expected} does not fit the value {_child(parent, last)!r}")
+        raise ValueError(f"~{key}={expected} does not match the value {_child(parent, last)!r}")
     del parent[_index(parent, last)]
 
 
 def _located(key: str, name: str) -> object:
-    """The class of a dotted name, which is to take the place of another class."""
+    """The class of a dotted name, which replaces another class."""
     try:
         return locate(name)
     except ImportError as error:
@@ -199,7 +199,7 @@ def _set(parent: Node, key: str, value: object) -> None:
         if isinstance(below, DictConfig):  # also behind an interpolation, which stays one
             below.merge_with(value)
             return
-    # What a lazy call builds, `_target_`, is found when it is built.
+    # The target of a lazy call stays a name until it is built.
     is_class = isinstance(parent, DictConfig) and isinstance(parent.get(key), type)
     if is_class and key != "_target_" and isinstance(value, str):
         value = _located(key, value)
@@ -216,13 +216,12 @@ def _add(cfg: DictConfig, key: str, value: object) -> None:
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Sets values of `cfg` in place from `key=value` strings in hydra's grammar.
 
-    As Detectron2's `LazyConfig.apply_overrides`, except that a key must exist, be known to the
-    training loop, or be an argument that the lazy call above it names in its signature;
-    `+key=value` adds any other key and `~key` deletes one. A key below an interpolation changes
-    what the interpolation refers to.
-    A class, such as that of an attention, is replaced by the dotted name of another.
-    A value that hydra's grammar cannot read (a path with "=", parentheses or umlauts) is taken
-    as it stands.
+    Like Detectron2's `LazyConfig.apply_overrides`, except that a key must exist, be a setting of
+    :mod:`vitadapter.engine.settings`, or be an argument in the signature of its lazy call.
+    `+key=value` adds any other key, and `~key` deletes one. A key below an interpolation changes
+    what the interpolation refers to. Where the config has a class, such as that of an attention,
+    the dotted name of another class replaces it. A value that hydra's grammar cannot read, such as
+    a path with "=", parentheses or umlauts, is taken literally.
 
     Args:
         cfg: a loaded LazyConfig.
@@ -232,9 +231,9 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         DictConfig: `cfg`.
 
     Raises:
-        ValueError: a malformed override; an unknown key, of which the message names the nearest
-            ones; a value of another type than its parameter's; or a plain value in the place of a
-            group of keys.
+        ValueError: a malformed override; an unknown key (the message names the nearest ones); a
+            value that the setting or argument does not take; or a plain value instead of a group
+            of keys.
     """
     for text in overrides:
         override = _parse(text)
@@ -254,12 +253,12 @@ def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
     """Runs a LazyConfig file, fills in settings that it lacks and applies overrides.
 
     Args:
-        config_file: Python or YAML; either executes what it names.
+        config_file: Python or YAML; both can execute code.
         overrides: as for :func:`apply_overrides`.
 
     Raises:
-        ValueError: the file is not of this kind, or see :func:`apply_overrides`. An error of the
-            program that a Python file is stays as it is.
+        ValueError: the file is neither of these, or for the reasons of :func:`apply_overrides`.
+            Errors that a Python file raises are passed on.
     """
     try:
         cfg = load_experiment(config_file)

@@ -1,4 +1,4 @@
-"""Settings of a run that cannot work, refused before anything is built or written."""
+"""Refuses settings of a run that cannot work, before anything is built or written."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist
 from vitadapter.engine.run_lock import check_unlocked
 from vitadapter.engine.settings import (
@@ -22,7 +23,7 @@ from vitadapter.engine.settings import (
     expand_home,
 )
 
-__all__ = ["SetupError", "check_device", "check_run", "setup_errors"]
+__all__ = ["SetupError", "check_device", "check_run", "check_same_classes", "setup_errors"]
 
 _ABSENT = object()
 
@@ -31,12 +32,12 @@ _GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier")
 
 
 class SetupError(ValueError):
-    """What cannot work, found before the first iteration; its message is meant for the user."""
+    """A mistake that is found before the first iteration, with a message for the user."""
 
 
 @contextlib.contextmanager
 def setup_errors() -> Iterator[None]:
-    """Marks what the user can mend, among the errors from inside, as errors of the set-up."""
+    """Turns errors that the user can correct into a :class:`SetupError`."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -45,7 +46,7 @@ def setup_errors() -> Iterator[None]:
         raise SetupError(str(error)) from error
 
 
-# Settings outside of `train`, which configs that have other mappers and optimizers lack.
+# Settings outside of `train`. Configs with other mappers and optimizers may lack them.
 _OTHER_SETTINGS = {
     "dataloader.train.mapper.image_format": ImageFormat,
     "dataloader.test.mapper.image_format": ImageFormat,
@@ -55,10 +56,10 @@ _OTHER_SETTINGS = {
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that is not there.
+    """Refuses a device that does not exist.
 
     Raises:
-        ValueError: not a device, or one that PyTorch cannot compute on here.
+        ValueError: `device` does not name a device, or PyTorch cannot compute on it here.
     """
     check_value("train.device", Device, device)
     kind, index = torch.device(device).type, torch.device(device).index
@@ -74,7 +75,7 @@ def check_device(device: str) -> None:
                 "train.device=cuda"
             )
     elif kind != "cpu":
-        # Not asked of GPUs, where it would take memory of the first one in each process.
+        # Not on GPUs, where each process would take memory of the first one.
         try:
             torch.zeros(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -85,7 +86,7 @@ def check_device(device: str) -> None:
 
 
 def _check_groups(cfg: DictConfig, keys: Sequence[str]) -> None:
-    """Refuses a config that lacks something, or refers to what is not there."""
+    """Refuses a config without one of these groups, or with references to missing keys."""
     for key in keys:
         group = OmegaConf.select(cfg, key)
         if not isinstance(group, DictConfig):
@@ -154,12 +155,12 @@ def _check_eval_only(cfg: DictConfig) -> None:
 
 
 def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -> None:
-    """Refuses settings that cannot work or would overwrite a run; builds and writes no file.
+    """Refuses settings that cannot work or would overwrite a run; builds and writes nothing.
 
     Args:
-        cfg: the whole config, of which `cfg.train` is looked at. A `~` that begins
-            `train.output_dir` or `train.init_checkpoint` is expanded in place.
-        resume: whether training goes on from the last checkpoint of the output folder.
+        cfg: the whole config. Settings that `cfg.train` lacks are filled in, and a leading `~` of
+            `train.output_dir` and `train.init_checkpoint` is expanded, both in place.
+        resume: whether training continues from the last checkpoint of the output folder.
         eval_only: whether `train.init_checkpoint` is only evaluated.
 
     Raises:
@@ -190,3 +191,38 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         )
     if train.init_checkpoint and not (occupied and resume):
         check_weights_exist(train.init_checkpoint)
+
+
+def _class_names(dataset: DictConfig | None) -> list[str]:
+    """Class names of a part of `cfg.dataset`; empty if that does not name a COCO data set."""
+    if dataset is None or "name" not in dataset:
+        return []
+    metadata = coco_metadata(dataset.name, dataset.get("json_file"), dataset.get("image_root"))
+    return list(metadata.get("thing_classes", ()))
+
+
+def check_same_classes(cfg: DictConfig) -> None:
+    """Refuses training and test data whose classes differ, since AP would be meaningless.
+
+    Args:
+        cfg: the whole config, whose data sets can be read.
+
+    Raises:
+        ValueError: the message names the overrides to change.
+    """
+    if cfg.dataloader.get("evaluator") is None:
+        return
+    parts = ("train", "test")
+    train, test = (_class_names(OmegaConf.select(cfg, f"dataset.{part}")) for part in parts)
+    if not train or not test or train == test:
+        return
+    change = "set dataset.train.json_file=... or dataset.test.json_file=... so that they agree"
+    if len(train) != len(test):
+        raise ValueError(
+            f"the training data has {len(train)} classes, the test data {len(test)}: {change}"
+        )
+    at = next(i for i, pair in enumerate(zip(train, test, strict=True)) if len(set(pair)) > 1)
+    raise ValueError(
+        f"class {at} is {train[at]!r} in the training data but {test[at]!r} in the test data: "
+        f"{change}"
+    )
