@@ -196,10 +196,10 @@ def test_whatever_the_tag_names_is_not_run(folder: Path, name: str, caplog) -> N
         (b"", r"does not name a checkpoint, but ''.*'model_final\.pth'"),
         (b"model_0000001.pth\nmodel_0000002.pth", "does not name a checkpoint"),
         (b"a\0b", "does not name a checkpoint"),
-        (b"\xff\xfe", "is no file"),
+        (b"\xff\xfe", "is not a file"),
         (b"m" * 5000, "does not name a checkpoint"),
-        ("\N{SNOWMAN}".encode() * 80, "is no file"),
-        (b".", "is no file"),
+        ("\N{SNOWMAN}".encode() * 80, "is not a file"),
+        (b".", "is not a file"),
     ],
 )
 def test_a_tag_that_names_nothing_of_the_folder(folder: Path, tag: bytes, message: str) -> None:

@@ -41,7 +41,7 @@ class Place(NamedTuple):
         missing = [name for name in _TORCHRUN if not environment.get(name)]
         if missing:
             raise ValueError(
-                f"LOCAL_RANK is set, as by torchrun, but {', '.join(missing)} is not: start with "
+                f"LOCAL_RANK is set, as by torchrun, but not {', '.join(missing)}: start with "
                 "torchrun, or unset LOCAL_RANK"
             )
         try:
