@@ -48,7 +48,7 @@ def _stop(reason: str, iteration: int, images: Iterable[str]) -> FloatingPointEr
 
 
 def _to_host(losses: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[Losses], float]:
-    """The losses of all micro-batches and the gradient's norm, with a single wait for the device."""
+    """The losses of all micro-batches and the gradient's norm, with one wait for the device."""
     flat = [loss.detach().float() for named in losses for loss in named.values()]
     values = iter(torch.stack([*flat, norm.to(flat[0])]).tolist())
     return [dict(zip(named, values, strict=False)) for named in losses], next(values)
