@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from omegaconf import DictConfig
+from torch.distributed import HashStore, destroy_process_group, init_process_group
+from torch.nn.parallel import DistributedDataParallel
 from training_samples import act, last, load, raise_error
 
 from vitadapter.engine import trainer as trainer_module
@@ -90,6 +93,25 @@ def test_the_file_can_be_evaluated(keep: DictConfig, tmp_path: Path) -> None:
     keep.train.init_checkpoint = f"{keep.train.output_dir}/model_best.pth"
     keep.train.output_dir = str(tmp_path / "evaluated")
     assert do_eval_only(keep)["segm"]["AP"] == trained["segm"]["AP"]
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_distributed_model_keeps_its_names(
+    keep: DictConfig, evaluations: Callable, averaged: bool, monkeypatch
+) -> None:
+    apply_overrides(keep, ["train.max_iter=1", f"train.ema.enabled={averaged}"])
+    evaluations(3.0)
+
+    def wrap(model: torch.nn.Module, **options: object) -> DistributedDataParallel:
+        return DistributedDataParallel(model)
+
+    monkeypatch.setattr(trainer_module, "create_ddp_model", wrap)
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        do_train(keep)
+    finally:
+        destroy_process_group()
+    assert best(keep)["model"].keys() == instantiate(keep.model).state_dict().keys()
 
 
 def test_a_resumed_run_knows_the_best(keep: DictConfig, evaluations: Callable, caplog) -> None:

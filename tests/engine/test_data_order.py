@@ -97,7 +97,7 @@ def test_a_loader_of_another_kind_is_named(caplog) -> None:
         continue_data([[{}]], 0, seed=0)
         assert not caplog.text
         continue_data([[{}]], 3, seed=0)
-    assert "the data start from their beginning: list is no loader" in caplog.text
+    assert "the data start from the beginning: list is not a loader" in caplog.text
     assert "first 3 batches" in caplog.text
 
 

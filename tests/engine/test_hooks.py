@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from training_samples import act, last, load, metrics_of, raise_error, spoil_image
 
 from vitadapter.engine import trainer as trainer_module
+from vitadapter.engine.inference import InferenceModel
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.train_loop import AccumulatingTrainer
@@ -152,6 +153,31 @@ def test_a_signal_stops_an_evaluation_at_once(
     with pytest.raises(error):
         do_train(cfg)
     assert last(cfg) == ("model_0000001.pth" if period else "model_final.pth")
+
+
+class Signalling:
+    """Sends SIGTERM when it is freed, where Python ignores exceptions, the handler's too."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_is_lost_comes_with_the_next_batch(cfg: DictConfig, monkeypatch) -> None:
+    forward, batches = InferenceModel.forward, []
+
+    def free_and_predict(self: InferenceModel, batch: list[dict]) -> list[dict]:
+        batches.append(batch)
+        Signalling()
+        return forward(self, batch)
+
+    monkeypatch.setattr(InferenceModel, "forward", free_and_predict)
+    cfg.train.eval_period = 2
+    with pytest.raises(SystemExit) as stopped:
+        do_train(cfg)
+    assert stopped.value.code == 143
+    assert len(batches) == 1  # of two
+    assert last(cfg) == "model_0000001.pth"
 
 
 @pytest.mark.parametrize(("number", "error"), STOPS)

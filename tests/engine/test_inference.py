@@ -44,13 +44,13 @@ def test_mixed_precision(amp_dtype: str | None, dtype: torch.dtype) -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"amp_dtype must be one of .* or None, got 'half'"):
+    with pytest.raises(ValueError, match=r"amp_dtype must be float16 or .* or null, got 'half'"):
         InferenceModel(_Probe(), amp_dtype="half")
 
 
 def test_a_fault_is_found_before_training(cfg: DictConfig) -> None:
     cfg.train.inference.amp_dtype = "half"
-    with pytest.raises(SetupError, match="amp_dtype must be one of"):
+    with pytest.raises(SetupError, match=r"train\.inference: amp_dtype must be float16 or"):
         do_train(cfg)
     assert not Path(cfg.train.output_dir, "metrics.json").exists()
 
@@ -137,7 +137,7 @@ def test_augmentation_changes_the_model_before_it_is_built(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("enabled=True", r"this config brings no test-time augmentation along"),
+        ("enabled=True", r"this config comes without test-time augmentation"),
         ("enabled=1", r"tta\.enabled must be True or False, got 1"),
     ],
 )

@@ -45,7 +45,7 @@ def test_alone_and_under_torchrun() -> None:
         ({**TORCHRUN, "RANK": "x"}, {}, "got RANK=x"),
         ({**TORCHRUN, "LOCAL_RANK": "2"}, {}, "LOCAL_RANK=2, LOCAL_WORLD_SIZE=2"),
         ({**TORCHRUN, "LOCAL_RANK": "-1"}, {}, "LOCAL_RANK=-1"),
-        ({**TORCHRUN, "WORLD_SIZE": "5"}, {}, "as many processes on each machine"),
+        ({**TORCHRUN, "WORLD_SIZE": "5"}, {}, "equally many processes on each machine"),
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, {}, "LOCAL_WORLD_SIZE=0"),
         ({"WORLD_SIZE": "2", "RANK": "1"}, {}, r"WORLD_SIZE=2 .*\s+torchrun --nproc_per_node"),
         ({"SLURM_STEP_NUM_TASKS": "8"}, {}, r"SLURM_STEP_NUM_TASKS=8 .*--num-gpus N"),
@@ -96,7 +96,7 @@ def test_an_address_that_is_taken(monkeypatch) -> None:
     monkeypatch.setattr(distributed_c10d._world, "group_count", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ValueError, match=rf"0 of 2 cannot meet .*{url} .*--dist-url \(auto"):
+        with pytest.raises(ValueError, match=rf"0 of 2 cannot connect .*{url} .*--dist-url \(auto"):
             Place(0, 2, 0, 2, url).join("cpu")
 
 
@@ -107,7 +107,7 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch) -> None:
     monkeypatch.setattr(launch_module.distributed, "init_process_group", lambda *a, **k: sys.exit())
     with pytest.raises(ValueError, match=r"3 processes .*got 2: start fewer"):
         Place(0, 3, 0, 3).join("cuda")
-    with pytest.raises(ValueError, match=r"cuda:1 is one GPU for 2 processes: set .*device=cuda"):
+    with pytest.raises(ValueError, match=r"cuda:1 names one GPU for 2 processes: set .*=cuda"):
         Place(0, 2, 0, 2).join("cuda:1")
     with pytest.raises(SystemExit):
         Place(3, 4, 1, 2).join("cuda")

@@ -136,7 +136,7 @@ def test_a_bad_last_checkpoint_gives_way_to_the_one_before(
         assert content["iteration"] == int(expected)
         (message,) = [record.getMessage() for record in caplog.records]
         assert f"model_{number}.pth" in message
-        assert message.endswith(f"training goes on from {path} instead")
+        assert message.endswith(f"training continues from {path} instead")
     for path in folder.glob("model_0*.pth"):
         DAMAGES[damage](path)
     with pytest.raises(ValueError, match="has no checkpoint to resume from: ") as error:
@@ -196,10 +196,10 @@ def test_whatever_the_tag_names_is_not_run(folder: Path, name: str, caplog) -> N
         (b"", r"does not name a checkpoint, but ''.*'model_final\.pth'"),
         (b"model_0000001.pth\nmodel_0000002.pth", "does not name a checkpoint"),
         (b"a\0b", "does not name a checkpoint"),
-        (b"\xff\xfe", "is no file"),
+        (b"\xff\xfe", "is not a file"),
         (b"m" * 5000, "does not name a checkpoint"),
-        ("\N{SNOWMAN}".encode() * 80, "is no file"),
-        (b".", "is no file"),
+        ("\N{SNOWMAN}".encode() * 80, "is not a file"),
+        (b".", "is not a file"),
     ],
 )
 def test_a_tag_that_names_nothing_of_the_folder(folder: Path, tag: bytes, message: str) -> None:
@@ -293,7 +293,7 @@ def test_a_run_goes_on_from_the_newest_good_checkpoint(cfg: DictConfig, caplog) 
         do_train(cfg, resume=True)
     assert "fpn_output2.bias of " in caplog.text
     assert "model_0000002.pth cannot be loaded" in caplog.text
-    assert "training goes on from" in caplog.text
+    assert "training continues from" in caplog.text
     assert last(cfg) == "model_final.pth"
     assert load(cfg, "model_final.pth")["iteration"] == 2
 

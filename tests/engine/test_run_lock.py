@@ -142,7 +142,7 @@ def test_a_killed_run_is_recognised_at_once(tmp_path: Path, caplog) -> None:
         assert time.monotonic() - start < 5
     finally:
         os.kill(fork, signal.SIGKILL)
-    assert "is left behind by process" in caplog.text
+    assert "was left behind by process" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff"])

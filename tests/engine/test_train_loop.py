@@ -105,7 +105,7 @@ def test_nothing_is_updated_by_a_loss_that_is_not_finite(
         f"the loss became infinite or NaN (loss_box={value}) at iteration 0, images: 2.png, 3.png"
     )
     torch.testing.assert_close(weights_of(model), before, atol=0, rtol=0)
-    assert trainer.grad_scaler.get_scale() in (1.0, 2.0**16)
+    assert trainer.grad_scaler.get_scale() == (512.0 if amp_dtype else 1.0)
 
 
 @given(
@@ -221,7 +221,7 @@ def test_the_scale_is_resumed_where_there_is_one() -> None:
 
 def test_no_micro_batches_are_refused() -> None:
     optimizer = torch.optim.SGD(SmallModel().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="accumulate_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="accumulate_steps must be a positive integer, got 0"):
         AccumulatingTrainer(SmallModel(), [], optimizer, accumulate_steps=0)
 
 

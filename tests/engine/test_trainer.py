@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from coco_samples import make_content, write_coco
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig
 from training_samples import last, load, metrics_of, predictions_of
 
@@ -164,7 +164,7 @@ def test_weights_to_start_from(cfg: DictConfig, tmp_path: Path) -> None:
 def test_refused_before_training(cfg: DictConfig, override: str, message: str) -> None:
     output = Path(cfg.train.output_dir)
     with pytest.raises(SetupError, match=message):
-        do_train(apply_overrides(cfg, [override]))
+        do_train(LazyConfig.apply_overrides(cfg, [override]))
     assert not output.exists() or not list(output.iterdir())
 
 

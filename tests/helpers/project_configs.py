@@ -11,6 +11,7 @@ from torch import nn
 
 from vitadapter.engine.inference import apply_tta
 from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.settings import check_settings
 from vitadapter.model_zoo import load_experiment
 from vitadapter.model_zoo.trained_models import FLIP, TTA
 
@@ -45,6 +46,7 @@ def load(path: Path, test: str = "") -> DictConfig:
     """An experiment as `--eval-only` runs it with the overrides of a key of `TESTS`."""
     cfg = apply_overrides(load_experiment(path), TESTS[test].split() if test else [])
     apply_tta(cfg)
+    check_settings(cfg)
     return cfg
 
 

@@ -1,4 +1,4 @@
-"""Batch norms that could not take the first training batch, refused before it."""
+"""Refuses batch norms that would fail on the first training batch."""
 
 import math
 
@@ -12,7 +12,7 @@ __all__ = ["check_batch_norms"]
 
 
 def _check_synchronised(model: nn.Module, device: str) -> None:
-    """PyTorch's synchronises on GPUs only, and says so in the first iteration."""
+    """PyTorch's SyncBatchNorm works on GPUs only, and would fail in the first iteration."""
     synced = [n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)]
     processes = comm.get_world_size()
     if synced and processes > 1 and torch.device(device).type == "cpu":
@@ -24,7 +24,7 @@ def _check_synchronised(model: nn.Module, device: str) -> None:
 
 
 def _values_of(norm: nn.Module, batch_size: int) -> float:
-    """How many values of a map with one cell are averaged at least; infinity if none are."""
+    """Number of values that each mean of a norm is taken over, on maps of 1 x 1; else infinity."""
     if isinstance(norm, nn.GroupNorm):
         return batch_size * (norm.num_channels // norm.num_groups)
     if not isinstance(norm, _BatchNorm) or not norm.training:
@@ -42,7 +42,7 @@ def _check_pooled(model: nn.Module, batch_size: int) -> None:
             if _values_of(norm, batch_size) < 2:
                 head = name.rpartition(".")[0]
                 raise ValueError(
-                    f"the norm {inner} ({type(norm).__name__}) is behind a global pooling and "
+                    f"the norm {inner} ({type(norm).__name__}) follows a global pooling and "
                     f"needs at least 2 images at a time, got {batch_size} "
                     "(dataloader.train.total_batch_size / processes / train.accumulate_steps): "
                     "set a larger dataloader.train.total_batch_size=..., a smaller "
@@ -55,9 +55,9 @@ def check_batch_norms(model: nn.Module, device: str, batch_size: int | None) -> 
     """Refuses norms that cannot work with the device, the processes or the batch size.
 
     Args:
-        model: to be trained.
-        device: that it is trained on.
-        batch_size: images of a forward pass of this process; None where it is not known.
+        model: the model to train.
+        device: the device to train on.
+        batch_size: number of images in a forward pass of this process; None if it is unknown.
 
     Raises:
         ValueError: the message names the override to change.

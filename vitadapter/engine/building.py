@@ -1,17 +1,18 @@
-"""Building what a config describes, with messages that name the part that is wrong."""
+"""Builds what a config describes; error messages name the part that is wrong."""
 
 import traceback
 from types import TracebackType
+from typing import Any, cast
 
 from detectron2.config import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 __all__ = ["build"]
 
 
 def _failed_at(error: Exception) -> str:
-    """Dotted key, below the config that was built, of the part whose building failed."""
+    """The dotted key of the part that failed, relative to the config that was being built."""
     keys, step = [], error.__traceback__
     while isinstance(step, TracebackType):
         frame = step.tb_frame
@@ -22,10 +23,10 @@ def _failed_at(error: Exception) -> str:
 
 
 def _described(part: object) -> str:
-    """What a part of a config is to be built of, as far as it can be read in a line."""
+    """The class of a part of a config and its plain arguments, in one line."""
     if not isinstance(part, DictConfig):
         return ""
-    values = OmegaConf.to_container(part, resolve=True)
+    values = cast(dict[str, object], OmegaConf.to_container(part, resolve=True))
     plain = {k: v for k, v in values.items() if isinstance(v, str | int | float | None)}
     target = values.get("_target_")
     name = getattr(target, "__qualname__", target)
@@ -34,21 +35,21 @@ def _described(part: object) -> str:
     return f" ({name} with {arguments})" if arguments else f" ({name})"
 
 
-def build(node: object, name: str) -> object:
-    """As Detectron2's `instantiate`, with errors that say where in the config they come from.
+def build(node: object, name: str) -> Any:
+    """Like Detectron2's `instantiate`, but errors say which part of the config they come from.
 
     Args:
         node: a part of a config.
-        name: its dotted key, for messages.
+        name: the dotted key of `node`, for messages.
 
     Returns:
-        object: `node` itself if there is nothing to build in it.
+        What `node` describes; `node` itself if there is nothing to build in it.
 
     Raises:
-        ValueError: names the innermost part that could not be built and, unless its constructor
-            has refused the arguments in its own words, the error and its place.
-        InterpolationResolutionError: an interpolation refers to what is not there.
-        MissingMandatoryValue: a value is left to be set ("???").
+        ValueError: a part could not be built. The message names the innermost one, and the type
+            and place of the error unless that is a ValueError, which explains itself.
+        InterpolationResolutionError: an interpolation refers to a key that does not exist.
+        MissingMandatoryValue: a mandatory value ("???") is not set.
     """
     try:
         return instantiate(node)
@@ -59,7 +60,9 @@ def build(node: object, name: str) -> object:
         key = f"{name}.{below}" if below else name
         if type(error) is ValueError:
             raise ValueError(f"{key}: {error}") from error
-        part = OmegaConf.select(node, below) if below and OmegaConf.is_config(node) else node
+        part = node
+        if below and isinstance(node, DictConfig | ListConfig):
+            part = OmegaConf.select(node, below)
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = " ".join(str(error).split()) or place.line
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot corrupt, and the weights that a run starts from."""
+"""Checkpoints that a kill cannot corrupt, and loading the weights that a run starts from."""
 
 import contextlib
 import logging
@@ -21,6 +21,7 @@ from vitadapter.checkpoint.reading import (
     read_state_dict,
 )
 from vitadapter.checkpoint.sources import check_source, fetch, is_remote
+from vitadapter.engine.settings import expand_home
 
 __all__ = [
     "BEST_NAME",
@@ -28,7 +29,6 @@ __all__ = [
     "LAST_NAME",
     "AtomicCheckpointer",
     "check_weights_exist",
-    "expand_home",
     "find_not_finite",
     "iteration_of",
     "load_init_checkpoint",
@@ -37,31 +37,31 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BEST_NAME = "model_best"
-"""File name, without its ending, of the weights with the best evaluation."""
+"""File name, without its suffix, of the weights with the best evaluation."""
 
 FINAL_NAME = "model_final"
-"""File name, without its ending, of the checkpoint of the last iteration."""
+"""File name, without its suffix, of the checkpoint of the last iteration."""
 
 LAST_NAME = "last_checkpoint"
-"""The file that names the checkpoint to resume from; Detectron2's."""
+"""Detectron2's name for the file that names the checkpoint to resume from."""
 
 _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
 
-# Fixed, so that what a killed save leaves behind is overwritten by the next one.
+# Always the same name, so that the next save overwrites what a killed one left behind.
 _PARTIAL_NAME = "checkpoint.partial"
 _REPORT_NAME = "init_checkpoint_report.txt"
-# Detectron2's query that has names guessed; by default they are recognised.
+# Detectron2's query for matching weights by similar names; without it, the file's family is found.
 _HEURISTICS = ("matching_heuristics=True", "matching_heuristics=False")
 
 
 def iteration_of(path: Path) -> int | None:
-    """The iteration that a checkpoint is named after, if it is."""
+    """The iteration in the name of a checkpoint; None if there is none."""
     match = _PERIODIC.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def _tensors(data: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of nested dicts and lists, with dotted names."""
+    """The tensors of nested dicts, lists and tuples, with dotted names."""
     if isinstance(data, torch.Tensor):
         yield name, data
     elif isinstance(data, Mapping | list | tuple):
@@ -71,10 +71,10 @@ def _tensors(data: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]
 
 
 def find_not_finite(data: object) -> str | None:
-    """The name of a tensor that is infinite or NaN, if there is one.
+    """The name of the first tensor with an infinite or NaN value; None if there is none.
 
     Args:
-        data: tensors and other things in dicts, lists and tuples.
+        data: nested dicts, lists and tuples, of tensors and anything else.
     """
     tensors = _tensors(data)
     return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
@@ -82,7 +82,7 @@ def find_not_finite(data: object) -> str | None:
 
 @contextlib.contextmanager
 def _replaced(target: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `target` when everything is written."""
+    """A file that replaces `target` once everything has been written to it."""
     partial = target.with_name(_PARTIAL_NAME)
     with partial.open("wb") as file:
         yield file
@@ -94,25 +94,25 @@ def _replaced(target: Path) -> Iterator[BinaryIO]:
 class AtomicCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, except that
 
-    - it writes aside and renames: each file is whole or absent;
-    - nothing that is infinite or NaN is written;
-    - old checkpoints are removed, those of earlier starts too;
-    - files are read without running what is in them.
+    - it writes to a temporary file that it then renames, so that no file is ever incomplete;
+    - it refuses to write infinite and NaN values;
+    - it removes old checkpoints, including those of earlier starts of the run;
+    - it reads files without executing anything in them.
 
     Attributes:
-        max_to_keep: number of checkpoints named after an iteration that are kept; None for all.
-        saved_iteration: the iteration of the last save, None before it.
+        max_to_keep: how many checkpoints named after an iteration are kept; None for all.
+        saved_iteration: the iteration of the last save; None before the first.
     """
 
     max_to_keep: int | None = None
     saved_iteration: int | None = None
 
     def save(self, name: str, **extra: object) -> None:
-        """Saves the model and all checkpointables as `name.pth` and tags it as the last one.
+        """Saves the model and all checkpointables as `name.pth`, and tags this as the last file.
 
         Args:
-            name: file name without its ending.
-            extra: further data to save, as Detectron2's periodic checkpointer passes it.
+            name: file name without its suffix.
+            extra: further data to save, such as the iteration.
 
         Raises:
             FloatingPointError: a weight, an average or the optimizer's state is infinite or NaN.
@@ -129,11 +129,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._remove_old(f"{name}.pth")
 
     def save_weights(self, name: str, model: nn.Module, **extra: object) -> None:
-        """Saves weights only, as `name.pth`, which a resumed run does not load.
+        """Saves only weights, as `name.pth`, which a resumed run does not load.
 
         Args:
-            name: file name without its ending.
-            model: whose weights are saved.
+            name: file name without its suffix.
+            model: the model whose weights are saved.
             extra: further data to save.
 
         Raises:
@@ -151,7 +151,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             torch.save(data, file)
 
     def _remove_old(self, last: str) -> None:
-        """Keeps the most recently written: a run that went back to an older one goes on there."""
+        """Keeps the files written last, since a run may be resumed from an older one."""
         if self.max_to_keep is None:
             return
         files = [p for p in Path(self.save_dir).iterdir() if iteration_of(p) is not None]
@@ -168,15 +168,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
         Args:
             state_dict: all weights of the model.
-            path: named in the message.
+            path: where they come from, for the message.
 
         Raises:
-            ValueError: they are another model's; names the first three that are missing.
+            ValueError: the weights are those of another model; names the first three missing ones.
         """
         incompatible = self._load_model({"model": dict(state_dict)})
         self._log_incompatible_keys(incompatible)
         state = self.model.state_dict(keep_vars=True)
-        # A shared parameter is there under each of its names.
+        # A shared parameter needs to be found under one of its names only.
         found = {id(v) for name, v in state.items() if name not in incompatible.missing_keys}
         shapes = {
             name: f"{name} {tuple(in_model)} from {tuple(in_file)}"
@@ -185,17 +185,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
         missing = [
             shapes.get(name, name)
             for name in incompatible.missing_keys
-            # Only counts, and PyTorch's files of before version 0.4.1 lack it.
+            # It only counts batches, and files written by PyTorch before 0.4.1 lack it.
             if id(state[name]) not in found and not name.endswith("num_batches_tracked")
         ]
         if missing:
             raise ValueError(
                 f"{path} is of another model: {len(missing)} of the {len(state)} weights are "
-                f"missing or of another shape: {', '.join(missing[:3])}"
+                f"missing or have the wrong shape: {', '.join(missing[:3])}"
             )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Names the file that a resumed run loads."""
+        """Records the name of the file that a resumed run loads."""
         with _replaced(Path(self.save_dir, LAST_NAME)) as file:
             file.write(last_filename_basename.encode())
 
@@ -203,13 +203,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return read_checkpoint_file(filename)
 
 
-def expand_home(path: str) -> str:
-    """`path` with a leading `~` resolved; whatever else it is stays as it stands."""
-    return str(Path(path).expanduser()) if path == "~" or path.startswith("~/") else path
-
-
 def check_weights_exist(path: str) -> None:
-    """Refuses weights that are not there, before anything is built.
+    """Refuses a file of weights that does not exist, before anything is built.
 
     Args:
         path: file or URL, with or without Detectron2's "?matching_heuristics=True".
@@ -231,7 +226,7 @@ def check_weights_exist(path: str) -> None:
 
 
 def _read(model: nn.Module, path: str, averaged: bool) -> StateDict:
-    """The checkpoint of a path that may end in Detectron2's query."""
+    """Reads the checkpoint of a path that may end in Detectron2's query."""
     file_name, _, query = path.partition("?")
     if query not in ("", *_HEURISTICS):
         raise ValueError(f"a path may end in ?{_HEURISTICS[0]} only, got {path}")
@@ -255,22 +250,22 @@ def load_init_checkpoint(
     allow_partial: bool = False,
     averaged: bool = False,
 ) -> None:
-    """Loads the weights that training or evaluation starts from; nothing for an empty path.
+    """Loads the weights that training or evaluation starts from; does nothing for an empty path.
 
-    The file may be of any family that `vitadapter.checkpoint` knows: it is converted and fitted to
-    the model first, and the model is touched only if everything is as it should be. What became
-    of each entry is logged, and written to `init_checkpoint_report.txt` in the output folder.
+    The file may be of any family that `vitadapter.checkpoint` knows. It is converted and fitted to
+    the model first, and the model is changed only if every check passes. A summary is logged, and
+    what happened to each entry is written to `init_checkpoint_report.txt` in the output folder.
 
     Args:
-        checkpointer: only its model is loaded, not the state of a trainer.
+        checkpointer: the checkpointer of the model; its other checkpointables are not loaded.
         path: a file, a URL, `zoo://experiment`, `hf://org/repo/file` or `timm://name`.
-        complete: whether every weight of the model must be in the file, in its shape; else those
-            that are not, such as a new head's, stay as initialised.
-        allow_partial: whether the plain ViT may be loaded in part.
-        averaged: whether to take the moving average of the weights (EMA) where the file has one.
+        complete: whether the file must have every weight of the model, in its shape. Otherwise,
+            missing ones, such as those of a new head, keep their initial values.
+        allow_partial: whether the file may have only a part of the plain ViT.
+        averaged: whether to take the moving average of the weights (EMA) if the file has one.
 
     Raises:
-        ValueError: the file does not exist, is no checkpoint, or is one of another model.
+        ValueError: the file does not exist, is not a checkpoint, or belongs to another model.
     """
     if not path:
         return

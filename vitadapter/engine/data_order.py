@@ -1,10 +1,10 @@
-"""Data order and random numbers that depend on the iteration, not on where a run was stopped.
+"""Makes data order and random numbers depend on the iteration, not on where a run was stopped.
 
-With `train.seed` a resumed run equals one that was never stopped, bit for bit where the operators
-are deterministic, if the data are loaded by the training process itself (`num_workers=0`). With
-workers the images come in the same order (nearly so with `aspect_ratio_grouping`, whose groups are
-not known while workers fill them), but their augmentations are drawn anew. A change of
-`total_batch_size` counts the images seen so far by the new size.
+With `train.seed`, a resumed run equals one that was never stopped (bit for bit if the operators are
+deterministic), provided that the training process loads the data itself (`num_workers=0`). With
+workers, the images come in the same order (nearly so with `aspect_ratio_grouping`, whose groups are
+unknown while workers fill them), but their augmentations differ. After a change of
+`total_batch_size`, the images seen so far are counted as if the new size had been used throughout.
 """
 
 import itertools
@@ -26,27 +26,27 @@ logger = logging.getLogger(__name__)
 
 
 def seed_process(seed: int) -> None:
-    """Seeds Python, NumPy and PyTorch as Detectron2's `default_setup` does.
+    """Seeds Python, NumPy and PyTorch like Detectron2's `default_setup`.
 
     Args:
-        seed: negative for random numbers that differ from start to start.
+        seed: if it is negative, nothing is seeded, and each start has other random numbers.
     """
     if seed >= 0:
         seed_all_rng(seed + comm.get_rank())
 
 
 def _seed_of(seed: int, iteration: int) -> int:
-    """32 bits that differ between iterations and between processes."""
+    """A seed of 32 bits that differs between iterations and between processes."""
     return int(np.random.SeedSequence([seed, iteration, comm.get_rank()]).generate_state(1)[0])
 
 
 class IterationSeed(HookBase):
-    """Ties the random numbers of each iteration to its number, in every process."""
+    """Seeds each iteration by its number, in every process."""
 
     def __init__(self, seed: int) -> None:
         """
         Args:
-            seed: not negative.
+            seed: the run's seed, not negative.
         """
         self._seed = seed
 
@@ -56,7 +56,7 @@ class IterationSeed(HookBase):
 
 
 class _Remaining(Sampler[int]):
-    """What a sampler gives after its first `consumed` indices, preceded by those set aside."""
+    """The indices that were set aside, then those of a sampler after its first `consumed` ones."""
 
     def __init__(self, sampler: Sampler[int], consumed: int, set_aside: Sequence[int]) -> None:
         self._sampler, self._consumed, self._set_aside = sampler, consumed, set_aside
@@ -67,7 +67,7 @@ class _Remaining(Sampler[int]):
 
 
 def _parts(loader: object) -> Iterator[object]:
-    """A loader and all that it wraps, from the outside in, as far as the sampler."""
+    """A loader and everything it wraps, from the outside in, down to what has the sampler."""
     while loader is not None:
         yield loader
         if isinstance(loader, ToIterableDataset):
@@ -77,7 +77,7 @@ def _parts(loader: object) -> Iterator[object]:
 
 
 def batch_size_of(loader: object) -> int | None:
-    """Number of images in each batch of a loader; None where it does not tell."""
+    """Number of images in each batch of a loader; None if the loader does not say."""
     sizes = (getattr(part, "batch_size", None) for part in _parts(loader))
     return next(filter(None, sizes), None)
 
@@ -85,9 +85,9 @@ def batch_size_of(loader: object) -> int | None:
 def _group(
     indices: Iterable[int], records: Sequence[dict], batch_size: int, batches: int
 ) -> tuple[int, list[int]]:
-    """How many images so many batches of equal orientation take, and those not in one of them."""
+    """How many images fill `batches` batches of equal orientation, and which are then left over."""
 
-    @cache  # unpacking a record again for each pass over the data would take minutes
+    @cache  # unpacking each record again in each pass over the data would take minutes
     def is_wide(index: int) -> bool:
         return records[index]["width"] > records[index]["height"]
 
@@ -106,16 +106,17 @@ def _group(
 
 
 def _skip(parts: Sequence[object], batches: int) -> bool:
-    """Whether the first so many batches could be left out."""
+    """Skips the first `batches` batches; False if the loader does not allow it."""
     sampled, batch_size = parts[-1], batch_size_of(parts[0])
     if not isinstance(sampled, ToIterableDataset) or batch_size is None:
         return False
-    consumed, set_aside = batches * batch_size, []
+    consumed = batches * batch_size
+    set_aside: list[int] = []
     if any(isinstance(part, AspectRatioGroupedDataset) for part in parts):
         mapped = sampled.dataset
         records = mapped._dataset if isinstance(mapped, MapDataset) else mapped
         first = records[0]
-        # Else the images would have to be read.
+        # Without the sizes, the images would have to be read.
         if isinstance(first, dict) and {"width", "height"} <= first.keys():
             consumed, set_aside = _group(sampled.sampler, records, batch_size, batches)
     sampled.sampler = _Remaining(sampled.sampler, consumed, set_aside)
@@ -123,13 +124,13 @@ def _skip(parts: Sequence[object], batches: int) -> bool:
 
 
 def continue_data(loader: Iterable[list[dict]], batches: int, seed: int) -> None:
-    """Makes a training loader, not yet iterated over, go on where the run was stopped.
+    """Makes a training loader continue where the run was stopped; call it before iterating.
 
     Args:
-        loader: as Detectron2's `build_detection_train_loader` builds it, with any sampler. Any
-            other kind starts from its beginning, with a warning.
+        loader: a loader as built by Detectron2's `build_detection_train_loader`, with any sampler.
+            Other loaders start from the beginning, with a warning.
         batches: number of batches that this process has taken from it so far.
-        seed: of the workers' random numbers; negative for others at each start.
+        seed: for the random numbers of the workers; negative for other numbers at each start.
     """
     parts = list(_parts(loader))
     for part in parts:
@@ -137,8 +138,8 @@ def continue_data(loader: Iterable[list[dict]], batches: int, seed: int) -> None
             part.generator = torch.Generator().manual_seed(_seed_of(seed, batches))
     if batches > 0 and not _skip(parts, batches):
         logger.warning(
-            "the data start from their beginning: %s is no loader of Detectron2's with a sampler, "
-            "whose first %d batches could be left out",
+            "the data start from the beginning: %s is not a loader of Detectron2 with a sampler, "
+            "so its first %d batches cannot be skipped",
             type(loader).__name__,
             batches,
         )

@@ -7,64 +7,59 @@ from collections.abc import Mapping
 
 import torch
 from detectron2.engine import HookBase
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["EMAHook", "WeightEMA", "build_ema", "is_averaged"]
+from vitadapter.engine.settings import Decay, NotNegativeInt, check_value
+
+__all__ = ["EMAHook", "WeightEMA"]
 
 logger = logging.getLogger(__name__)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """Weights and buffers, a shared one once."""
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
+    """Weights and buffers; shared ones appear once."""
     return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
 class WeightEMA:
     """Exponential moving average of the weights and buffers of a model.
 
-    In iteration t, from 0, the average keeps the share `decay * (1 - exp(-(1 + t) / ramp_iters))`
-    of itself and takes the rest from the model; the ramp is that of the official recipes. Integer
-    buffers are copied. PyTorch's `AveragedModel`, whose update this is, knows no ramp and waits for
-    the device in each iteration.
+    In iteration t, counted from 0, the average keeps the share
+    `decay * (1 - exp(-(1 + t) / ramp_iters))` of itself and takes the rest from the model. The ramp
+    is that of the official recipes. Integer buffers are copied. The update is that of PyTorch's
+    `AveragedModel`, which has no ramp and waits for the device in each iteration. timm's
+    `ModelEmaV3` would update a shared weight twice and leave out non-persistent buffers.
 
     Attributes:
         module: a copy of the model with the averaged weights, in evaluation mode.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.9999, ramp_iters: int = 0) -> None:
+    def __init__(self, model: nn.Module, *, decay: float, ramp_iters: int) -> None:
         """
         Args:
-            model: on its device, possibly distributed.
-            decay: share of itself that the average keeps in the end, in [0, 1).
-            ramp_iters: time constant of the ramp in iterations; 0 for none.
+            model: on its device; not the wrapper of a distributed one.
+            decay: the share of itself that the average keeps after the ramp, in [0, 1).
+            ramp_iters: time constant of the ramp in iterations; 0 for no ramp.
 
         Raises:
-            ValueError: `decay` outside [0, 1), a negative `ramp_iters`.
+            ValueError: `decay` is outside of [0, 1), or `ramp_iters` is negative.
         """
-        if not 0 <= decay < 1 or ramp_iters < 0:
-            raise ValueError(
-                f"decay must lie in [0, 1) and ramp_iters be >= 0, got {decay=}, {ramp_iters=}"
-            )
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
+        check_value("decay", Decay, decay)
+        check_value("ramp_iters", NotNegativeInt, ramp_iters)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.ramp_iters = ramp_iters
 
     @torch.no_grad()
     def reset(self, model: nn.Module) -> None:
-        """Starts anew from the weights of the model."""
+        """Restarts the average from the weights of the model."""
         for average, current in zip(_tensors(self.module), _tensors(model), strict=True):
             average.copy_(current)
 
     @torch.no_grad()
     def update(self, model: nn.Module, iteration: int) -> None:
-        """Takes the weights of the model, after an iteration (from 0), into the average."""
+        """Adds the weights of the model after an iteration, counted from 0, to the average."""
         ramp = -math.expm1(-(1 + iteration) / self.ramp_iters) if self.ramp_iters else 1.0
         averages, currents = [], []
         for average, current in zip(_tensors(self.module), _tensors(model), strict=True):
@@ -79,12 +74,12 @@ class WeightEMA:
         """Continues the average of a checkpoint, or starts one from its weights.
 
         Args:
-            state: state dict of `module`; None where the checkpoint has none.
-            model: with the checkpoint's weights.
-            path: of the checkpoint, named in messages.
+            state: state dict of `module`; None if the checkpoint has none.
+            model: the model, with the weights of the checkpoint.
+            path: the file name of the checkpoint, for messages.
 
         Raises:
-            ValueError: the average is another model's.
+            ValueError: the average is that of another model.
         """
         if state is None:
             logger.warning("%s has no averaged weights: the average starts from its weights", path)
@@ -97,42 +92,20 @@ class WeightEMA:
 
 
 class EMAHook(HookBase):
-    """Averages the weights after each update.
+    """Updates the average of the weights after each iteration.
 
-    Register it before the hook that notes the iteration as complete.
+    Register it before the hook that marks the iteration as complete.
     """
 
     def __init__(self, ema: WeightEMA, model: nn.Module) -> None:
         """
         Args:
-            ema: of `model`.
-            model: which is trained; possibly distributed.
+            ema: the average of the weights of `model`.
+            model: the model that is trained.
         """
         self._ema = ema
         self._model = model
 
     def after_step(self) -> None:
-        """Takes the new weights into the average."""
+        """Adds the new weights to the average."""
         self._ema.update(self._model, self.trainer.iter)
-
-
-def is_averaged(cfg: DictConfig) -> bool:
-    """Whether the config averages its weights; configs of older versions do not say.
-
-    Args:
-        cfg: the whole config.
-    """
-    return bool(OmegaConf.select(cfg, "train.ema.enabled", default=False))
-
-
-def build_ema(cfg: DictConfig, model: nn.Module) -> WeightEMA | None:
-    """The average that `train.ema` of a config asks for, if any.
-
-    Args:
-        cfg: the whole config.
-        model: on its device, possibly distributed.
-    """
-    if not is_averaged(cfg):
-        return None
-    ema = cfg.train.ema
-    return WeightEMA(model, decay=ema.get("decay", 0.9999), ramp_iters=ema.get("ramp_iters", 0))

@@ -1,4 +1,4 @@
-"""Hooks that keep the training state when training ends before its time."""
+"""Hooks that keep the training state when training stops early."""
 
 import logging
 
@@ -13,19 +13,19 @@ __all__ = ["EvalHook", "StateKeeper"]
 logger = logging.getLogger(__name__)
 
 
-# Written by the forward pass, that is, before an iteration is complete.
+# The forward pass changes these, so before the iteration is complete.
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class EvalHook(detectron2_hooks.EvalHook):
     """Detectron2's, except that
 
-    - training stopped in its very last iteration is not evaluated;
-    - a signal stops an evaluation at once.
+    - it does not evaluate if training was stopped in its very last iteration;
+    - a signal stops it at once.
     """
 
     def after_train(self) -> None:
-        """Evaluates if training was finished."""
+        """Evaluates if training is finished."""
         if self.trainer.iter >= self.trainer.max_iter:
             super().after_train()
 
@@ -38,16 +38,16 @@ class StateKeeper(HookBase):
     """Saves the last complete iteration when training stops early, whatever the reason.
 
     Ctrl-C and SIGTERM stop training as soon as the iteration is complete, or while it waits for
-    data. A half-made update is never saved. Batch statistics of an incomplete iteration are taken
-    back, so that a batch with NaN leaves nothing in the checkpoint. Register this hook directly
-    after those that belong to an update (the schedule, the average of the weights), so that
-    "complete" includes them.
+    data. An incomplete update is never saved. Batch statistics of an incomplete iteration are
+    reverted, so that a batch with NaN leaves nothing in the checkpoint. Register this hook directly
+    after those that belong to an update (the schedule, the average of the weights): an iteration
+    counts as complete after them.
     """
 
     def __init__(self, checkpointer: AtomicCheckpointer) -> None:
         """
         Args:
-            checkpointer: saves the model and, among its checkpointables, the trainer.
+            checkpointer: saves the model, and the trainer as one of its checkpointables.
         """
         self._checkpointer = checkpointer
         self._completed: int | None = None
@@ -57,21 +57,21 @@ class StateKeeper(HookBase):
         self._before: list[torch.Tensor] = []
 
     def before_step(self) -> None:
-        """Remembers what the forward pass will change."""
+        """Copies what the forward pass will change."""
         self._before = [statistic.clone() for statistic in self._statistics]
 
     def after_backward(self) -> None:
-        """From here to :meth:`after_step` the weights may be half updated."""
+        """Marks the weights as possibly half updated, until :meth:`after_step`."""
         self._is_updating = True
 
     def after_step(self) -> None:
-        """Notes that the iteration is complete, and stops training if there was a signal."""
+        """Marks the iteration as complete, and stops training if there was a signal."""
         self._completed = self.trainer.iter
         self._is_updating = False
         self.trainer.stop_signals.check()
 
     def after_train(self) -> None:
-        """Saves what an early end would lose."""
+        """Saves the last complete iteration if training stopped early."""
         if self.trainer.iter < self.trainer.max_iter:
             self._save()
 
@@ -112,9 +112,10 @@ class StateKeeper(HookBase):
         )
 
     def _save_completed(self) -> None:
+        assert self._completed is not None
         is_last = self._completed + 1 == self.trainer.max_iter
         interrupted = self.trainer.iter
-        # The trainer's state names the iteration that is complete; a resumed run adds one.
+        # The trainer's state has the last complete iteration; a resumed run starts at the next one.
         self.trainer.iter = self._completed
         try:
             self._checkpointer.save(

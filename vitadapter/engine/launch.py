@@ -1,4 +1,4 @@
-"""The processes of a run: started here, or by torchrun."""
+"""Starts the processes of a run, unless torchrun has started them."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ from vitadapter.engine.signals import forward_signals
 __all__ = ["Place", "check_alone", "launch"]
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# What tells a process that it is one of several: of srun, mpirun, and of who does it by hand.
+# Variables by which srun, mpirun and hand-made launchers tell a process that it is one of several.
 _SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 
 Arguments = TypeVar("Arguments")
 
 
 class Place(NamedTuple):
-    """Which of the processes of a run this one is; by default the only one."""
+    """The place of a process in its run; by default, it is the only one."""
 
     rank: int = 0
     world_size: int = 1
@@ -33,18 +33,20 @@ class Place(NamedTuple):
 
     @classmethod
     def from_torchrun(cls, environment: Mapping[str, str]) -> "Place":
-        """
+        """Reads the variables that torchrun sets.
+
         Raises:
-            ValueError: a variable that torchrun sets is missing, or they contradict each other.
+            ValueError: one of them is missing, or they contradict each other.
         """
         missing = [name for name in _TORCHRUN if not environment.get(name)]
         if missing:
             raise ValueError(
-                f"LOCAL_RANK is set, as torchrun does, but not {', '.join(missing)}: start with "
+                f"LOCAL_RANK is set, as by torchrun, but not {', '.join(missing)}: start with "
                 "torchrun, or unset LOCAL_RANK"
             )
         try:
-            place = cls(*(int(environment[name]) for name in _TORCHRUN[:4]))
+            rank, size, local_rank, local_size = (int(environment[n]) for n in _TORCHRUN[:4])
+            place = cls(rank, size, local_rank, local_size)
         except ValueError:
             place = cls(-1)
         within = 0 <= place.rank < place.world_size
@@ -52,8 +54,8 @@ class Place(NamedTuple):
         if not within or place.world_size % place.local_world_size:
             values = ", ".join(f"{name}={environment[name]}" for name in _TORCHRUN[:4])
             raise ValueError(
-                "ranks must be numbered from 0 to below their world size, with as many processes "
-                f"on each machine, got {values}"
+                "ranks must be numbered from 0 to below their world size, with equally many "
+                f"processes on each machine, got {values}"
             )
         return place
 
@@ -61,11 +63,11 @@ class Place(NamedTuple):
         """Connects the processes, through NCCL on GPUs and gloo on CPUs.
 
         Args:
-            device: that the run trains on.
+            device: the device that the run trains on.
 
         Raises:
-            ValueError: there are fewer GPUs than processes, the device is one GPU for all, or the
-                processes do not find each other.
+            ValueError: there are fewer GPUs than processes, the device is a single GPU, or the
+                processes cannot connect.
         """
         if self.world_size == 1:
             return
@@ -82,9 +84,9 @@ class Place(NamedTuple):
             )
         except RuntimeError as error:
             raise ValueError(
-                f"process {self.rank} of {self.world_size} cannot meet the others at {self.url} "
-                f"({str(error).splitlines()[0]}): set another --dist-url (auto for a free port of "
-                "this machine)"
+                f"process {self.rank} of {self.world_size} cannot connect to the others at "
+                f"{self.url} ({str(error).splitlines()[0]}): set another --dist-url (auto for a "
+                "free port of this machine)"
             ) from error
         comm.create_local_process_group(self.local_world_size)
         comm.synchronize()
@@ -98,24 +100,24 @@ class Place(NamedTuple):
             )
         if device.index is not None:
             raise ValueError(
-                f"train.device={device} is one GPU for {self.world_size} processes: set "
+                f"train.device={device} names one GPU for {self.world_size} processes: set "
                 "train.device=cuda"
             )
         torch.cuda.set_device(self.local_rank)
 
 
 def check_alone(environment: Mapping[str, str] = os.environ, num_machines: int = 1) -> None:
-    """Refuses to be one of several processes that do not know of each other.
+    """Refuses to run as one of several processes that do not know of each other.
 
     Args:
-        environment: what launchers have set.
+        environment: environment variables, which launchers set.
         num_machines: number of processes that do know of each other.
 
     Raises:
-        ValueError: says what to type instead.
+        ValueError: the variables name another number of processes; says what to type instead.
     """
     sizes = {name: environment.get(name, "") for name in _SIZES}
-    if environment.get("SLURM_PROCID", "0") != "0":  # never so in a batch script without srun
+    if environment.get("SLURM_PROCID", "0") != "0":  # a batch script without srun has 0
         sizes["SLURM_NTASKS"] = environment.get("SLURM_NTASKS", "several")
     for name, size in sizes.items():
         if size not in ("", "1", str(num_machines)):
@@ -132,7 +134,7 @@ def check_alone(environment: Mapping[str, str] = os.environ, num_machines: int =
 def _own_place(
     environment: Mapping[str, str], num_gpus: int, num_machines: int, machine_rank: int
 ) -> Place | None:
-    """This process's place, alone or among torchrun's; None where it is to start the others."""
+    """This process's place, alone or among torchrun's; None if it has to start the processes."""
     if num_gpus < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise ValueError(
             "--num-gpus and --num-machines must be positive, and --machine-rank from 0 to below "
@@ -163,13 +165,14 @@ def launch(
     """Runs `main(arguments, place)` in each process of a run, which torchrun may have started.
 
     Args:
-        main: joins the other processes by `place.join`.
-        arguments: for `main`.
-        num_gpus: processes on this machine.
+        main: must call `place.join` to connect to the other processes.
+        arguments: the first argument of `main`.
+        num_gpus: number of processes on this machine.
         num_machines: number of machines.
-        machine_rank: of this machine.
-        dist_url: where the processes meet, as Detectron2's; "auto" for a free port of this machine.
-        environment: what torchrun and other launchers have set.
+        machine_rank: number of this machine, counted from 0.
+        dist_url: where the processes connect, as in Detectron2; "auto" for a free port of this
+            machine.
+        environment: environment variables, which torchrun and other launchers set.
 
     Raises:
         SetupError: options and environment contradict each other, or several processes were

@@ -1,10 +1,10 @@
-"""Configs from the command line: a file, and overrides that refuse a misspelt key."""
+"""Configs from the command line: a file and overrides, which may not have misspelt keys."""
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from types import NoneType, UnionType
-from typing import Union, get_args, get_origin
+from types import NoneType
+from typing import Any, cast, get_args
 
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,34 +14,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vitadapter.engine.settings import check_value, fill_defaults, settings_group
 from vitadapter.model_zoo import load_experiment
 
 __all__ = ["apply_overrides", "load_config"]
 
-# Keys that configs of older versions, and Detectron2's own, lack.
-_OPTIONAL_KEYS = (
-    "train.init_allow_partial",
-    "train.accumulate_steps",
-    "train.amp.dtype",
-    "train.amp.init_scale",
-    "train.ema",
-    "train.best_checkpoint",
-)
-
-# Groups of keys that null switches off.
-_MAY_BE_NULL = ("dataloader.evaluator", "train.inference", "train.ema", "train.best_checkpoint")
-
-_IN_WORDS = {
-    int: "an integer",
-    float: "a number",
-    bool: "True or False",
-    str: "text",
-    NoneType: "null",
-}
+Node = DictConfig | ListConfig
 
 
 def _quoted(text: str) -> str:
-    """`key=value` with the value quoted, for values like paths that hydra's grammar cannot read."""
+    """`key=value` with the value in quotes, for values that hydra's grammar cannot read."""
     key, _, value = text.partition("=")
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{escaped}'"
@@ -70,19 +52,23 @@ def _parse(text: str) -> Override:
     return override
 
 
-def _keys(node: DictConfig | ListConfig) -> list[str]:
+def _keys(node: Node) -> list[str]:
     if isinstance(node, DictConfig):
         return [str(key) for key in node]
     return [str(index) for index in range(len(node))]
 
 
-def _child(node: DictConfig | ListConfig, key: str) -> object:
+def _child(node: Node, key: str) -> object:
     """The value below a key; an interpolation is followed to what it refers to."""
-    return node[int(key)] if isinstance(node, ListConfig) else node[key]
+    return node[_index(node, key)]
+
+
+def _index(node: Node, key: str) -> Any:
+    return int(key) if isinstance(node, ListConfig) else key
 
 
 def _all_keys(content: object, prefix: str = "") -> list[str]:
-    """Every dotted key of a plain container."""
+    """All dotted keys of a plain container."""
     if isinstance(content, Mapping):
         items = [(str(key), value) for key, value in content.items()]
     elif isinstance(content, list):
@@ -93,7 +79,7 @@ def _all_keys(content: object, prefix: str = "") -> list[str]:
 
 
 def _unknown(cfg: DictConfig, key: str) -> ValueError:
-    # Not resolved, so that a config whose interpolations do not resolve yet is listed too.
+    # Not resolved, since some interpolations may not resolve yet.
     known = _all_keys(OmegaConf.to_container(cfg, resolve=False))
     known = [k for k in known if not k.endswith("_target_")]
     same_name = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
@@ -102,56 +88,49 @@ def _unknown(cfg: DictConfig, key: str) -> ValueError:
     return ValueError(f"the config has no key {key!r} ({hint}); write +{key}=... to add it")
 
 
-def _parameter(node: object, argument: str) -> inspect.Parameter | None:
-    """The parameter that an argument of a lazy call is for, where its signature names one."""
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        return None
+def _parameter(node: Node, argument: str, full_key: str) -> inspect.Parameter | None:
+    """The declaration of a setting or of an argument of a lazy call; None if there is none."""
     try:
-        target = locate(node._target_) if isinstance(node._target_, str) else node._target_
-        parameter = inspect.signature(target).parameters.get(argument)
+        if group := settings_group(full_key.rpartition(".")[0]):
+            return inspect.signature(group).parameters.get(argument)
+        target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
+        target = locate(target) if isinstance(target, str) else target
+        parameter = inspect.signature(target).parameters.get(argument) if target else None
     except (ImportError, TypeError, ValueError):
         return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return parameter if parameter is not None and parameter.kind in named else None
 
 
-def _check_type(parameter: inspect.Parameter, value: object, full_key: str) -> None:
-    """Refuses a plain value of another type than the parameter's, where that takes plain values."""
-    annotation = parameter.annotation
-    is_union = get_origin(annotation) in (Union, UnionType)
-    kinds = get_args(annotation) if is_union else (annotation,)
-    if not all(isinstance(kind, Hashable) and kind in _IN_WORDS for kind in kinds):
-        return
-    is_reference = isinstance(value, str) and "${" in value
-    is_default = value is None and parameter.default is None
-    if is_reference or is_default or type(value) in kinds:
-        return
-    if type(value) is int and float in kinds:
-        return
-    words = " or ".join(_IN_WORDS[kind] for kind in kinds)
-    raise ValueError(f"{full_key} must be {words}, got {value!r}")
+def _may_be_null(full_key: str, parameter: inspect.Parameter | None) -> bool:
+    if parameter is None:
+        return full_key == "dataloader.evaluator"  # a run without one does not evaluate
+    return parameter.default is None or NoneType in get_args(parameter.annotation)
 
 
-def _check_kind(parent: DictConfig | ListConfig, key: str, value: object, full_key: str) -> None:
-    """Refuses text in the place of a number, and a plain value in that of a group of keys."""
-    at = key if isinstance(parent, DictConfig) else int(key)
-    is_reference = isinstance(value, str) and "${" in value
-    if key == "num_classes" and OmegaConf.is_interpolation(parent, at) and not is_reference:
-        follows = OmegaConf.to_container(parent, resolve=False)[key]
+def _is_reference(value: object) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _check_kind(
+    parent: Node, key: str, value: object, full_key: str, parameter: inspect.Parameter | None
+) -> None:
+    """Refuses text instead of a number, and a plain value instead of a group of keys."""
+    at = _index(parent, key)
+    if key == "num_classes" and OmegaConf.is_interpolation(parent, at):
+        follows = cast(dict[str, object], OmegaConf.to_container(parent, resolve=False))[key]
         raise ValueError(
-            f"{full_key} is {follows}, as other parts are that have to agree: set the key that it "
-            f"refers to (on your own data dataset.num_classes={value})"
+            f"{full_key} is {follows}, like other parts that have to agree: set the key that it "
+            f"refers to (for your own data dataset.num_classes={value})"
         )
     if OmegaConf.is_interpolation(parent, at) or OmegaConf.is_missing(parent, at):
         return
     below = _child(parent, key)
-    if isinstance(value, Mapping) or is_reference or (value is None and full_key in _MAY_BE_NULL):
+    if isinstance(value, Mapping) or (value is None and _may_be_null(full_key, parameter)):
         return
-    parameter = _parameter(parent, key)
-    if parameter is not None:
-        takes_text = str in (parameter.annotation, *get_args(parameter.annotation))
-        if (value is None and parameter.default is None) or (isinstance(value, str) and takes_text):
-            return
+    annotation = None if parameter is None else parameter.annotation
+    if isinstance(value, str) and str in (annotation, *get_args(annotation)):
+        return
     if isinstance(below, bool | int | float) and isinstance(value, str):
         kind = "True or False" if isinstance(below, bool) else "a number"
         raise ValueError(f"{full_key} must be {kind}, as {below} is, got {value!r}")
@@ -159,64 +138,68 @@ def _check_kind(parent: DictConfig | ListConfig, key: str, value: object, full_k
         return
     keys = ", ".join(f"{full_key}.{inner}" for inner in list(below)[:3])
     raise ValueError(
-        f"{full_key}={'null' if value is None else value} would put a plain value in the place of "
+        f"{full_key}={'null' if value is None else value} would put a plain value in place of "
         f"a group of keys ({keys}, ...): set these, or delete the group with ~{full_key}"
     )
 
 
-def _check_known(cfg: DictConfig, node: object, key: str, value: object, full_key: str) -> None:
-    """Refuses a key, or one inside a dict value, that the config would silently gain."""
-    if not OmegaConf.is_config(node):
-        raise ValueError(
-            f"{full_key!r} cannot be set: what is above {key!r} is {node!r}, which holds no keys"
-        )
-    parameter = _parameter(node, key)
-    if parameter is not None:
-        _check_type(parameter, value, full_key)
+def _check_known(cfg: DictConfig, node: Node, key: str, value: object, full_key: str) -> None:
+    """Refuses keys, also those inside a dict value, that the config does not have."""
+    parameter = _parameter(node, key, full_key)
+    is_checked = not _is_reference(value)
+    if is_checked and parameter is not None and not (value is None and parameter.default is None):
+        check_value(full_key, parameter.annotation, value)
     if key not in _keys(node):
-        if full_key not in _OPTIONAL_KEYS and parameter is None:
+        if parameter is None:
             raise _unknown(cfg, full_key)
         return
-    _check_kind(node, key, value, full_key)
+    if is_checked:
+        _check_kind(node, key, value, full_key, parameter)
     if isinstance(value, Mapping) and isinstance(below := _child(node, key), DictConfig):
         for inner, inner_value in value.items():
             _check_known(cfg, below, str(inner), inner_value, f"{full_key}.{inner}")
 
 
-def _parent(cfg: DictConfig, key: str) -> tuple[object, str]:
+def _parent(cfg: DictConfig, key: str) -> tuple[Node, str]:
     *above, last = key.split(".")
-    node: object = cfg
+    node: Node = cfg
     for part in above:
-        if not OmegaConf.is_config(node) or part not in _keys(node):
+        if part not in _keys(node):
             raise _unknown(cfg, key)
-        node = _child(node, part)
+        below = _child(node, part)
+        if not isinstance(below, Node):
+            raise ValueError(
+                f"the config cannot have a key {key!r}: its {part!r} is {below!r}, which holds no "
+                "keys"
+            )
+        node = below
     return node, last
 
 
 def _delete(cfg: DictConfig, key: str, expected: object) -> None:
     parent, last = _parent(cfg, key)
-    if not OmegaConf.is_config(parent) or last not in _keys(parent):
+    if last not in _keys(parent):
         raise _unknown(cfg, key)
     if expected is not None and _child(parent, last) != expected:
-        raise ValueError(f"~{key}={expected} does not fit the value {_child(parent, last)!r}")
-    del parent[int(last) if isinstance(parent, ListConfig) else last]
+        raise ValueError(f"~{key}={expected} does not match the value {_child(parent, last)!r}")
+    del parent[_index(parent, last)]
 
 
 def _located(key: str, name: str) -> object:
-    """The class of a dotted name, which is to take the place of another class."""
+    """The class of a dotted name, which replaces another class."""
     try:
         return locate(name)
     except ImportError as error:
         raise ValueError(f"{key} must name a class, such as package.Class, got {name!r}") from error
 
 
-def _set(parent: DictConfig | ListConfig, key: str, value: object) -> None:
+def _set(parent: Node, key: str, value: object) -> None:
     if isinstance(value, Mapping) and key in _keys(parent):
         below = _child(parent, key)
         if isinstance(below, DictConfig):  # also behind an interpolation, which stays one
             below.merge_with(value)
             return
-    # What a lazy call builds, `_target_`, is found when it is built.
+    # The target of a lazy call stays a name until it is built.
     is_class = isinstance(parent, DictConfig) and isinstance(parent.get(key), type)
     if is_class and key != "_target_" and isinstance(value, str):
         value = _located(key, value)
@@ -233,13 +216,12 @@ def _add(cfg: DictConfig, key: str, value: object) -> None:
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Sets values of `cfg` in place from `key=value` strings in hydra's grammar.
 
-    As Detectron2's `LazyConfig.apply_overrides`, except that a key must exist, be known to the
-    training loop, or be an argument that the lazy call above it names in its signature;
-    `+key=value` adds any other key and `~key` deletes one. A key below an interpolation changes
-    what the interpolation refers to.
-    A class, such as that of an attention, is replaced by the dotted name of another.
-    A value that hydra's grammar cannot read (a path with "=", parentheses or umlauts) is taken
-    as it stands.
+    Like Detectron2's `LazyConfig.apply_overrides`, except that a key must exist, be a setting of
+    :mod:`vitadapter.engine.settings`, or be an argument in the signature of its lazy call.
+    `+key=value` adds any other key, and `~key` deletes one. A key below an interpolation changes
+    what the interpolation refers to. Where the config has a class, such as that of an attention,
+    the dotted name of another class replaces it. A value that hydra's grammar cannot read, such as
+    a path with "=", parentheses or umlauts, is taken literally.
 
     Args:
         cfg: a loaded LazyConfig.
@@ -249,9 +231,9 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         DictConfig: `cfg`.
 
     Raises:
-        ValueError: a malformed override; an unknown key, of which the message names the nearest
-            ones; a value of another type than its parameter's; or a plain value in the place of a
-            group of keys.
+        ValueError: a malformed override; an unknown key (the message names the nearest ones); a
+            value that the setting or argument does not take; or a plain value instead of a group
+            of keys.
     """
     for text in overrides:
         override = _parse(text)
@@ -268,19 +250,20 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
-    """Runs a LazyConfig file and applies overrides to what it defines.
+    """Runs a LazyConfig file, fills in settings that it lacks and applies overrides.
 
     Args:
-        config_file: Python or YAML; either executes what it names.
+        config_file: Python or YAML; both can execute code.
         overrides: as for :func:`apply_overrides`.
 
     Raises:
-        ValueError: the file is not of this kind, or see :func:`apply_overrides`. An error of the
-            program that a Python file is stays as it is.
+        ValueError: the file is neither of these, or for the reasons of :func:`apply_overrides`.
+            Errors that a Python file raises are passed on.
     """
     try:
         cfg = load_experiment(config_file)
     except (SyntaxError, YAMLError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error
+    fill_defaults(cfg)
     return apply_overrides(cfg, overrides)

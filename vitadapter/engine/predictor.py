@@ -1,4 +1,4 @@
-"""Predictions for single images from any LazyConfig with a detector and a test mapper."""
+"""Predictions for single images, for any LazyConfig with a model and a test mapper."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.data.transforms import augment
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
-from vitadapter.engine.ema import is_averaged
 from vitadapter.engine.inference import apply_tta, build_inference
-from vitadapter.engine.run_checks import IMAGE_FORMATS, check_device
+from vitadapter.engine.run_checks import check_device
+from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 
 __all__ = ["LazyPredictor"]
 
@@ -32,7 +32,7 @@ def _check_image(image: object) -> None:
 
 
 class LazyPredictor:
-    """Runs a trained config on images, as Detectron2's `DefaultPredictor` does for yacs configs.
+    """Runs a trained config on images, like Detectron2's `DefaultPredictor` for yacs configs.
 
     Example::
 
@@ -43,7 +43,7 @@ class LazyPredictor:
     Attributes:
         model: in evaluation mode.
         metadata: of the test data set, with `thing_classes` or, for a semantic or panoptic
-            segmenter, `stuff_classes` where they are known.
+            segmenter, `stuff_classes` if they are known.
     """
 
     def __init__(
@@ -51,17 +51,18 @@ class LazyPredictor:
     ) -> None:
         """
         Args:
-            cfg: of which the model, `train.inference`, the augmentations and image format of the
-                test mapper, and the test data set's class names are used; the data set need not
-                exist.
-            weights: checkpoint file or URL; None takes `train.init_checkpoint`, "" keeps the
-                random initialisation (to measure time and memory).
-            device: None takes `train.device`.
+            cfg: the whole config. The model, `train`, the test mapper's augmentations and image
+                format, and the class names of the test data set are used; the images need not
+                exist. Missing settings are filled in.
+            weights: checkpoint file or URL; None for `train.init_checkpoint`, "" for random weights
+                (to measure time and memory).
+            device: None for `train.device`.
 
         Raises:
-            ValueError: no weights, missing weights or those of another model, a device that is
-                not there, or an image format other than RGB and BGR.
+            ValueError: there are no weights, or they are incomplete or those of another model; the
+                device does not exist; or the image format is neither RGB nor BGR.
         """
+        fill_defaults(cfg)
         if weights is None:
             weights = cfg.train.init_checkpoint
             if not weights:
@@ -73,15 +74,14 @@ class LazyPredictor:
         check_device(device)
         apply_tta(cfg)
         mapper = cfg.dataloader.test.mapper
-        if mapper.image_format not in IMAGE_FORMATS:
-            raise ValueError(f"image_format must be 'RGB' or 'BGR', got {mapper.image_format!r}")
+        check_value("dataloader.test.mapper.image_format", ImageFormat, mapper.image_format)
         self._image_format = mapper.image_format
         self._augmentations = T.AugmentationList(
             build(mapper.augmentations, "dataloader.test.mapper.augmentations")
         )
         self.model = build(cfg.model, "model").to(device).eval()
         load_init_checkpoint(
-            AtomicCheckpointer(self.model), weights, complete=True, averaged=is_averaged(cfg)
+            AtomicCheckpointer(self.model), weights, complete=True, averaged=cfg.train.ema.enabled
         )
         self._inference = build_inference(cfg, self.model)
         self.metadata = _test_metadata(cfg)
@@ -90,21 +90,21 @@ class LazyPredictor:
         """
         Args:
             image: `(H, W, 3)` uint8 in BGR order, as
-                :func:`vitadapter.data.image_files.read_image` returns it (and `cv2.imread`, which
-                reads images of more than 8 bits in another way than training does).
+                :func:`vitadapter.data.image_files.read_image` returns it. (So does `cv2.imread`,
+                which however reads images of more than 8 bits differently from training.)
 
         Returns:
             dict: the model's output for this image, in its pixels: "instances", "sem_seg" with a
-            map for each class, or "panoptic_seg" with a map of segments and what these are.
+            map for each class, or "panoptic_seg" with a map of segments and their descriptions.
 
         Raises:
-            ValueError: not such an image.
+            ValueError: `image` is not such an array.
         """
         return self.predict([image])[0]
 
     @torch.no_grad()
     def predict(self, images: Sequence[np.ndarray]) -> list[dict[str, object]]:
-        """Predicts several images, those of one padded size as one batch.
+        """Predicts several images; those of the same padded size form a batch.
 
         Args:
             images: each as in :meth:`__call__`.
@@ -113,7 +113,7 @@ class LazyPredictor:
             list[dict]: one output per image.
 
         Raises:
-            ValueError: one of them is not such an image.
+            ValueError: one of the images is not such an array.
         """
         for image in images:
             _check_image(image)

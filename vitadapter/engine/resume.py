@@ -1,8 +1,9 @@
-"""Continuing a run: the state of its newest good checkpoint, under the settings of the config."""
+"""Continues a run from its newest good checkpoint, with the settings of the config."""
 
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -21,16 +22,16 @@ __all__ = ["find_checkpoint", "resume_training"]
 
 logger = logging.getLogger(__name__)
 
-Content = dict[str, object]
+Content = dict[str, Any]
 
-# Of a parameter group, what says how a step is computed and not what it gives.
+# Entries of a parameter group that say how a step is computed, without changing its result.
 _IMPLEMENTATION = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
-# State of an optimizer that has the shape of the parameter.
+# Entries of an optimizer's state that have the shape of the parameter.
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 
 def _is_state(content: object) -> bool:
-    """Whether it is tensors by name."""
+    """Whether `content` is a dict of tensors."""
     return isinstance(content, Mapping) and all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in content.items()
@@ -38,7 +39,7 @@ def _is_state(content: object) -> bool:
 
 
 def _is_optimizer(content: object) -> bool:
-    """Whether it has the form of an optimizer's state."""
+    """Whether `content` has the form of an optimizer's state."""
     if not isinstance(content, Mapping):
         return False
     groups, state = content.get("param_groups"), content.get("state")
@@ -55,10 +56,10 @@ def _is_optimizer(content: object) -> bool:
 
 
 def _read(path: Path) -> Content:
-    """A checkpoint that training can go on from.
+    """Reads a checkpoint that training can continue from.
 
     Raises:
-        ValueError: says why it cannot.
+        ValueError: training cannot continue from it; says why.
     """
     content = read_checkpoint_file(path)
     trainer = content.get("trainer")
@@ -71,17 +72,17 @@ def _read(path: Path) -> Content:
         and _is_state(content.get("model_ema", {}))
     ):
         found = ", ".join(sorted(content)[:5]) or "nothing"
-        raise ValueError(f"{path} has no state of training to go on from (it has {found})")
+        raise ValueError(f"{path} has no state of training to continue from (it has {found})")
     if wrong := find_not_finite(content):
         raise ValueError(f"{wrong} of {path} is infinite or NaN")
     return content
 
 
 def _saved_iteration(path: Path) -> int:
-    """The iteration of a checkpoint; -1 for one that cannot be read."""
-    iteration = iteration_of(path)
-    if iteration is not None:
-        return iteration
+    """The iteration of a checkpoint; -1 if it cannot be read."""
+    named = iteration_of(path)
+    if named is not None:
+        return named
     try:
         iteration = read_checkpoint_file(path, is_mapped=True).get("iteration")
     except ValueError:
@@ -90,11 +91,11 @@ def _saved_iteration(path: Path) -> int:
 
 
 def _named_last(folder: Path, files: list[Path]) -> Path | None:
-    """The checkpoint that `last_checkpoint` names; None where there is no such file.
+    """The checkpoint that `last_checkpoint` names; None if that file does not exist.
 
     Raises:
-        ValueError: it names none of the folder.
-        OSError: it cannot be read.
+        ValueError: `last_checkpoint` names no file of the folder.
+        OSError: `last_checkpoint` cannot be read.
     """
     file = folder / LAST_NAME
     if not file.exists():
@@ -106,7 +107,7 @@ def _named_last(folder: Path, files: list[Path]) -> Path | None:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{file} names {name}, which is outside of the folder: {advice}")
     if not (folder / name).is_file():
-        raise ValueError(f"{file} names {name}, which is no file: {advice}")
+        raise ValueError(f"{file} names {name}, which is not a file: {advice}")
     return folder / name
 
 
@@ -121,19 +122,19 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def find_checkpoint(folder: str) -> tuple[Path, Content] | None:
-    """Reads the checkpoint that a run is to be resumed from.
+    """Reads the checkpoint to resume a run from.
 
-    It is the one that `last_checkpoint` names, or, with a warning, the newest that can be read and
-    has no infinite or NaN weights.
+    It is the one that `last_checkpoint` names. If that cannot be read, or has infinite or NaN
+    weights, it is the newest good one, with a warning.
 
     Args:
         folder: the run's `train.output_dir`.
 
     Returns:
-        The file and its content; None where the folder has no checkpoints.
+        The file and its content; None if the folder has no checkpoints.
 
     Raises:
-        ValueError: none of them is good, or `last_checkpoint` names a file that is not there.
+        ValueError: no checkpoint is good, or `last_checkpoint` names a file that does not exist.
     """
     faults: list[str] = []
     for path in _candidates(Path(folder)):
@@ -143,7 +144,7 @@ def find_checkpoint(folder: str) -> tuple[Path, Content] | None:
             faults.append(str(error))
             continue
         if faults:
-            logger.warning("%s: training goes on from %s instead", "; ".join(faults), path)
+            logger.warning("%s: training continues from %s instead", "; ".join(faults), path)
         return path, content
     if faults:
         raise ValueError(
@@ -154,7 +155,7 @@ def find_checkpoint(folder: str) -> tuple[Path, Content] | None:
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
-    """What the config says of each parameter group of an optimizer just built."""
+    """The settings of each parameter group of an optimizer that was just built."""
     # "lr" is left to the schedule, which computes it from "initial_lr".
     return [
         {"initial_lr" if k == "lr" else k: value for k, value in group.items() if k != "params"}
@@ -165,7 +166,7 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
 def _apply_settings(
     optimizer: torch.optim.Optimizer, settings: list[dict[str, object]], path: Path
 ) -> None:
-    """Puts the config's settings in the place of the checkpoint's, with one warning for each."""
+    """Replaces the checkpoint's settings by those of the config, with a warning for each change."""
     changed: dict[str, tuple[object, object]] = {}
     for group, wanted in zip(optimizer.param_groups, settings, strict=True):
         for key, new in wanted.items():
@@ -177,9 +178,9 @@ def _apply_settings(
 
 
 def _group_differences(
-    saved: Mapping[str, object], group: Mapping[str, object], state: Mapping[object, object]
+    saved: Mapping[str, Any], group: Mapping[str, Any], state: Mapping[int, Any]
 ) -> list[str]:
-    """What of a parameter group makes its saved state useless."""
+    """The differences of a parameter group for which its saved state cannot be used."""
     parameters, numbers = group["params"], saved["params"]
     if len(numbers) != len(parameters):
         return [f"{len(numbers)} parameters in the file, {len(parameters)} here"]
@@ -201,9 +202,9 @@ def _group_differences(
 
 
 def _check_optimizer(
-    saved: Mapping[str, object], optimizer: torch.optim.Optimizer, path: Path
+    saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, path: Path
 ) -> None:
-    """PyTorch itself compares no more than the numbers of groups and parameters."""
+    """Refuses the state of another optimizer; PyTorch compares only numbers of parameters."""
     groups, saved_groups = optimizer.param_groups, saved["param_groups"]
     differences = [f"{len(saved_groups)} parameter groups in the file, {len(groups)} here"]
     if len(groups) == len(saved_groups):
@@ -229,18 +230,18 @@ def resume_training(
 ) -> int:
     """Restores the whole state of a checkpoint.
 
-    The optimizer keeps the learning rate and other settings that it was built with: where the
-    checkpoint has others, a warning names both.
+    The optimizer keeps the learning rate and other settings that it was built with. If the
+    checkpoint has different ones, a warning names both.
 
     Args:
-        checkpointer: of the model.
-        trainer: its hooks are registered.
+        checkpointer: the checkpointer of the model.
+        trainer: the trainer, with its hooks registered.
         ema: the average of the weights, if there is one.
-        path: of the checkpoint, named in messages.
-        content: of the checkpoint, from :func:`find_checkpoint`.
+        path: the file name of the checkpoint, for messages.
+        content: the content of the checkpoint, from :func:`find_checkpoint`.
 
     Returns:
-        int: the iteration to go on with.
+        int: the iteration to continue with.
 
     Raises:
         ValueError: the checkpoint belongs to another model or optimizer.
@@ -257,7 +258,7 @@ def resume_training(
     _apply_settings(trainer.optimizer, settings, path)
     average = content.get("model_ema")
     if ema is not None:
-        ema.restore(average, trainer.model, str(path))
+        ema.restore(average, checkpointer.model, str(path))
     elif average is not None:
         logger.warning("%s has averaged weights, which train.ema.enabled=False drops", path)
     return trainer.iter + 1

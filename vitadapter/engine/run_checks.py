@@ -1,7 +1,7 @@
-"""Settings of a run that cannot work, refused before anything is built or written."""
+"""Refuses settings of a run that cannot work, before anything is built or written."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,26 +9,35 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist, expand_home
+from vitadapter.data.coco import coco_metadata
+from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist
 from vitadapter.engine.run_lock import check_unlocked
+from vitadapter.engine.settings import (
+    Device,
+    ImageFormat,
+    NotNegativeNumber,
+    PositiveInt,
+    broken_rule,
+    check_settings,
+    check_value,
+    expand_home,
+)
 
-__all__ = ["AMP_DTYPES", "IMAGE_FORMATS", "SetupError", "check_device", "check_run", "setup_errors"]
+__all__ = ["SetupError", "check_device", "check_run", "check_same_classes", "setup_errors"]
 
 _ABSENT = object()
-IMAGE_FORMATS = ("RGB", "BGR")
-AMP_DTYPES = ("float16", "bfloat16")
 
 # What training builds.
 _GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier")
 
 
 class SetupError(ValueError):
-    """What cannot work, found before the first iteration; its message is meant for the user."""
+    """A mistake that is found before the first iteration, with a message for the user."""
 
 
 @contextlib.contextmanager
 def setup_errors() -> Iterator[None]:
-    """Marks what the user can mend, among the errors from inside, as errors of the set-up."""
+    """Turns errors that the user can correct into a :class:`SetupError`."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -37,115 +46,22 @@ def setup_errors() -> Iterator[None]:
         raise SetupError(str(error)) from error
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_positive(value: object) -> bool:
-    return _is_int(value) and value >= 1
-
-
-def _is_not_negative(value: object) -> bool:
-    return _is_int(value) and value >= 0
-
-
-def _is_positive_or_null(value: object) -> bool:
-    return value is None or _is_positive(value)
-
-
-def _is_seed(value: object) -> bool:
-    return _is_int(value) and -1 <= value < 2**31  # of which NumPy takes the double
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_positive_number(value: object) -> bool:
-    return _is_number(value) and 0 < value < float("inf")
-
-
-def _is_not_negative_number(value: object) -> bool:
-    return _is_number(value) and 0 <= value < float("inf")
-
-
-def _is_decay(value: object) -> bool:
-    return _is_number(value) and 0 <= value < 1
-
-
-def _is_folder(value: object) -> bool:
-    if not isinstance(value, str) or not value.strip():
-        return False
-    path = Path(expand_home(value))
-    return path.is_dir() or not path.exists()
-
-
-def _is_text_or_null(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_metric(value: object) -> bool:
-    return value is None or (isinstance(value, str) and value.strip() != "")
-
-
-def _is_device(value: object) -> bool:
-    try:
-        torch.device(value)
-    except (RuntimeError, TypeError):
-        return False
-    return isinstance(value, str)
-
-
-# Key, whether it may be absent, what its value must fulfil, and that in words.
-_CHECKS: tuple[tuple[str, bool, Callable[[object], bool], str], ...] = (
-    ("dataloader.train.mapper.image_format", True, IMAGE_FORMATS.__contains__, "be RGB or BGR"),
-    ("dataloader.test.mapper.image_format", True, IMAGE_FORMATS.__contains__, "be RGB or BGR"),
-    ("train.output_dir", False, _is_folder, "name a folder"),
-    ("train.init_checkpoint", False, _is_text_or_null, "be a file, a URL or ''"),
-    ("train.init_allow_partial", True, _is_bool, "be True or False"),
-    ("train.device", False, _is_device, "be a device such as cuda, cuda:1 or cpu"),
-    ("train.max_iter", False, _is_positive, "be a positive integer"),
-    ("train.log_period", False, _is_positive, "be a positive integer"),
-    ("train.eval_period", False, _is_not_negative, "be 0 or a positive integer"),
-    ("train.checkpointer.period", False, _is_positive, "be a positive integer"),
-    (
-        "train.checkpointer.max_to_keep",
-        True,
-        _is_positive_or_null,
-        "be a positive integer, or null to keep all",
-    ),
-    ("train.seed", True, _is_seed, "be an integer below 2**31 (-1 for a random one)"),
-    ("train.accumulate_steps", True, _is_positive, "be a positive integer"),
-    ("optimizer.lr", True, _is_not_negative_number, "be 0 or a positive number"),
-    ("optimizer.weight_decay", True, _is_not_negative_number, "be 0 or a positive number"),
-    ("train.amp.enabled", False, _is_bool, "be True or False"),
-    ("train.amp.dtype", True, AMP_DTYPES.__contains__, "be float16 or bfloat16"),
-    ("train.amp.init_scale", True, _is_positive_number, "be a positive number"),
-    ("train.ema.enabled", True, _is_bool, "be True or False"),
-    ("train.ema.decay", True, _is_decay, "be a number from 0 to below 1"),
-    ("train.ema.ramp_iters", True, _is_not_negative, "be 0 or a positive integer"),
-    (
-        "train.best_checkpoint.metric",
-        True,
-        _is_metric,
-        "name a value of the evaluation such as segm/AP, or be null",
-    ),
-    ("train.best_checkpoint.mode", True, ("max", "min").__contains__, "be max or min"),
-)
+# Settings outside of `train`. Configs with other mappers and optimizers may lack them.
+_OTHER_SETTINGS = {
+    "dataloader.train.mapper.image_format": ImageFormat,
+    "dataloader.test.mapper.image_format": ImageFormat,
+    "optimizer.lr": NotNegativeNumber,
+    "optimizer.weight_decay": NotNegativeNumber,
+}
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that is not there.
+    """Refuses a device that does not exist.
 
     Raises:
-        ValueError: not a device, or one that PyTorch cannot compute on here.
+        ValueError: `device` does not name a device, or PyTorch cannot compute on it here.
     """
-    if not _is_device(device):
-        raise ValueError(f"train.device must be a device such as cuda or cpu, got {device!r}")
+    check_value("train.device", Device, device)
     kind, index = torch.device(device).type, torch.device(device).index
     if kind == "cuda":
         if not torch.cuda.is_available():
@@ -159,7 +75,7 @@ def check_device(device: str) -> None:
                 "train.device=cuda"
             )
     elif kind != "cpu":
-        # Not asked of GPUs, where it would take memory of the first one in each process.
+        # Not on GPUs, where each process would take memory of the first one.
         try:
             torch.zeros(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -170,7 +86,7 @@ def check_device(device: str) -> None:
 
 
 def _check_groups(cfg: DictConfig, keys: Sequence[str]) -> None:
-    """Refuses a config that lacks something, or refers to what is not there."""
+    """Refuses a config without one of these groups, or with references to missing keys."""
     for key in keys:
         group = OmegaConf.select(cfg, key)
         if not isinstance(group, DictConfig):
@@ -180,7 +96,7 @@ def _check_groups(cfg: DictConfig, keys: Sequence[str]) -> None:
 
 
 def _check_amp(train: DictConfig) -> None:
-    is_half = train.amp.get("dtype", "float16") == "float16"
+    is_half = train.amp.dtype == "float16"
     if train.amp.enabled and is_half and torch.device(train.device).type != "cuda":
         raise ValueError(
             "train.amp.enabled=True with float16 needs a GPU, got "
@@ -189,13 +105,13 @@ def _check_amp(train: DictConfig) -> None:
 
 
 def _check_micro_batches(cfg: DictConfig) -> None:
-    steps, processes = cfg.train.get("accumulate_steps", 1), comm.get_world_size()
+    steps, processes = cfg.train.accumulate_steps, comm.get_world_size()
     total = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
     if steps > 1 and total is None:
         raise ValueError(
             f"train.accumulate_steps={steps} needs dataloader.train.total_batch_size, got none"
         )
-    if total is not None and (not _is_positive(total) or total % (steps * processes)):
+    if total is not None and (broken_rule(PositiveInt, total) or total % (steps * processes)):
         raise ValueError(
             "dataloader.train.total_batch_size must be a positive multiple of "
             f"train.accumulate_steps={steps} x {processes} processes, got {total!r}"
@@ -221,7 +137,7 @@ def _check_masks(cfg: DictConfig) -> None:
 
 
 def _check_best(cfg: DictConfig) -> None:
-    metric = OmegaConf.select(cfg, "train.best_checkpoint.metric")
+    metric = cfg.train.best_checkpoint.metric
     if metric is not None and cfg.dataloader.get("evaluator") is None:
         raise ValueError(
             f"train.best_checkpoint.metric={metric} needs dataloader.evaluator, got none"
@@ -239,24 +155,22 @@ def _check_eval_only(cfg: DictConfig) -> None:
 
 
 def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -> None:
-    """Refuses settings that cannot work or would overwrite a run; builds and writes no file.
+    """Refuses settings that cannot work or would overwrite a run; builds and writes nothing.
 
     Args:
-        cfg: the whole config, of which `cfg.train` is looked at. A `~` that begins
-            `train.output_dir` or `train.init_checkpoint` is expanded in place.
-        resume: whether training goes on from the last checkpoint of the output folder.
+        cfg: the whole config. Settings that `cfg.train` lacks are filled in, and a leading `~` of
+            `train.output_dir` and `train.init_checkpoint` is expanded, both in place.
+        resume: whether training continues from the last checkpoint of the output folder.
         eval_only: whether `train.init_checkpoint` is only evaluated.
 
     Raises:
         ValueError: the message names the override to change.
     """
+    check_settings(cfg)
     _check_groups(cfg, ("dataloader.test", "model") if eval_only else _GROUPS)
-    for key, optional, is_valid, rule in _CHECKS:
-        value = OmegaConf.select(cfg, key, default=_ABSENT)
-        if value is _ABSENT and not optional:
-            raise ValueError(f"{key} must {rule}, but the config has no such key")
-        if value is not _ABSENT and not is_valid(value):
-            raise ValueError(f"{key} must {rule}, got {value!r}")
+    for key, kind in _OTHER_SETTINGS.items():
+        if (value := OmegaConf.select(cfg, key, default=_ABSENT)) is not _ABSENT:
+            check_value(key, kind, value)
     train = cfg.train
     for key in ("output_dir", "init_checkpoint"):
         train[key] = expand_home(train[key] or "")
@@ -277,3 +191,38 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         )
     if train.init_checkpoint and not (occupied and resume):
         check_weights_exist(train.init_checkpoint)
+
+
+def _class_names(dataset: DictConfig | None) -> list[str]:
+    """Class names of a part of `cfg.dataset`; empty if that does not name a COCO data set."""
+    if dataset is None or "name" not in dataset:
+        return []
+    metadata = coco_metadata(dataset.name, dataset.get("json_file"), dataset.get("image_root"))
+    return list(metadata.get("thing_classes", ()))
+
+
+def check_same_classes(cfg: DictConfig) -> None:
+    """Refuses training and test data whose classes differ, since AP would be meaningless.
+
+    Args:
+        cfg: the whole config, whose data sets can be read.
+
+    Raises:
+        ValueError: the message names the overrides to change.
+    """
+    if cfg.dataloader.get("evaluator") is None:
+        return
+    parts = ("train", "test")
+    train, test = (_class_names(OmegaConf.select(cfg, f"dataset.{part}")) for part in parts)
+    if not train or not test or train == test:
+        return
+    change = "set dataset.train.json_file=... or dataset.test.json_file=... so that they agree"
+    if len(train) != len(test):
+        raise ValueError(
+            f"the training data has {len(train)} classes, the test data {len(test)}: {change}"
+        )
+    at = next(i for i, pair in enumerate(zip(train, test, strict=True)) if len(set(pair)) > 1)
+    raise ValueError(
+        f"class {at} is {train[at]!r} in the training data but {test[at]!r} in the test data: "
+        f"{change}"
+    )

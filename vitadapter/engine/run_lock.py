@@ -1,4 +1,4 @@
-"""One run in an output folder at a time: a lock file that names its owner."""
+"""Allows only one run at a time in an output folder, by a lock file that names its owner."""
 
 import contextlib
 import errno
@@ -17,21 +17,23 @@ from typing import NamedTuple
 
 from detectron2.utils import comm
 
-try:
-    import fcntl
-except ImportError:  # Windows
+from vitadapter.engine.signals import Handler, set_handlers
+
+if sys.platform == "win32":
     fcntl = None
+else:
+    import fcntl
 
 __all__ = ["RunLock", "check_unlocked"]
 
 logger = logging.getLogger(__name__)
 
 _NAME = "run.lock"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux only; elsewhere the host's name suffices
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux only; elsewhere the host name must do
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
-# A fork, such as a worker of a data loader, shares the lock of its parent and would keep it when
-# the parent is killed.
+# A forked process, such as a worker of a data loader, shares the lock of its parent, and would keep
+# it after the parent is killed.
 _held: set[int] = set()
 
 
@@ -46,7 +48,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _lock(descriptor: int) -> bool:
-    """Locks a file for this process; False where there are no such locks.
+    """Locks a file for this process; False if the system has no such locks.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -76,7 +78,7 @@ class _Owner(NamedTuple):
 
     @classmethod
     def read(cls, descriptor: int) -> "_Owner | None":
-        """None where a process was killed before it had written its name."""
+        """Reads a lock file; None if its process was killed before it wrote its name."""
         try:
             os.lseek(descriptor, 0, os.SEEK_SET)
             return cls(**json.loads(os.read(descriptor, 1 << 16)))
@@ -91,7 +93,7 @@ class _Owner(NamedTuple):
 
 
 def _agree(action: Callable[[], None]) -> None:
-    """Lets the main process act; what it refuses, all refuse."""
+    """Lets the main process act; if it refuses, all processes do."""
     error = None
     if comm.is_main_process():
         try:
@@ -106,38 +108,39 @@ def _agree(action: Callable[[], None]) -> None:
 
 
 class RunLock:
-    """Held while a run writes to its output folder; only the main process of a run holds it.
+    """A lock on an output folder, held by the main process of a run while the run writes to it.
 
-    On one machine the operating system frees the lock with the process that holds it, however that
-    ends. A lock of another machine, or on a file system without locks, counts as abandoned when its
-    owner has not renewed it for `patience` seconds. A SIGINT or SIGTERM that nobody else handles
-    frees it before it ends the process.
+    On one machine, the operating system frees the lock when the process that holds it ends, for
+    whatever reason. A lock from another machine, or on a file system without locks, counts as
+    abandoned if its owner has not renewed it for `patience` seconds. A SIGINT or SIGTERM that
+    nothing else handles frees the lock before it ends the process.
     """
 
     def __init__(self, folder: str | Path, *, beat: float = 10.0, patience: float = 90.0) -> None:
         """
         Args:
-            folder: the output folder; made if it does not exist.
+            folder: the output folder; created if it does not exist.
             beat: seconds between two signs of life.
-            patience: seconds to wait for one of an owner that cannot be asked.
+            patience: seconds to wait for a sign of life of an owner on another machine.
         """
         self._path = Path(folder, _NAME)
         self._beat, self._patience = beat, patience
         self._descriptor: int | None = None
         self._ended = threading.Event()
         self._process = os.getpid()
-        self._handlers: dict[int, object] = {}
+        self._handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> "RunLock":
-        """
+        """Takes the lock.
+
         Raises:
-            ValueError: another run holds the lock, or the folder cannot be written to; in all
-                processes.
+            ValueError: in all processes, if another run holds the lock or the folder cannot be
+                written to.
         """
         _agree(self._acquire)
         if self._descriptor is not None:
             threading.Thread(target=self._show_life, daemon=True).start()
-            self._take_signals()
+            self._handlers = set_handlers(self._on_signal)
         return self
 
     def __exit__(
@@ -152,7 +155,7 @@ class RunLock:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """As if it were entered and left at once; writes nothing.
+        """Takes the lock and releases it at once, if there is a lock file; else does nothing.
 
         Raises:
             ValueError: as on entering.
@@ -174,7 +177,7 @@ class RunLock:
         _held.add(descriptor)
 
     def _take(self, descriptor: int) -> bool:
-        """False where the owner has just removed the file."""
+        """Takes the lock on an open file; False if its owner has just removed that."""
         try:
             is_certain = _lock(descriptor)
         except BlockingIOError:
@@ -185,7 +188,7 @@ class RunLock:
         if owner is not None:
             if not (is_certain and owner.is_of_machine(this)) and not self._is_abandoned(owner):
                 return False
-            logger.warning("%s is left behind by %s: taking it over", self._path, owner)
+            logger.warning("%s was left behind by %s: taking it over", self._path, owner)
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
         os.write(descriptor, json.dumps(this._asdict()).encode())
@@ -199,7 +202,7 @@ class RunLock:
             return False
 
     def _is_abandoned(self, owner: _Owner) -> bool:
-        """Waits for a sign of life; False where the owner has removed the file meanwhile."""
+        """Waits for a sign of life; False if the owner has removed the file meanwhile."""
         logger.warning(
             "%s names %s: waiting %g s for a sign of life", self._path, owner, self._patience
         )
@@ -223,21 +226,14 @@ class RunLock:
 
     def _show_life(self) -> None:
         while not self._ended.wait(self._beat):
-            with contextlib.suppress(OSError):  # a file system that is away for a while
+            with contextlib.suppress(OSError):  # the file system may be away for a while
                 os.utime(self._path)
-
-    def _take_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._release()
-        handler = self._handlers[number]
+        handler = self._handlers.get(number)
         if callable(handler):
-            handler(number, frame)  # which may end the process without another word
+            handler(number, frame)  # may end the process at once
         else:
             sys.exit(128 + number)
 
@@ -246,20 +242,20 @@ class RunLock:
         if descriptor is None or os.getpid() != self._process:  # a fork does not hold the lock
             return
         _held.discard(descriptor)
-        if self._is_current(descriptor):  # else somebody else took it over
-            os.ftruncate(descriptor, 0)  # names no owner, where it cannot be removed
-            with contextlib.suppress(PermissionError):  # Windows does not remove open files
+        if self._is_current(descriptor):  # otherwise, another run has taken it over
+            os.ftruncate(descriptor, 0)  # names no owner if it cannot be removed
+            with contextlib.suppress(PermissionError):  # Windows cannot remove open files
                 self._path.unlink()
         os.close(descriptor)
 
 
 def check_unlocked(folder: str | Path) -> None:
-    """Refuses a folder in which another run is going on; writes nothing.
+    """Refuses a folder in which another run is in progress.
 
     Args:
         folder: an output folder, which need not exist.
 
     Raises:
-        ValueError: names the owner, and what to do; in all processes.
+        ValueError: in all processes; names the owner, and what to do.
     """
     _agree(RunLock(folder).check)

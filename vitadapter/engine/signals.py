@@ -1,7 +1,7 @@
-"""SIGINT (Ctrl-C) and SIGTERM: a run stops where nothing is half done, with the shell's status.
+"""SIGINT (Ctrl-C) and SIGTERM stop a run cleanly, with the exit status that shells expect.
 
-Light enough to be imported before everything else. Signals that a process was started to ignore,
-such as SIGINT under `nohup ... &`, stay ignored.
+This module imports nothing heavy, so that it can be imported before everything else. Signals that
+were ignored when the process started, such as SIGINT under `nohup ... &`, stay ignored.
 """
 
 import atexit
@@ -13,15 +13,19 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["StopSignals", "exit_on_signals", "forward_signals"]
+__all__ = ["Handler", "StopSignals", "exit_on_signals", "forward_signals", "set_handlers"]
 
-Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def _install(handler: Handler) -> dict[int, object]:
-    """Sets the handler of the signals that are not ignored; returns those from before."""
+def set_handlers(handler: Handler) -> dict[int, Handler]:
+    """Sets the handler of SIGINT and SIGTERM, unless they are ignored.
+
+    Returns:
+        dict: the handlers from before, by signal; empty in a thread that may not set handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
     heard = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
@@ -29,25 +33,25 @@ def _install(handler: Handler) -> dict[int, object]:
 
 
 def _exit(number: int) -> None:
-    """Ends the process without a traceback; nothing that raises could be swallowed on the way."""
+    """Ends the process without an exception, which could be swallowed on its way."""
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(128 + number)
 
 
 def exit_on_signals() -> None:
-    """From here on a signal ends the process at once: as long as there is nothing to save."""
-    _install(lambda number, frame: _exit(number))
-    # While Python is being shut down it runs no handlers; the exit status stands by then.
-    atexit.register(_install, signal.SIG_IGN)
+    """Makes a signal end the process at once, for as long as there is nothing to save."""
+    set_handlers(lambda number, frame: _exit(number))
+    # While Python shuts down, it runs no handlers, and the exit status is already set.
+    atexit.register(set_handlers, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def forward_signals() -> Iterator[None]:
-    """Passes signals on to the child processes and waits for these.
+    """Passes signals on to the child processes and waits for them to end.
 
     Raises:
-        SystemExit: on leaving, if there was a signal; with the shell's exit status for it.
+        SystemExit: on leaving, if there was a signal; with the exit status that stands for it.
     """
     received: list[int] = []
 
@@ -58,12 +62,13 @@ def forward_signals() -> Iterator[None]:
             _exit(number)
         for child in children:
             with contextlib.suppress(ProcessLookupError):
+                assert child.pid is not None  # it has been started
                 os.kill(child.pid, number)
         for child in children:
-            # Here, because torch.multiprocessing kills the others 30 s after the first has ended.
+            # torch.multiprocessing would kill the others 30 s after the first has ended.
             child.join()
 
-    before = _install(forward)
+    before = set_handlers(forward)
     try:
         yield
     finally:
@@ -74,13 +79,15 @@ def forward_signals() -> Iterator[None]:
 
 
 class StopSignals:
-    """Signals that stop training: noted, and turned into an exception where that does no harm.
+    """Remembers a signal that is to stop training, and raises an exception when that is harmless.
 
-    Python may run a handler between any two instructions, so also in the middle of an update of
-    the weights or of the writing of a checkpoint; the exception is raised by :meth:`check` only,
-    or inside :meth:`at_once`. Further signals change nothing: a scheduler, a launcher and a
-    terminal may each send their own. The death of a data loader's worker, which PyTorch raises from
-    a handler too, is found when its batch is waited for.
+    Python may run a handler between any two instructions, even in the middle of an update of the
+    weights or while a checkpoint is written. The exception is therefore raised by :meth:`check`, or
+    inside of :meth:`at_once`. Python loses the exception of a handler that interrupts a destructor
+    or a callback of the garbage collector, so call :meth:`check` often inside of :meth:`at_once`,
+    too. Further signals change nothing, since a scheduler, a launcher and a terminal may each send
+    one. PyTorch also raises from a handler when a worker of a data loader dies. Here, this is found
+    when its next batch is needed.
     """
 
     def __init__(self) -> None:
@@ -88,13 +95,13 @@ class StopSignals:
         self._at_once = False
         self._is_active = False
         self._process = os.getpid()
-        self._on_child: object = signal.SIG_DFL
+        self._on_child: Handler = signal.SIG_DFL
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Takes the signals over, where Python allows it; raises on leaving as :meth:`check`."""
+        """Handles the signals, if Python allows it; raises on leaving, like :meth:`check`."""
         self._process = os.getpid()
-        before = _install(self._note)
+        before = set_handlers(self._note)
         self._is_active = bool(before) and hasattr(signal, "SIGCHLD")  # not on Windows
         self._silence_workers()
         try:
@@ -103,7 +110,7 @@ class StopSignals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            # After a signal to all processes workers may yet die of it.
+            # If all processes received the signal, workers may still die of it.
             if self._is_active and self._noted is None:
                 signal.signal(signal.SIGCHLD, self._on_child)
             self._is_active, self._noted = False, None
@@ -113,7 +120,7 @@ class StopSignals:
 
         Raises:
             KeyboardInterrupt: it was SIGINT.
-            SystemExit: it was SIGTERM; with the shell's exit status for it.
+            SystemExit: it was SIGTERM; with the exit status that stands for it.
         """
         if self._noted == signal.SIGINT:
             raise KeyboardInterrupt
@@ -122,11 +129,11 @@ class StopSignals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises at once: for what takes long and changes no state of training.
+        """Lets a signal raise at once inside of what takes long and changes no state of training.
 
         Raises:
-            KeyboardInterrupt, SystemExit: as :meth:`check`, also in the place of an error that
-                followed the signal, such as that of a worker which received it too.
+            KeyboardInterrupt, SystemExit: like :meth:`check`, also instead of an error that
+                followed the signal, such as that of a worker that received it, too.
         """
         try:
             self._at_once = True
@@ -141,14 +148,14 @@ class StopSignals:
         self.check()
 
     def _silence_workers(self) -> None:
-        """Takes back the handler that PyTorch sets with the first data loader that has workers."""
+        """Removes the handler that PyTorch sets with the first data loader that has workers."""
         if self._is_active:
             handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if callable(handler):
                 self._on_child = handler
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker: its parent ends it, by SIGTERM
+        if os.getpid() != self._process:  # a worker, which its parent ends by SIGTERM
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)

@@ -1,6 +1,6 @@
-"""Detectron2's training loop with micro-batches and mixed precision, stopped by what is not finite.
+"""Detectron2's training loop with micro-batches, mixed precision and a stop at infinity or NaN.
 
-What is not finite never reaches the weights: losses and gradients are looked at before the update.
+Losses and gradients are checked before each update, so that neither ever reaches the weights.
 """
 
 import contextlib
@@ -8,7 +8,9 @@ import itertools
 import math
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -17,11 +19,12 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.engine.settings import AmpSettings, PositiveInt, check_value
 from vitadapter.engine.signals import StopSignals
 
 __all__ = ["AccumulatingTrainer"]
 
-# Of float16's loss. Where gradients overflow even so, no smaller one will help.
+# The smallest scale of a float16 loss: if gradients overflow even then, no scale will help.
 _MIN_SCALE = 2.0**-16
 
 Batch = list[dict[str, object]]
@@ -29,7 +32,7 @@ Losses = dict[str, float]
 
 
 class _Report(NamedTuple):
-    """What one process tells the others of an iteration."""
+    """What a process tells the others about an iteration."""
 
     losses: list[Losses]  # of each micro-batch
     data_time: float
@@ -69,14 +72,14 @@ def _check_finite(reports: list[_Report], iteration: int) -> None:
 class AccumulatingTrainer(SimpleTrainer):
     """Updates the weights once per iteration, by the mean gradient of several micro-batches.
 
-    Everything that counts iterations counts updates: hooks, learning rate, checkpoints, logs. As
-    Detectron2's trainers otherwise, except that losses and gradients which are not finite stop all
-    processes, before anything is updated, and name their images. Under float16 gradients may
-    overflow: such updates are left out, until the scale of the loss has become tiny.
+    Everything that counts iterations (hooks, learning rate, checkpoints, logs) counts updates.
+    Otherwise it works like Detectron2's trainers, except that infinite or NaN losses and gradients
+    stop all processes before the update, with a message that names the images. With float16,
+    gradients may overflow. Such updates are skipped, until the scale of the loss has become tiny.
 
     Attributes:
-        grad_scaler: scales the loss under float16, else does nothing.
-        stop_signals: those that stop training.
+        grad_scaler: scales the loss with float16; otherwise does nothing.
+        stop_signals: the signals that stop training.
     """
 
     def __init__(
@@ -87,22 +90,21 @@ class AccumulatingTrainer(SimpleTrainer):
         *,
         accumulate_steps: int = 1,
         amp_dtype: torch.dtype | None = None,
-        init_scale: float = 2.0**16,
+        init_scale: float = AmpSettings.init_scale,
     ) -> None:
         """
         Args:
-            model: on its device, possibly distributed; gives a dict of losses.
-            data_loader: gives micro-batches.
-            optimizer: of the model's parameters.
+            model: the model, on its device and possibly distributed; returns a dict of losses.
+            data_loader: yields micro-batches.
+            optimizer: the optimizer of the model's parameters.
             accumulate_steps: number of micro-batches in an iteration.
-            amp_dtype: `torch.float16` or `torch.bfloat16` for mixed precision, None for none.
-            init_scale: factor of the loss that float16 starts with.
+            amp_dtype: `torch.float16` or `torch.bfloat16` for mixed precision; None for none.
+            init_scale: the factor of the loss that float16 starts with.
 
         Raises:
             ValueError: `accumulate_steps` is not positive.
         """
-        if accumulate_steps < 1:
-            raise ValueError(f"accumulate_steps must be at least 1, got {accumulate_steps}")
+        check_value("accumulate_steps", PositiveInt, accumulate_steps)
         super().__init__(model, data_loader, optimizer)
         self.accumulate_steps = accumulate_steps
         self.amp_dtype = amp_dtype
@@ -113,7 +115,7 @@ class AccumulatingTrainer(SimpleTrainer):
         )
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """As Detectron2's; Ctrl-C and SIGTERM stop it where nothing is half done.
+        """Trains like Detectron2's trainers; Ctrl-C and SIGTERM stop it between two updates.
 
         Raises:
             KeyboardInterrupt, SystemExit: a signal, see :class:`StopSignals`.
@@ -125,14 +127,13 @@ class AccumulatingTrainer(SimpleTrainer):
         """Trains on the next `accumulate_steps` batches of the loader.
 
         Raises:
-            FloatingPointError: a loss or a gradient is infinite or NaN; the weights are those of
-                before.
+            FloatingPointError: a loss or a gradient is infinite or NaN; the weights are unchanged.
         """
         assert self.model.training, "the model was changed to eval mode"
         try:
             self._backward()
         except Exception:
-            # Another process may have stopped at the signal before this one.
+            # Another process may have been stopped by the signal before this one.
             self.stop_signals.check()
             raise
         self.after_backward()
@@ -140,7 +141,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self.grad_scaler.update()
 
     def _backward(self) -> None:
-        """Computes the gradient, which is finite or will be left out by the scaler."""
+        """Computes the gradient, which is finite or will be skipped by the scaler."""
         self.optimizer.zero_grad()
         batches: list[Batch] = []
         losses: list[dict[str, Tensor]] = []
@@ -150,10 +151,10 @@ class AccumulatingTrainer(SimpleTrainer):
             with self.stop_signals.at_once():
                 batches.append(next(self._data_loader_iter))
             data_time += time.perf_counter() - start
-            # Gradients travel between processes once, with the last micro-batch.
+            # Processes exchange gradients once, in the last micro-batch.
             with self._no_sync() if left else contextlib.nullcontext():
                 losses.append(self._forward(batches[-1]))
-                total = sum(losses[-1].values()) / self.accumulate_steps
+                total = reduce(add, losses[-1].values()) / self.accumulate_steps
                 self.grad_scaler.scale(total).backward()
         self._report(batches, losses, data_time)
 
@@ -170,9 +171,9 @@ class AccumulatingTrainer(SimpleTrainer):
         try:
             with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=enabled):
                 losses = self.model(batch)
-        except FloatingPointError as error:  # proposals of Detectron2 that are not finite
+        except FloatingPointError as error:  # Detectron2 has found infinite or NaN proposals
             fault = (str(error), [_image_name(sample) for sample in batch])
-        # The others would wait in the backward pass for the process that has failed.
+        # Otherwise, the others would wait in the backward pass for the process that failed.
         faults = [found for found in comm.all_gather(fault) if found is not None]
         if faults:
             images = [image for _, named in faults for image in named]
@@ -180,7 +181,7 @@ class AccumulatingTrainer(SimpleTrainer):
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
     def _gradient_norm(self) -> Tensor:
-        """Of all gradients together; 0 under a scaler, which looks at them itself."""
+        """The norm of all gradients together; 0 with a scaler, which checks them itself."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         is_scaled = self.grad_scaler.is_enabled()
         gradients = [p.grad for p in parameters if p.grad is not None and not is_scaled]
@@ -194,18 +195,18 @@ class AccumulatingTrainer(SimpleTrainer):
         elif not math.isfinite(norm):
             named = self.model.named_parameters()
             wrong = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
-            # Adam keeps squares, which would overflow too.
+            # A norm that overflows is refused, because Adam's squares would overflow too.
             where = f"of {len(wrong)} parameters, such as {wrong[0]}" if wrong else "its norm is"
             fault = f"the gradient became infinite or NaN ({where})"
         if fault is not None:
             images = [_image_name(sample) for batch in batches for sample in batch]
-            # The gradient is the same in all processes, so that all come here.
+            # The gradient is the same in all processes, so all of them get here.
             raise _stop(fault, self.iter, itertools.chain(*comm.all_gather(images)))
 
     def _report(
         self, batches: list[Batch], on_device: list[dict[str, Tensor]], data_time: float
     ) -> None:
-        """Checks losses and gradient and logs the mean over micro-batches and processes."""
+        """Checks the losses and the gradient, and logs means over micro-batches and processes."""
         losses, norm = _to_host(on_device, self._gradient_norm())
         suspects = [
             _image_name(sample)
@@ -213,7 +214,7 @@ class AccumulatingTrainer(SimpleTrainer):
             if not all(map(math.isfinite, named.values()))
             for sample in batch
         ]
-        # To all and not only to the first, so that all stop.
+        # Sent to all and not only to the first, so that all stop.
         reports = comm.all_gather(_Report(losses, data_time, suspects))
         _check_finite(reports, self.iter)
         self._check_gradient(norm, batches)
@@ -227,15 +228,15 @@ class AccumulatingTrainer(SimpleTrainer):
         if len(mean) > 1:
             storage.put_scalars(**mean)
 
-    def state_dict(self) -> dict[str, object]:
-        """As Detectron2's `AMPTrainer` saves it."""
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as Detectron2's `AMPTrainer` saves it."""
         state = super().state_dict()
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Restores it; float16 that the checkpoint was not trained with starts anew."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores a state; the loss scale starts anew if the checkpoint has none."""
         super().load_state_dict(state_dict)
         if "grad_scaler" in state_dict and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

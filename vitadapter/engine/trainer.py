@@ -1,7 +1,7 @@
-"""Training and evaluation of a LazyConfig, as Detectron2's `lazyconfig_train_net.py` does it.
+"""Training and evaluation of a LazyConfig, like Detectron2's `lazyconfig_train_net.py`.
 
-Beyond it: whatever can be checked is checked before the first iteration, and training that stops
-early, for whatever reason, leaves a checkpoint to resume from.
+In addition, everything that can be checked is checked before the first iteration, and training that
+stops early, for whatever reason, leaves a checkpoint to resume from.
 """
 
 import contextlib
@@ -24,9 +24,8 @@ from detectron2.utils.events import (
     JSONWriter,
     TensorboardXWriter,
 )
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
-from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.best_checkpoint import BestCheckpointer
 from vitadapter.engine.building import build
@@ -37,12 +36,12 @@ from vitadapter.engine.checkpoint import (
     load_init_checkpoint,
 )
 from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
-from vitadapter.engine.ema import EMAHook, WeightEMA, build_ema, is_averaged
+from vitadapter.engine.ema import EMAHook, WeightEMA
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.published import log_published
 from vitadapter.engine.resume import find_checkpoint, resume_training
-from vitadapter.engine.run_checks import check_run, setup_errors
+from vitadapter.engine.run_checks import check_run, check_same_classes, setup_errors
 from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.train_loop import AccumulatingTrainer
 
@@ -54,38 +53,10 @@ Results = dict[str, dict[str, float]]
 Batch = list[dict[str, object]]
 
 
-def _class_names(dataset: DictConfig | None) -> list[str]:
-    """Class names of a part of `cfg.dataset`; none where it does not name a COCO data set."""
-    if dataset is None or "name" not in dataset:
-        return []
-    metadata = coco_metadata(dataset.name, dataset.get("json_file"), dataset.get("image_root"))
-    return list(metadata.get("thing_classes", ()))
-
-
-def _check_same_classes(cfg: DictConfig) -> None:
-    """AP would be meaningless if training and test data numbered their classes differently."""
-    if cfg.dataloader.get("evaluator") is None:
-        return
-    parts = ("train", "test")
-    train, test = (_class_names(OmegaConf.select(cfg, f"dataset.{part}")) for part in parts)
-    if not train or not test or train == test:
-        return
-    change = "set dataset.train.json_file=... or dataset.test.json_file=... so that they agree"
-    if len(train) != len(test):
-        raise ValueError(
-            f"the training data has {len(train)} classes, the test data {len(test)}: {change}"
-        )
-    at = next(i for i, pair in enumerate(zip(train, test, strict=True)) if len(set(pair)) > 1)
-    raise ValueError(
-        f"class {at} is {train[at]!r} in the training data but {test[at]!r} in the test data: "
-        f"{change}"
-    )
-
-
 def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
-    """Loads the test data now, so that its faults are found before training.
+    """Loads the test data now, so that faults in it are found before training.
 
-    Comes before the model is built, which test-time augmentation may change settings of.
+    Call it before the model is built, since test-time augmentation may change the model's settings.
     """
     apply_tta(cfg)
     if cfg.dataloader.get("evaluator") is None:
@@ -110,21 +81,20 @@ def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Opt
     optimizer = build(optimizer_cfg, "optimizer")
     for group in (optimizer.defaults, *optimizer.param_groups):
         for key, value in group.items():
-            # A ListConfig (betas) would drag the whole config, model included, into checkpoints
-            # that torch.load then refuses to read.
+            # A ListConfig (betas) would bring the whole config, with the model, into checkpoints,
+            # which torch.load then refuses to read.
             if isinstance(value, ListConfig):
                 group[key] = tuple(value)
     return optimizer
 
 
 def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
-    """Gives micro-batches: `train.accumulate_steps` of them have the total batch size."""
+    """Builds the loader of micro-batches; `train.accumulate_steps` of them make a total batch."""
     loader_cfg = copy.deepcopy(cfg.dataloader.train)
-    steps = cfg.train.get("accumulate_steps", 1)
-    if steps > 1:
-        loader_cfg.total_batch_size //= steps
-    # Samplers draw the seed of their order: the same at every start.
-    seed_process(cfg.train.get("seed", -1))
+    if cfg.train.accumulate_steps > 1:
+        loader_cfg.total_batch_size //= cfg.train.accumulate_steps
+    # Samplers draw the seed of their order, which has to be the same at every start.
+    seed_process(cfg.train.seed)
     return build(loader_cfg, "dataloader.train")
 
 
@@ -143,15 +113,20 @@ def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrai
         model,
         loader,
         optimizer,
-        accumulate_steps=cfg.train.get("accumulate_steps", 1),
-        amp_dtype=getattr(torch, amp.get("dtype", "float16")) if amp.enabled else None,
-        init_scale=amp.get("init_scale", 512.0),
+        accumulate_steps=cfg.train.accumulate_steps,
+        amp_dtype=getattr(torch, amp.dtype) if amp.enabled else None,
+        init_scale=amp.init_scale,
     )
 
 
+def _build_ema(cfg: DictConfig, model: torch.nn.Module) -> WeightEMA | None:
+    """The average that `train.ema` asks for, if any."""
+    ema = cfg.train.ema
+    return WeightEMA(model, decay=ema.decay, ramp_iters=ema.ramp_iters) if ema.enabled else None
+
+
 class _Printer(CommonMetricPrinter):
-    """Detectron2's, which divides by the iterations since it last wrote, and so by 0 after an error
-    in the iteration that it has written."""
+    """Detectron2's printer, without its division by 0 if it writes twice in an iteration."""
 
     def write(self) -> None:
         with contextlib.suppress(ZeroDivisionError):
@@ -181,15 +156,14 @@ def _build_hooks(
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
     ]
-    if train.get("seed", -1) >= 0:
+    if train.seed >= 0:
         built.append(IterationSeed(train.seed))
     if ema is not None:
         built.append(EMAHook(ema, checkpointer.model))
     built.append(StateKeeper(checkpointer))
     if comm.is_main_process():
-        settings = dict(train.checkpointer)
-        checkpointer.max_to_keep = settings.pop("max_to_keep", None)
-        built.append(hooks.PeriodicCheckpointer(checkpointer, **settings))
+        checkpointer.max_to_keep = train.checkpointer.max_to_keep
+        built.append(hooks.PeriodicCheckpointer(checkpointer, train.checkpointer.period))
     built.append(EvalHook(train.eval_period, evaluate))
     if comm.is_main_process():
         writers = _build_writers(train.output_dir, train.max_iter)
@@ -201,12 +175,10 @@ def _best_checkpointer(
     cfg: DictConfig, checkpointer: AtomicCheckpointer, evaluated: torch.nn.Module, results: Results
 ) -> BestCheckpointer | None:
     """The hook that `train.best_checkpoint` asks for, if any."""
-    metric = OmegaConf.select(cfg, "train.best_checkpoint.metric")
-    if metric is None:
+    wanted, period = cfg.train.best_checkpoint, cfg.train.eval_period
+    if wanted.metric is None:
         return None
-    mode = cfg.train.best_checkpoint.get("mode", "max")
-    period = cfg.train.eval_period
-    return BestCheckpointer(period, checkpointer, evaluated, results, metric, mode)
+    return BestCheckpointer(period, checkpointer, evaluated, results, wanted.metric, wanted.mode)
 
 
 def _restore(
@@ -221,23 +193,24 @@ def _restore(
     if found is not None:
         start = resume_training(checkpointer, trainer, ema, *found)
         if start >= cfg.train.max_iter and found[0].stem != FINAL_NAME:
-            # The run was stopped between its last iteration and its end.
+            # The run was stopped after its last iteration, before the final save.
             checkpointer.save(FINAL_NAME, iteration=start - 1)
         return start
-    allow_partial = cfg.train.get("init_allow_partial", False)
-    load_init_checkpoint(checkpointer, cfg.train.init_checkpoint, allow_partial=allow_partial)
+    load_init_checkpoint(
+        checkpointer, cfg.train.init_checkpoint, allow_partial=cfg.train.init_allow_partial
+    )
     if ema is not None:
         ema.reset(checkpointer.model)
     if wrong := find_not_finite(checkpointer.model.state_dict()):
         raise ValueError(
             f"{wrong} of the model is infinite or NaN before the first iteration: such a model "
-            "cannot be saved (a constant is no weight: register its buffer with persistent=False)"
+            "cannot be saved (register the buffer of a constant with persistent=False)"
         )
     return 0
 
 
 def _evaluate_finished(cfg: DictConfig, iteration: int, evaluate: Callable[[], Results]) -> None:
-    """Writes the metrics as the evaluation at the end of training does."""
+    """Evaluates a finished run, and writes the metrics like the evaluation after training."""
     with EventStorage(iteration) as storage:
         storage.put_scalars(**flatten_results_dict(evaluate()), smoothing_hint=False)
         if comm.is_main_process():
@@ -250,8 +223,9 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
     """Evaluates `model` on the test set of `cfg` and prints the table.
 
     Args:
-        cfg: its `dataloader.test`, `dataloader.evaluator` and `train.inference` are used.
-        model: on its device; its training mode is kept.
+        cfg: the whole config; `dataloader.test`, `dataloader.evaluator` and `train.inference` are
+            used.
+        model: the model, on its device; its training mode is restored.
 
     Returns:
         dict: metrics by task, for instance `{"bbox": {"AP": ...}}`; empty without an evaluator
@@ -261,8 +235,9 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
 
 
 def do_eval_only(cfg: DictConfig) -> Results:
-    """Evaluates the weights of `train.init_checkpoint`: with `train.ema.enabled` the averaged ones,
-    where the file has them.
+    """Evaluates the weights of `train.init_checkpoint`.
+
+    With `train.ema.enabled`, these are the averaged weights if the file has them.
 
     Args:
         cfg: the whole config.
@@ -271,7 +246,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
         dict: as :func:`do_test`.
 
     Raises:
-        SetupError: missing weights or those of another model, or unusable data.
+        SetupError: the weights are incomplete or those of another model, or the data is unusable.
     """
     with setup_errors():
         check_run(cfg, eval_only=True)
@@ -280,7 +255,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
         inference = build_inference(cfg, model)
         checkpointer = AtomicCheckpointer(model)
         load_init_checkpoint(
-            checkpointer, cfg.train.init_checkpoint, complete=True, averaged=is_averaged(cfg)
+            checkpointer, cfg.train.init_checkpoint, complete=True, averaged=cfg.train.ema.enabled
         )
     results = evaluate(inference)
     log_published(cfg.train.init_checkpoint, flatten_results_dict(results))
@@ -288,7 +263,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
 
 
 def _train(cfg: DictConfig, resume: bool) -> Results:
-    """:func:`do_train` in an output folder of its own."""
+    """The part of :func:`do_train` for which the output folder is locked."""
     results: Results = {}
 
     def evaluate_and_keep() -> Results:
@@ -299,13 +274,15 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
     with setup_errors():
         loader = _build_loader(cfg)
         evaluate = _build_evaluation(cfg)
-        _check_same_classes(cfg)
+        check_same_classes(cfg)
         trainer = _build_trainer(cfg, loader)
-        ema = build_ema(cfg, trainer.model)
-        evaluated = trainer.model if ema is None else ema.module
-        # Now, so that a fault of train.inference is found before training.
-        inference = build_inference(cfg, evaluated)
         checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
+        ema = _build_ema(cfg, checkpointer.model)
+        evaluated = checkpointer.model if ema is None else ema.module
+        # Built now, so that a fault of train.inference is found before training.
+        inference = build_inference(cfg, evaluated)
+        # Before each batch, since the exception of a signal is lost if it interrupts a destructor.
+        inference.register_forward_pre_hook(lambda *_: trainer.stop_signals.check())
         if ema is not None:
             checkpointer.add_checkpointable("model_ema", ema.module)
         trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate_and_keep))
@@ -316,34 +293,35 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         _evaluate_finished(cfg, start, evaluate_and_keep)
         return results
     with setup_errors():
-        continue_data(loader, start * trainer.accumulate_steps, cfg.train.get("seed", -1))
+        continue_data(loader, start * trainer.accumulate_steps, cfg.train.seed)
     trainer.train(start, cfg.train.max_iter)
     return results
 
 
 def do_train(cfg: DictConfig, resume: bool = False) -> Results:
-    """Trains, evaluates every `train.eval_period` iterations and at the end.
+    """Trains, and evaluates every `train.eval_period` iterations and at the end.
 
     An iteration is an update of the weights, by `train.accumulate_steps` batches of the loader.
     Checkpoints, `metrics.json` (losses, learning rate, APs) and tensorboard events are written to
-    `train.output_dir`; with `train.ema` checkpoints have the averaged weights too, which are
-    evaluated then, and with `train.best_checkpoint` `model_best.pth` has the best evaluated ones.
-    When training stops early - an error, Ctrl-C, SIGTERM - the last complete iteration is saved.
-    The folder is locked meanwhile. With `train.seed` a resumed run goes on as if it had never been
-    stopped, within the limits that :mod:`vitadapter.engine.data_order` names.
+    `train.output_dir`, which is locked meanwhile. With `train.ema`, checkpoints also have the
+    averaged weights, and these are evaluated. With `train.best_checkpoint`, `model_best.pth` has
+    the weights of the best evaluation. When an error, Ctrl-C or SIGTERM stops training early, the
+    last complete iteration is saved. With `train.seed`, a resumed run continues as if it had never
+    been stopped, within the limits that :mod:`vitadapter.engine.data_order` names.
 
     Args:
-        cfg: with model, dataloader.{train,test,evaluator}, optimizer, lr_multiplier, train.
-        resume: whether to go on from the last good checkpoint of `train.output_dir`, if it has
+        cfg: the whole config, with model, dataloader.{train,test,evaluator}, optimizer,
+            lr_multiplier and train. Settings that `train` lacks are filled in.
+        resume: whether to continue from the last good checkpoint of `train.output_dir`, if it has
             checkpoints.
 
     Returns:
         dict: as :func:`do_test`, of the last evaluation.
 
     Raises:
-        SetupError: what cannot work, before training starts.
-        FloatingPointError: a loss, the gradient or a weight became infinite or NaN; names the
-            images of the iteration, or the weight.
+        SetupError: something cannot work; raised before training starts.
+        FloatingPointError: a loss, the gradient or a weight became infinite or NaN. The message
+            names the images of the iteration, or the weight.
     """
     with contextlib.ExitStack() as held:
         with setup_errors():
