@@ -1,4 +1,4 @@
-"""Shared config bases by name, wherever the package is installed; experiments by their file."""
+"""Loads shared configs by name, wherever the package is installed, and experiments by their file."""
 
 import importlib.util
 from pathlib import Path
@@ -12,14 +12,14 @@ __all__ = ["get_config", "get_config_path", "load_experiment"]
 
 
 def get_config_path(name: str) -> Path:
-    """Path of a shared config: ours, else Detectron2's own.
+    """Path of a shared config: ours or, if we have none of that name, Detectron2's.
 
     Args:
         name: relative path below ``vitadapter.configs`` or Detectron2's model zoo, such as
             "common/models/mask_rcnn_vit_adapter.py" or "common/models/mask_rcnn_fpn.py".
 
     Raises:
-        ValueError: neither has it.
+        ValueError: neither has a config of that name.
     """
     roots = [Path(vitadapter.configs.__file__).parent]
     # Found without importing detectron2.model_zoo, which needs an old setuptools.
@@ -46,7 +46,7 @@ def get_config(name: str) -> DictConfig:
 
 
 def load_experiment(config_file: str | Path) -> DictConfig:
-    """Loads a config file, and lets its name say where the results go.
+    """Loads a config file, and derives from its name where the results go.
 
     A config that leaves `train.output_dir` at the default "./output" writes to
     ./output/<folder>/<name> of its file, such as ./output/COCO/mask_rcnn_vit_adapter_s_deit_1x.

@@ -2,22 +2,23 @@
 
 PyTorch's ``weights_only`` calls some constructors with the file's arguments and trusts the shape of
 what it builds: a file of 2 MB can end the process or keep it busy for ever. Here a pickle is a list
-of instructions, of which those are followed that make plain data and tensors. Names stand for plain
-data, tensors, or something that is not read.
+of instructions, and only those that make plain data and tensors are followed. A name stands for
+plain data, for a tensor, or for something that is not read.
 """
 
 import math
+import mmap
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 __all__ = ["PickleReader", "Storage", "Unread", "storage_dtype"]
 
-# Far above what a training state has, and little enough to be read in seconds.
+# Far more than a training state has, and few enough to be read in seconds.
 _MOST_INSTRUCTIONS = 4_000_000
 _MOST_DIMENSIONS = 32
 _DEEPEST_NESTING = 64
@@ -25,7 +26,7 @@ _DEEPEST_NESTING = 64
 _MOST_SHARING = 16
 _SMALL_BYTES = 2**20
 _SIZED = (str, bytes, list, tuple, dict, set)
-# More is no size of a tensor, and no key of a dict.
+# The longest tuple that may be the key of a dict.
 _MOST_PARTS = 32
 
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
@@ -43,7 +44,7 @@ _STORAGES = {
         )
     },
 }
-# Other names of the same things: of Python 2, and of versions of NumPy and Python.
+# Other names of the same things: those of Python 2, and of other versions of NumPy and Python.
 _SYNONYMS = (
     *(("__builtin__.", "builtins."), ("numpy._core.", "numpy.core.")),
     ("pathlib._local.", "pathlib."),
@@ -72,7 +73,7 @@ class Name:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Memory of tensors, and what its values are where the tensors do not say so."""
+    """Memory of tensors, and the type of its values where the tensors do not state one."""
 
     dtype: torch.dtype
     data: torch.UntypedStorage
@@ -111,7 +112,7 @@ def _as_size(sizes: tuple[int, ...] | list[int]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-# What is made of the objects that training codes save; the file's arguments reach nothing else.
+# How the objects that training codes save are made. The file's arguments reach no other function.
 _MAKERS: Mapping[str, Callable[..., object]] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": lambda counts: _ordered_dict(list(counts.items())),
@@ -145,9 +146,9 @@ _MAKERS: Mapping[str, Callable[..., object]] = {
         )
     },
 }
-# Of a subclass of Tensor, or one with attributes: the plain tensor.
+# A subclass of Tensor, or one with attributes, is read as a plain tensor.
 _REBUILD_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
-# Names that are only mentioned: the types of tensors and quantisers that are not built.
+# Names that may be mentioned but are not called: types of tensors and of quantisers.
 _MENTIONED = {
     _REBUILD_FROM_TYPE,
     "torch.Tensor",
@@ -161,7 +162,7 @@ _KNOWN = {*_MAKERS, *_MENTIONED, *_REBUILD_TENSOR, *_STORAGES}
 
 
 def _checked_key(key: object) -> object:
-    """A key of a dict, or member of a set, whose hash is quickly made."""
+    """A key of a dict, or member of a set, whose hash is quick to compute."""
     plain = (str, bytes, int, float, type(None), Unread)
     parts = key if isinstance(key, tuple) else (key,)
     if len(parts) <= _MOST_PARTS and all(isinstance(part, plain) for part in parts):
@@ -170,7 +171,7 @@ def _checked_key(key: object) -> object:
 
 
 def _set_item(target: object, key: object, value: object) -> None:
-    """Adds an entry to a dict that does not have it."""
+    """Adds an entry to a dict that does not have it yet."""
     if type(target) is not dict:
         raise ValueError(f"it adds an entry to a {type(target).__name__}")
     if _checked_key(key) in target:
@@ -179,14 +180,14 @@ def _set_item(target: object, key: object, value: object) -> None:
 
 
 def storage_dtype(name: object) -> torch.dtype:
-    """Of the values in a storage whose class the file mentions."""
+    """The type of the values in a storage, from the name of its class."""
     if not isinstance(name, Name) or name.text not in _STORAGES:
         raise ValueError("it has a storage of tensors that PyTorch does not have")
     return _STORAGES[name.text]
 
 
 def _resolve_name(name: str) -> object:
-    """What a name stands for; names that are not of tensors or plain data are refused."""
+    """What a name stands for; refused unless it is plain data or a tensor."""
     for other, usual in _SYNONYMS:
         if name.startswith(other):
             name = usual + name.removeprefix(other)
@@ -198,13 +199,13 @@ def _resolve_name(name: str) -> object:
 
 
 def _make_object(name: Name, arguments: tuple[object, ...]) -> object:
-    """What stands for a call of something that is no tensor of memory."""
+    """What stands for the result of a call that does not make a dense tensor."""
     if name.text not in _MAKERS:
         raise ValueError(f"it calls {name.text}")
     return _MAKERS[name.text](*arguments)
 
 
-# Instructions, by what they take and leave on the stack.
+# Instructions by what they take from the stack and leave on it.
 _ARGUMENTS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -229,9 +230,9 @@ _FROM_STACK = dict.fromkeys(("TUPLE1", "APPEND", "BUILD", "BINPERSID"), 1) | {
 def _check_tree(
     value: object, known: dict[int, tuple[int, int]], depth: int = 0
 ) -> tuple[int, int]:
-    """Number of values in it, each as often as it is reached, and levels: both have a limit.
+    """Number of values in it, counted as often as they are reached, and its number of levels.
 
-    So a walk through all of it ends, and soon.
+    Both have a limit, so that a walk through all of it ends, and soon.
     """
     if not isinstance(value, dict | list | tuple):
         return 1, 0
@@ -250,11 +251,11 @@ def _check_tree(
 
 
 class PickleReader:
-    """Reads pickles of one file.
+    """Reads the pickles of one file.
 
     Args:
-        load_storage: the storage of a persistent id.
-        file_bytes: size of the file, in proportion to which tensors may be.
+        load_storage: returns the storage of a persistent id.
+        file_bytes: size of the file, which limits the size of its tensors.
     """
 
     def __init__(self, load_storage: Callable[[object], Storage], file_bytes: int) -> None:
@@ -263,25 +264,27 @@ class PickleReader:
         self._copies_left = file_bytes + _MOST_INSTRUCTIONS
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
-        self._memo: dict[int, object] = {}
+        self._memo: dict[object, object] = {}  # by number
 
-    def read(self, file: BinaryIO) -> object:
+    def read(self, file: BinaryIO | mmap.mmap) -> object:
         """The object of the next pickle.
 
         Args:
-            file: at its beginning; is left at its end.
+            file: at the beginning of the pickle; it is left at the end of it.
 
         Returns:
             Numbers, strings, bytes, ``None``, tensors (which share the memory of the storages) and
             :class:`Unread`, in dicts, lists, tuples and sets.
 
         Raises:
-            ValueError: the pickle is damaged, names something that would be run, or would make
-                more than a limit.
+            ValueError: the pickle is damaged, names something that would be run, or exceeds a
+                limit.
             IndexError, KeyError, TypeError, AttributeError: it is damaged.
         """
         self._stack, self._marked, self._memo = [], [], {}
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        # It only calls `read` and `readline`, which an mmap has too.
+        genops = pickletools.genops(cast(IO[bytes], file))
+        for count, (opcode, argument, _) in enumerate(genops):
             if count > _MOST_INSTRUCTIONS:
                 raise ValueError(f"it has more than {_MOST_INSTRUCTIONS} instructions")
             if opcode.name == "STOP":
@@ -335,11 +338,11 @@ class PickleReader:
                 raise ValueError(f"it adds to a {type(stack[-1]).__name__}")
             stack[-1].update(_to_set(items))
         elif name == "STACK_GLOBAL":
-            stack.append(_resolve_name(".".join(items)))
+            stack.append(_resolve_name(".".join(cast(list[str], items))))
         elif name == "BINPERSID":
             stack.append(self._load_storage(items[0]))
         elif name == "BUILD":
-            # Attributes are not needed: those of a dict are its versions, others are not read.
+            # No attributes are needed: those of a dict are versions, those of others are not read.
             if not isinstance(stack[-1], dict | Unread):
                 raise ValueError(f"it sets attributes of a {type(stack[-1]).__name__}")
         else:  # REDUCE, NEWOBJ
@@ -349,7 +352,7 @@ class PickleReader:
         """What stands for the result of a call."""
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
             raise ValueError(f"it calls a {type(name).__name__}")
-        # A long argument that is used again and again would take time and memory without end.
+        # A long argument that is used again and again would take unlimited time and memory.
         self._copies_left -= sum(len(a) for a in arguments if isinstance(a, _SIZED))
         if self._copies_left < 0:
             raise ValueError("it repeats its content too often")
@@ -358,7 +361,7 @@ class PickleReader:
         if name.text == "torch._utils._rebuild_tensor_v3":
             return self._tensor(*arguments[:4], *arguments[6:])
         if name.text in _REBUILD_TENSOR:
-            return self._tensor(*arguments[:4], None, *arguments[6:])
+            return self._tensor(*arguments[:4], *(None, *arguments[6:]))
         return _make_object(name, arguments)
 
     def _tensor(
@@ -379,7 +382,7 @@ class PickleReader:
             raise ValueError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
         numbers = (offset, *size, *stride)
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
-            raise ValueError("sizes of a tensor are no whole numbers, or out of range")
+            raise ValueError("sizes of a tensor are not whole numbers, or out of range")
         item = dtype.itemsize
         self._bytes_left -= math.prod(max(n, 1) for n in size) * item
         if self._bytes_left < 0:

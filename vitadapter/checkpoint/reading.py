@@ -1,7 +1,7 @@
 """Checkpoint files as plain state dicts, read without executing what is in them.
 
-``.safetensors``, ``.npz``, and what ``torch.save`` writes: the zip archives of today, and what it
-wrote before version 1.6.
+Reads ``.safetensors``, ``.npz`` and the files of ``torch.save``: today's zip archives, and the
+format from before PyTorch 1.6.
 """
 
 import io
@@ -44,22 +44,22 @@ StateDict = dict[str, Tensor]
 # average is read where there is nothing else. DINO and iBOT publish the "teacher".
 _PLAIN = ("state_dict", "model", "module", "model_state", "teacher")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-_DATA_PARALLEL = re.compile(r"(module\.)*")
-# Kinds of NumPy's types: truth values, whole, real and complex numbers.
+_DATA_PARALLEL = re.compile(r"^(module\.)+")
+# Kinds of NumPy data types: Booleans, signed and unsigned integers, real and complex numbers.
 _NUMERIC = "biufc"
-# Weights hardly become smaller when they are compressed.
+# Compression hardly makes weights smaller.
 _MOST_UNPACKING = 4
 _SMALL_BYTES = 2**28
 _LONGEST_NAME = 1000
-# Of torch.save
+# The file format of torch.save.
 _PICKLE = "data.pkl"
 _MOST_PICKLE_BYTES = 2**26
 _ZIP_START = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
-# What a file that is no checkpoint, or only part of one, may raise: with a message that says
-# nothing by itself, and with one that does.
+# What may be raised by a file that is not a checkpoint, or only part of one: first the errors
+# whose messages explain nothing by themselves, then all of them.
 _DAMAGED = (
     *(AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError, UnicodeError),
     struct.error,
@@ -76,7 +76,7 @@ def _read_npz(path: Path) -> StateDict:
         unpacked = sum(info.file_size for info in infos)
         if unpacked > max(_MOST_UNPACKING * path.stat().st_size, _SMALL_BYTES):
             raise ValueError(
-                f"it unpacks to {unpacked} bytes, over {_MOST_UNPACKING} times its own"
+                f"it unpacks to {unpacked} bytes, over {_MOST_UNPACKING} times the size of the file"
             )
         arrays: dict[str, Tensor] = {}
         for info in infos:
@@ -84,14 +84,14 @@ def _read_npz(path: Path) -> StateDict:
             if name in arrays:
                 raise ValueError(f"two of its entries are called {name}")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{name} is compressed in another way than NumPy does it")
+                raise ValueError(f"{name} is compressed in a way that NumPy does not use")
             with archive.open(info) as file:
                 arrays[name] = torch.from_numpy(_read_array(file, name, info.file_size))
     return arrays
 
 
 def _read_array(file: IO[bytes], name: str, size: int) -> np.ndarray:
-    """A numeric array whose header asks for no more than the `size` bytes that there are."""
+    """Reads a numeric array whose header asks for no more than the `size` bytes in the file."""
     header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     shape, _, dtype = header[npy.read_magic(file)](file)
     if dtype.kind not in _NUMERIC:
@@ -104,7 +104,7 @@ def _read_array(file: IO[bytes], name: str, size: int) -> np.ndarray:
 
 
 def _part(memory: mmap.mmap, offset: int, size: int) -> torch.Tensor:
-    """Bytes of the file, as uint8."""
+    """Bytes of the file as uint8."""
     if offset + size > len(memory):
         raise ValueError(f"it is cut off: {offset + size} bytes are needed, it has {len(memory)}")
     if size == 0:
@@ -113,7 +113,7 @@ def _part(memory: mmap.mmap, offset: int, size: int) -> torch.Tensor:
 
 
 def _parse_storage_id(persistent_id: object, length: int) -> tuple[torch.dtype, str | int, int]:
-    """(type of its values, key, number of its values)"""
+    """The type of its values, its key, and the number of its values."""
     if not isinstance(persistent_id, tuple) or len(persistent_id) != length:
         raise ValueError("it refers to something that is no storage of a tensor")
     kind, storage_type, key, _, count, *view = persistent_id
@@ -194,8 +194,11 @@ def _is_pickle(name: str) -> bool:
 
 
 class _OldFile:
-    """Pickles one after the other (a number to know it by, version, system, content, keys of
-    storages), then the storages: the number of their values, and these."""
+    """The format from before PyTorch 1.6.
+
+    It has pickles one after the other (magic number, version, system, content, keys of storages),
+    then each storage: the number of its values, and the values.
+    """
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -205,9 +208,9 @@ class _OldFile:
     def read(self) -> object:
         reader = PickleReader(self._storage, len(self._memory))
         if reader.read(self._memory) != _MAGIC_NUMBER:
-            raise ValueError("it is not a file of torch.save")
+            raise ValueError("it was not written by torch.save")
         if reader.read(self._memory) != _PROTOCOL_VERSION:
-            raise ValueError("it is of another version of torch.save")
+            raise ValueError("it was written by another version of torch.save")
         system = reader.read(self._memory)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise ValueError("its numbers are not in little-endian order")
@@ -216,13 +219,13 @@ class _OldFile:
         if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
             raise ValueError("its list of storages is damaged")
         if set(keys) != self._storages.keys():
-            raise ValueError("it lists other storages than its tensors use")
+            raise ValueError("it lists storages other than those its tensors use")
         for key in keys:
             self._fill(self._storages.pop(key))
         return content
 
     def _storage(self, persistent_id: object) -> Storage:
-        """Of the right size; its values come later in the file."""
+        """A storage of the right size, whose values come later in the file."""
         dtype, key, count = _parse_storage_id(persistent_id, 6)
         if key not in self._storages:
             self._bytes_left -= count * dtype.itemsize
@@ -238,12 +241,12 @@ class _OldFile:
         if count * storage.dtype.itemsize != size:
             raise ValueError(f"a storage has {count} values, its tensors say {size} bytes")
         part = _part(self._memory, self._memory.tell(), size)
-        torch.empty(0, dtype=torch.uint8).set_(storage.data, 0, (size,)).copy_(part)
+        torch.empty(0, dtype=torch.uint8).set_(storage.data, 0, (size,), (1,)).copy_(part)
         self._memory.seek(size, io.SEEK_CUR)
 
 
 def read_torch_file(path: Path, *, is_mapped: bool) -> object:
-    """As :func:`read_checkpoint_file`, of any content, with the errors as they come."""
+    """Like :func:`read_checkpoint_file`, but takes any content and lets all errors through."""
     with path.open("rb") as file:
         # Private: a write into a tensor does not reach the file.
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -272,7 +275,7 @@ def _read_any(path: Path) -> object:
             names = [n for n in archive.namelist() if n.endswith((".pth", ".pth.tar", ".pt"))]
         if names:
             raise ValueError(f"it is an archive, unpack {names[0]} from it first")
-    # What is not asked for, such as an optimizer's state, is not read.
+    # What nobody asks for, such as an optimizer's state, is not read.
     return read_torch_file(path, is_mapped=True)
 
 
@@ -286,7 +289,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Refuses weights that are not there.
+    """Refuses a file of weights that is missing or empty.
 
     Raises:
         ValueError: there is no such file, or it is empty.
@@ -311,11 +314,11 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
             nobody uses; the file must then not be overwritten.
 
     Returns:
-        As it was saved: numbers, strings, None and tensors (on the CPU) in dicts, lists and
+        What was saved: numbers, strings, None and tensors (on the CPU) in dicts, lists and
         tuples. NumPy's and other objects are :class:`~vitadapter.checkpoint.pickles.Unread`.
 
     Raises:
-        ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
+        ValueError: the file is missing, empty, cut off or not a checkpoint, or asks to run code.
     """
     path = Path(path)
     check_file(path)
@@ -333,13 +336,13 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
 
     Args:
         path: ``.safetensors``, ``.npz``, or what ``torch.save`` has written (any other suffix).
-        averaged: as of :func:`unwrap_state_dict`.
+        averaged: see :func:`unwrap_state_dict`.
 
     Returns:
         Tensors on the CPU by name, as :func:`unwrap_state_dict` finds them.
 
     Raises:
-        ValueError: the file is absent, empty, cut off, no checkpoint, or asks for code to be run.
+        ValueError: the file is missing, empty, cut off or not a checkpoint, or asks to run code.
     """
     path = Path(path)
     check_file(path)
@@ -350,13 +353,13 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
 
 
 def _dense_tensors(content: Mapping[object, object]) -> StateDict:
-    """Tensors by name; what else is beside them is left out."""
+    """Tensors by name; everything else is left out."""
     tensors = [(str(name), value) for name, value in content.items() if isinstance(value, Tensor)]
     if not tensors:
         raise ValueError(f"it has no tensors among {sorted(map(str, content))[:5]}")
     for name, value in content.items():
         if isinstance(value, Unread) and value.is_tensor:
-            raise ValueError(f"{name} is {value.kind}, dense ones are needed")
+            raise ValueError(f"{name} is {value.kind}, but only dense tensors can be loaded")
     result: StateDict = {}
     for name, tensor in tensors:
         if len(name) > _LONGEST_NAME or not name.isprintable():
@@ -372,21 +375,21 @@ def _dense_tensors(content: Mapping[object, object]) -> StateDict:
 def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
     """Finds the state dict in what a training code has saved.
 
-    Follows ``state_dict``, ``model``, ``module``, ``model_state``, ``teacher`` and, where there is
-    none of them, the averages ``state_dict_ema``, ``model_ema``, ``ema_state_dict`` and ``ema``;
-    removes the ``module.`` of data parallel and the ``_orig_mod.`` of compiled models, and the
-    ``ema_*`` copies that mmcv keeps beside the weights (the weights themselves are used, as
-    officially).
+    Follows ``state_dict``, ``model``, ``module``, ``model_state``, ``teacher`` and, if it has none
+    of them, the averages ``state_dict_ema``, ``model_ema``, ``ema_state_dict`` and ``ema``. Removes
+    the ``module.`` of data parallel and the ``_orig_mod.`` of compiled models, and the ``ema_*``
+    copies that mmcv keeps beside the weights (like the official code, this uses the weights
+    themselves).
 
     Args:
         content: what was read from a file.
-        averaged: whether ``state_dict_ema`` and ``model_ema`` come before all others.
+        averaged: whether an average is preferred to the plain weights.
 
     Returns:
         The tensors by name.
 
     Raises:
-        ValueError: there are no tensors, or names that become equal.
+        ValueError: there are no tensors, or two of their names become equal.
     """
     wrappers = (*_AVERAGED, *_PLAIN) if averaged else (*_PLAIN, *_AVERAGED)
     outer: list[object] = []
@@ -408,8 +411,7 @@ def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
     for name, tensor in tensors.items():
         if name in copies:
             continue
-        short = name.replace("_orig_mod.", "")
-        short = short[_DATA_PARALLEL.match(short).end() :]
+        short = _DATA_PARALLEL.sub("", name.replace("_orig_mod.", ""))
         if short in result:
             raise ValueError(f"two of its entries are called {short}")
         result[short] = tensor

@@ -18,17 +18,17 @@ def is_remote(source: str) -> bool:
 
 
 def fetch(source: str) -> Path:
-    """The file of a checkpoint, downloaded once where it is remote.
+    """The file of a checkpoint, downloaded once if it is remote.
 
     Args:
-        source: a local path; ``hf://org/repo/path/to/file``, with ``@revision`` after ``repo`` for
-            another than the newest; ``timm://name`` for the weights of a timm model, with or
+        source: a local path; ``hf://org/repo/path/to/file``, with ``@revision`` after ``repo``
+            unless it is the newest; ``timm://name`` for the weights of a timm model, with or
             without the tag (``timm://vit_small_patch14_dinov2.lvd142m``); or a URL that
             Detectron2's ``PathManager`` knows. Downloads stay in the caches of the Hugging Face
             hub (``HF_HOME``) and of Detectron2 (``FVCORE_CACHE``).
 
     Returns:
-        Path: on this machine.
+        Path: of the file on this machine.
 
     Raises:
         ValueError: there is no such file, it cannot be downloaded, or huggingface_hub is missing.
@@ -44,7 +44,7 @@ def fetch(source: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{source} cannot be downloaded: {error}") from error
     if not path.is_file():  # a scheme that nobody has registered is taken for a folder
-        raise ValueError(f"{source} cannot be downloaded: nothing is known of such URLs")
+        raise ValueError(f"{source} cannot be downloaded: nothing is registered for such URLs")
     return path
 
 
@@ -71,8 +71,8 @@ def _fetch_from_hub(source: str, repository: str, file: str, revision: str | Non
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ValueError(
             f"{source} cannot be downloaded ({' '.join(str(error).split())[:300]}). Is this "
-            "machine online, and are you allowed to read it (huggingface-cli login)? Else download "
-            "the file elsewhere and give its path"
+            "machine online, and are you allowed to read it (huggingface-cli login)? If not, "
+            "download the file elsewhere and give its path"
         ) from error
 
 
