@@ -1,4 +1,4 @@
-"""Loads shared configs by name, wherever the package is installed, and experiments by their file."""
+"""Loads shared configs by name, wherever the package is installed, and experiments by file."""
 
 import importlib.util
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Evaluators as configs name them."""
+"""The evaluators that configs name."""

@@ -1,4 +1,4 @@
-"""Markdown tables that are aligned for reading in a terminal as well."""
+"""Markdown tables that are aligned, so that they can be read in a terminal as well."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ __all__ = ["markdown_table"]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """
+    """Formats an aligned table.
+
     Args:
-        rows: of equal length; the first one is the head. The first column is aligned to the left,
-            the others, numbers, to the right.
+        rows: of equal length; the first one is the header. The first column is aligned to the left,
+            and the others, which have numbers, to the right.
     """
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -147,7 +147,7 @@ def test_another_head_gives_its_backbone(shared: Path) -> None:
     backbone = [k for k in official if k.startswith("backbone.")]
     assert len(conversion.tensors) == len(backbone)
     assert len(conversion.dropped) == len(official) - len(backbone)
-    assert set(conversion.dropped.values()) == {"no part of the plain ViT"}
+    assert set(conversion.dropped.values()) == {"not part of the plain ViT"}
 
 
 def test_a_file_without_layer_scale_has_ones(shared: Path) -> None:

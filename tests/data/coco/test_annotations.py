@@ -205,7 +205,7 @@ def test_one_file_under_two_ids_is_told(caplog) -> None:
     assert caplog.text == ""
     content["images"][1]["file_name"] = content["images"][0]["file_name"]
     assert len(parse_coco(content, "a.json").records) == len(content["images"])
-    assert "1 files are those of an image with another id too" in caplog.text
+    assert "1 files belong to several image ids" in caplog.text
     assert "000.png of the images 1 and 2" in caplog.text
 
 

@@ -110,7 +110,7 @@ def test_unusable_label_maps_are_skipped_and_named(
 def test_broken_records_are_named(record: dict[str, object], key: str, value: object) -> None:
     record[key] = value
     with pytest.raises(
-        ValueError, match=r"1 training images .*among them " + re.escape(str(record["file_name"]))
+        ValueError, match=r"1 training images .*including " + re.escape(str(record["file_name"]))
     ):
         make_mapper(True, [], max_skipped=1)(record)
 

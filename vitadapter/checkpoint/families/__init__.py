@@ -1,4 +1,4 @@
-"""All families of checkpoints, and which one a file belongs to."""
+"""All families of checkpoints, and how the family of a file is found."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from vitadapter.checkpoint.official.layouts import OFFICIAL_FAMILIES
 
 __all__ = ["FAMILIES", "find_family", "recognise"]
 
-# The first that recognises a file has it: what is more special comes first.
+# The first that recognises a file is used, so the most specific ones come first.
 FAMILIES: tuple[Family, ...] = (
     OWN,
     *OFFICIAL_FAMILIES,
@@ -32,13 +32,13 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-# Parts of models whose names stand before those of the plain ViT inside.
+# Parts of models whose names precede those of the plain ViT inside them.
 _WRAPPERS = {
     *("backbone", "encoder", "model", "module", "vit", "trunk", "student", "teacher"),
     *("visual", "visual_encoder", "vision_model", "vision_tower", "image_encoder", "img_backbone"),
 }
 _MOST_WRAPPERS = 4
-_OUTSIDE = "no part of the plain ViT"
+_OUTSIDE = "not part of the plain ViT"
 
 
 def _known() -> str:
@@ -46,9 +46,9 @@ def _known() -> str:
 
 
 def _prefixes(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """What may stand before the names of a plain ViT, what is more likely first.
+    """What may precede the names of a plain ViT, the most likely prefix first.
 
-    Of a self-distilled model the teacher is taken, as for a file that has it apart.
+    The teacher of a self-distilled model is preferred to its student.
     """
     prefixes = {""}
     for name in state_dict:
@@ -65,7 +65,7 @@ def _inner(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _under(prefix: str, convert: Converter) -> Converter:
-    """The converter, for files that have the family under a prefix."""
+    """A converter for files in which a prefix precedes the names of the family."""
 
     def convert_under(state_dict: Mapping[str, Tensor]) -> Conversion:
         inner = _inner(state_dict, prefix)
@@ -82,20 +82,20 @@ def _under(prefix: str, convert: Converter) -> Converter:
 
 
 def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAMILIES) -> Family:
-    """The family of a state dict, from its names.
+    """Recognises the family of a state dict by its names.
 
-    The plain ViT may be part of another model: names may have a prefix of the parts ``_WRAPPERS``,
-    such as ``backbone.`` or ``model.visual.``.
+    The plain ViT may be part of another model: names may have a prefix made of `_WRAPPERS`, such as
+    `backbone.` or `model.visual.`.
 
     Args:
         state_dict: as read from a file.
-        families: those that it may be of. One alone is returned in any case.
+        families: the possible ones. If there is only one, it is returned in any case.
 
     Returns:
-        The family, whose converters take the whole of the state dict.
+        The family, with converters that take the whole state dict.
 
     Raises:
-        ValueError: none; lists those that are known.
+        ValueError: no family recognises it; the message lists all.
     """
     for prefix in _prefixes(state_dict):
         inner = _inner(state_dict, prefix)
@@ -108,16 +108,16 @@ def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAM
     if len(families) == 1:
         return families[0]  # its converter says what is missing
     raise ValueError(
-        f"its names are of no known family: it has {len(state_dict)} entries such as "
+        f"its names belong to no known family: it has {len(state_dict)} entries such as "
         f"{sorted(state_dict)[:3]}. Known: {_known()}"
     )
 
 
 def find_family(name: str) -> Family:
-    """The family called ``name``.
+    """The family called `name`.
 
     Raises:
-        ValueError: there is none; lists those that are known.
+        ValueError: there is none; the message lists all.
     """
     for family in FAMILIES:
         if family.name == name:

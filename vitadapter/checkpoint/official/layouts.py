@@ -1,10 +1,10 @@
 """Necks and heads of the official ViT-Adapter release: tables of names, one layout per model.
 
-To add one, write its :class:`OfficialLayout` with the rows that it shares with others and its own,
-and append it to ``LAYOUTS``; the first that recognises a file has it. Norms stand before the
-convolutions that hold them: our names of the one begin with the other's.
-``tests/checkpoint/official/test_layouts.py`` then wants the key lists of ``reference/keys`` that
-belong to it, and checks that nothing is lost on the way here and back.
+To add one, write its `OfficialLayout` with its own rows and those that it shares with others, and
+append it to `LAYOUTS`. The first layout that recognises a file is used. A norm comes before the
+convolution that it is part of, because our name of the norm begins with that of the convolution.
+`tests/checkpoint/official/test_layouts.py` then needs the key lists in `reference/keys` that
+belong to it, and checks that nothing is lost in either direction.
 """
 
 from vitadapter.checkpoint.family import Family
@@ -12,7 +12,7 @@ from vitadapter.checkpoint.official.conversion import BACKBONE, OfficialLayout
 
 __all__ = ["LAYOUTS", "OFFICIAL_FAMILIES"]
 
-# The norms of convolutions that have them; with them the convolutions have no bias.
+# The rows of the norms are for convolutions that have one (and then no bias).
 FPN = (
     ("neck.lateral_convs.{i}.bn.", "backbone.fpn_lateral{i+2}.norm."),
     ("neck.fpn_convs.{i}.bn.", "backbone.fpn_output{i+2}.norm."),
@@ -61,7 +61,7 @@ CASCADE_HEADS = (
     ("roi_head.mask_head.{s}.upsample.", "roi_heads.mask_head.{s}.deconv."),
     ("roi_head.mask_head.{s}.conv_logits.", "roi_heads.mask_head.{s}.predictor."),
 )
-"""Of three box and mask heads."""
+"""Rows of the three box and mask heads of a cascade."""
 
 CASCADE_MASK_RCNN = OfficialLayout(
     name="official_cascade_mask_rcnn",
@@ -85,7 +85,7 @@ HTC_HEADS = (
     ("roi_head.semantic_head.conv_embedding.conv.", "roi_heads.semantic_head.conv_embedding."),
     ("roi_head.semantic_head.conv_logits.", "roi_heads.semantic_head.conv_logits."),
 )
-"""As :data:`CASCADE_HEADS`, with the semantic branch and the flow between mask heads."""
+"""`CASCADE_HEADS` with the semantic branch and the flow between mask heads."""
 
 EXTRA_ATTENTION_FPN = (
     ("neck.0.norm{i}.", "backbone.bottom_up.norm{i}."),
@@ -97,7 +97,7 @@ EXTRA_ATTENTION_FPN = (
     ("neck.1.fpn_convs.{i}.gn.", "backbone.fpn_output{i+2}.norm."),
     ("neck.1.fpn_convs.{i}.conv.", "backbone.fpn_output{i+2}."),
 )
-"""The neck of HTC++: ``FPN`` over ``ExtraAttention``, over a backbone with a path of its own."""
+"""The neck of HTC++: `FPN` over `ExtraAttention`, over the backbone."""
 
 HTC = OfficialLayout(
     name="official_htc",
@@ -108,7 +108,7 @@ HTC = OfficialLayout(
     backbone_path="backbone.bottom_up.bottom_up",
 )
 
-# FPN from stride 8 on, whose further levels are convolutions like the others.
+# An FPN that starts at stride 8. Its last two levels are convolutions like the others.
 _FPN_P3_P7 = (
     ("neck.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+3}."),
     ("neck.fpn_convs.3.conv.", "backbone.top_block.p6."),
@@ -214,7 +214,7 @@ def mask2former_head(official: str, ours: str) -> tuple[tuple[str, str], ...]:
     """Rows of a Mask2Former head.
 
     Args:
-        official: prefix of the head in the official names, "decode_head." for one.
+        official: prefix of the head in the official names, such as "decode_head.".
         ours: prefix of our head.
     """
     rows = (
