@@ -107,13 +107,14 @@ def catalog_name(label: str, paths: Iterable[str], *settings: object) -> str:
     return f"{label}_{hashlib.sha1('|'.join(identity).encode()).hexdigest()[:10]}"
 
 
-def check_num_classes(found_in: str, found: int, num_classes: int) -> None:
+def check_num_classes(found_in: str, found: int, num_classes: int, advice: str = "") -> None:
     """Refuses data whose number of classes is not the model's.
 
     Args:
         found_in: subject and verb of the message.
         found: number of classes of the data.
         num_classes: number of classes that the model predicts.
+        advice: end of the message.
 
     Raises:
         ValueError: they differ.
@@ -121,7 +122,7 @@ def check_num_classes(found_in: str, found: int, num_classes: int) -> None:
     if found != num_classes:
         raise ValueError(
             f"{found_in} {found} classes but the model predicts {num_classes}: "
-            f"set dataset.num_classes={found}"
+            f"set dataset.num_classes={found}{advice}"
         )
 
 

@@ -12,12 +12,12 @@ from detectron2.data.datasets import register_coco_instances
 
 from vitadapter.data.coco.annotations import (
     CocoData,
-    check_records,
     coco_classes,
     read_coco,
     with_masks,
 )
 from vitadapter.data.coco.json_entries import Findings, read_json
+from vitadapter.data.coco.records import check_records
 from vitadapter.data.dataset_source import (
     DatasetSource,
     Record,
@@ -259,14 +259,14 @@ def load_coco_dataset(
     found = len(data.categories)
     if MetadataCatalog.get(registered).get("thing_classes") is None:
         found = max(found, num_classes)  # the last classes may not occur
-    if data.parents and found + len(data.parents) == num_classes:
-        raise ValueError(
-            f"{data.source} has {found} classes but the model predicts {num_classes}: its "
-            f"categories {first_few(data.parents)} are left out, because they have no annotation "
-            "and are the supercategory of others. If they are classes, remove the supercategory "
-            f"fields from the file, or set dataset.{role}.json_file=... to one without them"
+    advice = ""
+    if data.parents:
+        advice = (
+            f". If {first_few(data.parents)} (no annotation, and the supercategory of others) "
+            'should be a class, as in another file, remove every "supercategory" from '
+            f"{data.source} instead"
         )
-    check_num_classes(f"the annotations of '{registered}' have", found, num_classes)
+    check_num_classes(f"the annotations of '{registered}' have", found, num_classes, advice)
     records = data.records
     if filter_empty:
         records = filter_images_with_only_crowd_annotations(records)

@@ -18,6 +18,7 @@ __all__ = [
     "Findings",
     "by_id",
     "check_image",
+    "checked_at",
     "file_name_of",
     "find_id",
     "flag",
@@ -27,7 +28,6 @@ __all__ = [
     "name_of",
     "note_shared_files",
     "read_json",
-    "told",
 ]
 
 Entry = Mapping[str, object]
@@ -75,8 +75,8 @@ class Findings:
             logger.warning("%s: %s, such as %s", source, kind.format(count), self._examples[kind])
 
 
-def told(where: str, function: Callable[..., T], *arguments: object) -> T:
-    """Calls a function; the message of a `ValueError` that it raises is preceded by the place."""
+def checked_at(where: str, function: Callable[..., T], *arguments: object) -> T:
+    """Calls a function; `where` precedes the message of a `ValueError` that it raises."""
     try:
         return function(*arguments)
     except ValueError as error:

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from vitadapter.data.coco.annotations import CocoData, read_coco, with_masks
-from vitadapter.data.coco.json_entries import Findings, Id, is_id, read_json, told
+from vitadapter.data.coco.json_entries import Findings, Id, checked_at, is_id, read_json
 from vitadapter.data.coco.objects import usable_mask
 
 __all__ = ["EvaluatedImages", "Instance", "coco_api", "load_annotations", "load_results"]
@@ -110,7 +110,7 @@ def _check_result(result: object, api: COCO, name: str, findings: Findings) -> I
         return cast(Instance, result)
     image = api.imgs[result["image_id"]]
     size = image["height"], image["width"]
-    mask = told(
+    mask = checked_at(
         name, usable_mask, result["segmentation"], size, lambda kind: findings.add(kind, name)
     )
     if isinstance(mask, list):  # pycocotools takes polygons only of annotations

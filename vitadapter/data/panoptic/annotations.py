@@ -16,6 +16,7 @@ from vitadapter.data.coco.json_entries import (
     Id,
     by_id,
     check_image,
+    checked_at,
     file_name_of,
     find_id,
     flag,
@@ -24,7 +25,6 @@ from vitadapter.data.coco.json_entries import (
     name_of,
     note_shared_files,
     read_json,
-    told,
 )
 from vitadapter.data.dataset_source import Record, Segment
 from vitadapter.data.panoptic.maps import VOID
@@ -75,10 +75,10 @@ def read_panoptic_json(
     stuff: list[Category] = []
     for id_, category in categories.items():
         where = f"{json_file}: category {id_!r}"
-        name = told(where, name_of, category, "name")
+        name = checked_at(where, name_of, category, "name")
         if category.get("isthing") is None:
             raise ValueError(f"{where} must have 0 or 1 as isthing, got None")
-        group = things if told(where, flag, category, "isthing") else stuff
+        group = things if checked_at(where, flag, category, "isthing") else stuff
         group.append({"id": id_, "name": name})
     ordered = distinct(things + stuff, findings or Findings())
     names, ids = tuple(c["name"] for c in ordered), tuple(c["id"] for c in ordered)
@@ -110,14 +110,14 @@ def read_panoptic_records(json_file: str, panoptic_root: str, image_root: str) -
     records: dict[Id, Record] = {}
     for position, annotation in enumerate(listed(content, "annotations", json_file)):
         where = f"{json_file}: annotations[{position}] ({annotation.get('file_name')})"
-        id_ = told(where, find_id, annotation, "image_id", images, "images")
+        id_ = checked_at(where, find_id, annotation, "image_id", images, "images")
         if id_ is None:
             raise ValueError(f"{where} has the unknown image_id {annotation['image_id']!r}")
         if id_ in records:
             raise ValueError(f"{where} is the second of the image {id_!r}")
-        record = told(f"{json_file}: image {id_!r}", _image_record, images[id_], image_root)
+        record = checked_at(f"{json_file}: image {id_!r}", _image_record, images[id_], image_root)
         record["image_id"] = id_
-        record["pan_seg_file_name"] = told(where, _file, annotation, panoptic_root)
+        record["pan_seg_file_name"] = checked_at(where, _file, annotation, panoptic_root)
         record["segments_info"] = _segments(annotation, numbers, classes.num_things, where)
         records[id_] = record
     for field in ("file_name", "pan_seg_file_name"):
@@ -148,14 +148,14 @@ def _segments(
         place = f"{where}: segment {id_!r:.40}"
         if type(id_) is not int or id_ in segments or not VOID < id_ < 256**3:
             raise ValueError(f"{place} must have an id of its own in 1 .. 2^24 - 1")
-        category_id = told(place, find_id, segment, "category_id", numbers, "categories")
+        category_id = checked_at(place, find_id, segment, "category_id", numbers, "categories")
         if category_id is None:
             raise ValueError(f"{place} has the unknown category {segment['category_id']!r}")
         index = numbers[category_id]
         checked: Segment = {
             "category_id": index,
             "isthing": index < num_things,
-            "iscrowd": told(place, flag, segment, "iscrowd"),
+            "iscrowd": checked_at(place, flag, segment, "iscrowd"),
         }
         segments[id_] = cast(Segment, {**segment, **checked})
     return list(segments.values())
