@@ -51,7 +51,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes aside and renames, so that the file is whole or absent."""
+    """Writes to a temporary file and renames it, so that the output is complete or missing."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         if path.suffix == ".safetensors":
@@ -72,17 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         family = recognise(state_dict, families)
         conversion = family.convert(state_dict)
         check_finite(conversion.tensors)
-    except (ValueError, LookupError, RuntimeError) as error:  # the latter come of odd shapes
+    except (ValueError, LookupError, RuntimeError) as error:  # the last two are for odd shapes
         print(f"error: {error}", file=sys.stderr)
         return 1
-    # Own memory for each: safetensors refuses shared storage.
+    # Each tensor gets its own memory, because safetensors refuses shared storage.
     tensors = {name: tensor.clone().contiguous() for name, tensor in conversion.tensors.items()}
     try:
         save(tensors, args.output)
     except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's is a RuntimeError
         print(f"error: {args.output} cannot be written: {error}", file=sys.stderr)
         return 1
-    implied = {"implied": {}}  # only known where there is a net
+    implied = {"implied": {}}  # not known without a net
     report = LoadReport(**(vars(conversion) | implied), source=args.input, family=family.name)
     print(report.summary())
     print(f"names are those of the {conversion.scope}, written to {args.output}")

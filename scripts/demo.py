@@ -64,7 +64,7 @@ def is_input(path: Path) -> bool:
 
 
 def find_inputs(patterns: Sequence[str], output: str) -> list[tuple[Path, Path]]:
-    """Every input with its path relative to the folder that was asked for."""
+    """Every input, with its path relative to the folder that was given."""
     found = []
     written = Path(output).resolve()
     for pattern in patterns:
@@ -91,7 +91,7 @@ def names_a_file(output: Path) -> bool:
 
 
 def check_output(inputs: list[tuple[Path, Path]], output: Path) -> None:
-    """Refuses, before the model is loaded, what could not be written after it."""
+    """Refuses an output that could not be written, before the model is loaded."""
     if names_a_file(output):
         if len(inputs) > 1:
             raise ValueError(f"--output {output} is a file, but there are {len(inputs)} inputs")
@@ -110,7 +110,7 @@ def check_output(inputs: list[tuple[Path, Path]], output: Path) -> None:
 
 
 def plan_outputs(inputs: list[tuple[Path, Path]], output: str) -> list[tuple[Path, Path]]:
-    """Pairs each input with a file of its own to write, never one of the inputs."""
+    """Pairs each input with a different file to write, which is never one of the inputs."""
     sources = {path.resolve() for path, _ in inputs}
     folder = Path(output)
     check_output(inputs, folder)
@@ -162,7 +162,7 @@ def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 def draw_video(predictor: LazyPredictor, source: Path, target: Path, threshold: float) -> None:
-    if not source.is_file():  # a pipe would be waited for without end
+    if not source.is_file():  # reading a pipe might never end
         raise OSError("it is no file")
     capture = cv2.VideoCapture(str(source))
     writer = None

@@ -83,9 +83,9 @@ def invoke_main(arguments: list[str] | None = None) -> None:
         )
     except SetupError as error:
         sys.exit(f"error: {error}")
-    except ProcessExitedException as error:  # one of several, which has said why
+    except ProcessExitedException as error:  # one of several processes, which has said why
         code = error.exit_code
-        sys.exit(code if code >= 0 else 128 - code)  # a signal has ended it
+        sys.exit(code if code >= 0 else 128 - code)  # it was ended by a signal
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--overwrite", action="store_true", help="replace a different data set in the folder"
     )
     args = parser.parse_args(arguments)
-    # `delay` keeps the bar away when there is nothing to write.
+    # With `delay`, there is no bar if there is nothing to write.
     with tqdm(
         total=args.train + args.val, desc="sample data set", unit="image", mininterval=1, delay=0.1
     ) as bar:
