@@ -20,6 +20,7 @@ __all__ = [
     "check_names",
     "convert_by",
     "convert_names",
+    "first_few",
     "implied_layer_scale",
 ]
 
@@ -123,6 +124,11 @@ class Family:
     def converters(self) -> tuple[Converter, ...]:
         """The converter and its alternatives."""
         return (self.convert, *self.alternatives)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Up to three names, followed by "..." if there are more."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_names(

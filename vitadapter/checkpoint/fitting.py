@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from vitadapter.checkpoint.family import Conversion, Resized
+from vitadapter.checkpoint.family import Conversion, Resized, first_few
 from vitadapter.modeling.backbone.nets.relative_position import spline_matrix
 
 __all__ = [
@@ -114,7 +114,7 @@ def check_finite(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor] | No
         rounded = "" if model is None else ", in the model's precision"
         raise ValueError(
             f"{len(found)} of its tensors have values that are NaN or infinite{rounded}: "
-            f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+            f"{first_few(found)}"
         )
 
 
@@ -150,7 +150,7 @@ def prefix_rows(rows: int, tokens: Mapping[str, Tensor]) -> int:
 def _side(rows: int, prefix: int) -> int:
     side = math.isqrt(max(rows - prefix, 0))
     if side == 0 or side**2 != rows - prefix:
-        raise ValueError(f"{rows} positions are no square grid after {prefix} rows")
+        raise ValueError(f"{rows} positions are not a square grid after {prefix} rows")
     return side
 
 

@@ -14,7 +14,7 @@ from detectron2.modeling import SimpleFeaturePyramid
 from torch import Tensor, nn
 
 from vitadapter.checkpoint.families import recognise
-from vitadapter.checkpoint.family import Conversion, Family
+from vitadapter.checkpoint.family import Conversion, Family, first_few
 from vitadapter.checkpoint.fitting import check_dense, fit
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
 
@@ -281,10 +281,6 @@ def _share(model: nn.Module, net_path: str, tensors: Mapping[str, Tensor]) -> fl
     return found / max(sum(sizes.values()), 1)
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def check_plan(
     plan: LoadPlan, model: nn.Module, *, complete: bool = False, allow_partial: bool = False
 ) -> None:
@@ -307,13 +303,13 @@ def check_plan(
         found = wrong_shape[:1] or report.unexpected or list(report.dropped)
         raise ValueError(
             f"{report.source} has none of the {len(parameters)} parameters of the model: "
-            f"it has {_first(found)}, the model has {_first(parameters)}"
+            f"it has {first_few(found)}, the model has {first_few(parameters)}"
         )
     if complete and lacking:
         raise ValueError(
             f"{report.source} is of another model: {len(lacking)} of the "
             f"{len(model.state_dict())} weights are missing or have the wrong shape: "
-            f"{_first(lacking)}"
+            f"{first_few(lacking)}"
         )
     if not allow_partial:
         _check_net(plan)
@@ -329,17 +325,17 @@ def _check_net(plan: LoadPlan) -> None:
     if wrong:
         raise ValueError(
             f"{report.source} ({report.family}) differs in size from the net: "
-            f"{len(wrong)} tensors do not fit: {_first(wrong)}; {advice}"
+            f"{len(wrong)} tensors do not fit: {first_few(wrong)}; {advice}"
         )
     surplus = [name for name in report.unexpected if name.startswith(prefix)]
     if surplus:
         raise ValueError(
             f"{report.source} ({report.family}) has {len(surplus)} tensors that the net does not "
-            f"have: {_first(surplus)}; {advice}"
+            f"have: {first_few(surplus)}; {advice}"
         )
     if report.net_share < MIN_NET_SHARE:
         absent = [name for name in report.missing if name.startswith(prefix)]
         raise ValueError(
             f"{report.source} ({report.family}) has {report.net_share:.1%} of the net's "
-            f"parameters, {MIN_NET_SHARE:.0%} are needed: {_first(absent)} are missing; {advice}"
+            f"parameters, {MIN_NET_SHARE:.0%} are needed: {first_few(absent)} are missing; {advice}"
         )

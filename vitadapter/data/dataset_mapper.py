@@ -15,7 +15,13 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from vitadapter.data.dataset_source import Annotation, Record
-from vitadapter.data.image_files import read_image, read_numbers, read_record_image, reason
+from vitadapter.data.image_files import (
+    check_map_size,
+    read_image,
+    read_numbers,
+    read_record_image,
+    reason,
+)
 from vitadapter.data.transforms import augment
 
 __all__ = [
@@ -305,11 +311,7 @@ def read_semantic_map(record: Mapping[str, object], image: np.ndarray) -> np.nda
             f"the semantic map {file_name} must have one 8-bit label per pixel, "
             f"got {labels.dtype} of the shape {labels.shape}"
         )
-    if labels.shape != image.shape[:2]:
-        raise ValueError(
-            f"the semantic map {file_name} must have the image's size "
-            f"{image.shape[:2]}, got {labels.shape}"
-        )
+    check_map_size(f"the semantic map {file_name}", labels, image.shape[:2])
     return labels
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "check_map_size",
     "files_by_name",
     "is_image_name",
     "missing_files",
@@ -267,6 +268,14 @@ def read_record_image(record: Mapping[str, object], image_format: str) -> np.nda
     image = read_image(str(record["file_name"]), image_format)
     detection_utils.check_image_size(dict(record), image)
     return image
+
+
+def check_map_size(what: str, labels: np.ndarray, size: tuple[int, ...]) -> None:
+    """Refuses a map (H, W, ...) that does not have the (height, width) of its image."""
+    if labels.shape[:2] != tuple(size):
+        raise ValueError(
+            f"{what} must have its image's (height, width) {tuple(size)}, got {labels.shape[:2]}"
+        )
 
 
 def read_numbers(file_name: str | Path) -> np.ndarray:

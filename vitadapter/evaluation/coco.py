@@ -46,7 +46,7 @@ class _Predictions(TypedDict):
 def _check_algorithm(algorithm: str) -> None:
     if not _ALGORITHM.fullmatch(algorithm):
         raise ValueError(
-            "algorithm is a part of a file name, so it may only have letters, digits and _ . + -, "
+            "algorithm may only have letters, digits and _ . + -, as it becomes part of a file name, "
             f"got {algorithm!r}"
         )
 

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import CocoData
 from vitadapter.data.coco.results import Instance, coco_api, load_results
-from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.markdown import figure_cell, markdown_table
 from vitadapter.visualization.precision_recall import plot_precision_recall
 
 __all__ = [
@@ -160,9 +160,7 @@ class DetectionFigures:
         """`rows` as an aligned Markdown table, with "-" if there is no object."""
         lines = [[self.task, "objects", *COLUMNS]]
         for name, count, figures in self.rows():
-            cells = [figures[column] for column in COLUMNS]
-            texts = ["-" if math.isnan(value) else f"{value:.1f}" for value in cells]
-            lines.append([name, str(count), *texts])
+            lines.append([name, str(count), *(figure_cell(figures[c], 1) for c in COLUMNS)])
         return markdown_table(lines)
 
 

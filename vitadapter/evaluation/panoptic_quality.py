@@ -7,7 +7,7 @@ import numpy as np
 
 from vitadapter.data.dataset_source import Segment
 from vitadapter.data.panoptic.maps import VOID
-from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.markdown import figure_cell, markdown_table
 
 __all__ = ["PanopticQuality", "average_quality", "count_matches", "format_table", "quality_of"]
 
@@ -164,7 +164,7 @@ def average_quality(qualities: np.ndarray) -> PanopticQuality | None:
 
 
 def _percent(values: Sequence[float]) -> list[str]:
-    return ["-" if np.isnan(value) else f"{100 * value:.2f}" for value in values]
+    return [figure_cell(100 * value, 2) for value in values]
 
 
 def format_table(class_names: Sequence[str], num_things: int, counts: np.ndarray) -> str:

@@ -15,7 +15,7 @@ from vitadapter.data.dataset_source import Record
 from vitadapter.data.sem_seg import LabelReader, register_sem_seg
 from vitadapter.evaluation.boundary_iou import BoundaryIoU
 from vitadapter.visualization.confusion_matrix import draw_confusion_matrix
-from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.markdown import figure_cell, markdown_table
 
 __all__ = ["sem_seg_evaluator"]
 
@@ -33,10 +33,6 @@ _MEANS = (
 _COLUMNS = (("IoU", "IoU"), ("Acc", "ACC"), ("boundary IoU", "BoundaryIoU"))
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def _format_table(
     class_names: Sequence[str], metrics: Mapping[str, float], confusion: np.ndarray
 ) -> str:
@@ -51,10 +47,10 @@ def _format_table(
     columns = [c for c in _COLUMNS if any(f"{c[1]}-{name}" in metrics for name in class_names)]
     rows = [["class", *(title for title, _ in columns), "pixels"]]
     for index, name in enumerate(class_names):
-        values = [_cell(metrics.get(f"{key}-{name}")) for _, key in columns]
+        values = [figure_cell(metrics.get(f"{key}-{name}"), 2) for _, key in columns]
         rows.append([name, *values, str(int(confusion[:, index].sum()))])
-    summary = markdown_table([[name for name, _ in means], [_cell(value) for _, value in means]])
-    return f"{summary}\n\n{markdown_table(rows)}"
+    summary = [[name for name, _ in means], [figure_cell(value, 2) for _, value in means]]
+    return f"{markdown_table(summary)}\n\n{markdown_table(rows)}"
 
 
 class _SemSegEvaluator(SemSegEvaluator):

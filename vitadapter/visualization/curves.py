@@ -146,17 +146,27 @@ def plot_training(metrics: RunMetrics, output: str | Path) -> None:
         panels[-1].set_xlabel("iteration")
 
 
-def _draw_against_time(axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
+def _draw_runs(
+    axes: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], x_label: str, smoothed: bool
+) -> None:
+    """Draws a curve (x, y) of each run, with the name of the run at the end."""
     ends = []
-    for i, (name, metrics) in enumerate(runs.items()):
-        minutes = metrics.minutes()
+    for i, (name, (x, y)) in enumerate(curves.items()):
         color = COLORS[i % len(COLORS)]
-        smoothed = _draw_curve(axes, minutes, metrics.curve("total_loss")[1], color)
-        ends.append((minutes[-1], smoothed[-1], name, color))
+        if smoothed:
+            y = _draw_curve(axes, x, y, color)
+        else:
+            axes.plot(x, y, color=color, marker="o")
+        ends.append((x[-1], y[-1], name, color))
     axes.set_xlim(left=0)
-    axes.set_xlabel("training time (minutes)")
-    axes.set_title("Training loss")
+    axes.set_xlabel(x_label)
     _label_ends(axes, ends)
+
+
+def _draw_against_time(axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
+    curves = {name: (run.minutes(), run.curve("total_loss")[1]) for name, run in runs.items()}
+    _draw_runs(axes, curves, "training time (minutes)", smoothed=True)
+    axes.set_title("Training loss")
 
 
 def _check_runs(runs: Mapping[str, RunMetrics]) -> None:
@@ -252,22 +262,12 @@ def plot_comparison(
         _draw_against_time(right, runs)
 
 
-def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], name: str) -> None:
-    """Draws a metric of each run against its iterations, with the name of the run at the end."""
-    ends = []
-    for i, (run, metrics) in enumerate(runs.items()):
-        iterations, values = metrics.curve(name)
+def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], metric: str, smoothed: bool) -> None:
+    curves = {name: run.curve(metric) for name, run in runs.items()}
+    for name, (iterations, _) in curves.items():
         if len(iterations) == 0:
-            raise ValueError(f"the run {run} has no {name} in its metrics.json")
-        color = COLORS[i % len(COLORS)]
-        if name == "total_loss":
-            values = _draw_curve(axes, iterations, values, color)
-        else:
-            axes.plot(iterations, values, color=color, marker="o")
-        ends.append((iterations[-1], values[-1], run, color))
-    axes.set_xlim(left=0)
-    axes.set_xlabel("iteration")
-    _label_ends(axes, ends)
+            raise ValueError(f"the run {name} has no {metric} in its metrics.json")
+    _draw_runs(axes, curves, "iteration", smoothed)
 
 
 def plot_convergence(
@@ -286,8 +286,8 @@ def plot_convergence(
     _check_runs(runs)
     with figure_file(output, 1600, 600, title) as figure:
         left, right = figure.subplots(1, 2)
-        _draw_metric(left, runs, "total_loss")
+        _draw_metric(left, runs, "total_loss", smoothed=True)
         left.set_title("Training loss")
-        _draw_metric(right, runs, "bbox/AP")
+        _draw_metric(right, runs, "bbox/AP", smoothed=False)
         right.set_title("Box AP")
         right.set_ylim(bottom=0)

@@ -1,8 +1,14 @@
 """Markdown tables that are aligned, so that they can be read in a terminal as well."""
 
+import math
 from collections.abc import Sequence
 
-__all__ = ["markdown_table"]
+__all__ = ["figure_cell", "markdown_table"]
+
+
+def figure_cell(value: float | None, digits: int) -> str:
+    """A figure as a text; "-" if it is None or NaN."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.markdown import figure_cell, markdown_table
 
 __all__ = ["RunMetrics", "RunSummary", "format_table", "read_metrics", "summarize"]
 
@@ -179,14 +179,10 @@ def summarize(name: str, metrics: RunMetrics) -> RunSummary:
     )
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
 def format_table(summaries: Sequence[RunSummary]) -> str:
     """An aligned Markdown table with one row per run."""
     rows = [["method", "iterations", "minutes", "box AP", "box AP50", "mask AP"]]
     for s in summaries:
-        precision = [_percent(value) for value in (s.box_ap, s.box_ap50, s.mask_ap)]
+        precision = [figure_cell(value, 1) for value in (s.box_ap, s.box_ap50, s.mask_ap)]
         rows.append([s.name, str(s.iterations), f"{s.minutes:.1f}", *precision])
     return markdown_table(rows)

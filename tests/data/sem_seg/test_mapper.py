@@ -88,7 +88,7 @@ def test_test_images_have_no_labels(record: dict[str, object]) -> None:
     ("labels", "fault"),
     [
         (np.full((24, 32), 7, np.uint8), r"got 7 in .*a\.png"),
-        (some_labels(size=(24, 31)), r"label map .*a\.png has .* \(24, 31\), its image \(24, 32\)"),
+        (some_labels(size=(24, 31)), r"label map .*a\.png must have .* \(24, 32\), got \(24, 31\)"),
     ],
     ids=["class", "size"],
 )

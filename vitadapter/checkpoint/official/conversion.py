@@ -18,6 +18,7 @@ from vitadapter.checkpoint.family import (
     Conversion,
     Family,
     convert_by,
+    first_few,
     implied_layer_scale,
 )
 
@@ -61,6 +62,13 @@ class _Pattern:
         return _INDEX.sub(lambda m: str(indices[m[1]] + int(m[2] or 0)), self.text)
 
 
+def _rename(name: str, rows: Sequence[tuple[_Pattern, _Pattern]]) -> str | None:
+    for old, new in rows:
+        if found := old.match(name):
+            return new.fill(found[0]) + found[1]
+    return None
+
+
 class NameTable:
     """Renames by prefix; the first row that matches is used.
 
@@ -76,17 +84,11 @@ class NameTable:
 
     def to_ours(self, name: str) -> str | None:
         """Our name for an official one; None if no row matches."""
-        for official, ours in self._rows:
-            if found := official.match(name):
-                return ours.fill(found[0]) + found[1]
-        return None
+        return _rename(name, self._rows)
 
     def to_official(self, name: str) -> str | None:
         """The official name for one of ours; None if no row matches."""
-        for official, ours in self._rows:
-            if found := ours.match(name):
-                return official.fill(found[0]) + found[1]
-        return None
+        return _rename(name, [(ours, official) for official, ours in self._rows])
 
 
 _BACKBONE = "backbone."
@@ -246,8 +248,7 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
     unknown = conversion.unexpected
     if unknown:
         raise ValueError(
-            f"{layout.description} has no {', '.join(unknown[:3])}"
-            f"{f' and {len(unknown) - 3} others' if len(unknown) > 3 else ''}"
+            f"{layout.description} has no {first_few(unknown)} ({len(unknown)} unknown names)"
         )
     return replace(
         conversion,

@@ -129,10 +129,11 @@ def with_masks(data: CocoData) -> CocoData:
     findings = Findings()
     records: list[Record] = []
     for record in data.records:
-        annotations = record.get("annotations", [])
-        kept = [a for a in annotations if "segmentation" in a]
-        for annotation in annotations if len(kept) < len(annotations) else []:
-            if "segmentation" not in annotation:
+        kept = []
+        for annotation in record.get("annotations", []):
+            if "segmentation" in annotation:
+                kept.append(annotation)
+            else:
                 box = [round(float(value), 2) for value in annotation["bbox"]]
                 findings.add(_NO_MASK, f"that with the box {box} of {record['file_name']}")
         records.append({**record, "annotations": kept} if "annotations" in record else record)

@@ -213,11 +213,7 @@ def find_id(entry: Entry, field: str, known: Collection[Id], key: str) -> Id | N
 
 
 def flag(entry: Entry, field: str) -> int:
-    """A field that is 0 or 1; 0 if it is missing or null.
-
-    Raises:
-        ValueError: it is anything else.
-    """
+    """A field that is 0 or 1; 0 if it is missing or null."""
     value = entry.get(field)
     if value is None:
         return 0
@@ -227,11 +223,7 @@ def flag(entry: Entry, field: str) -> int:
 
 
 def name_of(entry: Entry, field: str) -> str:
-    """A field that is a text; a number counts as one.
-
-    Raises:
-        ValueError: it is missing, empty or anything else.
-    """
+    """A field that is a text, which is not empty; a number counts as one."""
     value = entry.get(field)
     if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
         return str(value)
@@ -239,11 +231,7 @@ def name_of(entry: Entry, field: str) -> str:
 
 
 def file_name_of(entry: Entry) -> str:
-    """The "file_name" of an entry.
-
-    Raises:
-        ValueError: it is missing, or not a text.
-    """
+    """The "file_name" of an entry, a text that is not empty."""
     name = entry.get("file_name")
     if isinstance(name, str) and name:
         return name

@@ -132,18 +132,22 @@ def _check_known(
         )
 
 
+def _existing(path: str | Path, what: str) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"the {what} file must be a json file, but {path} does not exist")
+    return path
+
+
 def load_annotations(json_file: str | Path) -> CocoData:
     """Reads annotations in COCO's instances format or LVIS's.
 
     Raises:
         ValueError: the file is missing, has the wrong format, or has no annotations.
     """
-    path = Path(json_file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"the annotation file must be a json file, but {path} does not exist")
-    data = read_coco(path)
+    data = read_coco(_existing(json_file, "annotation"))
     if not data.has_annotations:
-        raise ValueError(f"{path} has no annotations")
+        raise ValueError(f"{data.source} has no annotations")
     return data
 
 
@@ -160,10 +164,7 @@ def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedIm
     """
     data = load_annotations(json_file)
     api = coco_api(data)
-    path = Path(results_file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"the results file must be a json file, but {path} does not exist")
-    results = read_json(path)
+    results = read_json(_existing(results_file, "results"))
     if not isinstance(results, list):
         raise ValueError(
             f"the results file must hold a list, but {results_file} holds a "

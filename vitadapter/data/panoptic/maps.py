@@ -7,8 +7,8 @@ import torch
 from detectron2.structures import BitMasks, Instances
 
 from vitadapter.data.dataset_mapper import RecordMapper, Sample
-from vitadapter.data.dataset_source import Record, Segment
-from vitadapter.data.image_files import open_image, read_record_image
+from vitadapter.data.dataset_source import Record, Segment, first_few
+from vitadapter.data.image_files import check_map_size, open_image, read_record_image
 
 __all__ = [
     "VOID",
@@ -62,11 +62,8 @@ def read_panoptic_png(file_name: str, size: tuple[int, int] | None = None) -> np
             f"the panoptic map {file_name} must be an RGB image with 8 bits per channel, "
             f"got the mode {mode}"
         )
-    if size is not None and colours.shape[:2] != tuple(size):
-        raise ValueError(
-            f"the panoptic map {file_name} must have its image's (height, width) {tuple(size)}, "
-            f"got {colours.shape[:2]}"
-        )
+    if size is not None:
+        check_map_size(f"the panoptic map {file_name}", colours, size)
     return colours
 
 
@@ -82,10 +79,9 @@ def check_segment_ids(ids: np.ndarray, record: Record) -> None:
     """
     unknown = np.setdiff1d(ids, [VOID, *(segment["id"] for segment in record["segments_info"])])
     if unknown.size:
-        named = ", ".join(map(str, unknown[:5].tolist()))
         raise ValueError(
             f"the panoptic map {record['pan_seg_file_name']} has segments that its annotation "
-            f"does not list: {named}{', ...' if unknown.size > 5 else ''}"
+            f"does not list: {first_few(unknown.tolist(), 5)}"
         )
 
 

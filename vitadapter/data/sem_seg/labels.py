@@ -9,8 +9,8 @@ from detectron2.data import transforms as T
 from numpy.typing import DTypeLike
 
 from vitadapter.data.dataset_mapper import RecordMapper, Sample
-from vitadapter.data.dataset_source import Record
-from vitadapter.data.image_files import read_numbers, read_record_image
+from vitadapter.data.dataset_source import Record, first_few
+from vitadapter.data.image_files import check_map_size, read_numbers, read_record_image
 
 __all__ = ["LabelReader", "SemSegDatasetMapper", "read_class_names"]
 
@@ -84,11 +84,7 @@ class LabelReader:
             ValueError: as for a file, or the map has the wrong size.
         """
         labels = self(str(record["sem_seg_file_name"]), dtype)
-        if labels.shape != image.shape[:2]:
-            raise ValueError(
-                f"the label map {record['sem_seg_file_name']} has (height, width) {labels.shape}, "
-                f"its image {image.shape[:2]}"
-            )
+        check_map_size(f"the label map {record['sem_seg_file_name']}", labels, image.shape[:2])
         return labels
 
     def _shifted(self, labels: np.ndarray, file_name: str) -> np.ndarray:
@@ -98,13 +94,12 @@ class LabelReader:
             labels = labels - 1
         outside = labels[~ignored & ((labels < 0) | (labels >= self.num_classes))]
         if outside.size:
-            found = (np.unique(outside) + self.reduce_zero_label).tolist()
             first = int(self.reduce_zero_label)
+            found = first_few((np.unique(outside) + first).tolist(), 5)
             raise ValueError(
                 f"labels must be {first} .. {first + self.num_classes - 1} or "
                 f"{self.ignore_label} (ignored){', or 0' if self.reduce_zero_label else ''}, got "
-                f"{', '.join(map(str, found[:5]))}{', ...' if len(found) > 5 else ''} in "
-                f"{file_name}: set dataset.num_classes=..., dataset.ignore_label=... or "
+                f"{found} in {file_name}: set dataset.num_classes=..., dataset.ignore_label=... or "
                 "dataset.reduce_zero_label=..."
             )
         return np.where(ignored, self.ignore_label, labels)
