@@ -173,7 +173,7 @@ def convert_by(
         drop: why entries are left out, by regular expression of the beginning of their names.
 
     Returns:
-        Conversion: with the same tensors, and names relative to the net.
+        The same tensors, under names relative to the net.
     """
     conversion = Conversion({})
     for name, tensor in state_dict.items():
@@ -205,7 +205,7 @@ def convert_names(
         implied: see `Conversion`.
 
     Returns:
-        Conversion: with the same tensors, and names relative to the net.
+        The same tensors, under names relative to the net.
     """
 
     def to_ours(name: str) -> str:

@@ -187,7 +187,7 @@ def _convert(
     return max(placed, key=lambda conversion: len(conversion.tensors.keys() & names))
 
 
-def _initial(tensor: Tensor) -> str:
+def _initial_value(tensor: Tensor) -> str:
     """What the report says of the value of an entry that was not loaded."""
     if tensor.numel() and not tensor.is_meta and bool((tensor == tensor.flatten()[0]).all()):
         return f"stays {tensor.flatten()[0].item():g}"
@@ -223,7 +223,7 @@ def plan_load(
         resize: whether positions, patches and tables of the wrong size may be resized.
 
     Returns:
-        LoadPlan: to be checked by `check_plan` and then applied. `LoadPlan.apply` cannot fail.
+        A plan, to be checked by `check_plan` and then applied. `LoadPlan.apply` cannot fail.
 
     Raises:
         ValueError: the family is unknown, its converter refuses the file, or entries are sparse,
@@ -258,8 +258,8 @@ def _plan(
         **(vars(fitted) | {"tensors": tensors, "implied": implied}),
         source=source,
         family=family,
-        net_share=None if net_path is None else _share(model, net_path, tensors),
-        missing={name: _initial(state[name]) for name in missing if name not in implied},
+        net_share=None if net_path is None else _net_share(model, net_path, tensors),
+        missing={name: _initial_value(state[name]) for name in missing if name not in implied},
     )
     return LoadPlan(report, net_path)
 
@@ -275,7 +275,7 @@ def _unshared(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def _share(model: nn.Module, net_path: str, tensors: Mapping[str, Tensor]) -> float:
+def _net_share(model: nn.Module, net_path: str, tensors: Mapping[str, Tensor]) -> float:
     sizes = {name: p.numel() for name, p in model.get_submodule(net_path).named_parameters()}
     found = sum(size for name, size in sizes.items() if f"{net_path}.{name}" in tensors)
     return found / max(sum(sizes.values()), 1)

@@ -59,6 +59,15 @@ class RecordMapper(ABC):
     draws another image. Too many such images are an error. At test time a single one is, because a
     skipped image would change the metrics.
 
+    Args:
+        is_train: training or inference.
+        augmentations: applied in this order.
+        image_format: "RGB" or "BGR", whichever the model's pixel statistics are for.
+        max_skipped: number of different unusable images at which a worker gives up.
+
+    Raises:
+        ValueError: `max_skipped` is not positive.
+
     Attributes:
         num_images: number of images in the data set, or None if unknown; see `build_train_loader`.
             If all are unusable, no other image can be drawn.
@@ -72,16 +81,6 @@ class RecordMapper(ABC):
         image_format: str,
         max_skipped: int = 100,
     ) -> None:
-        """
-        Args:
-            is_train: training or inference.
-            augmentations: applied in this order.
-            image_format: "RGB" or "BGR", whichever the model's pixel statistics are for.
-            max_skipped: number of different unusable images at which a worker gives up.
-
-        Raises:
-            ValueError: `max_skipped` is not positive.
-        """
         if max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, got {max_skipped}")
         self.is_train = is_train
@@ -102,7 +101,7 @@ class RecordMapper(ABC):
             dataset_dict: the image in Detectron2's standard format; it is not changed.
 
         Returns:
-            Sample: what `map_record` returns; None if the image is to be skipped.
+            What `map_record` returns; None if the image is to be skipped.
 
         Raises:
             ValueError: the image cannot be used at test time, or too many cannot in training.
@@ -136,7 +135,7 @@ class RecordMapper(ABC):
             sem_seg: (H, W).
 
         Returns:
-            T.TransformList: the transforms that were applied.
+            The transforms that were applied.
         """
         record.setdefault("height", image.shape[0])
         record.setdefault("width", image.shape[1])
@@ -200,6 +199,18 @@ class DatasetMapper(RecordMapper):
 
     As in the official recipes, boxes are cut to the crop. They are fitted to what is left of the
     mask only with `recompute_boxes`.
+
+    Args:
+        is_train, augmentations, image_format, max_skipped: as in `RecordMapper`.
+        use_instance_mask: whether to pass masks on.
+        recompute_boxes: whether to fit boxes to the masks after the augmentations (for
+            large-scale jitter). Masks are bitmasks then.
+        instance_augmentation: changes image and annotations in training before all other
+            augmentations, such as `InstaBoost`. Semantic maps are not changed.
+
+    Raises:
+        ValueError: `max_skipped` is not positive, or masks are not used but needed to
+            recompute boxes or to augment instances.
     """
 
     def __init__(
@@ -213,19 +224,6 @@ class DatasetMapper(RecordMapper):
         instance_augmentation: InstanceAugmentation | None = None,
         max_skipped: int = 100,
     ) -> None:
-        """
-        Args:
-            is_train, augmentations, image_format, max_skipped: as in `RecordMapper`.
-            use_instance_mask: whether to pass masks on.
-            recompute_boxes: whether to fit boxes to the masks after the augmentations (for
-                large-scale jitter). Masks are bitmasks then.
-            instance_augmentation: changes image and annotations in training before all other
-                augmentations, such as `InstaBoost`. Semantic maps are not changed.
-
-        Raises:
-            ValueError: `max_skipped` is not positive, or masks are not used but needed to
-                recompute boxes or to augment instances.
-        """
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes=True needs use_instance_mask=True, got False")
         if instance_augmentation is not None and not use_instance_mask:
@@ -247,8 +245,8 @@ class DatasetMapper(RecordMapper):
             record: an image in Detectron2's standard format.
 
         Returns:
-            Sample: with "image" (C, H, W) uint8 and, in training, "instances" and, for images with
-            a "sem_seg_file_name", "sem_seg" (H, W) int64.
+            The record with "image" (C, H, W) uint8 and, in training, "instances" and, if it has a
+            "sem_seg_file_name", "sem_seg" (H, W) int64.
         """
         image = read_record_image(record, self.image_format)
         sem_seg = read_semantic_map(record, image) if self.is_train else None

@@ -191,7 +191,7 @@ class DatasetSource:
             paths: one for each of the keys.
 
         Returns:
-            tuple[str, ...]: the paths as `existing` returns them.
+            The paths as `existing` returns them.
 
         Raises:
             ValueError: one is not given, or does not exist.

@@ -98,8 +98,8 @@ def files_by_name(root: Path, suffix: str | None) -> dict[str, str]:
         suffix: end of the names, in upper or lower case; None for that of any image.
 
     Returns:
-        dict: from the path below `root` without the suffix, in Unicode's composed form (NFC; macOS
-        writes NFD), to the path.
+        The paths, by the path below `root` without the suffix, in Unicode's composed form (NFC;
+        macOS writes NFD).
 
     Raises:
         ValueError: two files have the same name, or a folder cannot be listed.
@@ -238,7 +238,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         image_format: "RGB", "BGR" or another format of Detectron2's `read_image`.
 
     Returns:
-        np.ndarray: (H, W, C) uint8.
+        (H, W, C) uint8.
 
     Raises:
         ValueError: it is not an image, or has pixels that are negative, NaN or infinite; names the

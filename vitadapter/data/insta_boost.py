@@ -71,6 +71,18 @@ class InstaBoost:
     InstaBoost without its heatmap, which the official HTC++ recipes use. They call
     `instaboostfast`, which has no wheels. Unlike there, masks are feathered instead of matted, and
     polygons stay polygons.
+
+    Args:
+        prob: probability that an image is changed.
+        scale: lowest and highest factor of the size.
+        max_shift: largest shift, as shares of the width and the height of what moves.
+        angle: lowest and highest rotation in degrees.
+        color_prob: probability that the colours of a changed image are changed, too.
+        image_format: "RGB" or "BGR".
+
+    Raises:
+        ValueError: a probability is outside [0, 1], a range is empty, a scale is not positive,
+            a shift is negative, or the image format is unknown.
     """
 
     def __init__(
@@ -83,19 +95,6 @@ class InstaBoost:
         color_prob: float = 0.5,
         image_format: str = "RGB",
     ) -> None:
-        """
-        Args:
-            prob: probability that an image is changed.
-            scale: lowest and highest factor of the size.
-            max_shift: largest shift, as shares of the width and the height of what moves.
-            angle: lowest and highest rotation in degrees.
-            color_prob: probability that the colours of a changed image are changed, too.
-            image_format: "RGB" or "BGR".
-
-        Raises:
-            ValueError: a probability is outside [0, 1], a range is empty, a scale is not positive,
-                a shift is negative, or the image format is unknown.
-        """
         if not (0 <= prob <= 1 and 0 <= color_prob <= 1):
             raise ValueError(f"prob and color_prob must lie in [0, 1], got {prob=}, {color_prob=}")
         if not 0 < scale[0] <= scale[1] or not angle[0] <= angle[1] or min(max_shift) < 0:
@@ -122,7 +121,7 @@ class InstaBoost:
             annotations: in Detectron2's format, with polygons or RLE masks.
 
         Returns:
-            tuple: the new image and annotations, without instances that left the image. The
+            The new image and annotations, without instances that left the image. The
             arguments are not changed.
 
         Raises:

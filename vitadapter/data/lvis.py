@@ -56,7 +56,7 @@ def load_lvis_dataset(
         num_classes, masks, filter_empty, role: as in `load_coco_dataset`.
 
     Returns:
-        list[Record]: Detectron2's standard data set dicts, with "neg_category_ids" and
+        Detectron2's standard data set dicts, with "neg_category_ids" and
         "not_exhaustive_category_ids" if the file has them.
 
     Raises:
@@ -76,16 +76,15 @@ class FederatedClassWeights:
     """How often each class is drawn as a negative of the federated loss (arXiv 2103.07461).
 
     For `get_fed_loss_cls_weights` of Detectron2's `FastRCNNOutputLayers`.
+
+    Args:
+        name: a registered data set such as "lvis_v1_train", for which Detectron2 has the
+            numbers; not used if `json_file` is given.
+        json_file: annotations whose categories have an "image_count".
+        power: to which the number of images of a class is raised.
     """
 
     def __init__(self, name: str, json_file: str | None = None, power: float = 0.5) -> None:
-        """
-        Args:
-            name: a registered data set such as "lvis_v1_train", for which Detectron2 has the
-                numbers; not used if `json_file` is given.
-            json_file: annotations whose categories have an "image_count".
-            power: to which the number of images of a class is raised.
-        """
         self.name = name
         self.json_file = json_file
         self.power = power

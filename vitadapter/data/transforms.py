@@ -76,16 +76,15 @@ class RandomChoice(T.Augmentation):
 
     With the branches `[resize]` and `[resize, crop, resize]`, it is the multi-scale training of
     DETR and Sparse R-CNN that the paper's 3x+MS schedules use.
+
+    Args:
+        branches: the lists to draw from; an empty list does not change the image.
+
+    Raises:
+        ValueError: there is no branch.
     """
 
     def __init__(self, branches: Sequence[Sequence[T.Augmentation | T.Transform]]) -> None:
-        """
-        Args:
-            branches: the lists to draw from; an empty list does not change the image.
-
-        Raises:
-            ValueError: there is no branch.
-        """
         super().__init__()
         if len(branches) == 0:
             raise ValueError(f"RandomChoice needs at least one branch, got {branches}")
@@ -103,21 +102,20 @@ class PadToSize(T.Augmentation):
 
     Unlike Detectron2's `FixedSizeCrop`, it pads with a value for each channel. If that is the
     model's `pixel_mean`, the padding is zero (up to rounding) after normalisation.
+
+    Args:
+        size: (height, width) in pixels; a larger side is not changed.
+        pixel_value: a value for each channel, in the order of the image's channels.
+        seg_pad_value: value of the padding in masks and segmentation maps: 0 for masks of
+            instances, the ignored label for semantic maps.
+
+    Raises:
+        ValueError: a side is not positive.
     """
 
     def __init__(
         self, size: tuple[int, int], pixel_value: Sequence[float], seg_pad_value: int = 0
     ) -> None:
-        """
-        Args:
-            size: (height, width) in pixels; a larger side is not changed.
-            pixel_value: a value for each channel, in the order of the image's channels.
-            seg_pad_value: value of the padding in masks and segmentation maps: 0 for masks of
-                instances, the ignored label for semantic maps.
-
-        Raises:
-            ValueError: a side is not positive.
-        """
         super().__init__()
         if min(size) < 1:
             raise ValueError(f"PadToSize needs positive sides (height, width), got {size}")
@@ -291,7 +289,7 @@ def resizes_at_ratios(
         divisor: each side is stretched to a multiple of it, unless it is None.
 
     Returns:
-        list: for each ratio, the augmentations in their order.
+        For each ratio, the augmentations in their order.
 
     Raises:
         ValueError: a side is not positive, or `long` is shorter than `short`.

@@ -46,7 +46,7 @@ class _Predictions(TypedDict):
 def _check_algorithm(algorithm: str) -> None:
     if not _ALGORITHM.fullmatch(algorithm):
         raise ValueError(
-            "algorithm may only have letters, digits and _ . + -, as it becomes part of a file name, "
+            "algorithm may only have letters, digits and _ . + - to be part of a file name, "
             f"got {algorithm!r}"
         )
 
@@ -88,7 +88,7 @@ def write_submission(
         algorithm: name of the entry.
 
     Returns:
-        list[Path]: the zip files to upload.
+        The zip files to upload.
 
     Raises:
         ValueError: the name of the entry cannot be part of a file name.

@@ -280,7 +280,7 @@ def write_analysis(
         plot_curves: whether to draw the curves.
 
     Returns:
-        list[Path]: the files.
+        The files.
     """
     written = _write_tables(tasks, output_dir)
     for figures in tasks if plot_curves else ():

@@ -156,6 +156,17 @@ class LVISEvaluator(DatasetEvaluator):
     """Computes the same figures as Detectron2's evaluator of this name.
 
     Detectron2's runs the `lvis` package, whose last release (0.5.3) fails with NumPy 1.24 or newer.
+
+    Args:
+        json_file: annotations in LVIS's format.
+        output_dir: folder for the predictions, tables and curves; None writes none.
+        tasks: some of "bbox" and "segm"; None takes what the model predicts.
+        max_dets_per_image: number of detections that count, of all categories together.
+        plot_curves: whether precision-recall curves are drawn as well as tables.
+
+    Raises:
+        ValueError: the file has the wrong format, a task is unknown, or `max_dets_per_image`
+            is not positive.
     """
 
     def __init__(
@@ -167,18 +178,6 @@ class LVISEvaluator(DatasetEvaluator):
         max_dets_per_image: int = 300,
         plot_curves: bool = True,
     ) -> None:
-        """
-        Args:
-            json_file: annotations in LVIS's format.
-            output_dir: folder for the predictions, tables and curves; None writes none.
-            tasks: some of "bbox" and "segm"; None takes what the model predicts.
-            max_dets_per_image: number of detections that count, of all categories together.
-            plot_curves: whether precision-recall curves are drawn as well as tables.
-
-        Raises:
-            ValueError: the file has the wrong format, a task is unknown, or `max_dets_per_image`
-                is not positive.
-        """
         check_arguments(tasks, max_dets_per_image)
         self.tasks = tuple(tasks) if tasks else None
         self.max_dets_per_image = max_dets_per_image

@@ -124,7 +124,7 @@ class PanopticEvaluator(DatasetEvaluator):
         """Metrics in percent: PQ, SQ and RQ of all, with `_th` of things and with `_st` of stuff.
 
         Returns:
-            dict: {"panoptic_seg": metrics}, without those of a group none of whose classes occurs;
+            {"panoptic_seg": metrics}, without those of a group none of whose classes occurs;
             None in all processes but the first.
         """
         counts = np.sum(comm.all_gather(self._counts), axis=0)

@@ -61,7 +61,7 @@ def count_matches(
         num_classes: K; categories are 0 .. K - 1.
 
     Returns:
-        np.ndarray: (K, 4), for each class the matches, false positives, false negatives, and the
+        (K, 4), for each class the matches, false positives, false negatives, and the
         sum of the matches' IoUs.
 
     Raises:
@@ -138,7 +138,7 @@ def quality_of(counts: np.ndarray) -> np.ndarray:
         counts: (K, 4), the sum of what `count_matches` returns for each image.
 
     Returns:
-        np.ndarray: (K, 3) PQ, SQ and RQ in [0, 1]; NaN for a class that does not occur.
+        (K, 3) PQ, SQ and RQ in [0, 1]; NaN for a class that does not occur.
     """
     matched, iou = counts[:, _MATCHED], counts[:, _IOU]
     total = matched + (counts[:, _FALSE_POSITIVE] + counts[:, _FALSE_NEGATIVE]) / 2

@@ -247,7 +247,7 @@ def draw_gallery(
         seed: decides which images are drawn; not negative.
 
     Returns:
-        list[Path]: the files, the sheet last.
+        The files, the sheet last.
 
     Raises:
         ValueError: a file is missing or broken, predictions belong to other images, or a number

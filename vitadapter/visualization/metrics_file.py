@@ -39,7 +39,7 @@ class RunMetrics:
         """The scalar `name` over time.
 
         Returns:
-            tuple[np.ndarray, np.ndarray]: iterations (N,) and values (N,), empty if the name is
+            Iterations (N,) and values (N,), empty if the name is
             unknown.
         """
         points = [(i, row[name]) for i, row in self.rows.items() if name in row]
@@ -57,7 +57,7 @@ class RunMetrics:
         row. The first few iterations of a run have no "time" and use that of the next row.
 
         Returns:
-            np.ndarray: (N,) cumulative minutes.
+            (N,) cumulative minutes.
 
         Raises:
             ValueError: the run has no "time".

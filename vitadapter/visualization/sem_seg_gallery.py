@@ -136,7 +136,7 @@ def draw_sem_seg_gallery(
         seed: decides which images are drawn; not negative.
 
     Returns:
-        list[Path]: the files, the sheet last.
+        The files, the sheet last.
 
     Raises:
         ValueError: there are no predictions, or none for these images.

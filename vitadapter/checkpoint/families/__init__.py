@@ -41,7 +41,7 @@ _MOST_WRAPPERS = 4
 _OUTSIDE = "not part of the plain ViT"
 
 
-def _known() -> str:
+def _list_families() -> str:
     return "; ".join(f"{family.name} ({family.description})" for family in FAMILIES)
 
 
@@ -60,15 +60,15 @@ def _prefixes(state_dict: Mapping[str, Tensor]) -> list[str]:
     return sorted(prefixes, key=lambda prefix: ("student" in prefix, prefix.count("."), prefix))
 
 
-def _inner(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
 
 
-def _under(prefix: str, convert: Converter) -> Converter:
+def _convert_below(prefix: str, convert: Converter) -> Converter:
     """A converter for files in which a prefix precedes the names of the family."""
 
     def convert_under(state_dict: Mapping[str, Tensor]) -> Conversion:
-        inner = _inner(state_dict, prefix)
+        inner = _below(state_dict, prefix)
         conversion = convert(inner)
         renamed = {name: name for name in inner if name in conversion.tensors} | conversion.renamed
         dropped = {prefix + name: why for name, why in conversion.dropped.items()}
@@ -98,10 +98,12 @@ def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAM
         ValueError: no family recognises it; the message lists all.
     """
     for prefix in _prefixes(state_dict):
-        inner = _inner(state_dict, prefix)
+        inner = _below(state_dict, prefix)
         for family in families:
             if family.recognises(inner) and prefix:
-                convert, *others = (_under(prefix, convert) for convert in family.converters)
+                convert, *others = (
+                    _convert_below(prefix, convert) for convert in family.converters
+                )
                 return replace(family, convert=convert, alternatives=others)
             if family.recognises(inner):
                 return family
@@ -109,7 +111,7 @@ def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAM
         return families[0]  # its converter says what is missing
     raise ValueError(
         f"its names belong to no known family: it has {len(state_dict)} entries such as "
-        f"{sorted(state_dict)[:3]}. Known: {_known()}"
+        f"{sorted(state_dict)[:3]}. Known: {_list_families()}"
     )
 
 
@@ -122,4 +124,4 @@ def find_family(name: str) -> Family:
     for family in FAMILIES:
         if family.name == name:
             return family
-    raise ValueError(f"there is no family {name!r}. Known: {_known()}")
+    raise ValueError(f"there is no family {name!r}. Known: {_list_families()}")

@@ -69,7 +69,7 @@ def convert_augreg(state_dict: Mapping[str, Tensor]) -> Conversion:
         state_dict: the arrays of the `.npz` file.
 
     Returns:
-        Conversion: to the names of the net. Unknown names are kept.
+        The tensors under the names of the net. Unknown names are kept.
 
     Raises:
         ValueError: the patch embedding, or part of a block, is missing.

@@ -29,7 +29,7 @@ def convert_uni_perceiver(state_dict: Mapping[str, Tensor]) -> Conversion:
             outer `model`), of the file converted for the official ViT-Adapter, or of our net.
 
     Returns:
-        Conversion: the image encoder alone.
+        The image encoder alone.
 
     Raises:
         ValueError: the entries are not those of a Uni-Perceiver.

@@ -191,8 +191,8 @@ def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> Conversion:
             segmenter.
 
     Returns:
-        Conversion: with the same tensors, in the same order; only BEiT's
-        `relative_position_index` buffers are left out.
+        The same tensors, in the same order; only BEiT's `relative_position_index` buffers are left
+        out.
 
     Raises:
         ValueError: the entries are not those of an official backbone.
@@ -233,7 +233,7 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
         layout: of its neck and head.
 
     Returns:
-        Conversion: to the names of the whole model, with the same tensors.
+        The same tensors, under the names of the whole model.
 
     Raises:
         ValueError: the layout does not know a name, or the backbone is not official.

@@ -87,7 +87,7 @@ def coco_metadata(
         name, json_file, image_root: as in `register_coco`; none of them has to exist.
 
     Returns:
-        Metadata: without `thing_classes` if neither the catalog nor a json file has them.
+        Metadata, without `thing_classes` if neither the catalog nor a json file has them.
     """
     if json_file is not None:
         json_file = expanded(json_file)
@@ -199,7 +199,7 @@ def add_semantic_maps(
         role: "train" or "test": which override an error names.
 
     Returns:
-        list[Record]: new dicts.
+        New dicts.
 
     Raises:
         ValueError: the folder or a map does not exist.
@@ -249,7 +249,7 @@ def load_coco_dataset(
         role: "train" or "test": which override an error names.
 
     Returns:
-        list[Record]: Detectron2's standard data set dicts; see `CocoData` for those of a json file.
+        Detectron2's standard data set dicts; see `CocoData` for those of a json file.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change.

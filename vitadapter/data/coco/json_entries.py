@@ -83,7 +83,7 @@ def checked_at(where: str, function: Callable[..., T], *arguments: object) -> T:
         raise ValueError(f"{where} {error}") from error
 
 
-def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A json object. If a key has two values, Python alone would keep only the last one."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
@@ -103,7 +103,7 @@ def read_json(json_file: str | Path) -> object:
         content = file.read()
     try:
         # From bytes, json detects the encoding by itself.
-        return json.loads(content, object_pairs_hook=_unrepeated)
+        return json.loads(content, object_pairs_hook=_unique_keys)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{json_file} is not json ({error})") from error
     except ValueError as error:  # raised for an object or a number in it

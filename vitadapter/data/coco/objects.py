@@ -199,7 +199,7 @@ def checked_object(
         note: called with what was mended or dropped, a text with "{}" for the number.
 
     Returns:
-        Annotation: all fields but "category_id", with "segmentation" if there is a mask; None if
+        All fields but "category_id", with "segmentation" if there is a mask; None if
         the box has no area in the image, so that no model could find the object.
 
     Raises:

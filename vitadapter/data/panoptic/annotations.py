@@ -94,7 +94,7 @@ def read_panoptic_records(json_file: str, panoptic_root: str, image_root: str) -
         image_root: folder that the images' file names are relative to.
 
     Returns:
-        list[Record]: with "file_name", "image_id", "height", "width", "pan_seg_file_name" and
+        Records with "file_name", "image_id", "height", "width", "pan_seg_file_name" and
         "segments_info", which has what the file says of each segment, with `category_id` as
         `PanopticClasses` numbers it, `isthing` and `iscrowd`. Images without an annotation are
         left out with a warning.

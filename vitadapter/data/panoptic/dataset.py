@@ -131,7 +131,7 @@ def panoptic_metadata(name: str, json_file: str | None, num_things: int) -> Meta
         num_things: as in `register_panoptic`.
 
     Returns:
-        Metadata: without class names if neither the file nor the catalog has them.
+        Metadata, without class names if neither the file nor the catalog has them.
     """
     if json_file is not None and Path(json_file).expanduser().is_file():
         _, classes = read_panoptic_json(str(Path(json_file).expanduser()))
@@ -161,7 +161,7 @@ def load_panoptic_dataset(
             `register_panoptic`.
 
     Returns:
-        list[Record]: what `read_panoptic_records` returns.
+        What `read_panoptic_records` returns.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change, or the file.

@@ -116,7 +116,7 @@ class PanopticDatasetMapper(RecordMapper):
                 `load_panoptic_dataset` returns them.
 
         Returns:
-            Sample: with "image" (3, h, w) uint8, "height" and "width" of the image in its file
+            The record with "image" (3, h, w) uint8, "height" and "width" of the image in its file
             and, in training, "instances" with `gt_classes` and `gt_masks` (BitMasks) of those
             segments, things and stuff, that have a pixel left, but without crowds.
         """

@@ -236,7 +236,7 @@ def load_sem_seg_dataset(
             role: as in `register_sem_seg`.
 
     Returns:
-        list[Record]: with "file_name" and "sem_seg_file_name", for each image with a label map.
+        A record with "file_name" and "sem_seg_file_name" for each image with a label map.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change.

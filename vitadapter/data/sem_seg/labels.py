@@ -54,7 +54,7 @@ class LabelReader:
             dtype: of the result. Detectron2's evaluator passes it.
 
         Returns:
-            np.ndarray: (H, W), classes and `ignore_label`.
+            (H, W), classes and `ignore_label`.
 
         Raises:
             ValueError: it is not an image, it is a colour image, or a label is not a class; names
@@ -134,6 +134,13 @@ class SemSegDatasetMapper(RecordMapper):
     """Maps a data set dict to the input of a semantic segmenter.
 
     Test images are mapped without their label map, which the evaluator reads.
+
+    Args:
+        is_train, augmentations, image_format, max_skipped: as in `RecordMapper`.
+        read_label: reads the label maps.
+
+    Raises:
+        ValueError: `max_skipped` is not positive.
     """
 
     def __init__(
@@ -145,14 +152,6 @@ class SemSegDatasetMapper(RecordMapper):
         read_label: LabelReader,
         max_skipped: int = 100,
     ) -> None:
-        """
-        Args:
-            is_train, augmentations, image_format, max_skipped: as in `RecordMapper`.
-            read_label: reads the label maps.
-
-        Raises:
-            ValueError: `max_skipped` is not positive.
-        """
         super().__init__(
             is_train,
             augmentations=augmentations,
@@ -168,7 +167,7 @@ class SemSegDatasetMapper(RecordMapper):
             record: with "file_name" and, in training, "sem_seg_file_name".
 
         Returns:
-            Sample: with "image" (3, h, w) uint8, "height" and "width" of the image in its file
+            The record with "image" (3, h, w) uint8, "height" and "width" of the image in its file
             and, in training, "sem_seg" (h, w) int64.
         """
         image = read_record_image(record, self.image_format)
