@@ -20,6 +20,7 @@ __all__ = [
     "check_names",
     "convert_by",
     "convert_names",
+    "entries_below",
     "first_few",
     "implied_layer_scale",
 ]
@@ -129,6 +130,11 @@ class Family:
 def first_few(names: Sequence[str]) -> str:
     """Up to three names, followed by "..." if there are more."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def entries_below(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with a prefix, under the rest of their names."""
+    return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
 
 
 def check_names(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from vitadapter.checkpoint.family import Conversion, Resized, first_few
+from vitadapter.checkpoint.family import Conversion, Resized, entries_below, first_few
 from vitadapter.modeling.backbone.nets.relative_position import spline_matrix
 
 __all__ = [
@@ -333,7 +333,7 @@ def fit(conversion: Conversion, state: _State, prefix: str | None, *, resize: bo
         ValueError: numbers are of the wrong kind, NaN or infinite.
     """
     found, conversion.tensors = conversion.tensors, {}
-    file, net = ({} if prefix is None else _below(x, prefix) for x in (found, state))
+    file, net = ({} if prefix is None else entries_below(x, prefix) for x in (found, state))
     for name, tensor in found.items():
         inner = None if prefix is None or not name.startswith(prefix) else name[len(prefix) :]
         if name not in state:
@@ -356,7 +356,3 @@ def fit(conversion: Conversion, state: _State, prefix: str | None, *, resize: bo
             why = f" ({error})" if str(error) else ""
             conversion.wrong_shape[name] = f"{before} in the file, {after} here{why}"
     check_finite(conversion.tensors, state)
-
-
-def _below(state: _State, prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

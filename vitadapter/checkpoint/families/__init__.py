@@ -12,7 +12,7 @@ from vitadapter.checkpoint.families.eva02 import EVA02
 from vitadapter.checkpoint.families.own import OWN
 from vitadapter.checkpoint.families.plain_vit import DINOV2, MAE, TIMM_VIT
 from vitadapter.checkpoint.families.uni_perceiver import UNI_PERCEIVER
-from vitadapter.checkpoint.family import Conversion, Converter, Family
+from vitadapter.checkpoint.family import Conversion, Converter, Family, entries_below
 from vitadapter.checkpoint.official.layouts import OFFICIAL_FAMILIES
 
 __all__ = ["FAMILIES", "find_family", "recognise"]
@@ -60,15 +60,11 @@ def _prefixes(state_dict: Mapping[str, Tensor]) -> list[str]:
     return sorted(prefixes, key=lambda prefix: ("student" in prefix, prefix.count("."), prefix))
 
 
-def _below(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
-
-
 def _convert_below(prefix: str, convert: Converter) -> Converter:
     """A converter for files in which a prefix precedes the names of the family."""
 
     def convert_under(state_dict: Mapping[str, Tensor]) -> Conversion:
-        inner = _below(state_dict, prefix)
+        inner = entries_below(state_dict, prefix)
         conversion = convert(inner)
         renamed = {name: name for name in inner if name in conversion.tensors} | conversion.renamed
         dropped = {prefix + name: why for name, why in conversion.dropped.items()}
@@ -98,12 +94,10 @@ def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAM
         ValueError: no family recognises it; the message lists all.
     """
     for prefix in _prefixes(state_dict):
-        inner = _below(state_dict, prefix)
+        inner = entries_below(state_dict, prefix)
         for family in families:
             if family.recognises(inner) and prefix:
-                convert, *others = (
-                    _convert_below(prefix, convert) for convert in family.converters
-                )
+                convert, *others = (_convert_below(prefix, c) for c in family.converters)
                 return replace(family, convert=convert, alternatives=others)
             if family.recognises(inner):
                 return family

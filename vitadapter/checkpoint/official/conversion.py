@@ -18,6 +18,7 @@ from vitadapter.checkpoint.family import (
     Conversion,
     Family,
     convert_by,
+    entries_below,
     first_few,
     implied_layer_scale,
 )
@@ -238,11 +239,7 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
     Raises:
         ValueError: the layout does not know a name, or the backbone is not official.
     """
-    backbone = {
-        name.removeprefix(_BACKBONE): tensor
-        for name, tensor in state_dict.items()
-        if name.startswith(_BACKBONE)
-    }
+    backbone = entries_below(state_dict, _BACKBONE)
     table = layout.table(_find_net(backbone))
     conversion = convert_by(table.to_ours, state_dict, drop=_DROPPED | dict(layout.ignored))
     unknown = conversion.unexpected
