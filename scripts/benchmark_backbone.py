@@ -34,7 +34,7 @@ Seconds = dict[str, dict[str, float]]
 
 
 def build(size: str, all_windows: bool = False) -> ViTAdapter:
-    """Ours with random weights, without stochastic depth."""
+    """Our model with random weights, without stochastic depth."""
     cfg = get_config("common/models/vit_adapter.py")[f"vit_adapter_{size}"]
     cfg.net.update(pad_after_qkv=False, layer_scale_init=None, drop_path_rate=0.0)
     if all_windows:
@@ -42,13 +42,13 @@ def build(size: str, all_windows: bool = False) -> ViTAdapter:
     torch.manual_seed(0)
     model = instantiate(cfg)
     for parameter in model.parameters():
-        if parameter.abs().max() == 0:  # zeros would leave the attention without a task
+        if parameter.abs().max() == 0:  # zeros would leave the attention nothing to do
             nn.init.normal_(parameter, std=0.02)
     return model
 
 
 def build_reference(size: str, ours: ViTAdapter) -> ViTAdapter:
-    """The reference with the weights of ours."""
+    """The reference model with the weights of ours."""
     cfg = get_config("common/models/vit_adapter.py")[f"vit_adapter_{size}"]
     cfg.net.update(drop_path_rate=0.0)
     cfg.attention = ReferenceAttention
@@ -83,14 +83,14 @@ def medians(runs: dict[str, dict[str, Callable[[], object]]], rounds: int, devic
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Largest difference of the outputs over the largest value of each."""
+    """The largest difference of the outputs, each relative to the largest value."""
     return max(
         float((found[name] - out).abs().max() / out.abs().max()) for name, out in expected.items()
     )
 
 
 def variants(ours: ViTAdapter, args: argparse.Namespace) -> dict[str, Variant]:
-    """What is measured beside the reference: a model and the context it runs in."""
+    """What is compared with the reference: a model and the context in which it runs."""
     autocast = partial(torch.autocast, args.device, torch.bfloat16)
     models: dict[str, Variant] = {"ours": (ours, nullcontext)}
     if args.bf16:
@@ -145,7 +145,7 @@ def compare(size: str, hw: tuple[int, int], args: argparse.Namespace) -> dict[st
 
 
 def print_rows(result: dict[str, object]) -> None:
-    """One line for each implementation, with its share of the reference."""
+    """Prints a line for each implementation, with its ratio to the reference."""
     seconds, saved = result["seconds"], result["saved_megabytes"]
     differences = ", ".join(f"{v:.1e} ({k})" for k, v in result["differences"].items())
     print(f"{result['model']} {'x'.join(map(str, result['image']))}, difference {differences}")
@@ -160,7 +160,7 @@ def print_rows(result: dict[str, object]) -> None:
 
 
 def measure_scaling(size: str, args: argparse.Namespace) -> dict[str, object]:
-    """Forward seconds at four times the pixels, with the global blocks and with windows only."""
+    """Compares forward times at four times the pixels, with global blocks and with windows only."""
     device = torch.device(args.device)
     models = {"global blocks": build(size), "windows only": build(size, all_windows=True)}
     sides = (512, 1024)
@@ -180,7 +180,7 @@ def measure_scaling(size: str, args: argparse.Namespace) -> dict[str, object]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """HxW in pixels."""
+    """Parses HxW in pixels."""
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"a size is HEIGHTxWIDTH in pixels, got {text!r}")

@@ -33,17 +33,17 @@ SHAPES = (
 
 
 def blas(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.T``, MKL's in PyTorch's packages for x86."""
+    """`a @ b.T`, MKL's in PyTorch's packages for x86."""
     return a @ b.t()
 
 
 def onednn(a: Tensor, b: Tensor) -> Tensor:
-    """The same by the operator that Inductor uses; there is no public one."""
+    """The same product with the operator that Inductor uses, as there is no public one."""
     return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
 
 def train(product: Product, x: Tensor, weight: Tensor, grad: Tensor) -> None:
-    """Forward, and the gradients of both operands; the larger factor second, as oneDNN likes it."""
+    """Forward, and the gradients of both operands; oneDNN prefers the larger factor second."""
     product(x, weight)
     product(grad, weight.t())
     if weight.shape[0] >= weight.shape[1]:

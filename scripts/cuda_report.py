@@ -62,7 +62,7 @@ class Kernel:
 
     @property
     def is_fast(self) -> bool:
-        """Compiled for one head dimension, so that all lanes use vectors."""
+        """Whether it is compiled for one head dimension, so that all lanes use vectors."""
         return int(NAME.search(self.name)[3]) > 0
 
     @property
@@ -88,7 +88,7 @@ class Kernel:
             yield "a 64-bit division or remainder"
         if not self.is_fast:
             return
-        # value and grad_output are all that goes by the read-only path.
+        # Only value and grad_output are read through the read-only path.
         narrow = [
             op
             for op in self.select(r"LDG.*CONSTANT|ld\.global\.nc")
@@ -103,7 +103,7 @@ class Kernel:
                 yield f"scalar atomics: {scalar}"
 
     def row(self) -> str:
-        """The kernel in one line."""
+        """Describes the kernel in one line."""
 
         def tell(pattern: str) -> str:
             return ", ".join(f"{n} {op}" for op, n in sorted(self.select(pattern).items()))
@@ -134,7 +134,7 @@ def find_tool(name: str) -> str | None:
 
 
 def compile_source(nvcc: str, source: Path, architecture: int, folder: Path) -> list[Kernel]:
-    """Compile one file, read what ptxas says, and keep its PTX and cubin in ``folder``."""
+    """Compile one file, read what ptxas says, and keep its PTX and cubin in `folder`."""
     stem = folder / f"{source.stem}.{architecture}"
     command = [nvcc, "-std=c++20", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v"]
     command += [f"-I{path}" for path in (source.parent, *include_paths())]

@@ -53,7 +53,7 @@ BOMBS = (
 
 
 def valid_content() -> dict[str, object]:
-    """A training state with something of everything."""
+    """A training state with values of all kinds."""
     weight = torch.arange(24.0).reshape(4, 6)
     weights = OrderedDict(
         a=weight, b=weight.T, c=torch.ones(3).half(), d=torch.nn.Parameter(weight)
@@ -70,7 +70,7 @@ def valid_content() -> dict[str, object]:
 
 
 def valid_files() -> dict[str, bytes]:
-    """By suffix."""
+    """Files by suffix."""
     new, old, archive = io.BytesIO(), io.BytesIO(), io.BytesIO()
     torch.save(valid_content(), new)
     torch.save(valid_content(), old, _use_new_zipfile_serialization=False)
@@ -110,7 +110,7 @@ def change_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_pickle(content: bytes, rng: random.Random) -> bytes:
-    """Changes whole instructions; what follows the pickle stays."""
+    """Changes whole instructions, but not what follows the pickle."""
     starts = [at for _, _, at in pickletools.genops(content)]
     end = starts[-1] + 1
     parts = [content[a:b] for a, b in zip(starts, [*starts[1:], end], strict=True)]
@@ -215,7 +215,7 @@ def make_case(seed: int, files: dict[str, bytes]) -> tuple[str, bytes]:
 
 
 def read_case(seed: int, files: dict[str, bytes], folder: Path) -> str:
-    """What became of a case."""
+    """The outcome of a case."""
     suffix, content = make_case(seed, files)
     path = folder / f"case{suffix}"
     path.write_bytes(content)
@@ -226,16 +226,16 @@ def read_case(seed: int, files: dict[str, bytes], folder: Path) -> str:
         try:
             for value in read(path).values():
                 if isinstance(value, torch.Tensor):
-                    value.clone()  # every number that it has is there
+                    value.clone()  # reads every number
         except ValueError:
             outcome = "refused"
-        except BaseException as error:  # whatever it is, it is what we are looking for
+        except BaseException as error:  # any other error is what we are looking for
             return f"{type(error).__name__}: {str(error)[:200]}"
     return outcome
 
 
 def work(connection: Connection, memory: int) -> None:
-    """Answers seeds with outcomes, until it gets None."""
+    """Receives seeds and sends outcomes, until it receives None."""
     torch.set_num_threads(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + memory
@@ -248,7 +248,7 @@ def work(connection: Connection, memory: int) -> None:
 
 
 class Worker:
-    """A process that reads cases, started again when one ends or delays it."""
+    """A process that reads cases. It is restarted if one ends it or takes too long."""
 
     def __init__(self, memory: int, seconds: float) -> None:
         self._memory, self._seconds = memory, seconds
@@ -256,7 +256,7 @@ class Worker:
 
     def _start(self) -> None:
         self._connection, theirs = multiprocessing.Pipe()
-        # A copy of this process, which has everything imported.
+        # A copy of this process, which has already imported everything.
         context = multiprocessing.get_context("fork")
         self._process = context.Process(target=work, args=(theirs, self._memory), daemon=True)
         self._process.start()

@@ -69,7 +69,7 @@ def look_up(
 
 
 def write_labels(path: Path, labels: np.ndarray) -> None:
-    """Writes a label map as a whole or not at all."""
+    """Writes a label map completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     Image.fromarray(labels).save(draft, format="png")
@@ -106,7 +106,7 @@ def convert_files(
 
 
 def folder_parser(description: str | None, **folders: str) -> ArgumentParser:
-    """A parser of folders.
+    """Makes a parser with folders as arguments.
 
     Args:
         description: of the script.

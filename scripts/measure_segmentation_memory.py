@@ -41,7 +41,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory so far: of the device, or of this process."""
+    """The largest memory use so far, of the device or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # In KiB on Linux, in bytes on macOS.

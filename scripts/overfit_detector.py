@@ -35,7 +35,7 @@ CHANNEL_KEYS = frozenset(
 
 
 def choose_images(json_file: Path, number: int, output: Path) -> None:
-    """Writes a COCO json of the images whose smallest object is largest, without crowds."""
+    """Writes a COCO json with the images whose smallest objects are largest, without crowds."""
     content = json.loads(json_file.read_text())
     objects: dict[int, list[dict[str, object]]] = {}
     for annotation in content["annotations"]:
@@ -67,7 +67,7 @@ def divide_channels(node: DictConfig | ListConfig) -> None:
 
 
 def cut_down(cfg: DictConfig) -> None:
-    """A small ViT without windows below a detector of few channels and few sampled boxes."""
+    """Makes a detector with few channels and few sampled boxes over a small ViT without windows."""
     divide_channels(cfg.model)
     if "roi_heads" in cfg.model:
         cfg.model.roi_heads.batch_size_per_image = SAMPLED_BOXES
@@ -81,9 +81,9 @@ def cut_down(cfg: DictConfig) -> None:
     net.embed_dim, net.num_heads, net.depth = 96, 3, 4
     net.drop_path_rate = 0.0
     net.window_size, net.window_block_indexes = 0, []
-    if "global_window_size" in net:  # small images would be padded to one of BEiT's
+    if "global_window_size" in net:  # BEiT would pad small images to its global window
         net.global_window_size = 0
-    if "residual_block_indexes" in net:  # not of BEiT and Uni-Perceiver
+    if "residual_block_indexes" in net:  # BEiT and Uni-Perceiver do not have it
         net.residual_block_indexes = []
     if "deform_num_heads" in wrapper:
         wrapper.deform_num_heads, wrapper.deform_ratio = 3, 1.0

@@ -24,7 +24,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def name_runs(folders: Sequence[str]) -> list[str]:
-    """The names of the folders, or their paths where two have the same name."""
+    """The names of the folders, or their paths if two have the same name."""
     names = [Path(folder).resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else list(folders)
 

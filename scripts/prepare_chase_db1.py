@@ -17,7 +17,7 @@ NUM_IMAGES, NUM_TRAINING = 28, 20
 
 
 def to_classes(grey: np.ndarray) -> np.ndarray:
-    """`*_1stHO.png` `(H, W)` of 0 and 255, or 0 and 1, to 0 and 1."""
+    """Converts `*_1stHO.png` (H, W) with 0 and 255, or 0 and 1, to 0 and 1."""
     if grey.ndim != 2:
         raise ValueError(f"label maps must be grey (H, W), got {grey.shape}")
     return (grey > (0 if grey.max(initial=0) <= 1 else 127)).astype(np.uint8)
@@ -31,7 +31,7 @@ def read_grey(path: Path) -> np.ndarray:
 def prepare(source: Path, root: Path) -> int:
     count = 0
     images = find_files(source, "*.jpg")
-    if len(images) != NUM_IMAGES:  # the split goes by their order
+    if len(images) != NUM_IMAGES:  # the split depends on their order
         raise ValueError(f"{source} must hold CHASE-DB1's {NUM_IMAGES} images, got {len(images)}")
     for split, members in (
         ("training", images[:NUM_TRAINING]),
@@ -42,7 +42,7 @@ def prepare(source: Path, root: Path) -> int:
         for image in members:
             with open_image(image) as opened:
                 opened.save(root / "images" / split / f"{image.stem}.png")
-            # Of two human observers the first is the truth.
+            # The first of two human observers is the ground truth.
             name = f"{image.stem}_1stHO.png"
             pairs.append((source / name, root / "annotations" / split / name))
         count += convert_files(pairs, to_classes, read_grey)

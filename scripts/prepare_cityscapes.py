@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes label maps of Cityscapes' 19 classes beside its own, as *_gtFine_labelTrainIds.png.
+"""Writes label maps of Cityscapes' 19 classes next to its own, as *_gtFine_labelTrainIds.png.
 
 ROOT contains gtFine/{train,val}/CITY/*_gtFine_labelIds.png, as downloaded.
 """
@@ -14,7 +14,7 @@ from vitadapter.data.sem_seg.layouts import CITYSCAPES_TRAIN_IDS
 
 
 def to_classes(label_ids: np.ndarray) -> np.ndarray:
-    """`*_labelIds.png` `(H, W)` to the 19 classes that are evaluated, 255 elsewhere."""
+    """Converts `*_labelIds.png` (H, W) to the 19 classes that are evaluated, 255 elsewhere."""
     return look_up(label_ids, CITYSCAPES_TRAIN_IDS, IGNORED)
 
 

@@ -21,13 +21,13 @@ from vitadapter.data.sem_seg.layouts import COCO_STUFF_IDS
 
 
 def to_classes_164k(category_ids: np.ndarray) -> np.ndarray:
-    """COCO-Stuff 164k's category ids - 1 `(H, W)` to 171 classes, 255 elsewhere."""
+    """Converts COCO-Stuff 164k's category ids - 1 (H, W) to 171 classes, 255 elsewhere."""
     classes = {category - 1: label for label, category in enumerate(COCO_STUFF_IDS)}
     return look_up(category_ids, classes, IGNORED)
 
 
 def to_classes_10k(category_ids: np.ndarray) -> np.ndarray:
-    """COCO-Stuff 10k's category ids `(H, W)` to 171 classes + 1, 0 where there is none."""
+    """Converts COCO-Stuff 10k's category ids (H, W) to 171 classes + 1, 0 elsewhere."""
     classes = {category: label + 1 for label, category in enumerate(COCO_STUFF_IDS)}
     return look_up(category_ids, classes, 0)
 

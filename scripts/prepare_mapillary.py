@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from label_maps import IGNORED, convert_files, find_files, folder_parser, look_up, run_or_exit
 
-# Mapillary Vistas 1.2's labels that are each of Cityscapes' 19 classes.
+# For each of Cityscapes' 19 classes, the labels of Mapillary Vistas 1.2 that belong to it.
 LABELS_OF_CLASSES = (
     *((13, 24, 41), (2, 15), (17,), (6,), (3,), (45, 47), (48,), (50,), (30,), (29,), (27,)),
     *((19,), (20, 21, 22), (55,), (61,), (54,), (58,), (57,), (52,)),
@@ -21,7 +21,7 @@ LABELS_OF_CLASSES = (
 
 
 def to_classes(label_ids: np.ndarray) -> np.ndarray:
-    """Mapillary Vistas' labels `(H, W)` to Cityscapes' 19 classes, 255 elsewhere."""
+    """Converts Mapillary Vistas' labels (H, W) to Cityscapes' 19 classes, 255 elsewhere."""
     classes = {label: i for i, labels in enumerate(LABELS_OF_CLASSES) for label in labels}
     return look_up(label_ids, classes, IGNORED)
 

@@ -13,7 +13,7 @@ import numpy as np
 from label_maps import convert_files, find_files, folder_parser, look_up, run_or_exit
 from scipy.io import loadmat
 
-# Of the 459 labels of Pascal Context, in the order of the 59 classes.
+# Those of the 459 labels of Pascal Context that are the 59 classes, in their order.
 LABELS_OF_CLASSES = (
     *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98),
     *(104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260),
@@ -23,7 +23,7 @@ LABELS_OF_CLASSES = (
 
 
 def to_classes(label_ids: np.ndarray) -> np.ndarray:
-    """Pascal Context's 459 labels `(H, W)` to 59 classes + 1, 0 elsewhere."""
+    """Converts Pascal Context's 459 labels (H, W) to 59 classes + 1, 0 elsewhere."""
     classes = {label: i + 1 for i, label in enumerate(LABELS_OF_CLASSES)}
     return look_up(label_ids, classes, 0, num_labels=460)
 

@@ -21,8 +21,8 @@ VALIDATION = {
     *("2_13", "2_14", "3_13", "3_14", "4_13", "4_14", "4_15"),
     *("5_13", "5_14", "5_15", "6_13", "6_14", "6_15", "7_13"),
 }
-Image.MAX_IMAGE_PIXELS = 10**8  # a tile has 6000 x 6000
-# RGB of 0 (border) and of the classes + 1.
+Image.MAX_IMAGE_PIXELS = 10**8  # a tile has 6000 x 6000 pixels
+# RGB colours of label 0 (the border) and of the classes + 1.
 COLORS = (
     (0, 0, 0),
     (255, 255, 255),
@@ -37,7 +37,7 @@ TOLERANCE = 80
 
 
 def to_classes(colors: np.ndarray) -> np.ndarray:
-    """Potsdam's label image `(H, W, 3)` RGB to 6 classes + 1, 0 for the black border.
+    """Converts Potsdam's label image (H, W, 3) RGB to 6 classes + 1, 0 for the black border.
 
     Channels that are a little off count as 0 or 255, unlike in the official release, which ignores
     the pixels of any other colour: two published tiles have many.
@@ -51,7 +51,7 @@ def to_classes(colors: np.ndarray) -> np.ndarray:
         )
     bright = colors > 127
     distance = np.where(bright, 255 - colors, colors).max(axis=2)  # (H, W)
-    corners = bright @ np.array([4, 2, 1], dtype=np.uint8)  # (H, W), of the colour cube
+    corners = bright @ np.array([4, 2, 1], dtype=np.uint8)  # (H, W), corners of the colour cube
     table = np.full(8, IGNORED, dtype=np.uint8)
     for label, color in enumerate(COLORS):
         table[(np.array(color) > 127) @ np.array([4, 2, 1])] = label

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws the predictions of a finished evaluation beside the ground truth."""
+"""Draws the predictions of a finished evaluation next to the ground truth."""
 
 import argparse
 import sys

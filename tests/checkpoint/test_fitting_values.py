@@ -67,7 +67,7 @@ def test_a_mask_of_the_model_may_be_infinite() -> None:
     ],
 )
 def test_only_dense_tensors(tensor: Tensor, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"b is {kind}, dense tensors are needed"):
+    with pytest.raises(ValueError, match=f"b is {kind}, but only dense tensors can be loaded"):
         check_dense({"a": torch.ones(2), "b": tensor}, allow_meta=False)
 
 

@@ -207,7 +207,7 @@ def test_uni_perceiver() -> None:
     assert (planned.report.family, planned.report.net_share) == ("uni_perceiver", 1.0)
     assert planned.report.dropped == {
         "loss_prepare.x": "head of the pre-training task",
-        "type_embed.weight": "not of the image encoder",
+        "type_embed.weight": "not part of the image encoder",
     }
 
 
@@ -217,7 +217,7 @@ def test_uni_perceiver() -> None:
         ({}, {"embed_dim": 64}, r"has none of the .*net\.\S+ is \(1, 17, 64\) in the file"),
         ({"depth": 8}, {}, r"has 5\d\.\d% of the net's parameters, 90% are needed: .*blocks\.4"),
         ({"depth": 2}, {}, r"has 24 tensors that the net does not have: .*net\.blocks\.2"),
-        ({"mlp_ratio": 2.0}, {}, r"of another size than the net: 12 tensors do not fit: .*fc1"),
+        ({"mlp_ratio": 2.0}, {}, r"differs in size from the net: 12 tensors do not fit: .*fc1"),
         ({}, {"name": "vit_small_patch14_dinov2"}, r"8 tensors that the net does not .*gamma1"),
     ],
 )
@@ -238,7 +238,7 @@ def test_another_size_is_refused(
 
 def test_other_bad_input() -> None:
     model = make_model()
-    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded: its names are of no known fam"):
+    with pytest.raises(ValueError, match=r"w\.pth cannot be loaded: its names belong to no known"):
         plan(model, {"conv1.weight": torch.ones(1)})
     state = make_timm()
     state["blocks.0.norm1.weight"] = torch.ones(32, dtype=torch.int8)
@@ -322,10 +322,13 @@ def test_a_plain_vit_inside_another_model(prefix: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (129, r"\(1, 129, 32\) in the file, .*129 positions are no square grid after 0 or 1 rows"),
-        (14 * 28 + 1, "393 positions are no square grid after 0 or 1 rows"),
-        (14 * 28, "392 positions are no square grid"),
-        (2 + 49, "51 positions are no square grid"),  # distilled, but without its token
+        (
+            129,
+            r"\(1, 129, 32\) in the file, .*129 positions are not a square grid after 0 or 1 ",
+        ),
+        (14 * 28 + 1, "393 positions are not a square grid after 0 or 1 rows"),
+        (14 * 28, "392 positions are not a square grid"),
+        (2 + 49, "51 positions are not a square grid"),  # distilled, but without its token
     ],
 )
 def test_positions_of_a_grid_that_is_not_square(rows: int, message: str) -> None:

@@ -212,7 +212,7 @@ def test_thin_images(
 def test_augmentations_that_leave_nothing(tmp_path: Path) -> None:
     record = make_record(tmp_path, [polygon_of(BOX)])
     mapper = make_mapper(augmentations=[T.CropTransform(40, 40, 5, 5)], max_skipped=1)
-    with pytest.raises(ValueError, match=r"image\.png; .*leave no pixel .*\(32, 32\)"):
+    with pytest.raises(ValueError, match=r"image\.png\. .*leave no pixel .*\(32, 32\)"):
         mapper(record)
 
 

@@ -35,7 +35,7 @@ RAMP = np.tile(np.linspace(0, 1, 64), (48, 1))
 @pytest.fixture(autouse=True)
 def new_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has been told yet."""
-    monkeypatch.setattr(image_files, "_told", set())
+    monkeypatch.setattr(image_files, "_warned", set())
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_guess_is_told_once(
     else:
         (warning,) = caplog.records
         assert (
-            f"{path} holds numbers of more than 8 bits, of which {guess} become"
+            f"{path} has numbers with more than 8 bits, of which {guess} become"
             in warning.getMessage()
         )
 

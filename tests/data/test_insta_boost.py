@@ -224,7 +224,7 @@ def test_refused(options: dict[str, object], message: str) -> None:
 def test_needs_masks() -> None:
     image, annotations = scene(APART)
     del annotations[1]["segmentation"]
-    with pytest.raises(ValueError, match="needs the mask of every instance"):
+    with pytest.raises(ValueError, match="needs a mask of every instance"):
         InstaBoost(prob=1.0)(image, annotations)
     with pytest.raises(ValueError, match="instance_augmentation needs use_instance_mask=True"):
         DatasetMapper(

@@ -159,7 +159,7 @@ def test_outdated_evaluation_is_named(tmp_path: Path, caplog: pytest.LogCaptureF
     assert not caplog.records
     write_run(tmp_path, start=20, stop=40)
     assert summarize("stopped", read_metrics(tmp_path)).box_ap == 31.25
-    assert "AP of 'stopped' is of iteration 20, but its training went on to 39" in caplog.text
+    assert "AP of 'stopped' is from iteration 20, but its training went on to 39" in caplog.text
 
 
 def test_iterations_in_time_script(repository: Path, tmp_path: Path, capsys) -> None:

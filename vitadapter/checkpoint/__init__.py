@@ -1,8 +1,8 @@
-"""Checkpoints of other projects and of this one: read, recognised, converted, fitted, reported.
+"""Loads checkpoints of other projects and of this one.
 
-The way of a file into a model: ``reading.py`` reads it as data, ``families`` recognises whose it is
-and converts its names, ``fitting.py`` brings its tensors to the model's shapes, and ``loading.py``
-does all of this for ``train.init_checkpoint``.
+A file reaches a model in four steps: `reading.py` reads it as data, `families` recognises its
+origin and converts its names, `fitting.py` brings its tensors to the model's shapes, and
+`loading.py` checks the result, reports it and copies it into the model.
 """
 
 import vitadapter.detectron2_required  # noqa: F401

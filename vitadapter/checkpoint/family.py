@@ -1,4 +1,4 @@
-"""What a family of checkpoints is, what its converter returns, and the rules families share."""
+"""What a family of checkpoints is, what its converter returns, and what families share."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,25 +20,27 @@ __all__ = [
     "check_names",
     "convert_by",
     "convert_names",
+    "entries_below",
+    "first_few",
     "implied_layer_scale",
 ]
 
-# Why entries are left out. The final norm has the width of the adapter's own norms, which it must
-# never reach.
-FINAL_NORM = "final norm, which the adapter does without"
+# Why entries are left out. The final norm has the width of the adapter's own norms and must never
+# be loaded into them.
+FINAL_NORM = "final norm, which the adapter does not use"
 HEAD = "head of the pre-training task"
 HEADS = {
     r"(norm|fc_norm)\.": FINAL_NORM,
     r"(head|head_dist|pre_logits|attn_pool)\.": HEAD,
     r"mask_token$": "token of the pre-training task",
 }
-"""By regular expression of the beginning of a name, as :func:`convert_names` takes it."""
-ROPE = "rotary positions, which the net computes"
-BIAS_INDEX = "follows from the size of the bias table"
+"""Reasons by regular expression of the beginning of a name, for `convert_names`."""
+ROPE = "rotary positions, which the net computes itself"
+BIAS_INDEX = "computed from the size of the bias table"
 
 PYRAMID = ("level_embed", "up1.0.weight", "fpn1.0.weight")
-"""Entries of the official adapters, of their plain-ViT baseline and of their BEiT baseline, one of
-which each has; a pre-trained ViT has none."""
+"""Each official adapter and baseline (plain ViT or BEiT) has one of these entries, a pre-trained
+ViT has none."""
 
 _LAYER_SCALE = r"\.(gamma_?[12]|ls[12]\.gamma)"
 
@@ -57,22 +59,22 @@ class Resized:
 
 @dataclass
 class Conversion:
-    """Tensors under our names, and what became of the others.
+    """Tensors under our names, and what became of the other entries of the file.
 
-    Converters return it; ``fitting.fit`` then brings it to the shapes of a model and fills in the
-    last three attributes. Until then it has tokens that not every net has (``cls_token`` ...).
+    Converters return it. `fitting.fit` then brings it to the shapes of a model and fills in the
+    last three attributes. Until then it has tokens that not every net has (`cls_token` ...).
 
     Attributes:
         tensors: by name.
-        backbone_path: where in these names the backbone is (``ViTAdapter``, ``ViTBaseline`` ...):
-            for whole models a path, "" for the backbone alone, None for the plain ViT alone.
-        renamed: new name by old name, of those that differ.
-        dropped: why, by name in the file.
-        implied: value by regular expression (of names relative to the net) of those entries that
-            files leave out because they are constant.
-        resized: how, by name.
+        backbone_path: path of the backbone (`ViTAdapter`, `ViTBaseline` ...) in these names: ""
+            if they are of a backbone alone, None if they are of a plain ViT alone.
+        renamed: new name by old name, where they differ.
+        dropped: why an entry is left out, by its name in the file.
+        implied: values of entries that files leave out because they are constant, by regular
+            expression of their names relative to the net.
+        resized: how a tensor was resized, by name.
         wrong_shape: the file's and the model's shape, by name.
-        unexpected: names that have no place.
+        unexpected: names that the model does not have.
     """
 
     tensors: dict[str, Tensor]
@@ -90,7 +92,7 @@ class Conversion:
         return {None: "net", "": "backbone"}.get(self.backbone_path, "model")
 
     def take(self, name: str, why: str) -> Tensor:
-        """Takes the tensor ``name`` out; the report will say why it was dropped."""
+        """Removes the tensor `name` and returns it; the report will say why it was dropped."""
         old = next((old for old, new in self.renamed.items() if new == name), name)
         self.renamed.pop(old, None)
         self.dropped[old] = why
@@ -102,15 +104,15 @@ Converter = Callable[[Mapping[str, Tensor]], Conversion]
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints with the same names.
+    """Checkpoints that use the same names.
 
     Attributes:
-        name: as ``scripts/convert_checkpoint.py --family`` takes it.
+        name: what `scripts/convert_checkpoint.py --family` calls it.
         description: one line.
-        recognises: whether a state dict is of this family, from its names.
-        convert: a pure function.
-        alternatives: further ones, where nets of different classes call the same thing
-            differently; the one whose names fit the net best is used.
+        recognises: whether a state dict is of this family, judged by its names.
+        convert: the converter, a pure function.
+        alternatives: further converters, if classes of nets have different names for the same
+            thing. The one whose result has most names in common with the net is used.
     """
 
     name: str
@@ -121,8 +123,18 @@ class Family:
 
     @property
     def converters(self) -> tuple[Converter, ...]:
-        """All of them."""
+        """The converter and its alternatives."""
         return (self.convert, *self.alternatives)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Up to three names, followed by "..." if there are more."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def entries_below(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with a prefix, under the rest of their names."""
+    return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
 
 
 def check_names(
@@ -131,16 +143,16 @@ def check_names(
     state_dict: Mapping[str, Tensor],
     names: Collection[str] | None = None,
 ) -> None:
-    """Refuses what is no pre-trained ViT of a family.
+    """Refuses a state dict that is not a pre-trained ViT of a family.
 
     Args:
-        kind: of the family, for the message.
+        kind: what messages call the family.
         needed: entries that all its files have.
         state_dict: as it was read.
-        names: of the entries as ``needed`` calls them, where these are not those of the file.
+        names: of the entries, if `needed` does not use the names of the file.
 
     Raises:
-        ValueError: some are missing, or there are some of an official backbone.
+        ValueError: an entry is missing, or one is of an official backbone.
     """
     names = state_dict if names is None else names
     missing = [name for name in needed if name not in names]
@@ -159,15 +171,15 @@ def convert_by(
     *,
     drop: Mapping[str, str],
 ) -> Conversion:
-    """Conversion name by name.
+    """Converts names one by one.
 
     Args:
-        to_ours: our name for one of the file; None where there is none.
+        to_ours: returns our name for one of the file, or None if there is none.
         state_dict: of the family.
-        drop: why, by regular expression of the beginning of the names to leave out.
+        drop: why entries are left out, by regular expression of the beginning of their names.
 
     Returns:
-        Conversion: with the same tensors, names relative to the net.
+        The same tensors, under names relative to the net.
     """
     conversion = Conversion({})
     for name, tensor in state_dict.items():
@@ -190,13 +202,16 @@ def convert_names(
     rename: Sequence[tuple[str, str]] = (),
     implied: Mapping[str, float] | None = None,
 ) -> Conversion:
-    """Conversion by patterns, for families that differ from a net in names only.
+    """Converts names by patterns, for families that differ from a net in names only.
 
     Args:
         state_dict: of the family.
-        drop: as of :func:`convert_by`.
-        rename: (regular expression, replacement) pairs, all applied to each name.
-        implied: of the conversion.
+        drop: see `convert_by`.
+        rename: (regular expression, replacement) pairs, all applied to each name in this order.
+        implied: see `Conversion`.
+
+    Returns:
+        The same tensors, under names relative to the net.
     """
 
     def to_ours(name: str) -> str:
@@ -208,9 +223,9 @@ def convert_names(
 
 
 def implied_layer_scale(state_dict: Mapping[str, Tensor]) -> Mapping[str, float]:
-    """``Conversion.implied`` of a file that may be of a model without layer scale, which means 1.
+    """`Conversion.implied` of a file that may have no layer scale, which stands for a scale of 1.
 
-    Nets that are pre-trained with layer scale start it near 0, where their blocks would do nothing.
+    A net with layer scale initialises it near 0, so that pre-trained blocks would do nothing.
     """
     has_layer_scale = any(re.search(f"{_LAYER_SCALE}$", name) for name in state_dict)
     return {} if has_layer_scale else {rf"blocks\.\d+{_LAYER_SCALE}": 1.0}

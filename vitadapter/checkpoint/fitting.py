@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from vitadapter.checkpoint.family import Conversion, Resized
+from vitadapter.checkpoint.family import Conversion, Resized, entries_below, first_few
 from vitadapter.modeling.backbone.nets.relative_position import spline_matrix
 
 __all__ = [
@@ -25,14 +25,14 @@ __all__ = [
     "resize_relative_position_bias_table",
 ]
 
-# Sides of patches may differ by this factor, as DINOv2's 14 pixels and our 16 do: a kernel that is
-# stretched further, from 32 pixels or from 8, sees other things than it was trained on.
+# Sides of patches may differ by this factor, as DINOv2's 14 pixels and our 16 do. A kernel that is
+# stretched further, from 32 pixels or from 8, no longer sees what it was trained on.
 _MOST_PATCH_SCALING = 1.5
-# Least ratio of the geometric progression in the official loader.
+# Smallest ratio of the geometric progression in the official loader.
 _LOWEST_RATIO = 1.01
-# Rows behind the offsets: class token to token, token to class token, class token to itself.
+# Rows that follow the offsets: class token to token, token to class token, class token to itself.
 _CLS_ROWS = 3
-# Whatever the pre-training kept beside the patches; a net without them does not need them.
+# Tokens that pre-training kept beside the patches. A net without them does not need them.
 _TOKENS = re.compile(r"(^|\.)(cls_token|dist_token|reg_token|register_tokens|storage_tokens)$")
 _NO_SUCH_TOKEN = "the net has no such token"
 
@@ -40,11 +40,11 @@ _State = Mapping[str, Tensor]
 
 
 def check_dense(tensors: Mapping[str, Tensor], *, allow_meta: bool) -> None:
-    """Refuses tensors whose values are not there one by one.
+    """Refuses tensors that do not store each of their values.
 
     Args:
         tensors: by name.
-        allow_meta: whether they may be without values, as for a model that is.
+        allow_meta: whether tensors on the meta device are allowed, as for a model that is there.
 
     Raises:
         ValueError: one is sparse, quantised, nested or without values.
@@ -58,11 +58,11 @@ def check_dense(tensors: Mapping[str, Tensor], *, allow_meta: bool) -> None:
         }
         for kind, is_so in kinds.items():
             if is_so:
-                raise ValueError(f"{name} is {kind}, dense tensors are needed")
+                raise ValueError(f"{name} is {kind}, but only dense tensors can be loaded")
 
 
 def check_type(name: str, tensor: Tensor, wanted: Tensor) -> None:
-    """Refuses numbers of another kind; those of another precision can be copied.
+    """Refuses numbers of the wrong kind; a different precision is no obstacle.
 
     Args:
         name: for the message.
@@ -98,11 +98,11 @@ def check_finite(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor] | No
 
     Args:
         tensors: by name.
-        model: state dict that they go into: then they are checked as they will be there, after
-            rounding to its precision, and entries that are not finite in it need not be.
+        model: state dict that they are copied into. If it is given, they are checked after
+            rounding to its precision, and need not be finite where its entries are not.
 
     Raises:
-        ValueError: names and numbers of such values.
+        ValueError: there are such values; names the tensors and counts the values.
     """
     found = []
     for name, tensor in tensors.items():
@@ -114,21 +114,21 @@ def check_finite(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor] | No
         rounded = "" if model is None else ", in the model's precision"
         raise ValueError(
             f"{len(found)} of its tensors have values that are NaN or infinite{rounded}: "
-            f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+            f"{first_few(found)}"
         )
 
 
 def prefix_rows(rows: int, tokens: Mapping[str, Tensor]) -> int:
-    """How many rows of a table of positions stand before those of a square grid of patches.
+    """How many rows of a table of positions precede those of a square grid of patches.
 
     Args:
         rows: of the table.
-        tokens: the state dict that has the table. Its tokens have rows each, or none (timm's
-            ``no_embed_class``), or the class token alone has one. A class token's row may be there
-            without it: Detectron2's ViT keeps no token.
+        tokens: the state dict that has the table. All of its tokens have rows, or none has (timm's
+            `no_embed_class`), or only the class token has one. There may be a class token's row
+            without the token, because Detectron2's ViT keeps no token.
 
     Raises:
-        ValueError: the other rows are no square grid.
+        ValueError: the other rows are not a square grid.
     """
 
     def number(*names: str) -> int:
@@ -141,8 +141,8 @@ def prefix_rows(rows: int, tokens: Mapping[str, Tensor]) -> int:
     fitting = [n for n in counts if rows > n and math.isqrt(rows - n) ** 2 == rows - n]
     if len(fitting) != 1:
         raise ValueError(
-            f"{rows} positions are no square grid after {' or '.join(map(str, counts))} rows for "
-            "the tokens that are there"
+            f"{rows} positions are not a square grid after {' or '.join(map(str, counts))} rows "
+            "for the tokens that are there"
         )
     return fitting[0]
 
@@ -150,25 +150,25 @@ def prefix_rows(rows: int, tokens: Mapping[str, Tensor]) -> int:
 def _side(rows: int, prefix: int) -> int:
     side = math.isqrt(max(rows - prefix, 0))
     if side == 0 or side**2 != rows - prefix:
-        raise ValueError(f"{rows} positions are no square grid after {prefix} rows")
+        raise ValueError(f"{rows} positions are not a square grid after {prefix} rows")
     return side
 
 
 def resize_pos_embed(pos_embed: Tensor, prefix: int, rows: int, new_prefix: int) -> Tensor:
     """Absolute positions for another pre-training grid, or with other prefix rows.
 
-    The grid is resized bicubically (``align_corners=False``, no antialias), as the official
-    ViT-Adapter resizes it for each image. Prefix rows are kept as far as there is room for them;
-    rows that are lacking become 0.
+    The grid is resized bicubically (`align_corners=False`, no antialias), as the official
+    ViT-Adapter resizes it for each image. Prefix rows are kept as far as there is room for them,
+    and missing ones become 0.
 
     Args:
-        pos_embed: ``(1, P + g * g, C)``, prefix rows first.
+        pos_embed: `(1, P + g * g, C)`, prefix rows first.
         prefix: P.
-        rows: the wanted ``P' + G * G``.
+        rows: the wanted `P' + G * G`.
         new_prefix: P'.
 
     Returns:
-        ``(1, rows, C)``, in float32 where it was interpolated.
+        `(1, rows, C)`, in float32 if it was interpolated.
 
     Raises:
         ValueError: one of the two grids is not square.
@@ -185,16 +185,16 @@ def resize_pos_embed(pos_embed: Tensor, prefix: int, rows: int, new_prefix: int)
 
 
 def resize_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Patch embedding for another patch size, by the official ViT-Adapter's DINOv2 recipe.
+    """Resizes a patch embedding as the official ViT-Adapter does for DINOv2.
 
-    Bilinear, ``align_corners=False``, no antialias, values not rescaled.
+    This is bilinear, with `align_corners=False` and no antialias; values are not rescaled.
 
     Args:
-        kernel: ``(C, in_chans, h, w)``.
+        kernel: `(C, in_chans, h, w)`.
         size: (height, width) of the wanted patches in pixels.
 
     Returns:
-        ``(C, in_chans, *size)``, in float32.
+        `(C, in_chans, *size)`, in float32.
     """
     return F.interpolate(kernel.float(), size, mode="bilinear", align_corners=False)
 
@@ -202,8 +202,8 @@ def resize_patch_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_relative_position_bias_table(table: Tensor, new_rows: int) -> Tensor:
     """Resizes the table of a square grid as the official loader of BEiT weights does.
 
-    Bicubic spline through geometrically spaced offsets (see ``spline_matrix``). The three rows of
-    the class token stay as they are, or are cut where ``new_rows`` has no place for them.
+    It uses a bicubic spline through geometrically spaced offsets (see `spline_matrix`). The three
+    rows of the class token are kept, or left out if `new_rows` has no place for them.
 
     Args:
         table: (N, heads), N = (2g - 1)^2 offsets of a g x g grid, perhaps 3 more for the class
@@ -212,11 +212,11 @@ def resize_relative_position_bias_table(table: Tensor, new_rows: int) -> Tensor:
             one, 12321 for windows of 56, 3972 for images of 512 pixels with class token, ...
 
     Returns:
-        (new_rows, heads), same type; the offsets themselves where they fit already.
+        (new_rows, heads), of the same type. Offsets of the right size are not changed.
 
     Raises:
-        ValueError: rows that belong to no square grid, or rows of a class token that are wanted
-            but not there.
+        ValueError: the rows are not those of a square grid, or rows of a class token are wanted
+            but missing.
     """
     side, has_cls_rows = _table_side(table.shape[0])
     new_side, wants_cls_rows = _table_side(new_rows)
@@ -235,7 +235,7 @@ def resize_relative_position_bias_table(table: Tensor, new_rows: int) -> Tensor:
 
 
 def _table_side(rows: int) -> tuple[int, bool]:
-    """2g - 1 of a table with so many rows, and whether they include the class token's."""
+    """2g - 1 for a table with `rows` rows, and whether they include the class token's."""
     for extra in (0, _CLS_ROWS):
         side = math.isqrt(max(rows - extra, 0))
         if side**2 + extra == rows and side % 2 == 1:
@@ -248,7 +248,7 @@ def _table_side(rows: int) -> tuple[int, bool]:
 
 def _fit_pos_embed(tensor: Tensor, shape: torch.Size, file: _State, net: _State) -> Tensor:
     if tensor.shape[::2] != shape[::2]:
-        raise ValueError("positions are of another width")
+        raise ValueError("positions have the wrong width")
     prefix, new_prefix = prefix_rows(tensor.shape[1], file), prefix_rows(shape[1], net)
     if new_prefix > prefix and "cls_token" in net:
         raise ValueError("the position of the class token is missing")
@@ -257,7 +257,7 @@ def _fit_pos_embed(tensor: Tensor, shape: torch.Size, file: _State, net: _State)
 
 def _fit_patch_kernel(tensor: Tensor, shape: torch.Size, file: _State, net: _State) -> Tensor:
     if tensor.shape[0] != shape[0]:
-        raise ValueError("patches are of another width")
+        raise ValueError("patches have the wrong width")
     sides = list(zip(tensor.shape[2:], shape[2:], strict=True))
     if any(max(pair) > _MOST_PATCH_SCALING * min(pair) for pair in sides):
         before, after = (" x ".join(map(str, pixels)) for pixels in (tensor.shape[2:], shape[2:]))
@@ -267,20 +267,20 @@ def _fit_patch_kernel(tensor: Tensor, shape: torch.Size, file: _State, net: _Sta
         )
     if tensor.shape[1] != shape[1]:
         if tensor.shape[1] != 3:
-            raise ValueError("images are of another number of channels, and not of 3")
+            raise ValueError("images have the wrong number of channels, and it is not 3")
         tensor = adapt_input_conv(shape[1], tensor)
-    return tensor if tensor.shape == shape else resize_patch_kernel(tensor, tuple(shape[2:]))
+    return tensor if tensor.shape == shape else resize_patch_kernel(tensor, (shape[2], shape[3]))
 
 
 def _fit_spatial_embed(tensor: Tensor, shape: torch.Size, file: _State, net: _State) -> Tensor:
     if tensor.shape[1] != shape[1]:
-        raise ValueError("positions are of another width")
+        raise ValueError("positions have the wrong width")
     return resize_pos_embed(tensor[None], 0, shape[0], 0)[0]
 
 
 def _fit_bias_table(tensor: Tensor, shape: torch.Size, file: _State, net: _State) -> Tensor:
     if tensor.shape[1:] != shape[1:]:
-        raise ValueError("it is for another number of heads")
+        raise ValueError("it has the wrong number of heads")
     # Interpolated values are not rounded to the file's half precision.
     return resize_relative_position_bias_table(tensor.float(), shape[0])
 
@@ -293,7 +293,7 @@ def _fit_relative_position(tensor: Tensor, shape: torch.Size, file: _State, net:
 
 
 _Rule = Callable[[Tensor, torch.Size, _State, _State], Tensor]
-# By the end of the name: the rule and how the report calls it.
+# By the end of a name: the rule, and what the report calls it.
 _RULES: Mapping[str, tuple[_Rule, str]] = {
     "spatial_pos_embed.weight": (_fit_spatial_embed, "bicubic"),  # Uni-Perceiver
     "pos_embed": (_fit_pos_embed, "bicubic"),
@@ -304,24 +304,24 @@ _RULES: Mapping[str, tuple[_Rule, str]] = {
 }
 
 
-def fit_tensor(name: str, file: _State, net: _State) -> tuple[Tensor, str | None]:
+def fit_tensor(name: str, file: _State, net: _State) -> tuple[Tensor, str]:
     """Brings one tensor of a checkpoint to the shape that the net has.
 
     Args:
         name: of the tensor, relative to the net.
-        file: what the checkpoint has for the net, which has this name.
-        net: state dict of the net, which has this name.
+        file: what the checkpoint has for the net, including this name.
+        net: state dict of the net, including this name.
 
     Returns:
-        The tensor in the net's shape with the method by which it was resized, None where it was
-        not.
+        The tensor in the net's shape, and the method by which it was resized ("" if it was not).
 
     Raises:
-        ValueError: it cannot be made to fit; says why, nothing where another size never fits.
+        ValueError: it cannot be made to fit. The message says why, and is empty if tensors of this
+            name cannot be resized.
     """
     tensor, shape = file[name], net[name].shape
     if tensor.shape == shape:
-        return tensor, None
+        return tensor, ""
     for suffix, (rule, method) in _RULES.items():
         if name.endswith(suffix) and len(shape) == tensor.ndim:
             return rule(tensor, shape, file, net), method
@@ -329,19 +329,20 @@ def fit_tensor(name: str, file: _State, net: _State) -> tuple[Tensor, str | None
 
 
 def fit(conversion: Conversion, state: _State, prefix: str | None, *, resize: bool) -> None:
-    """Brings the tensors of a conversion to the shapes of a model; those that do not fit go.
+    """Brings the tensors of a conversion to a model's shapes and removes those that do not fit.
 
     Args:
-        conversion: names relative to the model. What became of each tensor is added to it.
-        state: of the model.
+        conversion: with names relative to the model. It is changed, and says what became of each
+            tensor.
+        state: state dict of the model.
         prefix: of the net's names; None without a net.
         resize: whether tensors of the net may be resized.
 
     Raises:
-        ValueError: numbers of another kind, or values that are NaN or infinite.
+        ValueError: numbers are of the wrong kind, NaN or infinite.
     """
     found, conversion.tensors = conversion.tensors, {}
-    file, net = ({} if prefix is None else _below(x, prefix) for x in (found, state))
+    file, net = ({} if prefix is None else entries_below(x, prefix) for x in (found, state))
     for name, tensor in found.items():
         inner = None if prefix is None or not name.startswith(prefix) else name[len(prefix) :]
         if name not in state:
@@ -364,7 +365,3 @@ def fit(conversion: Conversion, state: _State, prefix: str | None, *, resize: bo
             why = f" ({error})" if str(error) else ""
             conversion.wrong_shape[name] = f"{before} in the file, {after} here{why}"
     check_finite(conversion.tensors, state)
-
-
-def _below(state: _State, prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

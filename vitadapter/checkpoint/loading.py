@@ -1,6 +1,6 @@
-"""Loading a checkpoint of any known family into a model: everything is checked, then copied.
+"""Loads a checkpoint of any known family into a model: everything is checked, then copied.
 
-What became of each entry of the file and of the model is reported, for people to read.
+A report says what became of each entry of the file and of the model.
 """
 
 import re
@@ -14,18 +14,18 @@ from detectron2.modeling import SimpleFeaturePyramid
 from torch import Tensor, nn
 
 from vitadapter.checkpoint.families import FAMILIES, recognise
-from vitadapter.checkpoint.family import Conversion, Family
+from vitadapter.checkpoint.family import Conversion, Family, first_few
 from vitadapter.checkpoint.fitting import check_dense, fit
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
 
 __all__ = ["MIN_NET_SHARE", "LoadPlan", "LoadReport", "check_plan", "plan_load"]
 
-# Part of the plain ViT's parameters that a checkpoint must have.
+# The share of the plain ViT's parameters that a checkpoint must have.
 MIN_NET_SHARE = 0.9
-# Only counts, and PyTorch's files of before version 0.4.1 lack it.
+# A mere counter, which files from before PyTorch 0.4.1 lack.
 _COUNT = "num_batches_tracked"
 
-# Of a summary.
+# The length of a summary.
 _LINES_PER_GROUP = 6
 _NUMBER = re.compile(r"\.\d+\.")
 
@@ -35,12 +35,12 @@ def _pattern(name: str) -> str:
 
 
 def _module(name: str) -> str:
-    """What a name belongs to: what stands before its first number."""
+    """The part of a name that precedes its first number."""
     return _NUMBER.split(name, maxsplit=1)[0]
 
 
 def _grouped(names: Mapping[str, str], by_module: bool) -> list[str]:
-    """One line for the names that differ in their numbers only, most frequent first."""
+    """One line for all names that differ only in numbers, the most frequent first."""
     counts: dict[tuple[str, str], int] = defaultdict(int)
     for name, text in names.items():
         key = (_module(name), "") if by_module else (_pattern(name), _pattern(text))
@@ -58,15 +58,15 @@ def _grouped(names: Mapping[str, str], by_module: bool) -> list[str]:
 class LoadReport(Conversion):
     """A conversion that was fitted to a model, for people to read.
 
-    All names are the model's, but those of ``renamed`` and ``dropped``, which are the file's;
-    ``implied`` has values by name.
+    All names are the model's, except the keys of `renamed` and `dropped`, which are the file's.
+    `implied` has values by name.
 
     Attributes:
         source: the file.
-        family: what it was recognised as.
-        net_share: part of the plain ViT's parameters that was found, in [0, 1]; None without a
-            plain ViT in the model.
-        missing: how it is initialised instead, by name.
+        family: the family as which it was recognised.
+        net_share: share of the plain ViT's parameters that was found, in [0, 1]; None if the model
+            has no plain ViT.
+        missing: how an entry that is not in the file is initialised, by name.
     """
 
     source: str
@@ -76,7 +76,7 @@ class LoadReport(Conversion):
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Names of the tensors of the file that find their place, resized ones included."""
+        """Names of the tensors that are loaded from the file, including resized ones."""
         return tuple(name for name in self.tensors if name not in self.implied)
 
     def _sections(self) -> Iterable[tuple[str, Mapping[str, str]]]:
@@ -93,7 +93,7 @@ class LoadReport(Conversion):
         return f"{self.source} ({self.family}): {len(self.loaded)} tensors loaded{share}"
 
     def summary(self) -> str:
-        """A few lines: counts, and names that differ in numbers only as one."""
+        """Counts and names in a few lines; names that differ only in numbers share one."""
         lines = [self._title()]
         for title, names in self._sections():
             if names:
@@ -115,8 +115,8 @@ class LoadPlan:
     """What a load would do.
 
     Attributes:
-        report: what became of everything.
-        net_path: where in the model the plain ViT is; None where there is none.
+        report: what became of each entry.
+        net_path: path of the plain ViT in the model; None if it has none.
     """
 
     report: LoadReport
@@ -124,12 +124,12 @@ class LoadPlan:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """In the model's shapes, by the model's names."""
+        """The tensors in the model's shapes, by the model's names."""
         return self.report.tensors
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether entries of the file have no place, or parts of the net are not in the file."""
+        """Whether entries of the file cannot be used, or parts of the net are not in the file."""
         report, prefix = self.report, f"{self.net_path}."
         return bool(
             report.wrong_shape
@@ -150,7 +150,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _find_backbone(model: nn.Module) -> str | None:
-    """Path of the one submodule that wraps a plain ViT as its ``net``; None without one."""
+    """Path of the one submodule that wraps a plain ViT as its `net`; None if there is none."""
     paths = [
         path
         for path, module in model.named_modules()
@@ -192,8 +192,8 @@ def _convert(
     return max(placed, key=quality)
 
 
-def _initial(tensor: Tensor) -> str:
-    """How an entry that was not loaded starts."""
+def _initial_value(tensor: Tensor) -> str:
+    """What the report says of the value of an entry that was not loaded."""
     if tensor.numel() and not tensor.is_meta and bool((tensor == tensor.flatten()[0]).all()):
         return f"stays {tensor.flatten()[0].item():g}"
     return "stays as initialised"
@@ -202,7 +202,7 @@ def _initial(tensor: Tensor) -> str:
 def _imply(
     patterns: Mapping[str, float], missing: Sequence[str], net_path: str | None
 ) -> dict[str, float]:
-    """Values of missing entries of the net that the family leaves out."""
+    """Values of those missing entries of the net that the family leaves out."""
     return {
         name: value
         for name in missing
@@ -219,23 +219,22 @@ def plan_load(
     resize: bool = True,
     families: Sequence[Family] = FAMILIES,
 ) -> LoadPlan:
-    """Finds out what of a checkpoint goes where; the model is not changed.
+    """Decides where each entry of a checkpoint goes; the model is not changed.
 
     Args:
         model: a detector, a segmenter or a backbone.
-        state_dict: as read from a file. Its family is recognised, but for a model without a plain
-            ViT names are taken as they are.
-        source: how the report calls it.
-        resize: whether positions, patches and tables of another size may be resized.
-        families: those that it may be of. One alone is taken in any case.
+        state_dict: as read from a file. If the model has no plain ViT, names are taken as they
+            are; otherwise, the family of the file decides.
+        source: what the report calls it.
+        resize: whether positions, patches and tables of the wrong size may be resized.
+        families: the families that the file may belong to; a single one is taken in any case.
 
     Returns:
-        LoadPlan: to be checked by :func:`check_plan` and then applied.
+        A plan, to be checked by `check_plan` and then applied. `LoadPlan.apply` cannot fail.
 
     Raises:
-        ValueError: an unknown family, a converter's complaint, or entries that are sparse, of
-            another kind of numbers, NaN or infinite. Nothing that :meth:`LoadPlan.apply` copies can
-            fail after this.
+        ValueError: the family is unknown, its converter refuses the file, or entries are sparse,
+            of the wrong kind of numbers, NaN or infinite.
     """
     state = model.state_dict()
     path = _find_backbone(model)
@@ -251,7 +250,7 @@ def plan_load(
         return _plan(model, conversion, net_path, source, name)
     except ValueError as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
-    except (LookupError, RuntimeError) as error:  # of PyTorch, for odd shapes and types
+    except (LookupError, RuntimeError) as error:  # raised by PyTorch for odd shapes and types
         raise ValueError(f"{source} cannot be loaded: its tensors do not fit ({error})") from error
 
 
@@ -266,14 +265,14 @@ def _plan(
         **(vars(fitted) | {"tensors": tensors, "implied": implied}),
         source=source,
         family=family,
-        net_share=None if net_path is None else _share(model, net_path, tensors),
-        missing={name: _initial(state[name]) for name in missing if name not in implied},
+        net_share=None if net_path is None else _net_share(model, net_path, tensors),
+        missing={name: _initial_value(state[name]) for name in missing if name not in implied},
     )
     return LoadPlan(report, net_path)
 
 
 def _unshared(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
-    """Names that are not found; a shared parameter is there under each of its names."""
+    """Names that are not found; a shared parameter is found if one of its names is."""
     state = model.state_dict(keep_vars=True)
     known = {id(value) for name, value in state.items() if name in found}
     return [
@@ -283,29 +282,25 @@ def _unshared(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def _share(model: nn.Module, net_path: str, tensors: Mapping[str, Tensor]) -> float:
+def _net_share(model: nn.Module, net_path: str, tensors: Mapping[str, Tensor]) -> float:
     sizes = {name: p.numel() for name, p in model.get_submodule(net_path).named_parameters()}
     found = sum(size for name, size in sizes.items() if f"{net_path}.{name}" in tensors)
     return found / max(sum(sizes.values()), 1)
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def check_plan(
     plan: LoadPlan, model: nn.Module, *, complete: bool = False, allow_partial: bool = False
 ) -> None:
-    """Refuses a checkpoint of another model.
+    """Refuses a checkpoint of a different model.
 
     Args:
-        plan: for ``model``.
+        plan: for `model`.
         model: not changed.
         complete: whether every weight of the model must be in the checkpoint, in its shape.
         allow_partial: whether the plain ViT may be loaded in part; one parameter is enough.
 
     Raises:
-        ValueError: says what is missing, of another shape, or too much.
+        ValueError: weights are missing, have the wrong shape or are unexpected; names them.
     """
     report = plan.report
     wrong_shape = [f"{name} is {shapes}" for name, shapes in report.wrong_shape.items()]
@@ -315,20 +310,20 @@ def check_plan(
         found = wrong_shape[:1] or report.unexpected or list(report.dropped)
         raise ValueError(
             f"{report.source} has none of the {len(parameters)} parameters of the model: "
-            f"it has {_first(found)}, the model has {_first(parameters)}"
+            f"it has {first_few(found)}, the model has {first_few(parameters)}"
         )
     if complete and lacking:
         raise ValueError(
             f"{report.source} is of another model: {len(lacking)} of the "
-            f"{len(model.state_dict())} weights are missing or of another shape: "
-            f"{_first(lacking)}"
+            f"{len(model.state_dict())} weights are missing or have the wrong shape: "
+            f"{first_few(lacking)}"
         )
     if not allow_partial:
         _check_net(plan)
 
 
 def _check_net(plan: LoadPlan) -> None:
-    """Refuses a file whose plain ViT is of another size or kind than the net."""
+    """Refuses a file whose plain ViT has a different size or kind from the net."""
     report, prefix = plan.report, f"{plan.net_path}."
     if report.net_share is None:
         return
@@ -336,18 +331,18 @@ def _check_net(plan: LoadPlan) -> None:
     wrong = [f"{n} is {s}" for n, s in report.wrong_shape.items() if n.startswith(prefix)]
     if wrong:
         raise ValueError(
-            f"{report.source} ({report.family}) is of another size than the net: "
-            f"{len(wrong)} tensors do not fit: {_first(wrong)}; {advice}"
+            f"{report.source} ({report.family}) differs in size from the net: "
+            f"{len(wrong)} tensors do not fit: {first_few(wrong)}; {advice}"
         )
     surplus = [name for name in report.unexpected if name.startswith(prefix)]
     if surplus:
         raise ValueError(
             f"{report.source} ({report.family}) has {len(surplus)} tensors that the net does not "
-            f"have: {_first(surplus)}; {advice}"
+            f"have: {first_few(surplus)}; {advice}"
         )
     if report.net_share < MIN_NET_SHARE:
         absent = [name for name in report.missing if name.startswith(prefix)]
         raise ValueError(
             f"{report.source} ({report.family}) has {report.net_share:.1%} of the net's "
-            f"parameters, {MIN_NET_SHARE:.0%} are needed: {_first(absent)} are missing; {advice}"
+            f"parameters, {MIN_NET_SHARE:.0%} are needed: {first_few(absent)} are missing; {advice}"
         )

@@ -2,11 +2,12 @@
 
 PyTorch's ``weights_only`` calls some constructors with the file's arguments and trusts the shape of
 what it builds: a file of 2 MB can end the process or keep it busy for ever. Here a pickle is a list
-of instructions, of which those are followed that make plain data and tensors. Names stand for plain
-data, tensors, or something that is not read.
+of instructions, and only those that make plain data and tensors are followed. A name stands for
+plain data, for a tensor, or for something that is not read.
 """
 
 import math
+import mmap
 import pickletools
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
@@ -31,7 +32,7 @@ from vitadapter.checkpoint.pickled_objects import (
 
 __all__ = ["PickleReader"]
 
-# Far above what a training state has, and little enough to be read in seconds.
+# Far more than a training state has, and few enough to be read in seconds.
 _MOST_INSTRUCTIONS = 4_000_000
 _MOST_DIMENSIONS = 32
 _DEEPEST_NESTING = 64
@@ -40,7 +41,7 @@ _MOST_SHARING = 16
 _SMALL_BYTES = 2**20
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set)
 
-# Instructions, by what they take and leave on the stack.
+# Instructions by what they take from the stack and leave on it.
 _ARGUMENTS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -65,9 +66,9 @@ _FROM_STACK = dict.fromkeys(("TUPLE1", "APPEND", "BUILD", "BINPERSID"), 1) | {
 def _check_tree(
     value: object, known: dict[int, tuple[int, int]], depth: int = 0
 ) -> tuple[int, int]:
-    """Number of values in it, each as often as it is reached, and levels: both have a limit.
+    """Number of values in it, counted as often as they are reached, and its number of levels.
 
-    So a walk through all of it ends, and soon.
+    Both have a limit, so that a walk through all of it ends, and soon.
     """
     if not isinstance(value, dict | list | tuple):
         return 1, 0
@@ -86,11 +87,11 @@ def _check_tree(
 
 
 class PickleReader:
-    """Reads pickles of one file.
+    """Reads the pickles of one file.
 
     Args:
-        load_storage: the storage of a persistent id.
-        file_bytes: size of the file, in proportion to which tensors may be.
+        load_storage: returns the storage of a persistent id.
+        file_bytes: size of the file, which limits the size of its tensors.
     """
 
     def __init__(self, load_storage: Callable[[object], Storage], file_bytes: int) -> None:
@@ -100,25 +101,27 @@ class PickleReader:
         self._copies_left = 2 * file_bytes + _MOST_INSTRUCTIONS
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
-        self._memo: dict[int, object] = {}
+        self._memo: dict[object, object] = {}  # by number
 
-    def read(self, file: BinaryIO) -> object:
+    def read(self, file: BinaryIO | mmap.mmap) -> object:
         """The object of the next pickle.
 
         Args:
-            file: at its beginning; is left at its end.
+            file: at the beginning of the pickle; it is left at the end of it.
 
         Returns:
             Numbers, strings, bytes, ``None``, tensors (which share the memory of the storages, or
             are copies of NumPy's arrays) and :class:`Unread`, in dicts, lists, tuples and sets.
 
         Raises:
-            ValueError: the pickle is damaged, names something that would be run, or would make
-                more than a limit.
+            ValueError: the pickle is damaged, names something that would be run, or exceeds a
+                limit.
             IndexError, KeyError, TypeError, AttributeError: it is damaged.
         """
         self._stack, self._marked, self._memo = [], [], {}
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        # It only calls `read` and `readline`, which an mmap has too.
+        genops = pickletools.genops(cast(IO[bytes], file))
+        for count, (opcode, argument, _) in enumerate(genops):
             if count > _MOST_INSTRUCTIONS:
                 raise ValueError(f"it has more than {_MOST_INSTRUCTIONS} instructions")
             if opcode.name == "STOP":
@@ -231,7 +234,7 @@ class PickleReader:
             raise ValueError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
         numbers = (offset, *size, *stride)
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
-            raise ValueError("sizes of a tensor are no whole numbers, or out of range")
+            raise ValueError("sizes of a tensor are not whole numbers, or out of range")
         item = dtype.itemsize
         self._bytes_left -= math.prod(max(n, 1) for n in size) * item
         if self._bytes_left < 0:

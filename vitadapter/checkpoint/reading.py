@@ -1,7 +1,7 @@
 """Checkpoint files as plain state dicts, read without executing what is in them.
 
-``.safetensors``, ``.npz``, what ``torch.save`` writes (the zip archives of today, and what it wrote
-before version 1.6), and pickles of NumPy's arrays, such as the files of Detectron2's model zoo.
+Reads ``.safetensors``, ``.npz``, the files of ``torch.save`` (today's zip archives, and the format
+from before PyTorch 1.6), and pickles of NumPy's arrays, such as those of Detectron2's model zoo.
 """
 
 import io
@@ -46,19 +46,19 @@ StateDict = dict[str, Tensor]
 # average is read where there is nothing else. DINO and iBOT publish the "teacher".
 _PLAIN = ("state_dict", "model", "module", "model_state", "teacher")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-_DATA_PARALLEL = re.compile(r"(module\.)*")
-# Kinds of NumPy's types: truth values, whole, real and complex numbers.
+_DATA_PARALLEL = re.compile(r"^(module\.)+")
+# Kinds of NumPy data types: Booleans, signed and unsigned integers, real and complex numbers.
 _NUMERIC = "biufc"
 _LONGEST_NAME = 1000
-# Of torch.save
+# The file format of torch.save.
 _PICKLE = "data.pkl"
 _MOST_PICKLE_BYTES = 2**26
 _ZIP_START = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
-# What a file that is no checkpoint, or only part of one, may raise: with a message that says
-# nothing by itself, and with one that does.
+# What may be raised by a file that is not a checkpoint, or only part of one: first the errors
+# whose messages explain nothing by themselves, then all of them.
 _DAMAGED = (
     *(AssertionError, AttributeError, EOFError, LookupError, OSError, TypeError, UnicodeError),
     struct.error,
@@ -79,14 +79,14 @@ def _read_npz(path: Path) -> StateDict:
             if name in arrays:
                 raise ValueError(f"two of its entries are called {name}")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{name} is compressed in another way than NumPy does it")
+                raise ValueError(f"{name} is compressed in a way that NumPy does not use")
             with archive.open(info) as file:
                 arrays[name] = torch.from_numpy(_read_array(file, name, info.file_size))
     return arrays
 
 
 def _read_array(file: IO[bytes], name: str, size: int) -> np.ndarray:
-    """A numeric array whose header asks for no more than the `size` bytes that there are."""
+    """Reads a numeric array whose header asks for no more than the `size` bytes in the file."""
     header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     shape, _, dtype = header[npy.read_magic(file)](file)
     if dtype.kind not in _NUMERIC:
@@ -99,7 +99,7 @@ def _read_array(file: IO[bytes], name: str, size: int) -> np.ndarray:
 
 
 def _part(memory: mmap.mmap, offset: int, size: int) -> torch.Tensor:
-    """Bytes of the file, as uint8."""
+    """Bytes of the file as uint8."""
     if offset + size > len(memory):
         raise ValueError(f"it is cut off: {offset + size} bytes are needed, it has {len(memory)}")
     if size == 0:
@@ -108,7 +108,7 @@ def _part(memory: mmap.mmap, offset: int, size: int) -> torch.Tensor:
 
 
 def _parse_storage_id(persistent_id: object, length: int) -> tuple[torch.dtype, str | int, int]:
-    """(type of its values, key, number of its values)"""
+    """The type of its values, its key, and the number of its values."""
     if not isinstance(persistent_id, tuple) or len(persistent_id) != length:
         raise ValueError("it refers to something that is no storage of a tensor")
     kind, storage_type, key, _, count, *view = persistent_id
@@ -217,13 +217,13 @@ class _PickleFile:
         if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
             raise ValueError("its list of storages is damaged")
         if set(keys) != self._storages.keys():
-            raise ValueError("it lists other storages than its tensors use")
+            raise ValueError("it lists storages other than those its tensors use")
         for key in keys:
             self._fill(self._storages.pop(key))
         return content
 
     def _storage(self, persistent_id: object) -> Storage:
-        """Of the right size; its values come later in the file."""
+        """A storage of the right size, whose values come later in the file."""
         dtype, key, count = _parse_storage_id(persistent_id, 6)
         if key not in self._storages:
             self._bytes_left -= count * dtype.itemsize
@@ -239,12 +239,12 @@ class _PickleFile:
         if count * storage.dtype.itemsize != size:
             raise ValueError(f"a storage has {count} values, its tensors say {size} bytes")
         part = _part(self._memory, self._memory.tell(), size)
-        torch.empty(0, dtype=torch.uint8).set_(storage.data, 0, (size,)).copy_(part)
+        torch.empty(0, dtype=torch.uint8).set_(storage.data, 0, (size,), (1,)).copy_(part)
         self._memory.seek(size, io.SEEK_CUR)
 
 
 def read_torch_file(path: Path, *, is_mapped: bool) -> object:
-    """As :func:`read_checkpoint_file`, of any content, with the errors as they come."""
+    """Like :func:`read_checkpoint_file`, but takes any content and lets all errors through."""
     with path.open("rb") as file:
         # Private: a write into a tensor does not reach the file.
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -267,7 +267,7 @@ def _read_any(path: Path) -> object:
             names = [n for n in archive.namelist() if n.endswith(CHECKPOINT_SUFFIXES)]
         if names:
             raise ValueError(f"it is an archive, unpack {names[0]} from it first")
-    # What is not asked for, such as an optimizer's state, is not read.
+    # What nobody asks for, such as an optimizer's state, is not read.
     return read_torch_file(path, is_mapped=True)
 
 
@@ -281,7 +281,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Refuses weights that are not there.
+    """Refuses a file of weights that is missing or empty.
 
     Raises:
         ValueError: there is no such file, or it is empty.
@@ -310,7 +310,7 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
         dicts, lists and tuples. Others are :class:`~vitadapter.checkpoint.pickled_objects.Unread`.
 
     Raises:
-        ValueError: the file is absent, empty, cut off, no such file, or asks for code to be run.
+        ValueError: the file is missing, empty, cut off or not a checkpoint, or asks to run code.
     """
     path = Path(path)
     check_file(path)
@@ -335,7 +335,7 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
         Tensors on the CPU by name, as :func:`unwrap_state_dict` finds them.
 
     Raises:
-        ValueError: the file is absent, empty, cut off, no checkpoint, or asks for code to be run.
+        ValueError: the file is missing, empty, cut off or not a checkpoint, or asks to run code.
     """
     path = Path(path)
     check_file(path)
@@ -346,13 +346,13 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
 
 
 def _dense_tensors(content: Mapping[object, object]) -> StateDict:
-    """Tensors by name; what else is beside them is left out."""
+    """Tensors by name; everything else is left out."""
     tensors = [(str(name), value) for name, value in content.items() if isinstance(value, Tensor)]
     if not tensors:
         raise ValueError(f"it has no tensors among {sorted(map(str, content))[:5]}")
     for name, value in content.items():
         if isinstance(value, Unread) and value.is_tensor:
-            raise ValueError(f"{name} is {value.kind}, dense ones are needed")
+            raise ValueError(f"{name} is {value.kind}, but only dense tensors can be loaded")
     result: StateDict = {}
     for name, tensor in tensors:
         if len(name) > _LONGEST_NAME or not name.isprintable():
@@ -368,21 +368,21 @@ def _dense_tensors(content: Mapping[object, object]) -> StateDict:
 def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
     """Finds the state dict in what a training code has saved.
 
-    Follows ``state_dict``, ``model``, ``module``, ``model_state``, ``teacher`` and, where there is
-    none of them, the averages ``state_dict_ema``, ``model_ema``, ``ema_state_dict`` and ``ema``;
-    removes the ``module.`` of data parallel and the ``_orig_mod.`` of compiled models, and the
-    ``ema_*`` copies that mmcv keeps beside the weights (the weights themselves are used, as
-    officially).
+    Follows ``state_dict``, ``model``, ``module``, ``model_state``, ``teacher`` and, if it has none
+    of them, the averages ``state_dict_ema``, ``model_ema``, ``ema_state_dict`` and ``ema``. Removes
+    the ``module.`` of data parallel and the ``_orig_mod.`` of compiled models, and the ``ema_*``
+    copies that mmcv keeps beside the weights (like the official code, this uses the weights
+    themselves).
 
     Args:
         content: what was read from a file.
-        averaged: whether ``state_dict_ema`` and ``model_ema`` come before all others.
+        averaged: whether an average is preferred to the plain weights.
 
     Returns:
         The tensors by name.
 
     Raises:
-        ValueError: there are no tensors, or names that become equal.
+        ValueError: there are no tensors, or two of their names become equal.
     """
     wrappers = (*_AVERAGED, *_PLAIN) if averaged else (*_PLAIN, *_AVERAGED)
     outer: list[object] = []
@@ -404,8 +404,7 @@ def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
     for name, tensor in tensors.items():
         if name in copies:
             continue
-        short = name.replace("_orig_mod.", "")
-        short = short[_DATA_PARALLEL.match(short).end() :]
+        short = _DATA_PARALLEL.sub("", name.replace("_orig_mod.", ""))
         if short in result:
             raise ValueError(f"two of its entries are called {short}")
         result[short] = tensor

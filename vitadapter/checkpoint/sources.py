@@ -36,7 +36,7 @@ def check_source(source: str) -> None:
 
 
 def fetch(source: str) -> Path:
-    """The file of a checkpoint, downloaded once where it is remote.
+    """The file of a checkpoint, downloaded once if it is remote.
 
     Args:
         source: one of
@@ -57,7 +57,7 @@ def fetch(source: str) -> Path:
             Hugging Face hub (``HF_HOME``) and of Detectron2 (``FVCORE_CACHE``).
 
     Returns:
-        Path: on this machine.
+        Path: of the file on this machine.
 
     Raises:
         ValueError: there is no such file, it cannot be downloaded, or huggingface_hub is missing.
@@ -80,7 +80,7 @@ def fetch(source: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{source} cannot be downloaded: {error}") from error
     if not path.is_file():  # a scheme that nobody has registered is taken for a folder
-        raise ValueError(f"{source} cannot be downloaded: nothing is known of such URLs")
+        raise ValueError(f"{source} cannot be downloaded: nothing is registered for such URLs")
     return path
 
 
@@ -107,8 +107,8 @@ def _fetch_from_hub(source: str, repository: str, file: str, revision: str | Non
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ValueError(
             f"{source} cannot be downloaded ({' '.join(str(error).split())[:300]}). Is this "
-            "machine online, and are you allowed to read it (huggingface-cli login)? Else download "
-            "the file elsewhere and give its path"
+            "machine online, and are you allowed to read it (huggingface-cli login)? If not, "
+            "download the file elsewhere and give its path"
         ) from error
 
 

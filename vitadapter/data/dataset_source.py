@@ -1,23 +1,27 @@
-"""Where a config says that a data set is: found by its name or its files, and checked at the start.
+"""Finds a data set by its name or its files, as a config gives them, and checks it at the start.
 
-What cannot work is refused before a model is built, by a message that names the override to
-change. The functions of `coco`, `panoptic` and `sem_seg` that configs instantiate check here, so
-that the checks also hold under Detectron2's own training script.
+What cannot work is refused before a model is built, with a message that names the override to
+change. The functions of `coco`, `panoptic` and `sem_seg` that configs instantiate make these
+checks, so that they also hold under Detectron2's own training script.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
+from detectron2.structures import BoxMode
 
 from vitadapter.data.image_files import missing_files, read_record_image
 
 __all__ = [
+    "Annotation",
     "DatasetSource",
     "Record",
+    "Segment",
     "catalog_name",
     "check_num_classes",
     "expanded",
@@ -25,13 +29,47 @@ __all__ = [
     "spread",
 ]
 
-Record = dict[str, object]
-"""An image in Detectron2's standard format."""
+
+class Annotation(TypedDict, total=False):
+    """An object of an image in Detectron2's standard format."""
+
+    bbox: Sequence[float]
+    bbox_mode: BoxMode
+    category_id: int
+    iscrowd: int
+    area: float
+    segmentation: list[Sequence[float]] | dict[str, object]
+
+
+class Segment(TypedDict, total=False):
+    """A segment of a panoptic map in Detectron2's standard format."""
+
+    id: int
+    category_id: int
+    isthing: bool
+    iscrowd: int
+
+
+class Record(TypedDict, total=False):
+    """An image in Detectron2's standard format."""
+
+    file_name: str
+    height: int
+    width: int
+    image_id: int | str
+    annotations: list[Annotation]
+    sem_seg_file_name: str
+    pan_seg_file_name: str
+    segments_info: list[Segment]
+    # Of LVIS
+    neg_category_ids: list[int | str]
+    not_exhaustive_category_ids: list[int | str]
+
 
 _ROLES = ("train", "test")
-# A wrong folder or setting shows in nearly every image.
+# A wrong folder or setting affects nearly every image.
 _NUM_IMAGES_READ = 10
-# Where none of those can be read, one of the first so many must be.
+# If none of those can be read, one of this many first images must be readable.
 _MAX_READ_ATTEMPTS = 100
 
 
@@ -45,20 +83,20 @@ def expanded(path: str) -> str:
 
 
 def first_few(values: Sequence[object], limit: int = 3) -> str:
-    """Values as a text, those beyond the limit as "..."."""
+    """The first values as a text, followed by "..." if there are more."""
     return ", ".join([*map(str, values[:limit]), *(["..."] * (len(values) > limit))])
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """At most so many, evenly spread."""
+    """At most `count` records, evenly spread."""
     chosen = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
     return [records[i] for i in chosen]
 
 
 def catalog_name(label: str, paths: Iterable[str], *settings: object) -> str:
-    """A name of Detectron2's catalogs that follows the paths, the state of files, and settings.
+    """A name for Detectron2's catalogs that depends on paths, the state of files, and settings.
 
-    A corrected file is a new data set: Detectron2 refuses new class names under an old name.
+    A corrected file gets a new name, because Detectron2 refuses new class names under an old one.
     """
     identity = [str(setting) for setting in settings]
     for path in map(Path, paths):
@@ -69,12 +107,14 @@ def catalog_name(label: str, paths: Iterable[str], *settings: object) -> str:
     return f"{label}_{hashlib.sha1('|'.join(identity).encode()).hexdigest()[:10]}"
 
 
-def check_num_classes(found_in: str, found: int, num_classes: int) -> None:
-    """
+def check_num_classes(found_in: str, found: int, num_classes: int, advice: str = "") -> None:
+    """Refuses data whose number of classes is not the model's.
+
     Args:
-        found_in: the subject of the message, and its verb.
-        found: number of classes.
-        num_classes: that the model predicts.
+        found_in: subject and verb of the message.
+        found: number of classes of the data.
+        num_classes: number of classes that the model predicts.
+        advice: end of the message.
 
     Raises:
         ValueError: they differ.
@@ -82,20 +122,20 @@ def check_num_classes(found_in: str, found: int, num_classes: int) -> None:
     if found != num_classes:
         raise ValueError(
             f"{found_in} {found} classes but the model predicts {num_classes}: "
-            f"set dataset.num_classes={found}"
+            f"set dataset.num_classes={found}{advice}"
         )
 
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """The settings `dataset.train.*` or `dataset.test.*`, as messages name them.
+    """The settings `dataset.train.*` or `dataset.test.*`, which messages name.
 
     Args:
         role: "train" or "test".
-        keys: settings of the files and folders (`*_root`) that take the place of a name.
+        keys: settings of the files and folders (`*_root`) that replace the name of a data set.
 
     Raises:
-        ValueError: another role.
+        ValueError: `role` is neither of them.
     """
 
     role: str
@@ -107,29 +147,31 @@ class DatasetSource:
 
     @property
     def own_data(self) -> str:
-        """What to set to use files in place of a name."""
+        """What to set in order to use files instead of a name."""
         return " and ".join(f"dataset.{self.role}.{key}=..." for key in self.keys)
 
     def check_name(self, name: str, known: Collection[str]) -> None:
-        """
+        """Refuses an unknown name.
+
         Raises:
-            ValueError: not one of the known names.
+            ValueError: `name` is not one of the known names.
         """
         if name in known:
             return
         near = get_close_matches(name, known, n=3)
-        hint = f"near names: {', '.join(near)}" if near else f"known: {first_few([*known], 30)}"
+        hint = f"similar names: {', '.join(near)}" if near else f"known: {first_few([*known], 30)}"
         raise ValueError(
             f"dataset.{self.role}.name={name} is not a known data set ({hint}): set another "
             f"dataset.{self.role}.name, or {self.own_data}"
         )
 
     def check_parts(self, name: str, paths: Iterable[str | None], made: str = "") -> None:
-        """
+        """Refuses a known data set whose files do not exist.
+
         Args:
-            name: of a known data set.
+            name: of the data set.
             paths: of its files and folders; None for those that it does not have.
-            made: how they come into being, for the message.
+            made: how they are made, for the message.
 
         Raises:
             ValueError: one of them does not exist.
@@ -143,12 +185,13 @@ class DatasetSource:
                 )
 
     def own_files(self, *paths: str | None) -> tuple[str, ...]:
-        """
+        """The paths of a user's own data set.
+
         Args:
             paths: one for each of the keys.
 
         Returns:
-            As :meth:`existing` returns them.
+            The paths as `existing` returns them.
 
         Raises:
             ValueError: one is not given, or does not exist.
@@ -163,10 +206,11 @@ class DatasetSource:
         return tuple(self.existing(key, str(path)) for key, path in given.items())
 
     def existing(self, key: str, path: str) -> str:
-        """The path as :func:`expanded` returns it.
+        """The path as `expanded` returns it.
 
         Raises:
-            ValueError: no such file or, for a key `*_root`, folder; URLs are taken to exist.
+            ValueError: there is no such file or, for a key `*_root`, no such folder. URLs are
+                assumed to exist.
         """
         path = expanded(path)
         is_folder = key.endswith("_root")
@@ -179,17 +223,18 @@ class DatasetSource:
         return path
 
     def check_files(self, records: Sequence[Record], name: str, **settings: str) -> None:
-        """
+        """Refuses records whose files do not exist.
+
         Args:
             records: of the data set.
             name: of the data set.
-            settings: field of the records to the setting of the folder that its files are in.
+            settings: for each field that names files, the setting of their folder.
 
         Raises:
             ValueError: files of a field do not exist.
         """
         for field, key in settings.items():
-            missing = missing_files(str(record[field]) for record in records)
+            missing = missing_files(str(dict(record)[field]) for record in records)
             if missing:
                 what = "images" if field == "file_name" else "maps"
                 raise ValueError(
@@ -202,17 +247,17 @@ class DatasetSource:
         self,
         records: Sequence[Record],
         name: str,
-        inspect: Callable[[Mapping[str, object], np.ndarray], object] | None = None,
+        inspect: Callable[[Record, np.ndarray], object] | None = None,
     ) -> None:
-        """Reads some images, of which one at least must be readable: training skips the others.
+        """Reads some images. At least one must be readable, because training skips the others.
 
         Args:
             records: of the data set.
             name: of the data set.
-            inspect: is called with each record whose image is read, and the image in RGB.
+            inspect: called with each record whose image can be read, and the image in RGB.
 
         Raises:
-            ValueError: none can be read; or what `inspect` raises.
+            ValueError: none can be read, or `inspect` raises it.
         """
         errors: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""Image files: found in folders, opened and read by one rule for training, testing and pictures."""
+"""Finds, opens and reads image files, in the same way for training, testing and pictures."""
 
 import logging
 import os
@@ -12,10 +12,11 @@ from unicodedata import normalize
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "check_map_size",
     "files_by_name",
     "is_image_name",
     "missing_files",
@@ -30,38 +31,38 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# What Pillow raises on broken EXIF data.
+# What Pillow raises for broken EXIF data.
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error)
-# Largest values of 8, 12, 16 and 31 bits.
+# The largest values of 8, 12, 16 and 31 bits.
 _RANGES = (2**8 - 1, 2**12 - 1, 2**16 - 1, 2**31 - 1)
-# An image whose levels lie closer together is as good as black, white or grey.
+# An image whose levels are closer together is practically black, white or grey.
 _FEW_LEVELS = 16
-# Pillow stretches grey of 2 and 4 bits to 0..255.
+# Pillow stretches grey with 2 or 4 bits to 0..255, by these factors.
 _STRETCHED = {"L;2": 85, "L;4": 17}
-# Of what the user has been told in this process.
-_told: set[str] = set()
+# The subjects of which this process has warned.
+_warned: set[str] = set()
 
 
-def _tell_once(subject: str, message: str, *values: object) -> None:
-    if subject not in _told:
-        _told.add(subject)
+def _warn_once(subject: str, message: str, *values: object) -> None:
+    if subject not in _warned:
+        _warned.add(subject)
         logger.warning(message, *values)
 
 
 def reason(error: Exception) -> str:
-    """What an error says; with its type where it was not raised to be read by users."""
+    """What an error says, with its type unless it was raised for users to read."""
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image, unlike the `._*` files of macOS."""
+    """Whether a file of this name is an image. The `._*` files of macOS are not."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")
 
 
 def _is_repeated(link: Path, followed: set[Path]) -> bool:
-    """Whether a link to a folder leads to one that holds it, or that another link has led to.
+    """Whether a link to a folder leads to one that contains it, or that another link has led to.
 
-    Of folders that link to each other there are more ways through than can be walked.
+    If folders link to each other, there are too many paths through them to follow them all.
     """
     target = link.resolve()
     if target in followed or target in {folder.resolve() for folder in link.parents}:
@@ -71,7 +72,7 @@ def _is_repeated(link: Path, followed: set[Path]) -> bool:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """All files below a folder, also those behind links."""
+    """All files below a folder, including those behind links."""
 
     def fail(error: OSError) -> None:
         raise ValueError(f"the folder {error.filename} cannot be listed: {error.strerror}")
@@ -81,8 +82,8 @@ def _walk(root: Path) -> Iterator[Path]:
         for link in [Path(folder, name) for name in below]:
             if link.is_symlink() and _is_repeated(link, followed):
                 logger.warning(
-                    "%s is left out: it links to a folder that holds it, or that is read by "
-                    "another link",
+                    "%s is left out: it links to a folder that contains it, or that another link "
+                    "leads to",
                     link,
                 )
                 below.remove(link.name)
@@ -90,18 +91,18 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def files_by_name(root: Path, suffix: str | None) -> dict[str, str]:
-    """Paths of the files below a folder by the part of their names that belongs to the picture.
+    """Finds the image files below a folder, by their names without the suffix.
 
     Args:
         root: the folder; `._*` files of macOS in it are left out.
-        suffix: end of the names, in capitals or not; None for that of any image.
+        suffix: end of the names, in upper or lower case; None for that of any image.
 
     Returns:
-        dict: from the path below `root` without the suffix, in Unicode's composed form (NFC; macOS
-        writes the other), to the path.
+        The paths, by the path below `root` without the suffix, in Unicode's composed form (NFC;
+        macOS writes NFD).
 
     Raises:
-        ValueError: two files of one name, or a folder that cannot be listed.
+        ValueError: two files have the same name, or a folder cannot be listed.
     """
     found: dict[str, str] = {}
     for path in _walk(root):
@@ -118,8 +119,8 @@ def files_by_name(root: Path, suffix: str | None) -> dict[str, str]:
 
 
 def _located(path: Path) -> Path:
-    """The path, or if it does not exist, the one that Unicode's other form (NFC, NFD) names."""
-    # `os.path.exists` takes a name that is too long for one that does not exist; `Path` raises.
+    """The path or, if it does not exist, the one with the other Unicode form (NFC, NFD)."""
+    # For a name that is too long, `os.path.exists` returns False, but `Path` raises an error.
     if not os.path.exists(path):  # noqa: PTH110
         for form in ("NFC", "NFD"):
             for other in (path.with_name(normalize(form, path.name)), normalize(form, str(path))):
@@ -129,8 +130,8 @@ def _located(path: Path) -> Path:
 
 
 def missing_files(file_names: Iterable[str]) -> list[str]:
-    """Those that do not exist; URLs are taken to exist."""
-    by_folder = defaultdict(list)
+    """The files that do not exist. URLs are assumed to exist."""
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in (Path(name) for name in file_names if "://" not in name):
         by_folder[path.parent].append(path)
     missing = []
@@ -143,15 +144,15 @@ def missing_files(file_names: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def open_image(file_name: str | Path) -> Iterator[Image.Image]:
-    """Opens an image; whatever fails until it is closed becomes a ValueError that names the file.
+def open_image(file_name: str | Path) -> Iterator[ImageFile.ImageFile]:
+    """Opens an image. Any error until it is closed becomes a ValueError that names the file.
 
     Args:
         file_name: a path, or a URL that Detectron2's `PathManager` knows.
 
     Raises:
-        ValueError: not a file (a pipe would be waited for without end), not an image, or an error
-            in the body of the `with` statement.
+        ValueError: it is not a file (reading a pipe might never end), it is not an image, or the
+            body of the `with` statement raises an error.
     """
     try:
         path = _located(Path(PathManager.get_local_path(str(file_name))))
@@ -163,8 +164,8 @@ def open_image(file_name: str | Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"{file_name} cannot be read: it is no image, or one of a kind that Pillow does not "
-            "read, such as colours in floats"
+            f"{file_name} cannot be read: it is not an image, or of a kind that Pillow does not "
+            "read, such as floating-point colours"
         ) from error
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise ValueError(f"{file_name} cannot be read: {reason(error)}") from error
@@ -173,18 +174,18 @@ def open_image(file_name: str | Path) -> Iterator[Image.Image]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _EXIF_ERRORS:  # the pixels are good: Detectron2 takes them as they are, too
+    except _EXIF_ERRORS:  # the pixels are good, and Detectron2 uses them as they are, too
         return image
 
 
 def _scaled(image: Image.Image) -> tuple[Image.Image, float | None]:
-    """Numbers of more than 8 bits as grey of 8 bits, and the range if it had to be guessed."""
+    """Scales numbers with more than 8 bits to 8-bit grey; also the range if it was a guess."""
     values = np.asarray(image).astype(np.float64)
     low, high = values.min(), values.max()
     if not np.isfinite([low, high]).all():
         raise ValueError("it has pixels that are NaN or infinite")
     is_float = image.mode == "F"
-    # Half a level beyond a range is a rounding error.
+    # Up to half a level beyond a range is a rounding error.
     ranges = (1, *_RANGES) if is_float else _RANGES
     white = next((end for end in ranges if high <= end * (1 + 0.5 / 255)), None)
     if white is None or low < -0.5 / 255 * white:
@@ -194,23 +195,23 @@ def _scaled(image: Image.Image) -> tuple[Image.Image, float | None]:
     return Image.fromarray(levels), None if white == own_range else white
 
 
-def _tell_of_surprises(file_name: str, pixels: np.ndarray, guessed: float | None) -> None:
+def _warn_of_surprises(file_name: str, pixels: np.ndarray, guessed: float | None) -> None:
     low, high = int(pixels.min()), int(pixels.max())
     if high - low < _FEW_LEVELS:
-        _tell_once(
+        _warn_once(
             "few levels",
-            "%s has hardly any contrast: its levels are %d..%d of 0..255. Numbers of more than 8 "
-            "bits are scaled by the range that they seem to have, colours of 16 bits by 65535: "
-            "rescale such images (further ones are not named)",
+            "%s has hardly any contrast: its levels are %d..%d of 0..255. Numbers with more than 8 "
+            "bits are scaled by the range that they seem to have, and 16-bit colours by 65535: "
+            "rescale such images (no others will be named)",
             file_name,
             low,
             high,
         )
     elif guessed is not None:
-        _tell_once(
+        _warn_once(
             f"range {guessed}",
-            "%s holds numbers of more than 8 bits, of which 0..%d become 0..255: a guess from its "
-            "brightest pixel. An image with another guess (one is named for each) is scaled "
+            "%s has numbers with more than 8 bits, of which 0..%d become 0..255: a guess from its "
+            "brightest pixel. Images with other guesses (one is named for each) are scaled "
             "differently: convert images to 8 bits to scale them all alike",
             file_name,
             guessed,
@@ -218,65 +219,74 @@ def _tell_of_surprises(file_name: str, pixels: np.ndarray, guessed: float | None
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Reads an image of any colour mode; alpha is dropped and EXIF orientation applied.
+    """Reads an image of any colour mode, drops alpha, and applies the EXIF orientation.
 
-    What a file holds in more than 8 bits is scaled to 0..255, where Detectron2 clips it:
+    Numbers with more than 8 bits are scaled to 0..255, while Detectron2 clips them:
 
-    - colours of 16 bits from 0..65535;
-    - grey of 16 bits from the smallest of 0..255, 0..4095 and 0..65535 that holds its brightest
-      pixel, since cameras and exports leave bits unused;
-    - integers of 32 bits likewise, or else from 0..2147483647;
-    - floats from 0..1 if none is larger, else as integers of 32 bits.
+    - 16-bit colours from 0..65535;
+    - 16-bit grey from the smallest of 0..255, 0..4095 and 0..65535 that contains its brightest
+      pixel, because cameras and exports leave bits unused;
+    - 32-bit integers likewise, or from 0..2147483647;
+    - floats from 0..1 if none is larger, otherwise like 32-bit integers.
 
-    Anything but colours, 0..65535 and floats of 0..1 is a guess, which one warning in each process
-    names; so does one for an image of hardly any contrast, and one for a file of several images,
-    of which the first is taken.
+    All ranges except those of colours, 0..65535 and floats in 0..1 are guesses. One warning in each
+    process names such an image, one an image with hardly any contrast, and one a file with several
+    images, of which the first is used.
 
     Args:
         file_name: path of the image.
         image_format: "RGB", "BGR" or another format of Detectron2's `read_image`.
 
     Returns:
-        np.ndarray: `(H, W, C)` uint8.
+        (H, W, C) uint8.
 
     Raises:
-        ValueError: not an image, or one whose pixels are negative, NaN or infinite; names the
+        ValueError: it is not an image, or has pixels that are negative, NaN or infinite; names the
             file.
     """
     with open_image(file_name) as image:
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # with a preview
-            _tell_once("pages", "%s holds several images: only the first is used", file_name)
-        # Detectron2 looks for EXIF data first, and swallows the error of a broken PNG there.
+        # The second image of an MPO file is a preview.
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            _warn_once("pages", "%s holds several images: only the first is used", file_name)
+        # Loaded first: Detectron2 swallows the error of a broken PNG when it reads EXIF data.
         image.load()
         upright, guessed = _upright(image), None
         if upright.mode[0] in "IF":
             upright, guessed = _scaled(upright)
         pixels = detection_utils.convert_PIL_to_numpy(upright, image_format)
         if pixels.dtype == np.uint8:
-            _tell_of_surprises(file_name, pixels, guessed)
+            _warn_of_surprises(file_name, pixels, guessed)
         return pixels
 
 
 def read_record_image(record: Mapping[str, object], image_format: str) -> np.ndarray:
-    """The image of a data set dict, `(H, W, C)`, of the size that its annotations give.
+    """Reads the image (H, W, C) of a data set dict.
 
     Raises:
-        ValueError: not an image, or one of another size; names the file.
+        ValueError: it is not an image, or does not have the size of the dict; names the file.
     """
     image = read_image(str(record["file_name"]), image_format)
     detection_utils.check_image_size(dict(record), image)
     return image
 
 
+def check_map_size(what: str, labels: np.ndarray, size: tuple[int, ...]) -> None:
+    """Refuses a map (H, W, ...) that does not have the (height, width) of its image."""
+    if labels.shape[:2] != tuple(size):
+        raise ValueError(
+            f"{what} must have its image's (height, width) {tuple(size)}, got {labels.shape[:2]}"
+        )
+
+
 def read_numbers(file_name: str | Path) -> np.ndarray:
-    """What a file holds, unscaled: `(H, W)` or, of colours, `(H, W, C)`; of a palette the indices.
+    """Reads unscaled numbers (H, W), colours (H, W, C), or the indices (H, W) of a palette image.
 
     Raises:
-        ValueError: not an image; names the file.
+        ValueError: it is not an image; names the file.
     """
     with open_image(file_name) as image:
-        decoder = image.tile[0].args if image.tile else ""  # "L;4", or a tuple that begins so
-        packing = decoder if isinstance(decoder, str) else decoder[0]
+        decoder = image.tile[0].args if image.tile else ""  # "L;4", or a tuple that begins with it
+        packing = decoder[0] if isinstance(decoder, tuple) else decoder
         image.load()
         numbers = np.asarray(image)
         return numbers // _STRETCHED[packing] if packing in _STRETCHED else numbers

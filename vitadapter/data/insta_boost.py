@@ -1,4 +1,4 @@
-"""InstaBoost (https://arxiv.org/abs/1908.07801): instances moved a little within their image."""
+"""InstaBoost (arXiv 1908.07801): moves instances a little within their image."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from PIL import Image, ImageEnhance
 from pycocotools import mask as mask_util
 from scipy.sparse.csgraph import connected_components
 
+from vitadapter.data.dataset_source import Annotation
+
 __all__ = ["InstaBoost"]
 
-Annotation = dict[str, object]
-
 _INPAINT_RADIUS = 5
-# Nearer to a border, in pixels, an instance counts as cut off by it.
+# An instance that is nearer to a border, in pixels, counts as cut off by it.
 _BORDER = 10
-# Factors of Pillow's enhancements, in their order: lowest, highest, both in tenths.
+# Pillow's enhancements, in this order, with their lowest and highest factor in tenths.
 _ENHANCEMENTS = (
     (ImageEnhance.Color, 0, 30),
     (ImageEnhance.Brightness, 10, 20),
@@ -29,7 +29,7 @@ def _bitmask(annotation: Annotation, size: tuple[int, int]) -> np.ndarray:
     """The mask (H, W) bool of an annotation."""
     segmentation = annotation.get("segmentation")
     if not segmentation:
-        raise ValueError("InstaBoost needs the mask of every instance, got an annotation without")
+        raise ValueError("InstaBoost needs a mask of every instance, got an annotation without")
     if isinstance(segmentation, list):
         polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in segmentation]
         return polygons_to_bitmask(polygons, *size)
@@ -46,7 +46,9 @@ def _groups(boxes: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(labels == label) for label in range(count)]
 
 
-def _move_polygons(polygons: Sequence[Sequence[float]], affine: np.ndarray) -> list[list[float]]:
+def _move_polygons(
+    polygons: Sequence[Sequence[float]], affine: np.ndarray
+) -> list[Sequence[float]]:
     points = (np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons)
     return [(p @ affine[:, :2].T + affine[:, 2]).reshape(-1).tolist() for p in points]
 
@@ -54,7 +56,7 @@ def _move_polygons(polygons: Sequence[Sequence[float]], affine: np.ndarray) -> l
 def _warp(
     image: np.ndarray, affine: np.ndarray, flags: int, border: int = cv2.BORDER_CONSTANT
 ) -> np.ndarray:
-    """Moves pixels as `affine` moves points, for which the first pixel's centre is (0.5, 0.5)."""
+    """Moves pixels as `affine` moves points, where (0.5, 0.5) is the centre of the first pixel."""
     centred = affine.copy()
     centred[:, 2] += affine[:, :2].sum(axis=1) * 0.5 - 0.5
     size = (image.shape[1], image.shape[0])
@@ -62,12 +64,25 @@ def _warp(
 
 
 class InstaBoost:
-    """Cuts instances out, fills the gaps, and pastes them nearby, slightly scaled and turned.
+    """Cuts instances out, fills the gaps, and pastes them nearby, slightly scaled and rotated.
 
-    Instances whose boxes overlap move together; crowds stay; an instance at a border does not move
-    away from it, nor one that spans the image. Random InstaBoost of the paper, without its heatmap,
-    as the official HTC++ recipes use it. Different from `instaboostfast`, which they call and which
-    has no wheels: a feathered mask takes the place of image matting, and polygons stay polygons.
+    Instances whose boxes overlap move together, and crowds do not move. An instance at a border
+    does not move away from it, nor does one that spans the image. This is the paper's random
+    InstaBoost without its heatmap, which the official HTC++ recipes use. They call
+    `instaboostfast`, which has no wheels. Unlike there, masks are feathered instead of matted, and
+    polygons stay polygons.
+
+    Args:
+        prob: probability that an image is changed.
+        scale: lowest and highest factor of the size.
+        max_shift: largest shift, as shares of the width and the height of what moves.
+        angle: lowest and highest rotation in degrees.
+        color_prob: probability that the colours of a changed image are changed, too.
+        image_format: "RGB" or "BGR".
+
+    Raises:
+        ValueError: a probability is outside [0, 1], a range is empty, a scale is not positive,
+            a shift is negative, or the image format is unknown.
     """
 
     def __init__(
@@ -80,19 +95,6 @@ class InstaBoost:
         color_prob: float = 0.5,
         image_format: str = "RGB",
     ) -> None:
-        """
-        Args:
-            prob: of doing anything to an image.
-            scale: lowest and highest factor of the size.
-            max_shift: as shares of the width and of the height of what moves.
-            angle: lowest and highest rotation in degrees.
-            color_prob: of changing the colours of an image that is changed.
-            image_format: "RGB" or "BGR", of the images.
-
-        Raises:
-            ValueError: a probability outside [0, 1], a range that is empty or a scale or shift
-                that is not positive, another image format.
-        """
         if not (0 <= prob <= 1 and 0 <= color_prob <= 1):
             raise ValueError(f"prob and color_prob must lie in [0, 1], got {prob=}, {color_prob=}")
         if not 0 < scale[0] <= scale[1] or not angle[0] <= angle[1] or min(max_shift) < 0:
@@ -103,23 +105,24 @@ class InstaBoost:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format must be RGB or BGR, got {image_format!r}")
         self.prob = prob
-        self.scale = tuple(scale)
+        self.scale = (scale[0], scale[1])
         self.max_shift = np.asarray(max_shift, dtype=np.float64)
-        self.angle = tuple(angle)
+        self.angle = (angle[0], angle[1])
         self.color_prob = color_prob
         self.image_format = image_format
 
     def __call__(
         self, image: np.ndarray, annotations: Sequence[Annotation]
     ) -> tuple[np.ndarray, list[Annotation]]:
-        """
+        """Moves the instances of one image.
+
         Args:
             image: (H, W, 3) uint8.
             annotations: in Detectron2's format, with polygons or RLE masks.
 
         Returns:
-            tuple: the new image and annotations; what is given stays as it is. Instances that
-            leave the image are gone.
+            The new image and annotations, without instances that left the image. The
+            arguments are not changed.
 
         Raises:
             ValueError: an instance has no mask.
@@ -143,7 +146,7 @@ class InstaBoost:
         boxes = np.array(
             [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         )
-        gaps = masks.any(axis=0).astype(np.uint8)
+        gaps = np.asarray(masks.any(axis=0), dtype=np.uint8)
         result = cv2.inpaint(np.ascontiguousarray(image), gaps, _INPAINT_RADIUS, cv2.INPAINT_NS)
         moved = []
         for group in _groups(boxes):
@@ -153,11 +156,11 @@ class InstaBoost:
             opacity = cv2.GaussianBlur(opacity, (5, 5), 0)[:, :, None]
             pasted = _warp(image, affine, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
             result = result + opacity * (pasted.astype(np.float32) - result)
-            moved += [_moved(annotations[i], masks[i], affine) for i in group]
+            moved += [_move_annotation(annotations[i], masks[i], affine) for i in group]
         return result.round().astype(np.uint8), [a for a in moved if a is not None]
 
     def _draw(self, low: np.ndarray, high: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """A similarity (2, 3) of points (x, y) for what lies between two corners."""
+        """Draws a similarity transform (2, 3) of points (x, y) for the area between two corners."""
         scale = np.random.uniform(*self.scale)  # noqa: NPY002
         angle = np.deg2rad(np.random.uniform(*self.angle))  # noqa: NPY002
         reach = self.max_shift * (high - low)
@@ -179,7 +182,9 @@ class InstaBoost:
         return np.asarray(picture)[:, :, order]
 
 
-def _moved(annotation: Annotation, mask: np.ndarray, affine: np.ndarray) -> Annotation | None:
+def _move_annotation(
+    annotation: Annotation, mask: np.ndarray, affine: np.ndarray
+) -> Annotation | None:
     """The annotation after the move; None if it has left the image."""
     height, width = mask.shape
     segmentation = annotation["segmentation"]

@@ -1,12 +1,12 @@
 """Data sets in LVIS's format, read without the `lvis` package.
 
-Detectron2's loader needs that package, whose last release (0.5.3) does not run on NumPy 1.24 or
-newer. A file in LVIS's format is COCO instances in which images name their folder by `coco_url`
-and tell which categories were looked for; `read_coco` reads both.
+Detectron2's loader needs that package, whose last release (0.5.3) does not run with NumPy 1.24 or
+newer. LVIS's format is COCO's instances format with images that name their folder in `coco_url`
+and list the categories for which they were searched. `read_coco` reads both formats.
 """
 
-from numbers import Real
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -15,6 +15,7 @@ from torch import Tensor
 from vitadapter.data.coco import load_coco_dataset, register_coco
 from vitadapter.data.coco.annotations import coco_classes
 from vitadapter.data.coco.json_entries import Findings, read_json
+from vitadapter.data.coco.objects import is_number
 from vitadapter.data.dataset_source import Record
 
 __all__ = ["FederatedClassWeights", "load_lvis_dataset", "lvis_files"]
@@ -23,16 +24,16 @@ __all__ = ["FederatedClassWeights", "load_lvis_dataset", "lvis_files"]
 def lvis_files(
     name: str, json_file: str | None, image_root: str | None, *, role: str
 ) -> tuple[str, str]:
-    """Annotation file and image folder of a data set given by its name or by its files.
+    """Annotation file and image folder of a data set that is given by its name or its files.
 
     Args:
-        name: a registered data set such as "lvis_v1_train"; not used when `json_file` is given.
+        name: a registered data set such as "lvis_v1_train"; not used if `json_file` is given.
         json_file: annotations in LVIS's format.
         image_root: folder of `train2017` and `val2017`, or of the images themselves.
         role: "train" or "test": which override an error names.
 
     Raises:
-        ValueError: unknown name, missing file or missing folder.
+        ValueError: the name is unknown, or a file or folder is missing.
     """
     metadata = MetadataCatalog.get(register_coco(name, json_file, image_root, role=role))
     return metadata.json_file, metadata.image_root
@@ -51,13 +52,12 @@ def load_lvis_dataset(
     """Loads and checks a data set in LVIS's format.
 
     Args:
-        name, json_file, image_root: as in :func:`lvis_files`.
-        num_classes, masks, filter_empty, role: as in
-            :func:`~vitadapter.data.coco.load_coco_dataset`.
+        name, json_file, image_root: as in `lvis_files`.
+        num_classes, masks, filter_empty, role: as in `load_coco_dataset`.
 
     Returns:
-        list[dict]: Detectron2's standard data set dicts, with "neg_category_ids" and
-        "not_exhaustive_category_ids" where the file has them.
+        Detectron2's standard data set dicts, with "neg_category_ids" and
+        "not_exhaustive_category_ids" if the file has them.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change.
@@ -76,16 +76,15 @@ class FederatedClassWeights:
     """How often each class is drawn as a negative of the federated loss (arXiv 2103.07461).
 
     For `get_fed_loss_cls_weights` of Detectron2's `FastRCNNOutputLayers`.
+
+    Args:
+        name: a registered data set such as "lvis_v1_train", for which Detectron2 has the
+            numbers; not used if `json_file` is given.
+        json_file: annotations whose categories have an "image_count".
+        power: to which the number of images of a class is raised.
     """
 
     def __init__(self, name: str, json_file: str | None = None, power: float = 0.5) -> None:
-        """
-        Args:
-            name: a registered data set such as "lvis_v1_train", of which Detectron2 knows the
-                numbers; not used when `json_file` is given.
-            json_file: annotations whose categories have an "image_count".
-            power: to which the number of images of a class is taken.
-        """
         self.name = name
         self.json_file = json_file
         self.power = power
@@ -104,7 +103,7 @@ class FederatedClassWeights:
             categories = MetadataCatalog.get(source).get("class_image_count") or ()
         else:
             source = str(Path(self.json_file).expanduser())
-            categories = coco_classes(read_json(source), source, Findings())
+            categories, _ = coco_classes(read_json(source), source, Findings())
         counts = [c.get("image_count") for c in sorted(categories, key=lambda c: c["id"])]
         if not counts or not all(map(_is_count, counts)):
             raise ValueError(
@@ -114,5 +113,5 @@ class FederatedClassWeights:
         return counts
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 2**63
+def _is_count(value: object) -> TypeGuard[float]:
+    return is_number(value) and 0 <= value < 2**63

@@ -1,4 +1,4 @@
-"""Augmentation policies that Detectron2 lacks, and how augmentations are applied."""
+"""Augmentations that Detectron2 lacks, and a function that applies augmentations."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,17 +26,17 @@ class Augmented(NamedTuple):
     """An image after augmentations."""
 
     image: Tensor
-    """`(C, H, W)`"""
+    """(C, H, W)"""
 
     sem_seg: Tensor | None
-    """`(H, W)` int64, where a map was given."""
+    """(H, W) int64; None if no map was given."""
 
     transforms: T.TransformList
-    """What was done."""
+    """The transforms that were applied."""
 
 
 class _ThinInput(T.AugInput):
-    """Keeps a pixel of images so thin that Detectron2's resizing rounds their width to 0."""
+    """Keeps one pixel of an image that is so thin that Detectron2's resizing rounds a side to 0."""
 
     def transform(self, tfm: Transform) -> None:
         if isinstance(tfm, T.ResizeTransform):
@@ -50,12 +50,12 @@ def augment(
     """Applies augmentations to an image and its label map.
 
     Args:
-        augmentations: applied in their order.
-        image: `(H, W, C)`; it stays as it is.
-        sem_seg: `(H, W)`, or none.
+        augmentations: applied in this order.
+        image: (H, W, C); it is not changed.
+        sem_seg: (H, W), or None.
 
     Raises:
-        ValueError: they leave no pixel.
+        ValueError: no pixel is left.
     """
     aug_input = _ThinInput(image, sem_seg=sem_seg)
     transforms = augmentations(aug_input)
@@ -63,7 +63,7 @@ def augment(
         raise ValueError(
             f"the augmentations leave no pixel of an image of (height, width) {image.shape[:2]}"
         )
-    # A flip leaves views of negative strides, which torch does not take.
+    # A flip returns a view with negative strides, which torch does not accept.
     pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
     labels = aug_input.sem_seg
     if labels is not None:
@@ -72,52 +72,50 @@ def augment(
 
 
 class RandomChoice(T.Augmentation):
-    """Draws one of several lists of augmentations, all equally likely, and applies it.
+    """Draws one of several equally likely lists of augmentations, and applies it.
 
-    With the branches `[resize]` and `[resize, crop, resize]` it is the multi-scale policy of
+    With the branches `[resize]` and `[resize, crop, resize]`, it is the multi-scale training of
     DETR and Sparse R-CNN that the paper's 3x+MS schedules use.
+
+    Args:
+        branches: the lists to draw from; an empty list does not change the image.
+
+    Raises:
+        ValueError: there is no branch.
     """
 
     def __init__(self, branches: Sequence[Sequence[T.Augmentation | T.Transform]]) -> None:
-        """
-        Args:
-            branches: the lists to draw from; an empty list leaves the image as it is.
-
-        Raises:
-            ValueError: there is no branch.
-        """
         super().__init__()
         if len(branches) == 0:
             raise ValueError(f"RandomChoice needs at least one branch, got {branches}")
         self.branches = [T.AugmentationList(branch) for branch in branches]
 
     def __call__(self, aug_input: T.AugInput) -> T.TransformList:
-        """Transforms `aug_input` in place by one branch and returns what was done."""
+        """Applies one branch to `aug_input` in place, and returns the transforms."""
         # The global generator is the one that Detectron2 seeds in each worker.
         drawn = np.random.randint(len(self.branches))  # noqa: NPY002
         return self.branches[drawn](aug_input)
 
 
 class PadToSize(T.Augmentation):
-    """Pads an image at the bottom and at the right to a fixed size, as large-scale jitter needs it.
+    """Pads an image at the bottom and on the right to a fixed size, for large-scale jitter.
 
-    Detectron2's `FixedSizeCrop` pads with one value for all channels; with the model's
-    `pixel_mean` here, the padding is zero (up to rounding) after the model's normalisation.
+    Unlike Detectron2's `FixedSizeCrop`, it pads with a value for each channel. If that is the
+    model's `pixel_mean`, the padding is zero (up to rounding) after normalisation.
+
+    Args:
+        size: (height, width) in pixels; a larger side is not changed.
+        pixel_value: a value for each channel, in the order of the image's channels.
+        seg_pad_value: value of the padding in masks and segmentation maps: 0 for masks of
+            instances, the ignored label for semantic maps.
+
+    Raises:
+        ValueError: a side is not positive.
     """
 
     def __init__(
         self, size: tuple[int, int], pixel_value: Sequence[float], seg_pad_value: int = 0
     ) -> None:
-        """
-        Args:
-            size: (height, width) in pixels; a side that is larger stays as it is.
-            pixel_value: value for each channel, in the image's channel order.
-            seg_pad_value: value of padded pixels in masks and segmentation maps: 0 for masks of
-                instances, the ignored label for semantic maps.
-
-        Raises:
-            ValueError: a side is not positive.
-        """
         super().__init__()
         if min(size) < 1:
             raise ValueError(f"PadToSize needs positive sides (height, width), got {size}")
@@ -155,9 +153,9 @@ class _PadChannels(PadTransform):
 
 
 class _Resize(Transform):
-    """As in the official segmentation recipes: OpenCV's, without antialiasing.
+    """Resizes as the official segmentation recipes do: by OpenCV, without antialiasing.
 
-    Bilinear for images, nearest for label maps.
+    It is bilinear for images, and takes the nearest pixel for label maps.
     """
 
     def __init__(self, height: int, width: int, new_height: int, new_width: int) -> None:
@@ -188,17 +186,18 @@ def _fit(image: np.ndarray, short: float, long: float | None) -> Transform:
     scale = short / min(height, width)
     if long is not None:
         scale = min(scale, long / max(height, width))
-    # Rounded half up, and never away.
+    # Halves are rounded up, and a side never becomes 0.
     sides = (max(int(side * scale + 0.5), 1) for side in (height, width))
     return _resize(image, *sides)
 
 
 class ResizeToFit(T.Augmentation):
-    """Resizes as large as fits between a shorter and a longer side, keeping the aspect ratio.
+    """Resizes to the largest size that respects limits of both sides, keeping the aspect ratio.
 
     Args:
-        short: longest shorter side in pixels.
-        long: longest longer side in pixels; None for any (the official multi-scale test of BEiT).
+        short: limit of the shorter side in pixels.
+        long: limit of the longer side in pixels; None for no limit, as in the official multi-scale
+            test of BEiT.
 
     Raises:
         ValueError: a side is not positive, or `long` is shorter than `short`.
@@ -217,12 +216,12 @@ class ResizeToFit(T.Augmentation):
 
 
 class RandomResize(T.Augmentation):
-    """`ResizeToFit` between sides that are scaled by one random ratio.
+    """`ResizeToFit` with both limits scaled by a random ratio.
 
     Args:
         short: shorter side in pixels at ratio 1.
         long: longer side in pixels at ratio 1.
-        ratio_range: least and largest ratio, drawn uniformly.
+        ratio_range: smallest and largest ratio; the ratio is drawn uniformly.
 
     Raises:
         ValueError: a side or ratio is not positive, or the range is empty.
@@ -235,7 +234,7 @@ class RandomResize(T.Augmentation):
         least, most = ratio_range
         if not 1 <= short <= long or not 0 < least <= most:
             raise ValueError(
-                "1 <= short <= long and 0 < least ratio <= largest ratio are needed, got "
+                "1 <= short <= long and 0 < smallest ratio <= largest ratio are needed, got "
                 f"{short=}, {long=}, ratio_range={tuple(ratio_range)}"
             )
         self.short = short
@@ -250,7 +249,7 @@ class RandomResize(T.Augmentation):
 
 
 class StretchToMultiple(T.Augmentation):
-    """Stretches each side up to a multiple, so that nothing has to be padded.
+    """Stretches each side to the next multiple of a divisor, so that no padding is needed.
 
     Args:
         divisor: in pixels.
@@ -280,20 +279,20 @@ def resizes_at_ratios(
     least_short: int = 1,
     divisor: int | None = None,
 ) -> list[list[T.Augmentation]]:
-    """The scales of multi-scale testing: sides that are scaled by each of some ratios.
+    """Augmentations for multi-scale testing, with limits of the sides scaled by several ratios.
 
     Args:
         ratios: one for each scale.
         short: shorter side in pixels at ratio 1.
-        long: longer side in pixels at ratio 1; None for any.
-        least_short: the shorter side at any ratio has at least so many pixels.
-        divisor: each side is stretched up to a multiple of it; None for not.
+        long: longer side in pixels at ratio 1; None for no limit.
+        least_short: minimum of the shorter side in pixels, at any ratio.
+        divisor: each side is stretched to a multiple of it, unless it is None.
 
     Returns:
-        list: for each ratio the augmentations that follow each other.
+        For each ratio, the augmentations in their order.
 
     Raises:
-        ValueError: a side that is not positive, or `long` is shorter than `short`.
+        ValueError: a side is not positive, or `long` is shorter than `short`.
     """
     stretch = [] if divisor is None else [StretchToMultiple(divisor)]
     scales = []

@@ -1,3 +1,3 @@
-"""Evaluators as configs name them."""
+"""The evaluators that configs name."""
 
 import vitadapter.detectron2_required  # noqa: F401

@@ -10,9 +10,9 @@ _DILATION_RATIO = 0.02
 
 
 def _in_band(labels: np.ndarray, width: int) -> np.ndarray:
-    """Which pixels have another label, or the end of the image, within `width` pixels.
+    """Which pixels have a different label, or the end of the image, within `width` pixels.
 
-    The band of each class lies inside it, so that one mask serves all classes.
+    The band of each class is inside the class, so that one mask is enough for all of them.
     """
     padded = np.pad(labels.astype(np.float32), 1, constant_values=-1)
     kernel = np.ones((3, 3), dtype=np.uint8)
@@ -24,18 +24,18 @@ def _in_band(labels: np.ndarray, width: int) -> np.ndarray:
 class BoundaryIoU:
     """Intersection over union of the bands along the contours of each class.
 
-    Detectron2's evaluator has a measure of this name too, which takes differences of labels for
-    labels and leaves out what only one of the bands covers.
+    Detectron2's evaluator also has a metric of this name, but it treats differences of labels as
+    labels, and leaves out pixels that only one of the bands covers.
 
     Args:
         num_classes: K.
-        ignore_label: pixels of this true label count nowhere.
+        ignore_label: pixels with this true label are not counted.
     """
 
     def __init__(self, num_classes: int, ignore_label: int) -> None:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        # Pixels of each class: in both bands, in the predicted one, in the true one.
+        # Pixels of each class in both bands, in the predicted band, and in the true band.
         self.counts = np.zeros((3, num_classes), dtype=np.int64)
 
     def add(self, predicted: np.ndarray, truth: np.ndarray) -> None:

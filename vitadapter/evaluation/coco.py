@@ -4,8 +4,9 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -15,7 +16,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import CocoData, read_registered, register_coco
-from vitadapter.data.coco.results import coco_api
+from vitadapter.data.coco.results import Instance, coco_api
 from vitadapter.evaluation.detection_analysis import (
     DetectionFigures,
     check_arguments,
@@ -28,22 +29,24 @@ __all__ = ["coco_evaluator", "image_set_name", "write_submission"]
 
 logger = logging.getLogger(__name__)
 
-# Of submissions to COCO's evaluation server.
+# For submissions to COCO's evaluation server.
 _ALGORITHM = re.compile(r"[\w.+-]+", re.ASCII)
-# COCO recommends tenths of a pixel, to keep files small; a hundredth costs no AP for sure.
+# COCO recommends tenths of a pixel, to keep files small. Hundredths certainly cost no AP.
 _BOX_DIGITS = 2
 _SCORE_DIGITS = 6
-_REGIONS = {"bbox": "bbox", "segm": "segmentation"}
+
+
+class _Predictions(TypedDict):
+    """What Detectron2's evaluator keeps of an image."""
+
+    image_id: int | str
+    instances: list[Instance]
 
 
 def _check_algorithm(algorithm: str) -> None:
-    """
-    Raises:
-        ValueError: not a name that the server's file names can hold.
-    """
     if not _ALGORITHM.fullmatch(algorithm):
         raise ValueError(
-            "algorithm must be of letters, digits and _ . + - as a part of a file name, "
+            "algorithm may only have letters, digits and _ . + - to be part of a file name, "
             f"got {algorithm!r}"
         )
 
@@ -53,20 +56,21 @@ def image_set_name(json_file: str | Path) -> str:
     return Path(json_file).stem.removeprefix("image_info_")
 
 
-def _entry(result: Mapping[str, object], task: str) -> dict[str, object]:
-    region = result[_REGIONS[task]]
-    if task == "bbox":
-        region = [round(value, _BOX_DIGITS) for value in region]
-    return {
+def _entry(result: Instance, task: str) -> Instance:
+    entry: Instance = {
         "image_id": result["image_id"],
         "category_id": result["category_id"],
-        _REGIONS[task]: region,
         "score": round(result["score"], _SCORE_DIGITS),
     }
+    if task == "bbox":
+        entry["bbox"] = [round(value, _BOX_DIGITS) for value in result["bbox"]]
+    else:
+        entry["segmentation"] = result["segmentation"]
+    return entry
 
 
 def write_submission(
-    results: Sequence[Mapping[str, object]],
+    results: Sequence[Instance],
     output_dir: str | Path,
     *,
     test_set: str,
@@ -74,20 +78,20 @@ def write_submission(
 ) -> list[Path]:
     """Writes `submission_{bbox,segm}/detections_{test_set}_{algorithm}_results.{json,zip}`.
 
-    Boxes and masks are two uploads: where a mask has a box, the server's tools take the size of
-    the object from the box.
+    Boxes and masks are separate uploads, because the server's tools take the size of an object from
+    its box if the mask has one.
 
     Args:
         results: in COCO's results format, with masks (compressed RLE) in all of them or in none.
-        output_dir: folder that gets a folder for each task.
+        output_dir: folder in which a folder for each task is made.
         test_set: such as "test-dev2017".
         algorithm: name of the entry.
 
     Returns:
-        list[Path]: the zip files to upload.
+        The zip files to upload.
 
     Raises:
-        ValueError: a name that the server's file names cannot hold.
+        ValueError: the name of the entry cannot be part of a file name.
     """
     _check_algorithm(algorithm)
     has_masks = len(results) > 0 and all("segmentation" in result for result in results)
@@ -105,9 +109,9 @@ def write_submission(
 
 
 class _CheckedEvaluator(COCOEvaluator):
-    """Detectron2's, of annotations that are checked, and with tables and curves of the results.
+    """Detectron2's evaluator with checked annotations, and tables and curves of the results.
 
-    On a file without annotations it writes what COCO's server takes.
+    For a file without annotations, it writes what COCO's server takes.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class _CheckedEvaluator(COCOEvaluator):
         plot_curves: bool,
     ) -> None:
         self._data = read_registered(dataset_name, ground_truth=True)
-        # Not Detectron2's own constructor, which gives an unchecked file to pycocotools.
+        # Not Detectron2's own constructor, which passes an unchecked file to pycocotools.
         self._logger = logger
         self._metadata = _with_classes(MetadataCatalog.get(dataset_name), self._data)
         self._distributed = True
@@ -140,7 +144,7 @@ class _CheckedEvaluator(COCOEvaluator):
         warn_of_uncounted(self._coco_api, max_dets_per_image, per_category=True)
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
-        """As Detectron2's; the tables and curves lie next to the results."""
+        """Like Detectron2's, and writes tables and curves next to the results."""
         self._figures = []
         results = super().evaluate(img_ids)
         if self._figures and self._output_dir:
@@ -148,9 +152,9 @@ class _CheckedEvaluator(COCOEvaluator):
         return results
 
     def _eval_predictions(
-        self, predictions: Sequence[dict[str, object]], img_ids: Sequence[int] | None = None
+        self, predictions: Sequence[_Predictions], img_ids: Sequence[int] | None = None
     ) -> None:
-        """Detectron2 has written the results, with the categories of the data set."""
+        """Evaluates what was predicted, or writes a submission if there are no annotations."""
         given_tasks = self._tasks
         if self._tasks is None:
             found = [result for each in predictions for result in each["instances"]]
@@ -173,7 +177,7 @@ class _CheckedEvaluator(COCOEvaluator):
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
-        """Detectron2 has accumulated here what would take minutes to do again."""
+        """Keeps what Detectron2 has accumulated, which would take minutes to repeat."""
         class_names = self._data.class_names
         if coco_eval is not None:
             self._figures.append(DetectionFigures.from_coco_eval(coco_eval, class_names))
@@ -181,7 +185,7 @@ class _CheckedEvaluator(COCOEvaluator):
 
 
 def _with_classes(metadata: Metadata, data: CocoData) -> Metadata:
-    """Metadata by which Detectron2 turns class numbers into category ids, and names them."""
+    """Metadata with which Detectron2 converts class numbers to category ids."""
     ids = metadata.get("thing_dataset_id_to_contiguous_id", data.dataset_ids)
     unknown = set(ids) - set(data.dataset_ids)
     if unknown:
@@ -203,22 +207,22 @@ def coco_evaluator(
     max_dets_per_image: int = 100,
     plot_curves: bool = True,
 ) -> COCOEvaluator:
-    """Detectron2's COCO evaluator for a data set given by name or by its files.
+    """Detectron2's COCO evaluator for a data set that is given by name or by its files.
 
     Args:
-        name: a registered data set; not used when `json_file` is given.
+        name: a registered data set; not used if `json_file` is given.
         json_file: annotations in COCO's instances format.
         image_root: folder of the images.
         output_dir: folder for the predictions; None writes none.
-        tasks: of "bbox" and "segm"; None takes what the model predicts.
-        algorithm: name of the entry, in the files for COCO's server that are written where the
-            data set has no annotations.
-        max_dets_per_image: detections of each category that are counted in an image, those of
-            highest score; COCO's rules say 100. Images with more objects are told in a warning.
-        plot_curves: whether precision-recall curves are drawn beside the tables.
+        tasks: some of "bbox" and "segm"; None takes what the model predicts.
+        algorithm: name of the entry in the files for COCO's server, which are written if the data
+            set has no annotations.
+        max_dets_per_image: number of detections of each category that count in an image, those
+            with the highest scores. COCO's rules say 100. Images with more objects cause a warning.
+        plot_curves: whether precision-recall curves are drawn as well as tables.
 
     Raises:
-        ValueError: the data set does not exist or contradicts itself, or an argument cannot be.
+        ValueError: the data set does not exist or contradicts itself, or an argument is invalid.
     """
     check_arguments(tasks, max_dets_per_image)
     _check_algorithm(algorithm)

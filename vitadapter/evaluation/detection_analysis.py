@@ -1,4 +1,4 @@
-"""Precision and recall of detections by class and size of the objects: numbers, tables, curves."""
+"""Precision and recall of detections by class and by object size: numbers, tables and curves."""
 
 import contextlib
 import csv
@@ -6,9 +6,10 @@ import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -16,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import CocoData
 from vitadapter.data.coco.results import Instance, coco_api, load_results
-from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.markdown import figure_cell, markdown_table
 from vitadapter.visualization.precision_recall import plot_precision_recall
 
 __all__ = [
@@ -35,10 +36,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SIZES = ("all", "small", "medium", "large")
-"""Object sizes in the order of pycocotools: up to 32 x 32 pixels, up to 96 x 96, and above."""
+"""Object sizes in the order of pycocotools: all, up to 32 x 32 pixels, up to 96 x 96, larger."""
 
 # IoU threshold (None for the mean over all of them) and index of the size.
-_PRECISIONS = {
+_PRECISIONS: dict[str, tuple[float | None, int]] = {
     "AP": (None, 0),
     "AP50": (0.5, 0),
     "AP75": (0.75, 0),
@@ -55,38 +56,42 @@ _TASKS = ("bbox", "segm")
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what is there: pycocotools marks a class without objects by -1."""
+    """The mean of classes that have objects. pycocotools marks others with -1."""
     values = values[values > -1]
     return float(values.mean()) if values.size else math.nan
 
 
 @dataclass(frozen=True)
 class DetectionFigures:
-    """Of one task; T IoU thresholds, R = 101 recalls, K classes, A = 4 sizes; -1 for no objects."""
+    """Figures of one task, for T IoU thresholds, R = 101 recalls, K classes and A = 4 sizes.
+
+    They are -1 if there are no objects.
+    """
 
     task: str
     """"bbox" or "segm"."""
     class_names: tuple[str, ...]
     counts: np.ndarray
-    """(K,) objects, crowds left out."""
+    """(K,) numbers of objects, without crowds."""
     iou_thresholds: np.ndarray
     """(T,)"""
     recall_levels: np.ndarray
     """(R,)"""
     precision: np.ndarray
-    """(T, R, K, A) at each recall."""
+    """(T, R, K, A), the precision at each recall."""
     recall: np.ndarray
-    """(T, K, A) of all detections."""
+    """(T, K, A), the recall of all detections."""
 
     @classmethod
     def from_coco_eval(cls, coco_eval: COCOeval, class_names: Sequence[str]) -> "DetectionFigures":
-        """
+        """Takes the figures from pycocotools.
+
         Args:
-            coco_eval: has accumulated.
+            coco_eval: after `accumulate`.
             class_names: in the ascending order of the category ids.
 
         Raises:
-            ValueError: another number of names than of categories.
+            ValueError: there are not as many names as categories.
         """
         params = coco_eval.params
         if len(class_names) != len(params.catIds):
@@ -111,11 +116,11 @@ class DetectionFigures:
             recall=coco_eval.eval["recall"][..., -1],
         )
 
-    def summary(self, classes: slice | int = slice(None)) -> dict[str, float]:
-        """The figures of `COLUMNS` in percent, NaN where there is no object.
+    def summary(self, classes: slice | int | np.ndarray = slice(None)) -> dict[str, float]:
+        """The figures of `COLUMNS` in percent, NaN if there is no object.
 
         Args:
-            classes: one class, or those of which the mean is taken.
+            classes: one class, or the classes over which to average.
         """
         figures = {
             name: _mean(self.precision[self._threshold(iou), :, classes, size])
@@ -125,13 +130,13 @@ class DetectionFigures:
         return {name: 100 * value for name, value in figures.items()}
 
     def curve(self, iou: float, size: str = "all") -> np.ndarray:
-        """Precision (R,) at each recall, averaged over the classes; NaN without objects."""
+        """Precision (R,) at each recall, averaged over the classes; NaN if there are no objects."""
         by_class = self.precision[self._threshold(iou), ..., SIZES.index(size)][0]
         there = by_class[:, (by_class > -1).all(0)]
         return there.mean(1) if there.size else np.full(len(by_class), math.nan)
 
     def panels(self) -> dict[str, dict[str, np.ndarray]]:
-        """Curves by IoU threshold and by size of the objects, as `plot_precision_recall` draws."""
+        """Curves by IoU threshold and by object size, for `plot_precision_recall`."""
         regions = {"bbox": "Boxes", "segm": "Masks"}[self.task]
         return {
             f"{regions} by IoU threshold": {f"IoU {iou:.2f}": self.curve(iou) for iou in _CURVES},
@@ -145,32 +150,22 @@ class DetectionFigures:
         return slice(index, index + 1)
 
     def rows(self) -> list[tuple[str, int, dict[str, float]]]:
-        """Name, number of objects and `summary`, of all classes together and of each."""
+        """Name, number of objects and `summary` of all classes together, then of each class."""
         rows = [("all classes", int(self.counts.sum()), self.summary())]
         for index, name in enumerate(self.class_names):
             rows.append((name, int(self.counts[index]), self.summary(index)))
         return rows
 
     def table(self) -> str:
-        """`rows` as Markdown, aligned; "-" where there is no object."""
+        """`rows` as an aligned Markdown table, with "-" if there is no object."""
         lines = [[self.task, "objects", *COLUMNS]]
         for name, count, figures in self.rows():
-            cells = [figures[column] for column in COLUMNS]
-            texts = ["-" if math.isnan(value) else f"{value:.1f}" for value in cells]
-            lines.append([name, str(count), *texts])
+            lines.append([name, str(count), *(figure_cell(figures[c], 1) for c in COLUMNS)])
         return markdown_table(lines)
 
 
 def _write_tables(tasks: Sequence[DetectionFigures], output_dir: str | Path) -> list[Path]:
-    """Writes `per_class.md` and, with all digits, `per_class.csv`.
-
-    Args:
-        tasks: figures of each task.
-        output_dir: folder for the files; is made.
-
-    Returns:
-        list[Path]: the files.
-    """
+    """Writes `per_class.md` and, with all digits, `per_class.csv`."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text, comma_separated = folder / "per_class.md", folder / "per_class.csv"
@@ -187,19 +182,20 @@ def _write_tables(tasks: Sequence[DetectionFigures], output_dir: str | Path) -> 
 
 
 def check_arguments(tasks: Sequence[str] | None, max_dets_per_image: int) -> None:
-    """
+    """Checks arguments of an evaluator.
+
     Raises:
-        ValueError: an argument of an evaluator that cannot be.
+        ValueError: one is invalid.
     """
     unknown = set(tasks or ()) - {*_TASKS}
     if unknown:
-        raise ValueError(f"tasks must be of 'bbox' and 'segm', got {sorted(unknown)}")
+        raise ValueError(f"tasks must be some of 'bbox' and 'segm', got {sorted(unknown)}")
     if max_dets_per_image < 1:
         raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
 
 
 def tasks_of(data: CocoData, detections: Sequence[Instance]) -> tuple[str, ...]:
-    """What is predicted, as far as the annotations tell of it."""
+    """The tasks that are predicted and for which there are annotations."""
     if not detections or not all("segmentation" in found for found in detections):
         return ("bbox",)
     if data.has_annotations and not data.has_masks:
@@ -209,12 +205,12 @@ def tasks_of(data: CocoData, detections: Sequence[Instance]) -> tuple[str, ...]:
 
 
 def warn_of_uncounted(api: COCO, max_dets_per_image: int, *, per_category: bool) -> None:
-    """One warning where images have more objects than detections are counted.
+    """Warns if images have more objects than the number of detections that count.
 
     Args:
         api: the annotations.
-        max_dets_per_image: detections that are counted.
-        per_category: whether that many are counted of each category, as COCO's rules say.
+        max_dets_per_image: number of detections that count.
+        per_category: whether that many count for each category, as COCO's rules say.
     """
     counts = Counter(
         (annotation["image_id"], annotation["category_id"] if per_category else None)
@@ -227,7 +223,7 @@ def warn_of_uncounted(api: COCO, max_dets_per_image: int, *, per_category: bool)
         what = "objects" if category is None else f"objects of {api.cats[category]['name']!r}"
         logger.warning(
             "%d images have more than %d objects%s, such as %s with %d %s, but no more detections "
-            "are counted: set dataloader.evaluator.max_dets_per_image=%d, and let the model "
+            "count: set dataloader.evaluator.max_dets_per_image=%d, and let the model "
             "predict as many",
             len({image for image, _ in crowded}),
             max_dets_per_image,
@@ -239,19 +235,17 @@ def warn_of_uncounted(api: COCO, max_dets_per_image: int, *, per_category: bool)
         )
 
 
-def detections_of_task(
-    detections: Sequence[Mapping[str, object]], task: str
-) -> list[dict[str, object]]:
-    """Copies, which pycocotools may change, with the regions of one task.
+def detections_of_task(detections: Sequence[Instance], task: str) -> list[Instance]:
+    """Copies detections, because pycocotools changes them, with only the regions of one task.
 
-    A mask with a box would be sorted into the sizes by the area of the box.
+    If a mask had a box, its size would be the area of the box.
 
     Args:
         detections: in COCO's results format.
         task: "bbox" or "segm".
     """
     other = {"bbox": "segmentation", "segm": "bbox"}[task]
-    return [{k: v for k, v in found.items() if k != other} for found in detections]
+    return [cast(Instance, {k: v for k, v in d.items() if k != other}) for d in detections]
 
 
 def evaluate_detections(
@@ -260,10 +254,10 @@ def evaluate_detections(
     """Runs pycocotools.
 
     Args:
-        annotations: as of :func:`coco_api`.
+        annotations: from `coco_api`.
         detections: at least one, in COCO's results format.
         task: "bbox" or "segm".
-        max_dets_per_image: detections of each category that are counted.
+        max_dets_per_image: number of detections of each category that count.
     """
     results = detections_of_task(detections, task)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
@@ -282,11 +276,11 @@ def write_analysis(
 
     Args:
         tasks: figures of each task.
-        output_dir: folder for the files; is made.
-        plot_curves: whether to draw the pictures.
+        output_dir: folder for the files; it is made if necessary.
+        plot_curves: whether to draw the curves.
 
     Returns:
-        list[Path]: the files.
+        The files.
     """
     written = _write_tables(tasks, output_dir)
     for figures in tasks if plot_curves else ():
@@ -302,16 +296,19 @@ def analyze_results(
     *,
     max_dets_per_image: int = 100,
 ) -> tuple[list[DetectionFigures], list[Path]]:
-    """Figures of boxes, and of masks where both files have them, and the files that hold them.
+    """Writes figures of boxes, and of masks if both files have them.
 
     Args:
         json_file: annotations in COCO's instances format.
         results_file: `coco_instances_results.json` of an evaluation.
         output_dir: folder for the files; None writes them next to the results.
-        max_dets_per_image: as in :func:`evaluate_detections`.
+        max_dets_per_image: as in `evaluate_detections`.
+
+    Returns:
+        The figures of each task, and the files.
 
     Raises:
-        ValueError: a file that cannot be read, or without annotations or detections.
+        ValueError: a file cannot be read, or there are no annotations or no detections.
     """
     check_arguments(None, max_dets_per_image)
     images = load_results(json_file, results_file)

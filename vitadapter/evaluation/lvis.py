@@ -1,9 +1,10 @@
 """LVIS evaluation (arXiv 1908.03195) on pycocotools, without the `lvis` package.
 
-LVIS's rules differ from COCO's in what counts as wrong. Only some categories were looked for in an
-image: those that are annotated and those in its `neg_category_ids`. Detections of others are left
-out. Of its `not_exhaustive_category_ids` some objects may lack an annotation: detections that match
-none are no errors. An image has at most 300 detections over all categories. There are no crowds.
+LVIS's rules differ from COCO's in what counts as an error. An image was searched only for some
+categories: those that are annotated and those in its `neg_category_ids`. Detections of others are
+left out. Some objects of its `not_exhaustive_category_ids` may lack an annotation, so detections of
+these that match nothing are not errors. At most 300 detections count in an image, over all
+categories together. There are no crowds.
 """
 
 import contextlib
@@ -20,13 +21,16 @@ import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import read_coco
+from vitadapter.data.coco.annotations import Category
 from vitadapter.data.coco.results import Instance, coco_api
+from vitadapter.data.dataset_source import Record
 from vitadapter.data.lvis import lvis_files
 from vitadapter.evaluation.detection_analysis import (
     DetectionFigures,
@@ -42,13 +46,13 @@ __all__ = ["LVISEvaluator", "evaluate_lvis", "frequency_figures", "lvis_evaluato
 logger = logging.getLogger(__name__)
 
 _FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}
-"""Figure and "frequency" of its categories: in up to 10, up to 100, and more training images."""
+"""Figure and "frequency" of its categories, which are in up to 10, up to 100, or more images."""
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", *_FREQUENCIES, "AR")
 
 
 def _limit_per_image(detections: Sequence[Instance], most: int) -> list[Instance]:
-    """The detections of highest score of each image; the first ones of equals."""
-    by_image: dict[int, list[Instance]] = defaultdict(list)
+    """The detections with the highest scores in each image; of equal scores, the first ones."""
+    by_image: dict[int | str, list[Instance]] = defaultdict(list)
     for found in detections:
         by_image[found["image_id"]].append(found)
     best = (sorted(each, key=lambda found: -found["score"])[:most] for each in by_image.values())
@@ -56,19 +60,19 @@ def _limit_per_image(detections: Sequence[Instance], most: int) -> list[Instance
 
 
 def _federated(annotations: COCO, detections: Sequence[Instance]) -> list[Instance]:
-    """The detections of categories that were looked for in their image."""
-    looked_for = {
+    """The detections of categories for which their image was searched."""
+    searched = {
         image["id"]: set(image.get("neg_category_ids", ())) for image in annotations.imgs.values()
     }
     for annotation in annotations.anns.values():
-        looked_for[annotation["image_id"]].add(annotation["category_id"])
-    return [found for found in detections if found["category_id"] in looked_for[found["image_id"]]]
+        searched[annotation["image_id"]].add(annotation["category_id"])
+    return [found for found in detections if found["category_id"] in searched[found["image_id"]]]
 
 
 class _CategoryEval(COCOeval):
-    """Takes one category at a time, on the images that have an object or a detection of it.
+    """Evaluates one category at a time, on the images that have an object or a detection of it.
 
-    Of LVIS's 20 thousand images each has but a few of its 1203 categories.
+    Each of LVIS's 20 thousand images has only a few of its 1203 categories.
     """
 
     def evaluateImg(  # noqa: N802
@@ -78,7 +82,7 @@ class _CategoryEval(COCOeval):
         aRng: Sequence[float],  # noqa: N803
         maxDet: int,  # noqa: N803
     ) -> dict[str, object] | None:
-        """Detections that match nothing are no errors where objects may lack an annotation."""
+        """Ignores detections that match nothing if objects may lack an annotation."""
         result = super().evaluateImg(imgId, catId, aRng, maxDet)
         exhaustive = catId not in self.cocoGt.imgs[imgId].get("not_exhaustive_category_ids", ())
         if result is None or exhaustive:
@@ -87,10 +91,10 @@ class _CategoryEval(COCOeval):
         return {**result, "dtIgnore": np.logical_or(result["dtIgnore"], unmatched)}
 
     def figures_of(self, category: int) -> tuple[np.ndarray, np.ndarray]:
-        """Precision (T, R, A) and recall (T, A)."""
+        """Precision (T, R, A) and recall (T, A) of a category."""
         images = {*self.cocoGt.catToImgs[category], *self.cocoDt.catToImgs[category]}
         self.params.catIds = [category]
-        # Any image tells that there is nothing of a category.
+        # If there is nothing of a category, any image shows it.
         self.params.imgIds = sorted(images) or self.cocoGt.getImgIds()[:1]
         self.evaluate()
         self.accumulate()
@@ -100,13 +104,13 @@ class _CategoryEval(COCOeval):
 def evaluate_lvis(
     annotations: COCO, detections: Sequence[Instance], task: str, *, max_dets_per_image: int = 300
 ) -> DetectionFigures:
-    """Precision and recall by category.
+    """Computes precision and recall of each category.
 
     Args:
         annotations: in LVIS's format, with "iscrowd" (0).
         detections: at least one, in COCO's results format.
         task: "bbox" or "segm".
-        max_dets_per_image: of all categories together.
+        max_dets_per_image: number of detections that count, of all categories together.
     """
     detections = detections_of_task(detections, task)
     kept = _federated(annotations, _limit_per_image(detections, max_dets_per_image))
@@ -132,9 +136,9 @@ def evaluate_lvis(
 
 
 def frequency_figures(
-    figures: DetectionFigures, categories: Sequence[Mapping[str, object]]
+    figures: DetectionFigures, categories: Sequence[Category]
 ) -> dict[str, float]:
-    """AP in percent of rare, common and frequent categories; none where they do not tell.
+    """AP in percent of rare, common and frequent categories; empty if these are not known.
 
     Args:
         figures: of all categories.
@@ -149,9 +153,20 @@ def frequency_figures(
 
 
 class LVISEvaluator(DatasetEvaluator):
-    """As Detectron2's of this name, with the same figures under the same names.
+    """Computes the same figures as Detectron2's evaluator of this name.
 
-    Detectron2's runs the `lvis` package, whose last release (0.5.3) fails on NumPy 1.24 or newer.
+    Detectron2's runs the `lvis` package, whose last release (0.5.3) fails with NumPy 1.24 or newer.
+
+    Args:
+        json_file: annotations in LVIS's format.
+        output_dir: folder for the predictions, tables and curves; None writes none.
+        tasks: some of "bbox" and "segm"; None takes what the model predicts.
+        max_dets_per_image: number of detections that count, of all categories together.
+        plot_curves: whether precision-recall curves are drawn as well as tables.
+
+    Raises:
+        ValueError: the file has the wrong format, a task is unknown, or `max_dets_per_image`
+            is not positive.
     """
 
     def __init__(
@@ -163,17 +178,6 @@ class LVISEvaluator(DatasetEvaluator):
         max_dets_per_image: int = 300,
         plot_curves: bool = True,
     ) -> None:
-        """
-        Args:
-            json_file: annotations in LVIS's format.
-            output_dir: folder for the predictions, tables and curves; None writes none.
-            tasks: of "bbox" and "segm"; None takes what the model predicts.
-            max_dets_per_image: of all categories together.
-            plot_curves: whether precision-recall curves are drawn beside the tables.
-
-        Raises:
-            ValueError: a file of another format, an unknown task, or no detection per image.
-        """
         check_arguments(tasks, max_dets_per_image)
         self.tasks = tuple(tasks) if tasks else None
         self.max_dets_per_image = max_dets_per_image
@@ -187,11 +191,11 @@ class LVISEvaluator(DatasetEvaluator):
         self._results: list[Instance] = []
 
     def _warn_of_frequencies(self) -> None:
-        told = [c for c in self._data.categories if "frequency" in c]
+        known = [c for c in self._data.categories if "frequency" in c]
         unknown = [
             c for c in self._data.categories if c.get("frequency") not in _FREQUENCIES.values()
         ]
-        if told and unknown:
+        if known and unknown:
             logger.warning(
                 "%s: %d of %d categories have no frequency of 'r', 'c' or 'f', such as %s with %r: "
                 "they count in none of %s",
@@ -207,9 +211,7 @@ class LVISEvaluator(DatasetEvaluator):
         """Forgets all predictions."""
         self._results = []
 
-    def process(
-        self, inputs: Sequence[dict[str, object]], outputs: Sequence[dict[str, object]]
-    ) -> None:
+    def process(self, inputs: Sequence[Record], outputs: Sequence[Mapping[str, Instances]]) -> None:
         """Takes the "instances" of some images; see `DatasetEvaluator`."""
         for single, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to(torch.device("cpu"))
@@ -262,16 +264,16 @@ def lvis_evaluator(
     max_dets_per_image: int = 300,
     plot_curves: bool = True,
 ) -> LVISEvaluator:
-    """The evaluator of a data set given by name or by its files.
+    """The evaluator for a data set that is given by name or by its files.
 
     Args:
-        name: a registered data set such as "lvis_v1_val"; not used when `json_file` is given.
+        name: a registered data set such as "lvis_v1_val"; not used if `json_file` is given.
         json_file: annotations in LVIS's format.
         image_root: folder of the images.
-        output_dir, tasks, max_dets_per_image, plot_curves: as in :class:`LVISEvaluator`.
+        output_dir, tasks, max_dets_per_image, plot_curves: as in `LVISEvaluator`.
 
     Raises:
-        ValueError: the data set does not exist, or an argument cannot be.
+        ValueError: the data set does not exist, or an argument is invalid.
     """
     annotations, _ = lvis_files(name, json_file, image_root, role="test")
     return LVISEvaluator(

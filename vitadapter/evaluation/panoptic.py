@@ -1,4 +1,4 @@
-"""Evaluation of panoptic segmentation on the data set that a config names."""
+"""Evaluates panoptic segmentation on the data set that a config names."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from PIL import Image
 
+from vitadapter.data.dataset_source import Record, Segment
 from vitadapter.data.panoptic import register_panoptic
 from vitadapter.data.panoptic.maps import (
     check_segment_ids,
@@ -33,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
-# Suffix of the metrics, in the names of Detectron2's evaluator.
+# Suffixes of the metrics, as Detectron2's evaluator names them.
 _GROUPS = ("", "_th", "_st")
 
 
 class PanopticEvaluator(DatasetEvaluator):
     """PQ, SQ and RQ of all classes, things and stuff, image by image.
 
-    Detectron2's evaluator computes them with `panopticapi`, which no package index has; this one
-    needs nothing, and writes predictions in the same format.
+    Detectron2's evaluator computes them with `panopticapi`, which no package index has. This one
+    needs no other package, and writes predictions in the same format.
 
     Args:
         dataset_name: registered by `register_panoptic`.
@@ -66,17 +67,19 @@ class PanopticEvaluator(DatasetEvaluator):
         self._predictions: list[dict[str, object]] = []
 
     def process(
-        self, inputs: Sequence[Mapping[str, object]], outputs: Sequence[Mapping[str, object]]
+        self,
+        inputs: Sequence[Record],
+        outputs: Sequence[Mapping[str, tuple[torch.Tensor, Sequence[Segment]]]],
     ) -> None:
-        """
+        """Counts the matches of some images.
+
         Args:
             inputs: records with "file_name".
             outputs: with "panoptic_seg": a map (H, W) of segment ids, 0 for none, and for each
                 segment its `id` and `category_id`.
 
         Raises:
-            ValueError: a prediction that does not fit the image or its own segments; names the
-                file.
+            ValueError: a prediction does not fit the image or its own segments; names the file.
         """
         for record, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
@@ -96,20 +99,17 @@ class PanopticEvaluator(DatasetEvaluator):
                 raise ValueError(f"the prediction for {record['file_name']}: {error}") from error
             self._num_images += 1
             if self._output_dir is not None:
-                self._write_prediction(truth, predicted, segments)
+                self._write_prediction(self._output_dir, truth, predicted, segments)
 
     def _write_prediction(
-        self,
-        truth: Mapping[str, object],
-        predicted: np.ndarray,
-        segments: Sequence[Mapping[str, object]],
+        self, output_dir: Path, truth: Record, predicted: np.ndarray, segments: Sequence[Segment]
     ) -> None:
-        """In COCO's format for results: a PNG, and categories by the ids of the data set."""
-        # With its folders: the file's name alone may be that of another map as well.
+        """Writes a PNG, and keeps the entry of COCO's results format with the data set's ids."""
+        # With its folders, because several maps may have the same file name.
         name = Path(str(truth["pan_seg_file_name"]))
         root = self._metadata.panoptic_root
         name = name.relative_to(root) if name.is_relative_to(root) else Path(name.name)
-        path = self._output_dir / "panoptic_predictions" / name
+        path = output_dir / "panoptic_predictions" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(id_to_rgb(predicted)).save(path)
         listed = [
@@ -121,11 +121,11 @@ class PanopticEvaluator(DatasetEvaluator):
         )
 
     def evaluate(self) -> dict[str, Metrics] | None:
-        """Metrics in percent: PQ, SQ, RQ, with `_th` of things alone and with `_st` of stuff.
+        """Metrics in percent: PQ, SQ and RQ of all, with `_th` of things and with `_st` of stuff.
 
         Returns:
-            dict: {"panoptic_seg": metrics}, without those of groups of which no class occurs; None
-            in all processes but the first.
+            {"panoptic_seg": metrics}, without those of a group none of whose classes occurs;
+            None in all processes but the first.
         """
         counts = np.sum(comm.all_gather(self._counts), axis=0)
         num_images = sum(comm.all_gather(self._num_images))
@@ -146,15 +146,11 @@ class PanopticEvaluator(DatasetEvaluator):
         table = format_table(self._class_names, things, counts)
         logger.info("Panoptic segmentation (%%):\n%s", table)
         if self._output_dir is not None:
-            self._write(table, [p for part in gathered for p in part])
+            self._output_dir.mkdir(parents=True, exist_ok=True)
+            (self._output_dir / "panoptic_results.md").write_text(table + "\n", encoding="utf-8")
+            predictions = {"annotations": [p for part in gathered for p in part]}
+            (self._output_dir / "panoptic_predictions.json").write_text(json.dumps(predictions))
         return {"panoptic_seg": metrics}
-
-    def _write(self, table: str, predictions: Sequence[Mapping[str, object]]) -> None:
-        self._output_dir.mkdir(parents=True, exist_ok=True)
-        (self._output_dir / "panoptic_results.md").write_text(table + "\n", encoding="utf-8")
-        (self._output_dir / "panoptic_predictions.json").write_text(
-            json.dumps({"annotations": predictions}), encoding="utf-8"
-        )
 
 
 def panoptic_evaluator(
@@ -169,7 +165,7 @@ def panoptic_evaluator(
     num_things: int,
     max_dets_per_image: int = 100,
 ) -> DatasetEvaluator:
-    """Panoptic quality, and with `instances_json` the AP of boxes and masks.
+    """Evaluates panoptic quality and, with `instances_json`, the AP of boxes and masks.
 
     Args:
         name, json_file, panoptic_root, image_root, instances_json, num_classes, num_things: as in

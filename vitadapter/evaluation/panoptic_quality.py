@@ -1,28 +1,29 @@
 """Panoptic quality (arXiv 1801.00868, section 4), with the details of COCO's own program."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from vitadapter.data.dataset_source import Segment
 from vitadapter.data.panoptic.maps import VOID
-from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.markdown import figure_cell, markdown_table
 
 __all__ = ["PanopticQuality", "average_quality", "count_matches", "format_table", "quality_of"]
 
 _MATCHED, _FALSE_POSITIVE, _FALSE_NEGATIVE, _IOU = range(4)
-# More than any id.
+# Larger than any id.
 _ID_LIMIT = 1 << 32
 
 
 class PanopticQuality(NamedTuple):
-    """Qualities in [0, 1] and over how many classes they are averaged.
+    """Qualities in [0, 1], and the number of classes over which they are averaged.
 
     Attributes:
-        pq: panoptic quality, for one class `sq * rq`.
+        pq: panoptic quality, which is `sq * rq` for one class.
         sq: segmentation quality, the mean IoU of matched segments.
         rq: recognition quality, the F1 score of the matching.
-        num_classes: classes that occur in truth or prediction; others count in no average.
+        num_classes: classes that occur in truth or prediction; no average includes others.
     """
 
     pq: float
@@ -38,19 +39,19 @@ def _areas(ids: np.ndarray) -> dict[int, int]:
 
 def count_matches(
     truth: np.ndarray,
-    truth_segments: Sequence[Mapping[str, object]],
+    truth_segments: Sequence[Segment],
     predicted: np.ndarray,
-    predicted_segments: Sequence[Mapping[str, object]],
+    predicted_segments: Sequence[Segment],
     num_classes: int,
 ) -> np.ndarray:
-    """Matches the segments of one image: those of a class whose IoU is over one half.
+    """Matches the segments of one image: those of the same class with an IoU over one half.
 
-    No segment can have two such partners, as segments do not overlap. As in COCO's program:
+    No segment can have two such partners, because segments do not overlap. As in COCO's program,
 
-    - pixels that are void in the truth count in no union;
-    - a crowd in the truth cannot be missed, nor can it be matched;
-    - a predicted segment without a partner is no false positive if more than half of it is void
-      or a crowd of its class; of several crowds of a class the last listed one counts.
+    - pixels that are void in the truth are not part of a union;
+    - a crowd in the truth can be neither missed nor matched;
+    - a predicted segment without a partner is not a false positive if more than half of it is void
+      or a crowd of its class; if there are several such crowds, the last one counts.
 
     Args:
         truth: (H, W) ids of segments, 0 for void.
@@ -60,11 +61,11 @@ def count_matches(
         num_classes: K; categories are 0 .. K - 1.
 
     Returns:
-        np.ndarray: (K, 4) by class the matches, false positives, false negatives and the matches'
-        sum of IoUs.
+        (K, 4), for each class the matches, false positives, false negatives, and the
+        sum of the matches' IoUs.
 
     Raises:
-        ValueError: maps of different size, or predicted segments that do not agree with their map.
+        ValueError: the maps differ in size, or predicted segments do not agree with their map.
     """
     _check_prediction(truth, predicted, predicted_segments, num_classes)
     areas = _areas(truth), _areas(predicted)
@@ -92,14 +93,15 @@ def count_matches(
     for predicted_id in unmatched:
         category = predicted_classes[predicted_id]
         ignored = overlaps.get((VOID, predicted_id), 0)
-        ignored += overlaps.get((crowd_of.get(category), predicted_id), 0)
+        if category in crowd_of:
+            ignored += overlaps.get((crowd_of[category], predicted_id), 0)
         if ignored / areas[1][predicted_id] <= 0.5:
             counts[category, _FALSE_POSITIVE] += 1
     return counts
 
 
 def _overlaps(truth: np.ndarray, predicted: np.ndarray) -> dict[tuple[int, int], int]:
-    """Pixels that a true and a predicted segment, or void, have in common."""
+    """Numbers of pixels that a true and a predicted segment, or void, have in common."""
     pairs = _areas(truth.astype(np.int64) * _ID_LIMIT + predicted.astype(np.int64))
     return {divmod(pair, _ID_LIMIT): count for pair, count in pairs.items()}
 
@@ -107,7 +109,7 @@ def _overlaps(truth: np.ndarray, predicted: np.ndarray) -> dict[tuple[int, int],
 def _check_prediction(
     truth: np.ndarray,
     predicted: np.ndarray,
-    segments: Sequence[Mapping[str, object]],
+    segments: Sequence[Segment],
     num_classes: int,
 ) -> None:
     if predicted.shape != truth.shape:
@@ -130,13 +132,13 @@ def _check_prediction(
 
 
 def quality_of(counts: np.ndarray) -> np.ndarray:
-    """Qualities of each class.
+    """Computes the qualities of each class.
 
     Args:
-        counts: (K, 4), sums of what `count_matches` returns.
+        counts: (K, 4), the sum of what `count_matches` returns for each image.
 
     Returns:
-        np.ndarray: (K, 3) PQ, SQ and RQ in [0, 1]; NaN for a class that does not occur.
+        (K, 3) PQ, SQ and RQ in [0, 1]; NaN for a class that does not occur.
     """
     matched, iou = counts[:, _MATCHED], counts[:, _IOU]
     total = matched + (counts[:, _FALSE_POSITIVE] + counts[:, _FALSE_NEGATIVE]) / 2
@@ -149,10 +151,10 @@ def quality_of(counts: np.ndarray) -> np.ndarray:
 
 
 def average_quality(qualities: np.ndarray) -> PanopticQuality | None:
-    """Mean over the classes that occur; None if none does.
+    """The mean over the classes that occur; None if none does.
 
     Args:
-        qualities: (K, 3), of the classes to average.
+        qualities: (K, 3), those of the classes to average.
     """
     occurring = qualities[~np.isnan(qualities).any(axis=1)]
     if len(occurring) == 0:
@@ -162,16 +164,16 @@ def average_quality(qualities: np.ndarray) -> PanopticQuality | None:
 
 
 def _percent(values: Sequence[float]) -> list[str]:
-    return ["-" if np.isnan(value) else f"{100 * value:.2f}" for value in values]
+    return [figure_cell(100 * value, 2) for value in values]
 
 
 def format_table(class_names: Sequence[str], num_things: int, counts: np.ndarray) -> str:
-    """Averages and the figures of each class as Markdown tables.
+    """Formats averages and the figures of each class as Markdown tables.
 
     Args:
         class_names: K names, things first.
-        num_things: how many are things.
-        counts: (K, 4), as `quality_of` takes them.
+        num_things: number of things.
+        counts: (K, 4), see `quality_of`.
     """
     qualities = quality_of(counts)
     summary = [["", "PQ", "SQ", "RQ", "classes"]]

@@ -1,4 +1,4 @@
-"""Evaluation of semantic segmentation on the data set that a config names."""
+"""Evaluates semantic segmentation on the data set that a config names."""
 
 import json
 import logging
@@ -11,10 +11,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 
+from vitadapter.data.dataset_source import Record
 from vitadapter.data.sem_seg import LabelReader, register_sem_seg
 from vitadapter.evaluation.boundary_iou import BoundaryIoU
 from vitadapter.visualization.confusion_matrix import draw_confusion_matrix
-from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.markdown import figure_cell, markdown_table
 
 __all__ = ["sem_seg_evaluator"]
 
@@ -32,32 +33,28 @@ _MEANS = (
 _COLUMNS = (("IoU", "IoU"), ("Acc", "ACC"), ("boundary IoU", "BoundaryIoU"))
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def _format_table(
     class_names: Sequence[str], metrics: Mapping[str, float], confusion: np.ndarray
 ) -> str:
-    """Means and the figures of each class as Markdown tables.
+    """Formats means and the figures of each class as Markdown tables.
 
     Args:
         class_names: K names.
-        metrics: in percent, in the names of Detectron2's evaluator; a class without some has "-".
-        confusion: pixels `(K, K)` by predicted and true class.
+        metrics: in percent, named as by Detectron2's evaluator; missing ones become "-".
+        confusion: pixels (K, K) by predicted and true class.
     """
     means = [(name, metrics[key]) for name, key in _MEANS if key in metrics]
     columns = [c for c in _COLUMNS if any(f"{c[1]}-{name}" in metrics for name in class_names)]
     rows = [["class", *(title for title, _ in columns), "pixels"]]
     for index, name in enumerate(class_names):
-        values = [_cell(metrics.get(f"{key}-{name}")) for _, key in columns]
+        values = [figure_cell(metrics.get(f"{key}-{name}"), 2) for _, key in columns]
         rows.append([name, *values, str(int(confusion[:, index].sum()))])
-    summary = markdown_table([[name for name, _ in means], [_cell(value) for _, value in means]])
-    return f"{summary}\n\n{markdown_table(rows)}"
+    summary = [[name for name, _ in means], [figure_cell(value, 2) for _, value in means]]
+    return f"{markdown_table(summary)}\n\n{markdown_table(rows)}"
 
 
 class _SemSegEvaluator(SemSegEvaluator):
-    """Detectron2's, with shifted labels, without NaN, and with a report beside the predictions."""
+    """Detectron2's evaluator with shifted labels, without NaN, and with a report."""
 
     def __init__(
         self,
@@ -68,7 +65,7 @@ class _SemSegEvaluator(SemSegEvaluator):
     ) -> None:
         super().__init__(dataset_name, output_dir=output_dir, sem_seg_loading_fn=read_label)
         self._read_label = read_label
-        self._compute_boundary_iou = False  # of Detectron2's kind
+        self._compute_boundary_iou = False  # Detectron2's kind
         self._with_boundary = boundary_iou
         self._image_root = Path(MetadataCatalog.get(dataset_name).image_root)
 
@@ -78,7 +75,7 @@ class _SemSegEvaluator(SemSegEvaluator):
 
     def process(
         self,
-        inputs: Sequence[Mapping[str, object]],
+        inputs: Sequence[Record],
         outputs: Sequence[Mapping[str, torch.Tensor]],
     ) -> None:
         for record, output in zip(inputs, outputs, strict=True):
@@ -94,14 +91,14 @@ class _SemSegEvaluator(SemSegEvaluator):
         super().process(inputs, outputs)
 
     def evaluate(self) -> dict[str, Metrics] | None:
-        """Detectron2's metrics in percent; those of classes that do not occur are left out."""
+        """Detectron2's metrics in percent, without those of classes that do not occur."""
         counts = np.sum(comm.all_gather(self._boundary.counts), axis=0)
         if self._distributed:
             confusion = np.sum(comm.all_gather(self._conf_matrix), axis=0)
         else:
             confusion = self._conf_matrix
         if not confusion[:-1, :-1].any():
-            self._log_nothing_labelled()
+            logger.warning("no pixel of the test data has a label: nothing is evaluated")
             return {"sem_seg": {}}
         results = super().evaluate()
         if results is None:  # not the main process
@@ -119,9 +116,6 @@ class _SemSegEvaluator(SemSegEvaluator):
         metrics = {name: float(value) for name, value in metrics.items() if not np.isnan(value)}
         self._write(metrics, confusion[:-1, :-1])
         return {"sem_seg": metrics}
-
-    def _log_nothing_labelled(self) -> None:
-        logger.warning("no pixel of the test data has a label: nothing is evaluated")
 
     def _write(self, metrics: Metrics, confusion: np.ndarray) -> None:
         table = _format_table(self._class_names, metrics, confusion)
@@ -148,11 +142,11 @@ def sem_seg_evaluator(
     reduce_zero_label: bool = False,
     boundary_iou: bool = False,
 ) -> SemSegEvaluator:
-    """Detectron2's evaluator for a data set given by name or by its folders.
+    """Detectron2's evaluator for a data set that is given by name or by its folders.
 
-    Its metrics, in percent: mIoU, fwIoU (by frequency), mACC (called mAcc by the paper's code
+    Its metrics, in percent, are mIoU, fwIoU (weighted by frequency), mACC (mAcc in the paper's code
     base), pACC (aAcc there), IoU-CLASS and ACC-CLASS. A class without a labelled pixel in the
-    whole test data counts in none of them, even where it is predicted.
+    whole test data counts in none of them, even if it is predicted.
 
     Args:
         name, image_root, label_root, num_classes, class_names, ignore_label, reduce_zero_label: as

@@ -1,4 +1,4 @@
-"""A picture of the confusion matrix of semantic segmentation."""
+"""Draws the confusion matrix of semantic segmentation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["draw_confusion_matrix"]
 
-# More classes than this are told apart by their number in the picture, longer names cut.
+# Limits of the picture: more classes have no names, longer names are cut, and only a few classes
+# have numbers in their cells.
 _MAX_NAMED = 200
 _MAX_LETTERS = 24
 _MAX_WITH_NUMBERS = 20
@@ -22,10 +23,10 @@ def _label(name: str) -> str:
 
 
 def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Draws which share of each true class was predicted as what.
+    """Draws the share of each true class that was predicted as each class.
 
     Args:
-        confusion: pixels `(K, K)` by predicted and true class.
+        confusion: pixels (K, K) by predicted and true class.
         class_names: K names.
         path: of the picture.
     """

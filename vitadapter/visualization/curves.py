@@ -1,4 +1,4 @@
-"""Figures of training runs: their losses, and several of them against each other."""
+"""Draws training runs: the losses of one, and comparisons of several."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vitadapter.visualization.metrics_file import RunMetrics, RunSummary, summarize
@@ -14,14 +15,14 @@ from vitadapter.visualization.plot_style import COLORS, TEXT_COLOR, figure_file
 
 __all__ = ["plot_comparison", "plot_convergence", "plot_loss_against_time", "plot_training"]
 
-_SMOOTHED_SHARE = 0.08  # of the points of a curve, averaged into each point of the smooth one
+_SMOOTHED_SHARE = 0.08  # of a curve's points, which are averaged for each point
 _SAME_TIME = 0.05  # training times that differ by less count as the same
-_LABEL_GAP = 1.25  # distance of two labels in font heights
+_LABEL_GAP = 1.25  # distance between two labels in font heights
 _STAGE_NUMBER = re.compile(r"_(stage)?\d+$")
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average `(N,)` that leaves out what is not finite."""
+    """A centred moving average (N,) that leaves out values that are not finite."""
     reach = round(len(values) * _SMOOTHED_SHARE / 2)
     kernel = np.ones(2 * reach + 1)
     finite = np.isfinite(values)
@@ -33,41 +34,42 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def _draw_curve(
     axes: Axes, x: np.ndarray, y: np.ndarray, color: str, width: float = 2.4
 ) -> np.ndarray:
-    """Draws a curve and, strong, its smoothed form, which is returned."""
+    """Draws a faint curve and, more strongly, its smoothed form, which is returned."""
     smoothed = _smooth(y)
     axes.plot(x, y, color=color, alpha=0.25, linewidth=1.2)
-    # A single point has no line.
+    # A single point needs a marker, because it has no line.
     marker = "o" if len(x) == 1 else None
     axes.plot(x, smoothed, color=color, linewidth=width, marker=marker)
     return smoothed
 
 
 def _spread(heights: Sequence[float], gap: float, top: float) -> np.ndarray:
-    """Moves `heights` as little as it is simple to, so that all are `gap` apart below `top`."""
+    """Moves `heights` a little, so that they are at least `gap` apart and below `top`."""
     order = np.argsort(heights)
     spread = np.asarray(heights, dtype=float)[order]
     for i in range(1, len(spread)):
         spread[i] = max(spread[i], spread[i - 1] + gap)
     for i in reversed(range(len(spread))):
         spread[i] = min(spread[i], top - gap * (len(spread) - 1 - i))
-    moved = np.empty_like(spread)
-    moved[order] = spread
-    return moved
+    result = np.empty_like(spread)
+    result[order] = spread
+    return result
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Writes a name beside the end of each curve; `ends` are (x, y, name, color)."""
     ends = [end for end in ends if np.isfinite(end[1])]
+    assert isinstance(axes.figure, Figure)  # no subfigures are used
     axes.figure.draw_without_rendering()
     points_per_pixel = 72 / axes.figure.dpi
     size = mpl.rcParams["font.size"]
     heights = [axes.transData.transform(end[:2])[1] * points_per_pixel for end in ends]
     spread = _spread(heights, size * _LABEL_GAP, axes.bbox.y1 * points_per_pixel)
-    for (x, y, name, color), height, moved in zip(ends, heights, spread, strict=True):
+    for (x, y, name, color), height, new_height in zip(ends, heights, spread, strict=True):
         axes.annotate(
             name,
             (x, y),
-            xytext=(8, moved - height),
+            xytext=(8, new_height - height),
             textcoords="offset points",
             verticalalignment="center",
             color=color,
@@ -77,7 +79,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
 
 
 def _log_scale(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers."""
+    """Makes the y axis logarithmic, with plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -86,7 +88,7 @@ def _log_scale(axes: Axes) -> None:
 
 
 def _components(metrics: RunMetrics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The losses that the total is the sum of; numbered stages of one loss are added up."""
+    """The losses whose sum is the total. Numbered stages of one loss are added up."""
     summed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name in metrics.names():
         if not name.startswith("loss_"):
@@ -128,7 +130,7 @@ def plot_training(metrics: RunMetrics, output: str | Path) -> None:
     """Draws the total loss, its components and the learning rate of a run, 1200x800 pixels.
 
     Args:
-        metrics: of the run.
+        metrics: those of the run.
         output: the .png file to write.
 
     Raises:
@@ -144,17 +146,27 @@ def plot_training(metrics: RunMetrics, output: str | Path) -> None:
         panels[-1].set_xlabel("iteration")
 
 
-def _draw_against_time(axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
+def _draw_runs(
+    axes: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], x_label: str, smoothed: bool
+) -> None:
+    """Draws a curve (x, y) of each run, with the name of the run at the end."""
     ends = []
-    for i, (name, metrics) in enumerate(runs.items()):
-        minutes = metrics.minutes()
+    for i, (name, (x, y)) in enumerate(curves.items()):
         color = COLORS[i % len(COLORS)]
-        smoothed = _draw_curve(axes, minutes, metrics.curve("total_loss")[1], color)
-        ends.append((minutes[-1], smoothed[-1], name, color))
+        if smoothed:
+            y = _draw_curve(axes, x, y, color)
+        else:
+            axes.plot(x, y, color=color, marker="o")
+        ends.append((x[-1], y[-1], name, color))
     axes.set_xlim(left=0)
-    axes.set_xlabel("training time (minutes)")
-    axes.set_title("Training loss")
+    axes.set_xlabel(x_label)
     _label_ends(axes, ends)
+
+
+def _draw_against_time(axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
+    curves = {name: (run.minutes(), run.curve("total_loss")[1]) for name, run in runs.items()}
+    _draw_runs(axes, curves, "training time (minutes)", smoothed=True)
+    axes.set_title("Training loss")
 
 
 def _check_runs(runs: Mapping[str, RunMetrics]) -> None:
@@ -166,7 +178,7 @@ def plot_loss_against_time(runs: Mapping[str, RunMetrics], output: str | Path) -
     """Draws the total loss of several runs against their training time, 1200x700 pixels.
 
     Args:
-        runs: name to metrics.
+        runs: metrics by name.
         output: the .png file to write.
 
     Raises:
@@ -178,7 +190,7 @@ def plot_loss_against_time(runs: Mapping[str, RunMetrics], output: str | Path) -
 
 
 def _bars_title(summaries: Sequence[RunSummary]) -> str:
-    """Names the training time where it is the same, which makes the comparison a fair one."""
+    """Includes the training time if it is the same for all, so that the comparison is fair."""
     minutes = [s.minutes for s in summaries]
     if max(minutes) > (1 + _SAME_TIME) * min(minutes):
         return "AP at the end of training"
@@ -186,7 +198,7 @@ def _bars_title(summaries: Sequence[RunSummary]) -> str:
 
 
 def _draw_bars(axes: Axes, summaries: Sequence[RunSummary]) -> None:
-    """Box and mask AP of each run side by side, in the colour of its loss curve."""
+    """Draws box and mask AP of each run side by side, in the colour of its loss curve."""
     kinds = [("box", [s.box_ap for s in summaries], 1.0)]
     if any(s.mask_ap is not None for s in summaries):
         kinds.append(("mask", [s.mask_ap for s in summaries], 0.55))
@@ -233,10 +245,10 @@ def _draw_bars(axes: Axes, summaries: Sequence[RunSummary]) -> None:
 def plot_comparison(
     runs: Mapping[str, RunMetrics], output: str | Path, title: str | None = None
 ) -> None:
-    """Draws the final box and mask AP of runs, and beside it their losses, 1400x600 pixels.
+    """Draws the final box and mask AP of runs next to their losses, 1400x600 pixels.
 
     Args:
-        runs: name to metrics.
+        runs: metrics by name.
         output: the .png file to write.
         title: a line above both.
 
@@ -250,22 +262,12 @@ def plot_comparison(
         _draw_against_time(right, runs)
 
 
-def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], name: str) -> None:
-    """One metric of each run against the iterations, with the name of the run at its end."""
-    ends = []
-    for i, (run, metrics) in enumerate(runs.items()):
-        iterations, values = metrics.curve(name)
+def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], metric: str, smoothed: bool) -> None:
+    curves = {name: run.curve(metric) for name, run in runs.items()}
+    for name, (iterations, _) in curves.items():
         if len(iterations) == 0:
-            raise ValueError(f"the run {run} has no {name} in its metrics.json")
-        color = COLORS[i % len(COLORS)]
-        if name == "total_loss":
-            values = _draw_curve(axes, iterations, values, color)
-        else:
-            axes.plot(iterations, values, color=color, marker="o")
-        ends.append((iterations[-1], values[-1], run, color))
-    axes.set_xlim(left=0)
-    axes.set_xlabel("iteration")
-    _label_ends(axes, ends)
+            raise ValueError(f"the run {name} has no {metric} in its metrics.json")
+    _draw_runs(axes, curves, "iteration", smoothed)
 
 
 def plot_convergence(
@@ -274,7 +276,7 @@ def plot_convergence(
     """Draws loss and box AP of runs against their iterations, 1600x600 pixels.
 
     Args:
-        runs: name to metrics, with evaluations during training (`train.eval_period`).
+        runs: metrics by name, with evaluations during training (`train.eval_period`).
         output: the .png file to write.
         title: a line above both.
 
@@ -284,8 +286,8 @@ def plot_convergence(
     _check_runs(runs)
     with figure_file(output, 1600, 600, title) as figure:
         left, right = figure.subplots(1, 2)
-        _draw_metric(left, runs, "total_loss")
+        _draw_metric(left, runs, "total_loss", smoothed=True)
         left.set_title("Training loss")
-        _draw_metric(right, runs, "bbox/AP")
+        _draw_metric(right, runs, "bbox/AP", smoothed=False)
         right.set_title("Box AP")
         right.set_ylim(bottom=0)

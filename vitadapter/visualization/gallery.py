@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the ground truth, one per image and all on one sheet."""
+"""Draws predictions next to the ground truth, one picture per image and all on one sheet."""
 
 import colorsys
 import io
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -16,17 +17,19 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
-from vitadapter.data.coco.json_entries import image_path
+from vitadapter.data.coco.json_entries import Id, image_path
 from vitadapter.data.coco.results import EvaluatedImages, Instance, load_results
 from vitadapter.data.image_files import read_record_image
 
 __all__ = ["OVERVIEW", "choose_images", "class_colors", "draw_gallery", "greyed"]
 
+_T = TypeVar("_T")
+
 OVERVIEW = "overview.png"
 """The sheet with all pictures."""
 
 _MAX_OVERVIEW_BYTES = 1_000_000
-# Pixels of the longer side of an image: at least, in a picture of its own; exactly, on the sheet.
+# The longer side of an image in pixels: the minimum in its own picture, and the size on the sheet.
 _PICTURE_SIDE = 512
 _TILE_SIDE = 256
 _DPI = 100
@@ -39,19 +42,19 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class _Panel:
-    """An image `(H, W, 3)` RGB with instances drawn, and what to write above it."""
+    """An image (H, W, 3) RGB with instances, and the caption above it."""
 
     caption: str
     image: np.ndarray
 
 
-def choose_images(image_ids: Sequence[int], count: int, seed: int) -> list[int]:
-    """A random choice that is spread evenly: one of each of `count` equal parts of the ids.
+def choose_images(image_ids: Sequence[_T], count: int, seed: int) -> list[_T]:
+    """Chooses images at random but evenly: one from each of `count` equal parts of the ids.
 
     Args:
-        image_ids: to choose from, in their order.
-        count: how many; all of them when there are fewer.
-        seed: decides which; not negative.
+        image_ids: ids to choose from, in their order.
+        count: number of images; all are chosen if there are fewer.
+        seed: decides which ones; not negative.
 
     Raises:
         ValueError: `count` is not positive, `seed` is negative, or there is no image.
@@ -70,11 +73,11 @@ def choose_images(image_ids: Sequence[int], count: int, seed: int) -> list[int]:
 def class_colors(
     count: int, shades: Sequence[tuple[float, float]] = ((0.8, 1.0),)
 ) -> list[tuple[float, float, float]]:
-    """A colour in 0..1 for each class; those of neighbours differ most.
+    """A colour in 0..1 for each class. Those of consecutive classes differ most.
 
     Args:
-        count: of classes.
-        shades: saturation and value, taken by turns.
+        count: number of classes.
+        shades: saturations and values, which are used in turn.
     """
     return [
         colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, *shades[index % len(shades)])
@@ -83,7 +86,7 @@ def class_colors(
 
 
 def greyed(image: np.ndarray) -> np.ndarray:
-    """The image `(H, W, 3)` in grey, so that colour means the class and nothing else."""
+    """The image (H, W, 3) in grey, so that colours stand only for classes."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
@@ -95,7 +98,7 @@ def _label(instance: Instance, api: COCO) -> str:
 
 
 def _draw_mask(visualizer: Visualizer, mask: np.ndarray, color: tuple[float, float, float]) -> None:
-    """Fills and outlines a mask of the original size; holes stay open."""
+    """Fills and outlines a mask of the original size, without its holes."""
     height, width = visualizer.img.shape[:2]
     soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     visualizer.draw_soft_mask(soft, color, alpha=_MASK_OPACITY)
@@ -106,7 +109,7 @@ def _draw_mask(visualizer: Visualizer, mask: np.ndarray, color: tuple[float, flo
 def _draw_instances(
     image: np.ndarray, instances: Sequence[Instance], api: COCO, side: int
 ) -> np.ndarray:
-    """The image `(H, W, 3)`, grey, its longer side of `side` pixels, with the instances."""
+    """The image (H, W, 3) in grey, with a longer side of `side` pixels, and its instances."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -130,7 +133,7 @@ def _draw_instances(
 
 
 def _compose(pairs: Sequence[tuple[_Panel, _Panel]], columns: int) -> Image.Image:
-    """Sets pairs of panels in rows of `columns` pairs, each panel under its caption."""
+    """Arranges pairs of panels in rows of `columns` pairs, each panel below its caption."""
     panel_height = max(panel.image.shape[0] for pair in pairs for panel in pair)
     panel_width = max(panel.image.shape[1] for pair in pairs for panel in pair)
     row_height = _CAPTION_HEIGHT + panel_height + _INNER_GAP
@@ -161,7 +164,7 @@ def _compose(pairs: Sequence[tuple[_Panel, _Panel]], columns: int) -> Image.Imag
 
 
 def _count_columns(pairs: int) -> int:
-    """Pairs per row: as many as leave the last row full, near a square number of rows."""
+    """The number of pairs per row: it should fill the last row, and be close to a square."""
     if pairs <= 2:
         return 1
     square = math.ceil(math.sqrt(pairs))
@@ -171,7 +174,7 @@ def _count_columns(pairs: int) -> int:
 
 
 def _save_small(image: Image.Image, path: Path) -> None:
-    """Saves with as many of the 8 bits per colour, and as many pixels, as the limit allows."""
+    """Saves with as many pixels, and as many bits per colour, as the limit of the size allows."""
     while True:
         for bits in (8, 7, 6):
             buffer = io.BytesIO()
@@ -179,7 +182,9 @@ def _save_small(image: Image.Image, path: Path) -> None:
             if buffer.tell() < _MAX_OVERVIEW_BYTES:
                 path.write_bytes(buffer.getvalue())
                 return
-        image = image.resize([round(0.8 * length) for length in image.size], Image.LANCZOS)
+        image = image.resize(
+            [round(0.8 * length) for length in image.size], Image.Resampling.LANCZOS
+        )
 
 
 class _Painter:
@@ -190,14 +195,14 @@ class _Painter:
         self._image_root = image_root
         self._threshold = score_threshold
 
-    def read(self, image_id: int) -> np.ndarray:
-        """The image `(H, W, 3)`, RGB."""
+    def read(self, image_id: Id) -> np.ndarray:
+        """Reads an image (H, W, 3) RGB."""
         record = self._data.api.imgs[image_id]
         path = image_path(self._image_root, record["file_name"])
         return np.ascontiguousarray(read_record_image({**record, "file_name": path}, "RGB"))
 
-    def draw(self, image_id: int, image: np.ndarray, side: int) -> tuple[_Panel, _Panel]:
-        """Ground truth and predictions on the image, resized to a longer side of `side`."""
+    def draw(self, image_id: Id, image: np.ndarray, side: int) -> tuple[_Panel, _Panel]:
+        """Draws ground truth and predictions on the image, with a longer side of `side` pixels."""
         api = self._data.api
         predictions = self._data.predictions[image_id]
         kept = [p for p in predictions if p["score"] >= self._threshold]
@@ -211,8 +216,8 @@ class _Painter:
         )
 
 
-def _picture_names(api: COCO, image_ids: Sequence[int]) -> list[str]:
-    """File names after those of the images; equal names are told apart by the image id."""
+def _picture_names(api: COCO, image_ids: Sequence[Id]) -> list[str]:
+    """File names like those of the images. The image id is added to a name that occurs twice."""
     names = [Path(OVERVIEW).stem]
     for image_id in image_ids:
         stem = Path(api.imgs[image_id]["file_name"]).stem
@@ -230,23 +235,23 @@ def draw_gallery(
     score_threshold: float = 0.5,
     seed: int = 0,
 ) -> list[Path]:
-    """Draws predictions beside the ground truth of a random choice of annotated images.
+    """Draws predictions next to the ground truth for a random choice of annotated images.
 
     Args:
         json_file: annotations in COCO's instances format.
         image_root: folder that the file names in `json_file` are relative to.
         results_file: detections in COCO's results format, as COCOEvaluator writes them.
         output_dir: folder for one .png per image and `overview.png`, a sheet below 1 MB with all.
-        num_images: at most.
+        num_images: maximum number of images.
         score_threshold: predictions below this score, in [0, 1], are not drawn.
-        seed: decides which images; not negative.
+        seed: decides which images are drawn; not negative.
 
     Returns:
-        list[Path]: the files written, the sheet last.
+        The files, the sheet last.
 
     Raises:
-        ValueError: a file is missing or broken, the predictions belong to other images, or a
-            number is out of its range.
+        ValueError: a file is missing or broken, predictions belong to other images, or a number
+            is out of range.
     """
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"the score threshold must be in [0, 1], got {score_threshold}")

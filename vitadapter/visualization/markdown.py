@@ -1,15 +1,22 @@
-"""Markdown tables that are aligned for reading in a terminal as well."""
+"""Markdown tables that are aligned, so that they can be read in a terminal as well."""
 
+import math
 from collections.abc import Sequence
 
-__all__ = ["markdown_table"]
+__all__ = ["figure_cell", "markdown_table"]
+
+
+def figure_cell(value: float | None, digits: int) -> str:
+    """A figure as a text; "-" if it is None or NaN."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """
+    """Formats an aligned table.
+
     Args:
-        rows: of equal length; the first one is the head. The first column is aligned to the left,
-            the others, numbers, to the right.
+        rows: of equal length; the first one is the header. The first column is aligned to the left,
+            and the others, which have numbers, to the right.
     """
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

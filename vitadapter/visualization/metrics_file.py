@@ -1,4 +1,4 @@
-"""Reads `metrics.json`, the file of scalars that Detectron2's `JSONWriter` leaves of a run."""
+"""Reads `metrics.json`, the scalars of a run that Detectron2's `JSONWriter` writes."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.markdown import figure_cell, markdown_table
 
 __all__ = ["RunMetrics", "RunSummary", "format_table", "read_metrics", "summarize"]
 
@@ -24,8 +24,8 @@ class RunMetrics:
     """The scalars of one run, as if it had never been interrupted.
 
     Attributes:
-        source: the file that they are from.
-        rows: iteration (counted from 0) to the scalars logged in it, in ascending order.
+        source: the file they are from.
+        rows: the scalars logged in each iteration (counted from 0), in ascending order.
     """
 
     source: Path
@@ -39,25 +39,25 @@ class RunMetrics:
         """The scalar `name` over time.
 
         Returns:
-            tuple[np.ndarray, np.ndarray]: iterations `(N,)` and values `(N,)`; empty for an
-            unknown name.
+            Iterations (N,) and values (N,), empty if the name is
+            unknown.
         """
         points = [(i, row[name]) for i, row in self.rows.items() if name in row]
         iterations = np.array([i for i, _ in points], dtype=np.int64)
         return iterations, np.array([value for _, value in points], dtype=np.float64)
 
     def iterations(self) -> int:
-        """Number of iterations trained."""
+        """The number of iterations that were trained."""
         return int(self.curve(_TRAINING_KEY)[0][-1]) + 1
 
     def minutes(self) -> np.ndarray:
         """Training time at each row of the `total_loss` curve, without evaluation.
 
-        "time" is the duration of one iteration; a row counts for all iterations since the row
-        before it. The first few iterations of a run have none and take that of the next row.
+        "time" is the duration of one iteration. A row counts for all iterations since the previous
+        row. The first few iterations of a run have no "time" and use that of the next row.
 
         Returns:
-            np.ndarray: `(N,)` cumulative minutes.
+            (N,) cumulative minutes.
 
         Raises:
             ValueError: the run has no "time".
@@ -70,14 +70,14 @@ class RunMetrics:
         return np.cumsum(seconds[nearest] * np.diff(iterations, prepend=-1)) / 60
 
     def last(self, name: str) -> float | None:
-        """The last value of the scalar `name`; None when it is unknown or not a number."""
+        """The last value of the scalar `name`; None if it is unknown or not finite."""
         _, values = self.curve(name)
         return float(values[-1]) if len(values) and math.isfinite(values[-1]) else None
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One row of a comparison; average precision in percent, None when it was not measured."""
+    """One row of a comparison, with average precision in percent, or None if not measured."""
 
     name: str
     iterations: int
@@ -87,18 +87,19 @@ class RunSummary:
     mask_ap: float | None
 
 
-def _parse_line(line: str) -> dict[str, object] | None:
-    """The object in `line`; None when it is broken."""
+def _parse_line(line: str) -> dict[str, float] | None:
+    """The scalars in a line; None if it is broken."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
         return None
-    is_row = isinstance(row, dict) and type(row.get("iteration")) is int and row["iteration"] >= 0
-    return row if is_row else None
+    if not isinstance(row, dict) or type(row.get("iteration")) is not int or row["iteration"] < 0:
+        return None
+    return {name: value for name, value in row.items() if isinstance(value, int | float)}
 
 
-def _parse(text: str, path: Path) -> Iterable[dict[str, object]]:
-    """The rows of the file; what an interrupted write has cut off is left out with a warning."""
+def _parse(text: str, path: Path) -> Iterable[dict[str, float]]:
+    """The rows of the file. What an interrupted write cut off is left out with a warning."""
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, line in lines:
         row = _parse_line(line)
@@ -115,18 +116,18 @@ def _parse(text: str, path: Path) -> Iterable[dict[str, object]]:
             yield row
 
 
-def _merge(parsed: Iterable[dict[str, object]]) -> dict[int, dict[str, float]]:
-    """Rows in ascending order, where a resumed run replaces what it trained again."""
+def _merge(parsed: Iterable[dict[str, float]]) -> dict[int, dict[str, float]]:
+    """Rows in ascending order. A resumed run replaces the rows of iterations that it repeats."""
     rows: dict[int, dict[str, float]] = {}
     last_trained = -1
     for line in parsed:
-        iteration = line["iteration"]
+        iteration = int(line["iteration"])
         if _TRAINING_KEY in line:
             # Evaluations may be written late, but losses go back only when training does.
             if iteration <= last_trained:
                 rows = {i: row for i, row in rows.items() if i < iteration}
             last_trained = iteration
-        scalars = {k: float(v) for k, v in line.items() if isinstance(v, int | float)}
+        scalars = {name: float(value) for name, value in line.items()}
         rows.setdefault(iteration, {}).update(scalars)
     return dict(sorted(rows.items()))
 
@@ -134,8 +135,8 @@ def _merge(parsed: Iterable[dict[str, object]]) -> dict[int, dict[str, float]]:
 def read_metrics(run: str | Path) -> RunMetrics:
     """Reads the scalars of a run.
 
-    Where a resumed run repeats iterations, the later rows hold. A line cut off by an interrupted
-    write is left out with a warning.
+    If a resumed run repeats iterations, the later rows are used. A line that an interrupted write
+    cut off is left out with a warning.
 
     Args:
         run: the output folder of a run, or its `metrics.json`.
@@ -158,12 +159,12 @@ def read_metrics(run: str | Path) -> RunMetrics:
 
 
 def summarize(name: str, metrics: RunMetrics) -> RunSummary:
-    """The end of a run: how long it trained and the average precision of its last evaluation."""
+    """How long a run trained, and the average precision of its last evaluation."""
     evaluated, _ = metrics.curve("bbox/AP")
     iterations = metrics.iterations()
     if len(evaluated) and evaluated[-1] < iterations - 1:
         logger.warning(
-            "the AP of '%s' is of iteration %d, but its training went on to %d",
+            "the AP of '%s' is from iteration %d, but its training went on to %d",
             name,
             evaluated[-1],
             iterations - 1,
@@ -178,14 +179,10 @@ def summarize(name: str, metrics: RunMetrics) -> RunSummary:
     )
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
 def format_table(summaries: Sequence[RunSummary]) -> str:
-    """A Markdown table with one row per run, aligned for reading in a terminal as well."""
+    """An aligned Markdown table with one row per run."""
     rows = [["method", "iterations", "minutes", "box AP", "box AP50", "mask AP"]]
     for s in summaries:
-        precision = [_percent(value) for value in (s.box_ap, s.box_ap50, s.mask_ap)]
+        precision = [figure_cell(value, 1) for value in (s.box_ap, s.box_ap50, s.mask_ap)]
         rows.append([s.name, str(s.iterations), f"{s.minutes:.1f}", *precision])
     return markdown_table(rows)

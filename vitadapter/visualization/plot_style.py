@@ -1,17 +1,18 @@
-"""How the figures of this package look."""
+"""The common style of the figures of this package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib as mpl
+from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 __all__ = ["COLORS", "TEXT_COLOR", "figure_file"]
 
 _DPI = 100
 TEXT_COLOR = "#333333"
-# Okabe and Ito's colours, which the colour-blind tell apart; the light yellow is left out.
+# The colours of Okabe and Ito, which colour-blind people can distinguish, without light yellow.
 COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _STYLE = {
     "axes.axisbelow": True,
@@ -41,13 +42,13 @@ _STYLE = {
 def figure_file(
     output: str | Path, width: int, height: int, title: str | None = None
 ) -> Iterator[Figure]:
-    """An empty figure in this style, which is written where the `with` statement ends.
+    """An empty figure in this style, which is written at the end of the `with` statement.
 
     Args:
-        output: the .png file; its folder is made.
+        output: the .png file; its folder is made if necessary.
         width: in pixels.
         height: in pixels.
-        title: a line above all.
+        title: a line above the figure.
 
     Raises:
         ValueError: `output` is not a .png file.
@@ -55,9 +56,9 @@ def figure_file(
     path = Path(output)
     if path.suffix.lower() != ".png":
         raise ValueError(f"the figure must be written to a .png file, got {path}")
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width / _DPI, height / _DPI), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15, wspace=0.04)
+    with style.context(_STYLE):
+        layout = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.15, wspace=0.04)
+        figure = Figure(figsize=(width / _DPI, height / _DPI), layout=layout)
         if title:
             figure.suptitle(title, fontsize=18, fontweight="bold")
         yield figure

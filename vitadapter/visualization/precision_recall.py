@@ -1,4 +1,4 @@
-"""Precision-recall curves of detections."""
+"""Draws precision-recall curves of detections."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,8 @@ def plot_precision_recall(
 
     Args:
         recall_levels: (R,).
-        panels: title to curves, which are name to precision (R,), NaN where there are no objects.
+        panels: for each title, the curves, which have a precision (R,) for each name, NaN if there
+            are no objects.
         output: the .png file to write.
 
     Raises:

@@ -1,36 +1,44 @@
-"""Pictures of semantic segmentation: image, truth and prediction side by side."""
+"""Draws semantic segmentation: image, truth and prediction side by side."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from vitadapter.data.dataset_source import Record
 from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg import LabelReader
 from vitadapter.visualization.gallery import OVERVIEW, choose_images, class_colors, greyed
 
 __all__ = ["draw_sem_seg_gallery"]
 
-Record = Mapping[str, object]
-
 _TILE_SIDE = 320  # pixels of the longer side of an image on the sheet
 _GAP = 6
 _OPACITY = 0.65
-# Saturation and value of the colours.
+# Saturations and values of the colours.
 _SHADES = ((0.9, 1.0), (0.9, 0.6), (0.45, 1.0))
 _LEGEND_ROW = 22
 
 
-def _read_predictions(path: Path) -> dict[str, list[Mapping[str, object]]]:
+class _Segment(TypedDict):
+    """The predicted mask of a class, as Detectron2's evaluator writes it."""
+
+    file_name: str
+    category_id: int
+    segmentation: dict[str, object]
+
+
+def _read_predictions(path: Path) -> dict[str, list[_Segment]]:
     if not path.is_file():
         raise ValueError(
             f"{path}, the predictions that an evaluation writes, does not exist or is a folder"
         )
     try:
-        by_image: dict[str, list[Mapping[str, object]]] = {}
+        by_image: dict[str, list[_Segment]] = {}
         for segment in json.loads(path.read_text()):
             by_image.setdefault(segment["file_name"], []).append(segment)
     except (KeyError, TypeError, ValueError) as error:
@@ -39,7 +47,7 @@ def _read_predictions(path: Path) -> dict[str, list[Mapping[str, object]]]:
 
 
 def _predicted_labels(
-    segments: Sequence[Mapping[str, object]], shape: tuple[int, int], ignore_label: int
+    segments: Sequence[_Segment], shape: tuple[int, int], ignore_label: int
 ) -> np.ndarray:
     labels = np.full(shape, ignore_label, dtype=np.int64)
     for segment in segments:
@@ -54,7 +62,7 @@ def _predicted_labels(
 
 
 def _overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The image in grey `(H, W, 3)` under the colours of its labels; ignored pixels stay grey."""
+    """The image in grey (H, W, 3) with the colours of its labels; ignored pixels stay grey."""
     grey = greyed(image)
     known = (labels >= 0) & (labels < len(palette))
     colors = palette[np.where(known, labels, 0)]
@@ -75,7 +83,7 @@ def _fit(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _legend(names: Sequence[str], palette: np.ndarray, width: int) -> np.ndarray:
-    """Colour and name of each class, in rows of a given width."""
+    """Draws colour and name of each class, in rows of a given width."""
     entries, x, y = [], 0, 0
     for name, color in zip(names, palette.tolist(), strict=True):
         (text_width, _), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
@@ -116,22 +124,22 @@ def draw_sem_seg_gallery(
     num_images: int = 8,
     seed: int = 0,
 ) -> list[Path]:
-    """Draws image, truth and prediction of a random choice of evaluated images.
+    """Draws image, truth and prediction for a random choice of evaluated images.
 
     Args:
         records: data set dicts with "file_name" and "sem_seg_file_name".
-        predictions_file: `sem_seg_predictions.json`, as Detectron2's evaluator writes it.
+        predictions_file: `sem_seg_predictions.json`, which Detectron2's evaluator writes.
         output_dir: folder for one .png per image and `overview.png` with all of them.
-        read_label: from the file of a label map to its labels.
+        read_label: reads the label maps.
         class_names: in the order of the labels.
-        num_images: at most.
-        seed: decides which images; not negative.
+        num_images: maximum number of images.
+        seed: decides which images are drawn; not negative.
 
     Returns:
-        list[Path]: the files written, the sheet last.
+        The files, the sheet last.
 
     Raises:
-        ValueError: no predictions, or none of these images.
+        ValueError: there are no predictions, or none for these images.
     """
     segments = _read_predictions(Path(predictions_file).expanduser())
     evaluated = [i for i, record in enumerate(records) if record["file_name"] in segments]

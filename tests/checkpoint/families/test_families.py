@@ -57,7 +57,7 @@ def test_every_family_under_every_prefix(name: str) -> None:
         assert inner.tensors.keys() == conversion.tensors.keys()
         assert inner.implied == conversion.implied
         dropped = {f"{prefix}{key}": why for key, why in conversion.dropped.items()}
-        assert inner.dropped == dropped | {"logit_scale": "no part of the plain ViT"}
+        assert inner.dropped == dropped | {"logit_scale": "not part of the plain ViT"}
         kept = [key for key in state if key in conversion.tensors]
         assert all(inner.renamed[prefix + key] == key for key in kept)
 

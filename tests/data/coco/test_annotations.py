@@ -17,6 +17,7 @@ from pycocotools import mask as mask_util
 
 from vitadapter.data.coco import load_coco_dataset
 from vitadapter.data.coco.annotations import CocoData, parse_coco, read_coco, with_masks
+from vitadapter.data.coco.records import check_records
 from vitadapter.data.coco.results import coco_api
 from vitadapter.data.dataset_mapper import DatasetMapper
 from vitadapter.evaluation.detection_analysis import evaluate_detections
@@ -119,7 +120,7 @@ FAULTS = {
     "width": (_image(width=0), r"image 1 \('000\.png'\) must have positive whole numbers .* 0"),
     "height": (_image(height="64"), "positive whole numbers as height and width, got '64' and 64"),
     "float": (_image(height=64.5), "got 64.5 and 64"),
-    "too large": (_image(height=10**6, width=10**6), "positive whole numbers"),
+    "too large": (_image(height=10**6, width=10**6), "fewer than 2\\^31 pixels"),
     "file name": (_image(file_name=None), "must have a text as file_name, got None"),
     "flat polygon": (_third(segmentation=[1, 2, 3, 4, 5, 6]), _PLACE + "must have flat lists"),
     "texts in a polygon": (_third(segmentation=[["1"] * 6]), _PLACE + "must have flat lists"),
@@ -169,7 +170,8 @@ def test_names_are_texts_of_their_own(caplog) -> None:
     for category, name in zip(content["categories"], ("a", 7, "a"), strict=True):
         category["name"] = name
     assert parse_coco(content, "a.json").class_names == ["a (1)", "7", "a (3)"]
-    assert "told 2 categories that share their name apart by their id, such as a (1)" in caplog.text
+    assert "added the id to the names of 2 categories that share their name" in caplog.text
+    assert "such as a (1)" in caplog.text
 
 
 def test_the_parent_of_other_categories_is_no_class(tmp_path: Path, caplog) -> None:
@@ -183,10 +185,35 @@ def test_the_parent_of_other_categories_is_no_class(tmp_path: Path, caplog) -> N
     assert data.dataset_ids == {1: 0, 2: 1}
     assert "such as 'animals' (id 0)" in caplog.text
     assert list(coco_api(data).cats) == [1, 2]
-    with pytest.raises(ValueError, match=r"set dataset\.num_classes=2"):
-        load_coco_dataset("x", *write_coco(tmp_path, content), num_classes=3)
-    content["annotations"][0]["category_id"] = 0
-    assert len(parse_coco(content, "a.json").categories) == 3
+    files = write_coco(tmp_path, content)
+    advice = rf"set dataset\.num_classes=2\. If animals .* remove every \"super.* from {files[0]}"
+    with pytest.raises(ValueError, match=advice):
+        load_coco_dataset("x", *files, num_classes=3)
+    annotated = copy.deepcopy(content)
+    annotated["annotations"][0]["category_id"] = 0
+    assert len(parse_coco(annotated, "a.json").categories) == 3
+    for category in content["categories"]:
+        del category["supercategory"]
+    assert len(parse_coco(content, "a.json").categories) == 3  # the advice helps
+
+
+def test_repeated_annotations_stay_and_are_counted(caplog) -> None:
+    """As pycocotools counts them: the AP of a file must not depend on who reads it."""
+    content = make_content()
+    first = content["annotations"][0]
+    repeated = [{**first, "id": 100}, {**first, "id": 101, "area": 1}]
+    different = [{**first, "category_id": 2}, {**first, "segmentation": []}]
+    number = len(content["annotations"])
+    content["annotations"] += different
+    data = parse_coco(content, "a.json")
+    assert "repeat" not in caplog.text
+    content["annotations"] += repeated
+    data = parse_coco(content, "a.json")
+    assert len(_annotations(data)) == number + 4
+    assert "a.json: 2 annotations repeat another one of the same image" in caplog.text
+    caplog.clear()
+    check_records(data.records, "'mine'", None, None)
+    assert "'mine': 2 annotations repeat another one" in caplog.text
 
 
 def test_test_sets_without_annotations_may_have_parents() -> None:
@@ -205,7 +232,7 @@ def test_one_file_under_two_ids_is_told(caplog) -> None:
     assert caplog.text == ""
     content["images"][1]["file_name"] = content["images"][0]["file_name"]
     assert len(parse_coco(content, "a.json").records) == len(content["images"])
-    assert "1 files are those of an image with another id too" in caplog.text
+    assert "1 files belong to several image ids" in caplog.text
     assert "000.png of the images 1 and 2" in caplog.text
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from json_mutations import faulty
 from torch import tensor
 
-from vitadapter.data.coco.annotations import check_records, parse_coco
+from vitadapter.data.coco.annotations import parse_coco
+from vitadapter.data.coco.records import check_records
 from vitadapter.data.coco.results import coco_api
 from vitadapter.evaluation.coco import coco_evaluator
 

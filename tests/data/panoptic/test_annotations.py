@@ -63,8 +63,8 @@ def test_names_and_files_that_are_there_twice_are_told(tmp_path: Path, caplog) -
     files = write_panoptic(tmp_path, MAPS, content)
     assert len(read_panoptic_records(*files)) == 2
     assert read_panoptic_json(files.json_file)[1].names == ("cat (1)", "cat (7)", "sky", "grass")
-    assert "told 2 categories that share their name apart" in caplog.text
-    assert "2 files are those of an image with another id too" in caplog.text
+    assert "added the id to the names of 2 categories that share their name" in caplog.text
+    assert "2 files belong to several image ids" in caplog.text
 
 
 def test_images_may_have_any_suffix(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_wrong_arguments(files: PanopticFiles, change: dict[str, object], messag
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("coco_2017_val_panoptik", r"not a known data set \(near names: .*coco_2017_val"),
+        ("coco_2017_val_panoptik", r"not a known data set \(similar names: .*coco_2017_val"),
         ("coco_2017_val", "is not a panoptic data set"),
         ("coco_2017_val_panoptic", r"part of the data set .* does not exist.*DETECTRON2_DATASETS"),
     ],

@@ -76,7 +76,7 @@ def test_colours_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ignored", [0, 3])
 def test_contradictions(ignored: int) -> None:
-    with pytest.raises(ValueError, match=f"ignore_label must be none of .* got {ignored}"):
+    with pytest.raises(ValueError, match=f"ignore_label must not be one of .* got {ignored}"):
         LabelReader(3, ignore_label=ignored, reduce_zero_label=True)
     with pytest.raises(ValueError, match=r"num_classes must be positive, got 0"):
         LabelReader(0)

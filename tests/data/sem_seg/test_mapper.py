@@ -88,7 +88,7 @@ def test_test_images_have_no_labels(record: dict[str, object]) -> None:
     ("labels", "fault"),
     [
         (np.full((24, 32), 7, np.uint8), r"got 7 in .*a\.png"),
-        (some_labels(size=(24, 31)), r"label map .*a\.png has .* \(24, 31\), its image \(24, 32\)"),
+        (some_labels(size=(24, 31)), r"label map .*a\.png must have .* \(24, 32\), got \(24, 31\)"),
     ],
     ids=["class", "size"],
 )
@@ -110,7 +110,7 @@ def test_unusable_label_maps_are_skipped_and_named(
 def test_broken_records_are_named(record: dict[str, object], key: str, value: object) -> None:
     record[key] = value
     with pytest.raises(
-        ValueError, match=r"1 training images .*among them " + re.escape(str(record["file_name"]))
+        ValueError, match=r"1 training images .*including " + re.escape(str(record["file_name"]))
     ):
         make_mapper(True, [], max_skipped=1)(record)
 

@@ -1,4 +1,4 @@
-"""All families of checkpoints, and which one a file belongs to."""
+"""All families of checkpoints, and how the family of a file is found."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +13,12 @@ from vitadapter.checkpoint.families.own import OWN
 from vitadapter.checkpoint.families.plain_vit import DINOV2, MAE, TIMM_VIT
 from vitadapter.checkpoint.families.uni_perceiver import UNI_PERCEIVER
 from vitadapter.checkpoint.families.vitdet import EVA02_DET, VITDET
-from vitadapter.checkpoint.family import Conversion, Converter, Family
+from vitadapter.checkpoint.family import Conversion, Converter, Family, entries_below
 from vitadapter.checkpoint.official.layouts import OFFICIAL_FAMILIES
 
 __all__ = ["FAMILIES", "find_family", "recognise"]
 
-# The first that recognises a file has it: what is more special comes first.
+# The first that recognises a file is used, so the most specific ones come first.
 FAMILIES: tuple[Family, ...] = (
     EVA02_DET,
     VITDET,
@@ -35,23 +35,23 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-# Parts of models whose names stand before those of the plain ViT inside.
+# Parts of models whose names precede those of the plain ViT inside them.
 _WRAPPERS = {
     *("backbone", "encoder", "model", "module", "vit", "trunk", "student", "teacher"),
     *("visual", "visual_encoder", "vision_model", "vision_tower", "image_encoder", "img_backbone"),
 }
 _MOST_WRAPPERS = 4
-_OUTSIDE = "no part of the plain ViT"
+_OUTSIDE = "not part of the plain ViT"
 
 
-def _known() -> str:
+def _list_families() -> str:
     return "; ".join(f"{family.name} ({family.description})" for family in FAMILIES)
 
 
 def _prefixes(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """What may stand before the names of a plain ViT, what is more likely first.
+    """What may precede the names of a plain ViT, the most likely prefix first.
 
-    Of a self-distilled model the teacher is taken, as for a file that has it apart.
+    The teacher of a self-distilled model is preferred to its student.
     """
     prefixes = {""}
     for name in state_dict:
@@ -63,15 +63,11 @@ def _prefixes(state_dict: Mapping[str, Tensor]) -> list[str]:
     return sorted(prefixes, key=lambda prefix: ("student" in prefix, prefix.count("."), prefix))
 
 
-def _inner(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n[len(prefix) :]: t for n, t in state_dict.items() if n.startswith(prefix)}
-
-
-def _under(prefix: str, convert: Converter) -> Converter:
-    """The converter, for files that have the family under a prefix."""
+def _convert_below(prefix: str, convert: Converter) -> Converter:
+    """A converter for files in which a prefix precedes the names of the family."""
 
     def convert_under(state_dict: Mapping[str, Tensor]) -> Conversion:
-        inner = _inner(state_dict, prefix)
+        inner = entries_below(state_dict, prefix)
         conversion = convert(inner)
         renamed = {name: name for name in inner if name in conversion.tensors} | conversion.renamed
         dropped = {prefix + name: why for name, why in conversion.dropped.items()}
@@ -85,44 +81,44 @@ def _under(prefix: str, convert: Converter) -> Converter:
 
 
 def recognise(state_dict: Mapping[str, Tensor], families: Sequence[Family] = FAMILIES) -> Family:
-    """The family of a state dict, from its names.
+    """Recognises the family of a state dict by its names.
 
-    The plain ViT may be part of another model: names may have a prefix of the parts ``_WRAPPERS``,
-    such as ``backbone.`` or ``model.visual.``.
+    The plain ViT may be part of another model: names may have a prefix made of `_WRAPPERS`, such as
+    `backbone.` or `model.visual.`.
 
     Args:
         state_dict: as read from a file.
-        families: those that it may be of. One alone is returned in any case.
+        families: the possible ones. If there is only one, it is returned in any case.
 
     Returns:
-        The family, whose converters take the whole of the state dict.
+        The family, with converters that take the whole state dict.
 
     Raises:
-        ValueError: none; lists those that are known.
+        ValueError: no family recognises it; the message lists all.
     """
     for prefix in _prefixes(state_dict):
-        inner = _inner(state_dict, prefix)
+        inner = entries_below(state_dict, prefix)
         for family in families:
             if family.recognises(inner) and prefix:
-                convert, *others = (_under(prefix, convert) for convert in family.converters)
+                convert, *others = (_convert_below(prefix, c) for c in family.converters)
                 return replace(family, convert=convert, alternatives=others)
             if family.recognises(inner):
                 return family
     if len(families) == 1:
         return families[0]  # its converter says what is missing
     raise ValueError(
-        f"its names are of no known family: it has {len(state_dict)} entries such as "
-        f"{sorted(state_dict)[:3]}. Known: {_known()}"
+        f"its names belong to no known family: it has {len(state_dict)} entries such as "
+        f"{sorted(state_dict)[:3]}. Known: {_list_families()}"
     )
 
 
 def find_family(name: str) -> Family:
-    """The family called ``name``.
+    """The family called `name`.
 
     Raises:
-        ValueError: there is none; lists those that are known.
+        ValueError: there is none; the message lists all.
     """
     for family in FAMILIES:
         if family.name == name:
             return family
-    raise ValueError(f"there is no family {name!r}. Known: {_known()}")
+    raise ValueError(f"there is no family {name!r}. Known: {_list_families()}")

@@ -1,4 +1,4 @@
-"""AugReg (arXiv 2106.10270) as published: ``.npz`` files in JAX's names."""
+"""AugReg (arXiv 2106.10270) as published: `.npz` files with JAX's names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -63,13 +63,13 @@ _PART = re.compile(r"blocks\.(\d+)\.attn\.(query|key|value)\.(weight|bias)")
 
 
 def convert_augreg(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """AugReg's JAX names to ``ViT`` or ``TimmViT``.
+    """Converts AugReg's JAX names to those of `ViT` or `TimmViT`.
 
     Args:
-        state_dict: the arrays of the ``.npz`` file.
+        state_dict: the arrays of the `.npz` file.
 
     Returns:
-        Conversion: to the names of the net. Entries of unknown names are kept as they are.
+        The tensors under the names of the net. Unknown names are kept.
 
     Raises:
         ValueError: the patch embedding, or part of a block, is missing.
@@ -101,12 +101,13 @@ def _join_projections(conversion: Conversion, block: str, kind: str) -> None:
     flat = [part.flatten(1).T if kind == "kernel" else part.flatten() for part in parts]
     joint = f"blocks.{block}.attn.qkv.{_KINDS[kind]}"
     conversion.tensors[joint] = torch.cat(flat)
-    moved = {old: joint for old, new in conversion.renamed.items() if new in names.values()}
-    conversion.renamed.update(moved)
+    for old, new in conversion.renamed.items():
+        if new in names.values():
+            conversion.renamed[old] = joint
 
 
 def _is_augreg(state_dict: Mapping[str, Tensor]) -> bool:
     return any(name.removeprefix("opt/target/") == "embedding/kernel" for name in state_dict)
 
 
-AUGREG = Family("augreg", "AugReg .npz files in JAX's names", _is_augreg, convert_augreg)
+AUGREG = Family("augreg", "AugReg .npz files with JAX's names", _is_augreg, convert_augreg)

@@ -1,4 +1,4 @@
-"""Pre-trained BEiT and BEiTv2 (github.com/microsoft/unilm), to our ``BEiT`` net."""
+"""Pre-trained BEiT and BEiTv2 (github.com/microsoft/unilm), for our `BEiT`."""
 
 import re
 from collections.abc import Mapping
@@ -25,16 +25,16 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _DROPPED = {
     r".*relative_position_index$": BIAS_INDEX,
     f"{re.escape(_SHARED_TABLE)}$": "copied to every block",
-    r"(lm_head|cls_pt_\w+)\.": HEAD,  # the latter of BEiTv2
+    r"(lm_head|cls_pt_\w+)\.": HEAD,  # cls_pt is BEiTv2's
     **HEADS,
 }
 
 
 def convert_beit(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """Pre-trained BEiT or BEiTv2 to the names of our net.
+    """Converts a pre-trained BEiT or BEiTv2 to the names of our net.
 
-    A table that all blocks share, as in files that were only pre-trained, is copied to each block.
-    ``cls_token`` stays, although nets with window attention have none.
+    Files that were not fine-tuned have one table for all blocks, which is copied to each block.
+    `cls_token` is kept, although nets with window attention have none.
 
     Raises:
         ValueError: the entries are not those of a BEiT.
@@ -44,7 +44,7 @@ def convert_beit(state_dict: Mapping[str, Tensor]) -> Conversion:
     check_names("a pre-trained BEiT", needed, state_dict)
     conversion = convert_names(state_dict, drop=_DROPPED)
     if shared is not None:
-        # A copy each: they are trained apart.
+        # Separate copies, because each block trains its own.
         blocks = sorted({int(m[1]) for m in map(_BLOCK.match, conversion.tensors) if m})
         conversion.tensors |= {_TABLE.format(block): shared.clone() for block in blocks}
     return conversion

@@ -1,4 +1,4 @@
-"""DINOv3 (arXiv 2508.10104) in the names of its three publishers, to those of timm."""
+"""DINOv3 (arXiv 2508.10104) from any of its three publishers, for `TimmViT`."""
 
 from collections.abc import Mapping
 
@@ -46,16 +46,16 @@ _RENAMED = (
 _NEEDED = ("cls_token", "reg_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
 _REGISTERS = ("storage_tokens", "reg_token", "embeddings.register_tokens")
 _JOINED = "joined into attn.qkv"
-_SPLIT = "split into those of query and value, which are left out where all are 0"
+_SPLIT = "split into those of query and value, which are left out if all are 0"
 _ZERO = "a bias that is 0"
 
 
 def convert_dinov3(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """DINOv3 to ``TimmViT``.
+    """Converts DINOv3 to the names of `TimmViT`.
 
-    Reads the original release (``blocks.0.ls1.gamma``), transformers (``layer.0.attention.q_proj``)
-    and timm (``blocks.0.gamma_1``). Biases of query and value are left out where all are zero, as
-    in most published models: timm's ``vit_*_dinov3`` have none, and those of ``vit_*_dinov3_qkvb``
+    Reads the original release (`blocks.0.ls1.gamma`), transformers (`layer.0.attention.q_proj`)
+    and timm (`blocks.0.gamma_1`). Biases of query and value are left out if all are zero, as in
+    most published models: timm's `vit_*_dinov3` have none, and those of `vit_*_dinov3_qkvb`
     are zero to begin with.
 
     Raises:
@@ -74,7 +74,7 @@ def convert_dinov3(state_dict: Mapping[str, Tensor]) -> Conversion:
     for name in [name for name in tensors if name.endswith(".attn.qkv.bias")]:
         split |= _split_bias(name, conversion.take(name, _SPLIT), state_dict.get(f"{name}_mask"))
     named = [name for name in tensors if name.endswith((".attn.q_bias", ".attn.v_bias"))]
-    if any(bias.any() for bias in (*split.values(), *map(tensors.get, named))):
+    if any(bias.any() for bias in (*split.values(), *(tensors[name] for name in named))):
         tensors |= split
     else:
         for name in named:
@@ -83,7 +83,7 @@ def convert_dinov3(state_dict: Mapping[str, Tensor]) -> Conversion:
 
 
 def _join_projections(conversion: Conversion, block: str) -> None:
-    """Separate projections of query, key and value as one."""
+    """Joins separate projections of query, key and value."""
     parts = [f"{block}{part}_proj.weight" for part in "qkv"]
     missing = [name for name in parts if name not in conversion.tensors]
     if missing:
@@ -113,7 +113,7 @@ def _check_key(name: str, bias: Tensor) -> None:
 
 
 def _is_dinov3(state_dict: Mapping[str, Tensor]) -> bool:
-    """Registers and no table of positions, which DINOv2 has."""
+    """Whether there are registers but, unlike in DINOv2, no table of positions."""
     return any(name in state_dict for name in _REGISTERS) and not any(
         name.endswith(("pos_embed", "position_embeddings")) for name in state_dict
     )

@@ -1,4 +1,4 @@
-"""EVA-02 (arXiv 2303.11331) in its own names or timm's, to those of timm."""
+"""EVA-02 (arXiv 2303.11331) with its own names or timm's, for `TimmViT`."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ _MLP = re.compile(r"blocks\.0\.mlp\.(w12|w3|ffn_ln|fc1_g)\.")
 
 
 def convert_eva02(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """EVA-02 to ``TimmViT``.
+    """Converts EVA-02 to the names of `TimmViT`.
 
     Reads the files of the authors (masked image modelling, classifiers, and the image tower of
     EVA-02 CLIP without its prefix) and timm's.

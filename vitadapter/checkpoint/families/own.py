@@ -1,4 +1,4 @@
-"""What this project has saved itself."""
+"""Checkpoints that this project has saved."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _NET = re.compile(r"(?:^|(?P<path>.+?)\.)net\.")
 
 
 def _backbone_path(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Where a model of ours has its backbone, which is what has the net; None without a net."""
+    """Path of the backbone, which is what has the net, in a model of ours; None without a net."""
     found = next(filter(None, map(_NET.match, state_dict)), None)
     return None if found is None else found["path"] or ""
 

@@ -1,4 +1,4 @@
-"""Plain ViTs in timm's names: DeiT, AugReg (``.pth``), MAE, DINOv2 and what else timm has."""
+"""Plain ViTs with timm's names: DeiT, AugReg (`.pth`), MAE, DINOv2 and others."""
 
 from collections.abc import Mapping
 
@@ -23,18 +23,18 @@ _LAYER_SCALE = r"^(blocks\.\d+)\.(?:ls|gamma_?)([12])(?:\.gamma)?$"
 
 
 def convert_timm_vit(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """DeiT, AugReg, MAE and others in timm's names, to ``ViT`` or ``TimmViT``.
+    """Converts DeiT, AugReg, MAE and others from timm's names to those of `ViT` or `TimmViT`.
 
     Raises:
         ValueError: the entries are not those of a plain ViT.
     """
     check_names("a plain ViT", _NEEDED, state_dict)
-    drop = HEADS | {"decoder_": HEAD}  # the latter of MAE
+    drop = HEADS | {"decoder_": HEAD}  # decoder_ is MAE's
     return convert_names(state_dict, drop=drop, implied=implied_layer_scale(state_dict))
 
 
 def convert_dinov2(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """DINOv2, in its own, timm's or DeiT III's names, to ``ViT``.
+    """Converts DINOv2 from its own, timm's or DeiT III's names to those of `ViT`.
 
     The layer scale vectors get the official ViT-Adapter's names.
 
@@ -46,9 +46,9 @@ def convert_dinov2(state_dict: Mapping[str, Tensor]) -> Conversion:
 
 
 def convert_dinov2_to_timm(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """DINOv2, in its own, timm's, DeiT III's or our ``ViT``'s names, to ``TimmViT``.
+    """Converts DINOv2 from its own, timm's, DeiT III's or our names to those of `TimmViT`.
 
-    timm's models with registers have no position of the class token: it is in the token itself.
+    In timm's models with registers, the position of the class token is part of the token itself.
 
     Raises:
         ValueError: the entries are not those of a plain ViT.
@@ -72,7 +72,7 @@ def _is_dinov2(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def _is_mae(state_dict: Mapping[str, Tensor]) -> bool:
-    """An encoder alone is known by its fixed positions, which are 0 for the class token."""
+    """An encoder alone is recognised by its fixed positions, which are 0 for the class token."""
     if not _is_plain_vit(state_dict):
         return False
     if any(name.startswith("decoder_") for name in state_dict):

@@ -1,4 +1,4 @@
-"""Pre-trained Uni-Perceiver (github.com/fundamentalvision/Uni-Perceiver), to our net."""
+"""Pre-trained Uni-Perceiver (github.com/fundamentalvision/Uni-Perceiver), for our net."""
 
 from collections.abc import Mapping
 
@@ -22,14 +22,14 @@ _NEEDED = ("visual_embed.patch_embed.proj.weight", "blocks.0.self_attn.in_proj.w
 
 
 def convert_uni_perceiver(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """Pre-trained Uni-Perceiver to the names of our net.
+    """Converts a pre-trained Uni-Perceiver to the names of our net.
 
     Args:
-        state_dict: entries of the original file (``uni-perceiver-*-pretrained.pth``, without its
-            outer ``model``), of the file converted for the official ViT-Adapter, or of our net.
+        state_dict: entries of the original file (`uni-perceiver-*-pretrained.pth`, without its
+            outer `model`), of the file converted for the official ViT-Adapter, or of our net.
 
     Returns:
-        Conversion: the image encoder alone.
+        The image encoder alone.
 
     Raises:
         ValueError: the entries are not those of a Uni-Perceiver.
@@ -40,7 +40,7 @@ def convert_uni_perceiver(state_dict: Mapping[str, Tensor]) -> Conversion:
     # Encoders of other modalities, type embedding and final norms.
     for name in list(conversion.tensors):
         if not name.startswith(("blocks.", "visual_embed.")):
-            conversion.take(name, "not of the image encoder")
+            conversion.take(name, "not part of the image encoder")
     return conversion
 
 

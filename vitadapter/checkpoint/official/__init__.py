@@ -1,1 +1,1 @@
-"""The official ViT-Adapter release: its backbones, and whole models with their necks and heads."""
+"""Checkpoints of the official ViT-Adapter release: backbones, and whole models."""

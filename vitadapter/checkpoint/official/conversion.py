@@ -1,7 +1,7 @@
-"""Checkpoints of the official ViT-Adapter release (mmcv state dicts), and back.
+"""Converts checkpoints of the official ViT-Adapter release (mmcv state dicts), and back.
 
-The official backbones are subclasses of their net (a plain ViT, BEiT or Uni-Perceiver), ours wrap
-it. Necks and heads differ in their names: ``layouts.py`` has these.
+The official backbones are subclasses of their net (a plain ViT, BEiT or Uni-Perceiver); ours wrap
+it. Necks and heads differ in their names, which are in `layouts.py`.
 """
 
 import re
@@ -18,6 +18,8 @@ from vitadapter.checkpoint.family import (
     Conversion,
     Family,
     convert_by,
+    entries_below,
+    first_few,
     implied_layer_scale,
 )
 
@@ -35,7 +37,7 @@ _INDEX = re.compile(r"\{([a-z])(?:\+(\d+))?\}")
 
 
 class _Pattern:
-    """A prefix such as ``"backbone.fpn_lateral{i+2}."``."""
+    """A prefix such as `"backbone.fpn_lateral{i+2}."`."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -50,7 +52,7 @@ class _Pattern:
         )
 
     def match(self, name: str) -> tuple[dict[str, int], str] | None:
-        """The indices and what follows the prefix; None where it does not begin the name."""
+        """The indices and what follows the prefix; None if the name does not begin with it."""
         found = self._regex.match(name)
         if found is None:
             return None
@@ -61,12 +63,19 @@ class _Pattern:
         return _INDEX.sub(lambda m: str(indices[m[1]] + int(m[2] or 0)), self.text)
 
 
+def _rename(name: str, rows: Sequence[tuple[_Pattern, _Pattern]]) -> str | None:
+    for old, new in rows:
+        if found := old.match(name):
+            return new.fill(found[0]) + found[1]
+    return None
+
+
 class NameTable:
-    """Renames by prefix; the first row that fits decides.
+    """Renames by prefix; the first row that matches is used.
 
     Args:
-        rows: (official prefix, our prefix). ``{i}`` stands for a number, ``{i+2}`` for the same
-            number plus 2: ``("neck.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+2}.")``.
+        rows: (official prefix, our prefix). `{i}` stands for a number, `{i+2}` for the same
+            number plus 2: `("neck.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+2}.")`.
             Both sides of a row have the same letters. Where one prefix begins another, the longer
             one comes first.
     """
@@ -75,18 +84,12 @@ class NameTable:
         self._rows = [(_Pattern(official), _Pattern(ours)) for official, ours in rows]
 
     def to_ours(self, name: str) -> str | None:
-        """Our name for an official one; None where no row fits."""
-        for official, ours in self._rows:
-            if found := official.match(name):
-                return ours.fill(found[0]) + found[1]
-        return None
+        """Our name for an official one; None if no row matches."""
+        return _rename(name, self._rows)
 
     def to_official(self, name: str) -> str | None:
-        """The official name for one of ours; None where no row fits."""
-        for official, ours in self._rows:
-            if found := ours.match(name):
-                return official.fill(found[0]) + found[1]
-        return None
+        """The official name for one of ours; None if no row matches."""
+        return _rename(name, [(ours, official) for official, ours in self._rows])
 
 
 _BACKBONE = "backbone."
@@ -94,12 +97,12 @@ _DROPPED = {r".*\.relative_position_index$": BIAS_INDEX}
 
 
 class _Net(NamedTuple):
-    """A net of the official backbones, which are subclasses of it: ours wrap it.
+    """A net of the official backbones.
 
     Attributes:
         name: for messages.
-        needed: entries that only this net has all of.
-        rows: of a :class:`NameTable`, for the names of the backbone that change.
+        needed: entries all of which only this net has.
+        rows: of a `NameTable`, for those names of the backbone that change.
     """
 
     name: str
@@ -137,11 +140,10 @@ class OfficialLayout:
         name: of the family.
         description: one line.
         markers: names that every file of the layout has and that, together, no other layout has.
-        rows: of a :class:`NameTable`. Everything but ``backbone.`` must be in it: names without a
-            row are refused.
-        backbone_path: where our model has the ``ViTAdapter``; ``"backbone"`` where the head reads
-            it without a neck.
-        ignored: why, by regular expression of the names that our model does not need.
+        rows: of a `NameTable`, for all names outside `backbone.`. Names without a row are refused.
+        backbone_path: path of the `ViTAdapter` in our model; "backbone" if the head reads it
+            without a neck.
+        ignored: why names are not needed by our model, by regular expression.
     """
 
     name: str
@@ -162,20 +164,16 @@ class OfficialLayout:
         return Family(self.name, self.description, self.recognises, convert)
 
     def table(self, net: _Net) -> NameTable:
-        """Of all names of a whole model."""
+        """The table for all names of a whole model."""
         ours = f"{self.backbone_path}."
         backbone = ((f"{_BACKBONE}{theirs}", f"{ours}{own}") for theirs, own in net.rows)
         return NameTable([*self.rows, *backbone, (_BACKBONE, ours)])
 
 
-def _backbone_table(net: _Net) -> NameTable:
-    return NameTable([*net.rows, ("", "")])
-
-
 def _find_net(state_dict: Mapping[str, Tensor]) -> _Net:
     """The net of an official backbone."""
     nets = [net for net in _NETS if all(name in state_dict for name in net.needed)]
-    # A bare pre-trained net has nothing of a pyramid.
+    # A bare pre-trained net has no pyramid.
     if len(nets) != 1 or not any(name in state_dict for name in PYRAMID):
         known = "; ".join(f"{net.name}: {', '.join(net.needed)}" for net in _NETS)
         raise ValueError(
@@ -186,42 +184,42 @@ def _find_net(state_dict: Mapping[str, Tensor]) -> _Net:
 
 
 def convert_official_backbone(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """Official backbone to ``ViTAdapter`` or ``ViTBaseline`` over its net.
+    """Converts an official backbone to a `ViTAdapter` or `ViTBaseline` over its net.
 
     Args:
         state_dict: entries of an official adapter or baseline on a plain ViT, BEiT or
-            Uni-Perceiver, without the ``backbone.`` that a whole detector or segmenter puts before
-            them.
+            Uni-Perceiver, without the `backbone.` that precedes them in a whole detector or
+            segmenter.
 
     Returns:
-        Conversion: with the same tensors, in the same order; only BEiT's
-        ``relative_position_index`` buffers are left out.
+        The same tensors, in the same order; only BEiT's `relative_position_index` buffers are left
+        out.
 
     Raises:
         ValueError: the entries are not those of an official backbone.
     """
-    table = _backbone_table(_find_net(state_dict))
-    conversion = convert_by(table.to_ours, state_dict, drop=_DROPPED)
+    table = NameTable(_find_net(state_dict).rows)
+    conversion = convert_by(lambda name: table.to_ours(name) or name, state_dict, drop=_DROPPED)
     return replace(conversion, backbone_path="", implied=implied_layer_scale(state_dict))
 
 
 def export_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`convert_official_backbone`.
+    """The inverse of `convert_official_backbone`.
 
     Args:
-        state_dict: of ``ViTAdapter`` or ``ViTBaseline`` over one of the official nets.
+        state_dict: of `ViTAdapter` or `ViTBaseline` over one of the official nets.
 
     Returns:
         A new dict with the same tensors, in the same order; without BEiT's
-        ``relative_position_index``.
+        `relative_position_index`.
 
     Raises:
         ValueError: the entries are not those of such a backbone.
     """
     for net in _NETS:
-        table = _backbone_table(net)
+        table = NameTable(net.rows)
         if all(table.to_ours(name) in state_dict for name in net.needed):
-            return {table.to_official(name): tensor for name, tensor in state_dict.items()}
+            return {table.to_official(n) or n: tensor for n, tensor in state_dict.items()}
     raise ValueError(
         "a backbone over a ViT, BEiT or UniPerceiver is needed, "
         f"got {len(state_dict)} entries such as {sorted(state_dict)[:3]}"
@@ -229,30 +227,25 @@ def export_official_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> Conversion:
-    """A whole official model to ours.
+    """Converts the names of a whole official model to ours.
 
     Args:
         state_dict: in the official names.
         layout: of its neck and head.
 
     Returns:
-        Conversion: to the names of the whole model, with the same tensors.
+        The same tensors, under the names of the whole model.
 
     Raises:
-        ValueError: a name that the layout does not know, or a backbone that is not official.
+        ValueError: the layout does not know a name, or the backbone is not official.
     """
-    backbone = {
-        name.removeprefix(_BACKBONE): tensor
-        for name, tensor in state_dict.items()
-        if name.startswith(_BACKBONE)
-    }
+    backbone = entries_below(state_dict, _BACKBONE)
     table = layout.table(_find_net(backbone))
     conversion = convert_by(table.to_ours, state_dict, drop=_DROPPED | dict(layout.ignored))
     unknown = conversion.unexpected
     if unknown:
         raise ValueError(
-            f"{layout.description} has no {', '.join(unknown[:3])}"
-            f"{f' and {len(unknown) - 3} others' if len(unknown) > 3 else ''}"
+            f"{layout.description} has no {first_few(unknown)} ({len(unknown)} unknown names)"
         )
     return replace(
         conversion,
@@ -262,7 +255,7 @@ def convert_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -
 
 
 def export_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) -> dict[str, Tensor]:
-    """Our whole model to the official names: the inverse of :func:`convert_official`.
+    """Converts the names of our whole model to the official ones: inverts `convert_official`.
 
     Args:
         state_dict: of our model.
@@ -272,7 +265,7 @@ def export_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) ->
         A new dict with the same tensors.
 
     Raises:
-        ValueError: a name that the layout does not know.
+        ValueError: the layout does not know a name.
     """
     prefix, table = f"{layout.backbone_path}.", NameTable(layout.rows)
     official: dict[str, Tensor] = {}
@@ -290,7 +283,7 @@ def export_official(state_dict: Mapping[str, Tensor], layout: OfficialLayout) ->
 
 
 def _is_backbone(state_dict: Mapping[str, Tensor]) -> bool:
-    """A pre-trained ViT has nothing of a pyramid; the official adapters and baselines have."""
+    """A pre-trained ViT has no pyramid; the official adapters and baselines have one."""
     return any(name in state_dict for name in PYRAMID) and any(
         net.needed[0] in state_dict for net in _NETS
     )

@@ -1,10 +1,9 @@
 """Necks and heads of the official ViT-Adapter release: tables of names, one layout per model.
 
-To add one, write its :class:`OfficialLayout` with the rows that it shares with others and its own,
-and append it to ``LAYOUTS``; the first that recognises a file has it. Norms stand before the
-convolutions that hold them: our names of the one begin with the other's.
-``tests/checkpoint/official/test_layouts.py`` then wants the key lists of ``reference/keys`` that
-belong to it, and checks that nothing is lost on the way here and back.
+To add one, write its `OfficialLayout` with its own rows and those that it shares with others, and
+append it to `LAYOUTS`. The first layout that recognises a file is used.
+`tests/checkpoint/official/test_layouts.py` then needs the key lists in `reference/keys` that
+belong to it, and checks that nothing is lost in either direction.
 """
 
 from vitadapter.checkpoint.family import Family
@@ -12,12 +11,18 @@ from vitadapter.checkpoint.official.conversion import BACKBONE, OfficialLayout
 
 __all__ = ["LAYOUTS", "OFFICIAL_FAMILIES"]
 
-# The norms of convolutions that have them; with them the convolutions have no bias.
+
+def _conv(official: str, ours: str, norm: str = "bn") -> tuple[tuple[str, str], ...]:
+    """Rows of convolutions, which may have a norm (and then no bias).
+
+    The norm comes first, because our name of it begins with that of the convolution.
+    """
+    return ((f"{official}{norm}.", f"{ours}norm."), (f"{official}conv.", ours))
+
+
 FPN = (
-    ("neck.lateral_convs.{i}.bn.", "backbone.fpn_lateral{i+2}.norm."),
-    ("neck.fpn_convs.{i}.bn.", "backbone.fpn_output{i+2}.norm."),
-    ("neck.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+2}."),
-    ("neck.fpn_convs.{i}.conv.", "backbone.fpn_output{i+2}."),
+    *_conv("neck.lateral_convs.{i}.", "backbone.fpn_lateral{i+2}."),
+    *_conv("neck.fpn_convs.{i}.", "backbone.fpn_output{i+2}."),
 )
 CHANNEL_MAPPER = (("neck.convs.{i}.conv.", "backbone.convs.{i}."),)
 RPN = (
@@ -39,21 +44,18 @@ MASK_RCNN = OfficialLayout(
         *FPN,
         *CHANNEL_MAPPER,
         *RPN,
-        ("roi_head.bbox_head.shared_convs.{i}.bn.", "roi_heads.box_head.conv{i+1}.norm."),
-        ("roi_head.bbox_head.shared_convs.{i}.conv.", "roi_heads.box_head.conv{i+1}."),
+        *_conv("roi_head.bbox_head.shared_convs.{i}.", "roi_heads.box_head.conv{i+1}."),
         ("roi_head.bbox_head.shared_fcs.{i}.", "roi_heads.box_head.fc{i+1}."),
         ("roi_head.bbox_head.fc_cls.", "roi_heads.box_predictor.cls_score."),
         ("roi_head.bbox_head.fc_reg.", "roi_heads.box_predictor.bbox_pred."),
-        ("roi_head.mask_head.convs.{i}.bn.", "roi_heads.mask_head.mask_fcn{i+1}.norm."),
-        ("roi_head.mask_head.convs.{i}.conv.", "roi_heads.mask_head.mask_fcn{i+1}."),
+        *_conv("roi_head.mask_head.convs.{i}.", "roi_heads.mask_head.mask_fcn{i+1}."),
         ("roi_head.mask_head.upsample.", "roi_heads.mask_head.deconv."),
         ("roi_head.mask_head.conv_logits.", "roi_heads.mask_head.predictor."),
     ),
 )
 
 CASCADE_HEADS = (
-    ("roi_head.bbox_head.{s}.shared_convs.{i}.bn.", "roi_heads.box_head.{s}.conv{i+1}.norm."),
-    ("roi_head.bbox_head.{s}.shared_convs.{i}.conv.", "roi_heads.box_head.{s}.conv{i+1}."),
+    *_conv("roi_head.bbox_head.{s}.shared_convs.{i}.", "roi_heads.box_head.{s}.conv{i+1}."),
     ("roi_head.bbox_head.{s}.shared_fcs.{i}.", "roi_heads.box_head.{s}.fc{i+1}."),
     ("roi_head.bbox_head.{s}.fc_cls.", "roi_heads.box_predictor.{s}.cls_score."),
     ("roi_head.bbox_head.{s}.fc_reg.", "roi_heads.box_predictor.{s}.bbox_pred."),
@@ -61,7 +63,7 @@ CASCADE_HEADS = (
     ("roi_head.mask_head.{s}.upsample.", "roi_heads.mask_head.{s}.deconv."),
     ("roi_head.mask_head.{s}.conv_logits.", "roi_heads.mask_head.{s}.predictor."),
 )
-"""Of three box and mask heads."""
+"""Rows of the three box and mask heads of a cascade."""
 
 CASCADE_MASK_RCNN = OfficialLayout(
     name="official_cascade_mask_rcnn",
@@ -85,19 +87,17 @@ HTC_HEADS = (
     ("roi_head.semantic_head.conv_embedding.conv.", "roi_heads.semantic_head.conv_embedding."),
     ("roi_head.semantic_head.conv_logits.", "roi_heads.semantic_head.conv_logits."),
 )
-"""As :data:`CASCADE_HEADS`, with the semantic branch and the flow between mask heads."""
+"""`CASCADE_HEADS` with the semantic branch and the flow between mask heads."""
 
 EXTRA_ATTENTION_FPN = (
     ("neck.0.norm{i}.", "backbone.bottom_up.norm{i}."),
     ("neck.0.attn.", "backbone.bottom_up.attn."),
     ("neck.0.ffn.", "backbone.bottom_up.ffn."),
     ("neck.0.final_norm.", "backbone.bottom_up.final_norm."),
-    ("neck.1.lateral_convs.{i}.gn.", "backbone.fpn_lateral{i+2}.norm."),
-    ("neck.1.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+2}."),
-    ("neck.1.fpn_convs.{i}.gn.", "backbone.fpn_output{i+2}.norm."),
-    ("neck.1.fpn_convs.{i}.conv.", "backbone.fpn_output{i+2}."),
+    *_conv("neck.1.lateral_convs.{i}.", "backbone.fpn_lateral{i+2}.", "gn"),
+    *_conv("neck.1.fpn_convs.{i}.", "backbone.fpn_output{i+2}.", "gn"),
 )
-"""The neck of HTC++: ``FPN`` over ``ExtraAttention``, over a backbone with a path of its own."""
+"""The neck of HTC++: `FPN` over `ExtraAttention`, over the backbone."""
 
 HTC = OfficialLayout(
     name="official_htc",
@@ -108,7 +108,7 @@ HTC = OfficialLayout(
     backbone_path="backbone.bottom_up.bottom_up",
 )
 
-# FPN from stride 8 on, whose further levels are convolutions like the others.
+# An FPN that starts at stride 8. Its last two levels are convolutions like the others.
 _FPN_P3_P7 = (
     ("neck.lateral_convs.{i}.conv.", "backbone.fpn_lateral{i+3}."),
     ("neck.fpn_convs.3.conv.", "backbone.top_block.p6."),
@@ -116,10 +116,8 @@ _FPN_P3_P7 = (
     ("neck.fpn_convs.{i}.conv.", "backbone.fpn_output{i+3}."),
 )
 _TOWERS = (
-    ("bbox_head.cls_convs.{i}.gn.", "head.cls_subnet.{i}.norm."),
-    ("bbox_head.cls_convs.{i}.conv.", "head.cls_subnet.{i}."),
-    ("bbox_head.reg_convs.{i}.gn.", "head.bbox_subnet.{i}.norm."),
-    ("bbox_head.reg_convs.{i}.conv.", "head.bbox_subnet.{i}."),
+    *_conv("bbox_head.cls_convs.{i}.", "head.cls_subnet.{i}.", "gn"),
+    *_conv("bbox_head.reg_convs.{i}.", "head.bbox_subnet.{i}.", "gn"),
     ("bbox_head.scales.{i}.scale", "head.scales.{i}"),
 )
 
@@ -169,22 +167,16 @@ SPARSE_RCNN = OfficialLayout(
 )
 
 UPER_HEAD = (
-    ("decode_head.psp_modules.{i}.1.bn.", "sem_seg_head.head.ppm.projections.{i}.norm."),
-    ("decode_head.psp_modules.{i}.1.conv.", "sem_seg_head.head.ppm.projections.{i}."),
-    ("decode_head.bottleneck.bn.", "sem_seg_head.head.ppm.bottleneck.norm."),
-    ("decode_head.bottleneck.conv.", "sem_seg_head.head.ppm.bottleneck."),
-    ("decode_head.lateral_convs.{i}.bn.", "sem_seg_head.head.lateral_convs.{i}.norm."),
-    ("decode_head.lateral_convs.{i}.conv.", "sem_seg_head.head.lateral_convs.{i}."),
-    ("decode_head.fpn_convs.{i}.bn.", "sem_seg_head.head.fpn_convs.{i}.norm."),
-    ("decode_head.fpn_convs.{i}.conv.", "sem_seg_head.head.fpn_convs.{i}."),
-    ("decode_head.fpn_bottleneck.bn.", "sem_seg_head.head.fpn_bottleneck.norm."),
-    ("decode_head.fpn_bottleneck.conv.", "sem_seg_head.head.fpn_bottleneck."),
+    *_conv("decode_head.psp_modules.{i}.1.", "sem_seg_head.head.ppm.projections.{i}."),
+    *_conv("decode_head.bottleneck.", "sem_seg_head.head.ppm.bottleneck."),
+    *_conv("decode_head.lateral_convs.{i}.", "sem_seg_head.head.lateral_convs.{i}."),
+    *_conv("decode_head.fpn_convs.{i}.", "sem_seg_head.head.fpn_convs.{i}."),
+    *_conv("decode_head.fpn_bottleneck.", "sem_seg_head.head.fpn_bottleneck."),
     ("decode_head.conv_seg.", "sem_seg_head.head.predictor."),
 )
 
 AUXILIARY_FCN_HEAD = (
-    ("auxiliary_head.convs.{i}.bn.", "sem_seg_head.auxiliary_head.convs.{i}.norm."),
-    ("auxiliary_head.convs.{i}.conv.", "sem_seg_head.auxiliary_head.convs.{i}."),
+    *_conv("auxiliary_head.convs.{i}.", "sem_seg_head.auxiliary_head.convs.{i}."),
     ("auxiliary_head.conv_seg.", "sem_seg_head.auxiliary_head.predictor."),
 )
 
@@ -197,8 +189,7 @@ UPERNET = OfficialLayout(
 )
 
 SEMANTIC_FPN_HEAD = (
-    ("decode_head.scale_heads.{i}.{j}.bn.", "sem_seg_head.p{i+2}.{j}.norm."),
-    ("decode_head.scale_heads.{i}.{j}.conv.", "sem_seg_head.p{i+2}.{j}."),
+    *_conv("decode_head.scale_heads.{i}.{j}.", "sem_seg_head.p{i+2}.{j}."),
     ("decode_head.conv_seg.", "sem_seg_head.predictor."),
 )
 
@@ -214,12 +205,11 @@ def mask2former_head(official: str, ours: str) -> tuple[tuple[str, str], ...]:
     """Rows of a Mask2Former head.
 
     Args:
-        official: prefix of the head in the official names, "decode_head." for one.
+        official: prefix of the head in the official names, such as "decode_head.".
         ours: prefix of our head.
     """
     rows = (
-        ("pixel_decoder.input_convs.{i}.gn.", "pixel_decoder.input_proj.{i}.norm."),
-        ("pixel_decoder.input_convs.{i}.conv.", "pixel_decoder.input_proj.{i}."),
+        *_conv("pixel_decoder.input_convs.{i}.", "pixel_decoder.input_proj.{i}.", "gn"),
         ("pixel_decoder.level_encoding.", "pixel_decoder.level_embed."),
         ("pixel_decoder.encoder.layers.{i}.attentions.0.", "pixel_decoder.encoder.{i}.self_attn."),
         ("pixel_decoder.encoder.layers.{i}.norms.{j}.", "pixel_decoder.encoder.{i}.norm{j+1}."),
@@ -228,10 +218,8 @@ def mask2former_head(official: str, ours: str) -> tuple[tuple[str, str], ...]:
             "pixel_decoder.encoder.{i}.linear1.",
         ),
         ("pixel_decoder.encoder.layers.{i}.ffns.0.layers.1.", "pixel_decoder.encoder.{i}.linear2."),
-        ("pixel_decoder.lateral_convs.{i}.gn.", "pixel_decoder.lateral_convs.{i}.norm."),
-        ("pixel_decoder.lateral_convs.{i}.conv.", "pixel_decoder.lateral_convs.{i}."),
-        ("pixel_decoder.output_convs.{i}.gn.", "pixel_decoder.output_convs.{i}.norm."),
-        ("pixel_decoder.output_convs.{i}.conv.", "pixel_decoder.output_convs.{i}."),
+        *_conv("pixel_decoder.lateral_convs.{i}.", "pixel_decoder.lateral_convs.{i}.", "gn"),
+        *_conv("pixel_decoder.output_convs.{i}.", "pixel_decoder.output_convs.{i}.", "gn"),
         ("pixel_decoder.mask_feature.", "pixel_decoder.mask_features."),
         ("transformer_decoder.layers.{i}.attentions.0.attn.", "predictor.layers.{i}.cross_attn."),
         ("transformer_decoder.layers.{i}.attentions.1.attn.", "predictor.layers.{i}.self_attn."),

@@ -1,4 +1,4 @@
-"""Data sets in COCO's instances format: files checked field by field, and loaded for training."""
+"""Data sets in COCO's instances format."""
 
 from vitadapter.data.coco.annotations import CocoData, read_coco
 from vitadapter.data.coco.dataset import (

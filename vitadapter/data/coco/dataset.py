@@ -1,4 +1,4 @@
-"""COCO-format data sets as a config names them: found, checked and loaded at the start."""
+"""Finds, checks and loads COCO-format data sets that a config names."""
 
 import logging
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from detectron2.data.datasets import register_coco_instances
 
 from vitadapter.data.coco.annotations import (
     CocoData,
-    check_records,
     coco_classes,
     read_coco,
     with_masks,
 )
 from vitadapter.data.coco.json_entries import Findings, read_json
+from vitadapter.data.coco.records import check_records
 from vitadapter.data.dataset_source import (
     DatasetSource,
     Record,
@@ -39,7 +39,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _FILES = ("json_file", "image_root")
-# What functions that load data raise on what they do not expect.
+# What functions that load data raise if they meet something unexpected.
 _FORMAT_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
@@ -54,16 +54,16 @@ def register_coco(
     *,
     role: str = "train",
 ) -> str:
-    """Name under which Detectron2's catalogs hold the data set; may be called again at no cost.
+    """Registers a data set, unless it is registered, and returns its name in Detectron2's catalogs.
 
     Args:
-        name: a registered data set; not used when `json_file` is given.
+        name: a registered data set; not used if `json_file` is given.
         json_file: annotations in COCO's instances format, registered under a name of their own.
         image_root: folder that the file names in `json_file` are relative to.
         role: "train" or "test": which override an error names.
 
     Raises:
-        ValueError: unknown name, missing file or missing folder.
+        ValueError: the name is unknown, or a file or folder is missing.
     """
     source = DatasetSource(role, _FILES)
     if json_file is None and image_root is None:
@@ -81,13 +81,13 @@ def register_coco(
 def coco_metadata(
     name: str, json_file: str | None = None, image_root: str | None = None
 ) -> Metadata:
-    """Metadata of a data set, with class names where they can be known without its images.
+    """Metadata of a data set, with class names if they are known without its images.
 
     Args:
-        name, json_file, image_root: as in :func:`register_coco`; none of them has to exist.
+        name, json_file, image_root: as in `register_coco`; none of them has to exist.
 
     Returns:
-        Metadata: without `thing_classes` when neither the catalog nor a json file has them.
+        Metadata, without `thing_classes` if neither the catalog nor a json file has them.
     """
     if json_file is not None:
         json_file = expanded(json_file)
@@ -100,7 +100,7 @@ def coco_metadata(
     if json_file is None or not Path(json_file).is_file():
         return Metadata(name=name)
     try:
-        classes = coco_classes(read_json(json_file), json_file, Findings())
+        classes, _ = coco_classes(read_json(json_file), json_file, Findings())
         return Metadata(name=name, thing_classes=[category["name"] for category in classes])
     except (OSError, ValueError) as error:
         logger.warning("no class names: %s", error)
@@ -110,16 +110,16 @@ def coco_metadata(
 def read_registered(name: str, *, ground_truth: bool = False) -> CocoData:
     """Reads and checks a data set of Detectron2's catalog.
 
-    The json file of a set that Detectron2 would read itself is read by :func:`read_coco`; other
-    sets are what their function returns.
+    If Detectron2 would read a json file itself, `read_coco` reads it. Other data sets are what
+    their function returns.
 
     Args:
         name: of the data set.
-        ground_truth: whether to read what predictions are compared with: Detectron2's convention
-            is the "json_file" of the metadata, if there is one.
+        ground_truth: whether to read what predictions are compared with, which by Detectron2's
+            convention is the "json_file" of the metadata, if there is one.
 
     Raises:
-        ValueError: the data set contradicts itself, or its metadata; names file and annotation.
+        ValueError: the data set contradicts itself or its metadata; names file and annotation.
     """
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
@@ -143,7 +143,7 @@ def read_registered(name: str, *, ground_truth: bool = False) -> CocoData:
 
 
 def _set_classes(metadata: Metadata, data: CocoData) -> None:
-    """Names of the classes and their numbers, as Detectron2's loader would set them."""
+    """Sets names and numbers of the classes, as Detectron2's loader would."""
     names = [str(class_name) for class_name in metadata.get("thing_classes", data.class_names)]
     numbers = metadata.get("thing_dataset_id_to_contiguous_id", data.dataset_ids)
     if names != data.class_names or numbers != data.dataset_ids:
@@ -159,7 +159,7 @@ def _set_classes(metadata: Metadata, data: CocoData) -> None:
 
 
 def _check_annotated(data: CocoData, role: str) -> None:
-    """Only a test file made without annotations (COCO test-dev) may have none."""
+    """Refuses data without annotations, unless it is a test file made without them (test-dev)."""
     if any(record.get("annotations") for record in data.records):
         return
     if role == "test" and not data.has_annotations:
@@ -190,16 +190,16 @@ def _load(name: str, masks: bool, role: str) -> CocoData:
 def add_semantic_maps(
     records: Sequence[Record], sem_seg_root: str, *, role: str = "train"
 ) -> list[Record]:
-    """Data set dicts with "sem_seg_file_name", Detectron2's key for the map of an image.
+    """Adds "sem_seg_file_name" to data set dicts, Detectron2's key for the map of an image.
 
     Args:
         records: Detectron2's standard data set dicts.
-        sem_seg_root: folder with a png of the name of each image: one label per pixel, 255 where
-            there is none. COCO-Stuff's `stuffthingmaps/train2017` is one.
+        sem_seg_root: folder with a png named like each image, which has a label per pixel, or 255
+            for none. COCO-Stuff's `stuffthingmaps/train2017` is such a folder.
         role: "train" or "test": which override an error names.
 
     Returns:
-        list[dict]: new dicts.
+        New dicts.
 
     Raises:
         ValueError: the folder or a map does not exist.
@@ -235,21 +235,21 @@ def load_coco_dataset(
 ) -> list[Record]:
     """Loads and checks a COCO-format data set, registered by name or given by its files.
 
-    Annotations whose box has no area in the image, and with `masks` those without a mask that can
-    be used, are dropped; each kind is counted in one warning. See `annotations`.
+    Annotations whose box has no area in the image are dropped, and with `masks` also those without
+    a mask that can be used. Each kind is counted in one warning. See `annotations`.
 
     Args:
-        name: a registered data set; not used when `json_file` is given.
+        name: a registered data set; not used if `json_file` is given.
         json_file: annotations in COCO's instances format.
         image_root: folder that the file names in `json_file` are relative to.
         num_classes: number of classes that the model predicts.
         masks: whether instance masks are needed.
         filter_empty: whether to leave out images without usable annotations (as for training).
-        sem_seg_root: folder of semantic maps, for :func:`add_semantic_maps`; None for none.
+        sem_seg_root: folder of semantic maps, for `add_semantic_maps`, or None.
         role: "train" or "test": which override an error names.
 
     Returns:
-        list[dict]: Detectron2's standard data set dicts; those of a json file as `CocoData` says.
+        Detectron2's standard data set dicts; see `CocoData` for those of a json file.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change.
@@ -259,7 +259,14 @@ def load_coco_dataset(
     found = len(data.categories)
     if MetadataCatalog.get(registered).get("thing_classes") is None:
         found = max(found, num_classes)  # the last classes may not occur
-    check_num_classes(f"the annotations of '{registered}' have", found, num_classes)
+    advice = ""
+    if data.parents:
+        advice = (
+            f". If {first_few(data.parents)} (no annotation, and the supercategory of others) "
+            'should be a class, as in another file, remove every "supercategory" from '
+            f"{data.source} instead"
+        )
+    check_num_classes(f"the annotations of '{registered}' have", found, num_classes, advice)
     records = data.records
     if filter_empty:
         records = filter_images_with_only_crowd_annotations(records)
@@ -270,7 +277,7 @@ def load_coco_dataset(
             )
     if sem_seg_root is not None:
         records = add_semantic_maps(records, sem_seg_root, role=role)
-    # Only now: what training is left with must hold an image that can be read.
+    # Only now, because one of the images that are left for training must be readable.
     source = DatasetSource(role, _FILES)
     source.check_files(records, registered, file_name="image_root")
     source.check_images(records, registered)

@@ -1,6 +1,6 @@
 """What COCO's json formats have in common: lists of entries with ids, images, and flags.
 
-Each function refuses what cannot be right by a `ValueError` that names the file and the entry.
+Each function refuses what cannot be right with a `ValueError` that names the file and the entry.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import Logger
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar, cast
 
 from detectron2.utils.file_io import PathManager
 
@@ -18,6 +18,7 @@ __all__ = [
     "Findings",
     "by_id",
     "check_image",
+    "checked_at",
     "file_name_of",
     "find_id",
     "flag",
@@ -27,15 +28,15 @@ __all__ = [
     "name_of",
     "note_shared_files",
     "read_json",
-    "told",
 ]
 
 Entry = Mapping[str, object]
+Id = int | str
 T = TypeVar("T")
 
-# Of an image, so that pycocotools' 32 bits can count them.
+# The limit of an image, so that pycocotools can count them with 32 bits.
 _MAX_PIXELS = 2**31
-_SHARED = "{} files are those of an image with another id too, which has annotations of its own"
+_SHARED = "{} files belong to several image ids, each of which has its own annotations"
 _KINDS = {
     type(None): "null",
     bool: "a boolean",
@@ -52,17 +53,18 @@ def _kind(value: object) -> str:
 
 
 class Findings:
-    """What a reader mends or leaves out: each kind is counted, and told in one warning."""
+    """What a reader mends or leaves out: each kind is counted and logged in one warning."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
     def add(self, kind: str, example: str) -> None:
-        """
+        """Counts a finding.
+
         Args:
-            kind: what was done, with "{}" where the number belongs.
-            example: the place; that of the first of a kind is told.
+            kind: what was done, with "{}" for the number.
+            example: where; the warning has the first example of a kind.
         """
         self._counts[kind] += 1
         self._examples.setdefault(kind, example)
@@ -73,16 +75,16 @@ class Findings:
             logger.warning("%s: %s, such as %s", source, kind.format(count), self._examples[kind])
 
 
-def told(where: str, function: Callable[..., T], *arguments: object) -> T:
-    """What a function returns; a `ValueError` of it begins with the place."""
+def checked_at(where: str, function: Callable[..., T], *arguments: object) -> T:
+    """Calls a function; `where` precedes the message of a `ValueError` that it raises."""
     try:
         return function(*arguments)
     except ValueError as error:
         raise ValueError(f"{where} {error}") from error
 
 
-def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of json; of two values under one key Python would keep the last alone."""
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A json object. If a key has two values, Python alone would keep only the last one."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
         (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
@@ -91,27 +93,27 @@ def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_json(json_file: str | Path) -> object:
-    """What a file holds, with or without a byte order mark.
+    """Reads a json file, with or without a byte order mark.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: not json, or a key that an object has twice; names the file.
+        ValueError: it is not json, or an object has a key twice; names the file.
     """
     with PathManager.open(str(json_file), "rb") as file:
         content = file.read()
     try:
-        # Of bytes: finds the encoding by itself.
-        return json.loads(content, object_pairs_hook=_unrepeated)
+        # From bytes, json detects the encoding by itself.
+        return json.loads(content, object_pairs_hook=_unique_keys)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{json_file} is not json ({error})") from error
-    except ValueError as error:  # of an object or a number in it
+    except ValueError as error:  # raised for an object or a number in it
         raise ValueError(f"{json_file}: {error}") from error
 
 
 def listed(
     content: object, key: str, source: str, *, may_be_empty: bool = False
 ) -> Sequence[Entry]:
-    """The entries under a key of a file, which must be a list of objects."""
+    """The entries under a key of a file. They must be a list of objects."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{source} holds {_kind(content)} instead of an object")
     if key not in content:
@@ -127,14 +129,14 @@ def listed(
     return entries
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     if isinstance(value, float):
         return value.is_integer()
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_id(value: object) -> bool:
-    """Whether it can be the id of an image or a category: a whole number or a text."""
+def is_id(value: object) -> TypeGuard[Id]:
+    """Whether it can be the id of an image or a category: a whole number (or 1.0) or a text."""
     if isinstance(value, str):
         return value != ""
     return _is_whole(value) and -(2**63) <= value < 2**63
@@ -142,7 +144,7 @@ def is_id(value: object) -> bool:
 
 def by_id(
     entries: Sequence[Entry], key: str, source: str, label: str
-) -> dict[int | str, dict[str, object]]:
+) -> dict[Id, dict[str, object]]:
     """Copies of entries in the order of their ids.
 
     Args:
@@ -152,9 +154,9 @@ def by_id(
         label: the field by which messages name an entry.
 
     Raises:
-        ValueError: an id is missing, no number or text, or belongs to two entries.
+        ValueError: an id is missing, neither a number nor a text, or belongs to two entries.
     """
-    numbers: dict[int | str, int] = {}
+    numbers: dict[Id, int] = {}
     for number, entry in enumerate(entries):
         id_ = entry.get("id")
         if not is_id(id_):
@@ -175,7 +177,7 @@ def by_id(
     return {id_: {**entries[whole[id_]], "id": id_} for id_ in sorted(whole)}
 
 
-def _in_other_type(id_: int | float | str) -> int | str | None:
+def _in_other_type(id_: Id) -> Id | None:
     if not isinstance(id_, str):
         return str(int(id_))
     try:
@@ -184,21 +186,21 @@ def _in_other_type(id_: int | float | str) -> int | str | None:
         return None
 
 
-def find_id(entry: Entry, field: str, known: Collection[int | str], key: str) -> bool:
-    """Whether an entry names one of those that the file lists.
+def find_id(entry: Entry, field: str, known: Collection[Id], key: str) -> Id | None:
+    """The id that an entry refers to; None if the file does not list it.
 
     Args:
-        entry: of which `field` is read.
+        entry: whose `field` is read.
         field: such as "image_id".
         known: ids of the file.
         key: under which the file lists them, for messages.
 
     Raises:
-        ValueError: no id, or one of another type than the file's.
+        ValueError: it is not an id, or has a different type from the file's ids.
     """
     value = entry.get(field)
     if type(value) in (int, str, float) and value in known:
-        return True
+        return int(value) if isinstance(value, float) else cast(Id, value)
     if not is_id(value):
         raise ValueError(f"must have the id of one of the {key} as {field}, got {value!r:.80}")
     other = _in_other_type(value)
@@ -207,29 +209,21 @@ def find_id(entry: Entry, field: str, known: Collection[int | str], key: str) ->
             f"has {_kind(value)} as {field}, {value!r}, but the {key} have {_kind(other)}, "
             f"{other!r}: ids must be of one type"
         )
-    return False
+    return None
 
 
 def flag(entry: Entry, field: str) -> int:
-    """0 or 1; 0 where the field is absent or null.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """A field that is 0 or 1; 0 if it is missing or null."""
     value = entry.get(field)
     if value is None:
         return 0
     if isinstance(value, Real) and value in (0, 1):
-        return int(value)
+        return int(value == 1)
     raise ValueError(f"must have 0 or 1 as {field}, got {value!r:.80}")
 
 
 def name_of(entry: Entry, field: str) -> str:
-    """A text; numbers count as one.
-
-    Raises:
-        ValueError: none, or an empty one.
-    """
+    """A field that is a text, which is not empty; a number counts as one."""
     value = entry.get(field)
     if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
         return str(value)
@@ -237,10 +231,7 @@ def name_of(entry: Entry, field: str) -> str:
 
 
 def file_name_of(entry: Entry) -> str:
-    """
-    Raises:
-        ValueError: none, or no text.
-    """
+    """The "file_name" of an entry, a text that is not empty."""
     name = entry.get("file_name")
     if isinstance(name, str) and name:
         return name
@@ -248,27 +239,29 @@ def file_name_of(entry: Entry) -> str:
 
 
 def check_image(image: Entry) -> tuple[int, int]:
-    """The (height, width) that an image is said to have.
+    """The (height, width) that the file states for an image.
 
     Raises:
-        ValueError: not two positive whole numbers, or of more than 2^31 pixels.
+        ValueError: they are not two positive whole numbers, or the image has 2^31 pixels or more.
     """
-    size = image.get("height"), image.get("width")
-    if not all(map(_is_whole, size)) or min(size) < 1 or size[0] * size[1] >= _MAX_PIXELS:
+    height, width = image.get("height"), image.get("width")
+    if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1:
         raise ValueError(
-            f"must have positive whole numbers as height and width, got {size[0]!r:.40} and "
-            f"{size[1]!r:.40}"
+            f"must have positive whole numbers as height and width, got {height!r:.40} and "
+            f"{width!r:.40}"
         )
-    return int(size[0]), int(size[1])
+    if height * width >= _MAX_PIXELS:
+        raise ValueError(f"must have fewer than 2^31 pixels, got {height} x {width}")
+    return int(height), int(width)
 
 
 def note_shared_files(entries: Iterable[Entry], field: str, findings: Findings) -> None:
-    """Tells of files that several entries name: each of them has but a part of what is there.
+    """Notes files that several entries name, each of which has only a part of the annotations.
 
     Args:
         entries: with the file under `field`.
         field: such as "file_name".
-        findings: get what is told.
+        findings: to which they are added.
     """
     first: dict[object, object] = {}
     for entry in entries:
@@ -278,19 +271,19 @@ def note_shared_files(entries: Iterable[Entry], field: str, findings: Findings) 
 
 
 def image_path(folder: str | Path, file_name: str) -> str:
-    """Where the file that an entry names lies.
+    """The path of the file that an entry names.
 
     Args:
         folder: of the images.
         file_name: relative to the folder, or absolute.
 
     Raises:
-        ValueError: outside of the folder.
+        ValueError: it is outside the folder.
     """
     path = os.path.join(folder, file_name)  # noqa: PTH118 (Path would break URLs)
     if not Path(file_name).is_absolute() and ".." not in file_name:
         return path
-    # Links may lead anywhere: names count, and where they differ what they really are.
+    # Links may lead anywhere, so names count first. If these differ, the resolved paths count.
     for resolve in (os.path.abspath, os.path.realpath):
         if "://" not in path and Path(resolve(path)).is_relative_to(resolve(folder)):
             return path

@@ -1,48 +1,56 @@
-"""Boxes and masks of annotations: checked before pycocotools' C code, which trusts them, sees them.
+"""Checks boxes and masks of annotations before they reach pycocotools' C code, which trusts them.
 
-It never returns from, or ends the process on, a polygon that is not finite or lies 1e8 pixels away,
-and reads and writes beyond its memory where runs do not add up to the image.
+A polygon that is not finite or lies 1e8 pixels away makes it hang or end the process. If the runs
+of a mask do not add up to the image, it reads and writes beyond its memory.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from operator import mul
+from typing import TypeGuard
 
 import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from vitadapter.data.coco.json_entries import Entry, flag
+from vitadapter.data.dataset_source import Annotation
 
-__all__ = ["all_numbers", "checked_object", "usable_mask"]
+__all__ = ["all_numbers", "checked_object", "is_number", "usable_mask"]
 
-# In longer sides of the image: crops of large images leave objects that reach far beyond them.
+# As a multiple of the image's longer side: after crops of large images, objects reach far beyond
+# the image.
 _FARTHEST_SIDES = 10
-# In pixels: pycocotools walks along an edge in steps of a fifth of a pixel, here in 0.2 seconds.
+# In pixels. pycocotools follows an edge in steps of a fifth of a pixel, here in 0.2 seconds.
 _FARTHEST = 1_000_000
-# Of an RLE string, 5 bits each: runs of at most 2^31 pixels, and a sign, need no more.
+# For a number in an RLE string, with 5 bits each: enough for runs of 2^31 pixels and a sign.
 _MAX_CHARACTERS = 7
 
-# pycocotools counts no larger object.
+# pycocotools does not count larger objects.
 _MAX_AREA = 1e10
 
 _NO_BOX = "dropped {} annotations whose box has no area in the image"
-_NO_AREA = "took the area of the box for {} annotations whose area is no number from 0 to 1e10"
-_SHORT = "dropped {} polygons of fewer than three points, or of half a point"
+_NO_AREA = "took the area of the box for {} annotations whose area is not a number from 0 to 1e10"
+_SHORT = "dropped {} polygons with fewer than three points, or an odd number of coordinates"
 _FAR = (
     f"dropped {{}} polygons that are not finite, or farther away than {_FARTHEST_SIDES} times the "
     "longer side of the image"
 )
 _EMPTY = "dropped {} masks without a pixel"
-_UNFINISHED = "completed {} RLE masks by the background that their counts leave out at the end"
+_UNFINISHED = "completed {} RLE masks with the background that is missing at their end"
 
 
-def all_numbers(values: Sequence[object]) -> bool:
-    """Whether all are real numbers, NaN and infinity among them; `True` is none."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, including NaN and infinity but not `True`."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def all_numbers(values: Sequence[object]) -> TypeGuard[Sequence[float]]:
+    """Whether `is_number` holds for all."""
     if set(map(type, values)) <= {int, float}:  # quick, for what json holds
         return True
-    return all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
+    return all(map(is_number, values))
 
 
 def _farthest(size: tuple[int, int]) -> float:
@@ -53,18 +61,18 @@ def _farthest(size: tuple[int, int]) -> float:
 def usable_mask(
     segmentation: object, size: tuple[int, int], note: Callable[[str], None]
 ) -> list[Sequence[float]] | dict[str, object] | None:
-    """A mask as Detectron2 and pycocotools take it; None where there is none that can be used.
+    """A mask as Detectron2 and pycocotools take it; None if there is none that can be used.
 
     Args:
-        segmentation: list of polygons, RLE (compressed or not), or none of them.
+        segmentation: list of polygons, RLE (compressed or not), or None.
         size: (height, width) of the image.
-        note: is told what was mended or dropped, as a text with "{}" for the number.
+        note: called with what was mended or dropped, a text with "{}" for the number.
 
     Returns:
-        Polygons of three points and more, all of them near the image, or compressed RLE.
+        Polygons with at least three points that are near the image, or compressed RLE.
 
     Raises:
-        ValueError: neither polygons nor RLE, or an RLE that is not one of this image.
+        ValueError: it is neither polygons nor RLE, or an RLE that does not fit the image.
     """
     if not isinstance(segmentation, Mapping | list | tuple | None):
         raise ValueError(
@@ -81,7 +89,7 @@ def _usable_polygons(
     polygons: Sequence[object], size: tuple[int, int], note: Callable[[str], None]
 ) -> list[Sequence[float]] | None:
     limit = _farthest(size)
-    kept = []
+    kept: list[Sequence[float]] = []
     area = extent = 0.0
     for polygon in polygons:
         p = polygon.ravel().tolist() if isinstance(polygon, np.ndarray) else polygon
@@ -95,7 +103,7 @@ def _usable_polygons(
         x, y = p[0::2], p[1::2]
         left, right, top, bottom = min(x), max(x), min(y), max(y)
         far = not all(-limit <= end <= limit for end in (left, right, top, bottom))
-        # NaN compares with nothing, and hides between other numbers but not in their sum.
+        # Comparisons and extremes can miss a NaN among other numbers, but their sum is NaN too.
         if far or math.isnan(sum(p)):
             note(_FAR)
             continue
@@ -104,7 +112,7 @@ def _usable_polygons(
             doubled = sum(map(mul, x, y[1:])) - sum(map(mul, y, x[1:]))
             area += abs(doubled + x[-1] * y[0] - y[-1] * x[0])
             extent += right - left + bottom - top
-    # What is thicker than a pixel and inside the image has one; of the others pycocotools knows.
+    # A polygon inside the image that is thicker than a pixel has pixels. Others are rasterised.
     if kept and area <= 2 * extent and not mask_util.area(mask_util.frPyObjects(kept, *size)).any():
         note(_EMPTY)
         return None
@@ -150,7 +158,7 @@ def _listed_runs(counts: Sequence[object]) -> np.ndarray:
 
 
 def _packed_runs(counts: object) -> np.ndarray:
-    """The runs that pycocotools would read from a string: differences in groups of 5 bits."""
+    """The runs that pycocotools reads from a string of their differences in 5-bit groups."""
     rule = (
         f"must have a string of pycocotools, or a list, as the counts of an RLE, got {counts!r:.80}"
     )
@@ -171,7 +179,7 @@ def _packed_runs(counts: object) -> np.ndarray:
     places = np.arange(len(groups)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((groups & 31) << 5 * places, starts)
     runs -= np.where(groups[ends] & 16, 1 << 5 * lengths, 0)  # two's complement
-    # From the fourth run on each is the difference to the one before the last.
+    # From the fourth run on, each number is the difference to the run before the last.
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs
@@ -179,24 +187,23 @@ def _packed_runs(counts: object) -> np.ndarray:
 
 def checked_object(
     annotation: Entry, size: tuple[int, int], note: Callable[[str], None]
-) -> dict[str, object] | None:
+) -> Annotation | None:
     """The fields of an annotation that do not depend on others.
 
-    A missing `area` becomes that of the box, a missing `iscrowd` 0; a mask that cannot be used is
-    left out.
+    If `area` is missing, it becomes that of the box; if `iscrowd` is missing, it becomes 0. A mask
+    that cannot be used is left out.
 
     Args:
         annotation: with its "bbox" in XYWH_ABS.
         size: (height, width) of the image.
-        note: is told what was mended or dropped, as a text with "{}" for the number.
+        note: called with what was mended or dropped, a text with "{}" for the number.
 
     Returns:
-        dict: "bbox", "bbox_mode", "category_id" (None), "iscrowd", "area" and, if there is one,
-        "segmentation" as Detectron2 and pycocotools take it; None where no model could find the
-        object, for want of a box in the image.
+        All fields but "category_id", with "segmentation" if there is a mask; None if
+        the box has no area in the image, so that no model could find the object.
 
     Raises:
-        ValueError: a field is of another type, or out of its range.
+        ValueError: a field has the wrong type, or is out of range.
     """
     box = annotation.get("bbox")
     if not isinstance(box, list | tuple) or len(box) != 4 or not all_numbers(box):
@@ -212,14 +219,13 @@ def checked_object(
         note(_NO_BOX)
         return None
     area = annotation.get("area")
-    if area is None or not all_numbers([area]) or not 0 <= area <= _MAX_AREA:
+    if not is_number(area) or not 0 <= area <= _MAX_AREA:
         if area is not None:
             note(_NO_AREA)
         area = w * h
-    checked = {
+    checked: Annotation = {
         "bbox": box,
         "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": None,
         "iscrowd": crowd,
         "area": area,
     }

@@ -1,53 +1,63 @@
-"""Annotations, and predictions of `coco_instances_results.json`, as pycocotools takes them."""
+"""Annotations, and predictions in COCO's results format, as pycocotools takes them."""
 
 import contextlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, cast
 
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from vitadapter.data.coco.annotations import CocoData, read_coco, with_masks
-from vitadapter.data.coco.json_entries import Findings, is_id, read_json, told
+from vitadapter.data.coco.json_entries import Findings, Id, checked_at, is_id, read_json
 from vitadapter.data.coco.objects import usable_mask
 
 __all__ = ["EvaluatedImages", "Instance", "coco_api", "load_annotations", "load_results"]
 
-Instance = Mapping[str, object]
-"""An annotation or a prediction in COCO's format."""
-
 logger = logging.getLogger(__name__)
 
-# Of scores and, in pixels, of boxes: what lies farther away cannot be drawn.
+# The limit of scores and, in pixels, of boxes. Anything farther away cannot be drawn.
 _LARGEST = 1e6
 _RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 
 
+class Instance(TypedDict, total=False):
+    """An annotation or a prediction in COCO's format."""
+
+    image_id: Id
+    category_id: Id
+    bbox: Sequence[float]
+    segmentation: list[Sequence[float]] | dict[str, object]
+    score: float
+    iscrowd: int
+
+
 def coco_api(data: CocoData, *, masks: bool = False) -> COCO:
-    """The annotations, under ids of their own: those of the file may be 0, or occur twice.
+    """The annotations under new ids, because those of the file may be 0, or occur twice.
 
     Args:
-        data: with an id of its own for each image.
-        masks: whether to leave out what has no mask, as training of masks does.
+        data: with a different id for each image.
+        masks: whether to leave out annotations without a mask, as training of masks does.
 
     Raises:
-        ValueError: an image without an id, or two with the same; masks, but there are none.
+        ValueError: an image has no id, two have the same, or no annotation has a mask.
     """
     data = with_masks(data) if masks else data
-    images = [{**record, "id": record.get("image_id")} for record in data.records]
-    repeated = Counter(image["id"] for image in images)
-    for image in images:
-        image.pop("annotations", None)
-        if image["id"] is None or repeated[image["id"]] > 1:
+    repeated = Counter(record.get("image_id") for record in data.records)
+    images = []
+    for record in data.records:
+        id_ = record.get("image_id")
+        if id_ is None or repeated[id_] > 1:
             raise ValueError(
                 f"{data.source} must have an image_id for each image to evaluate, but "
-                f"{image['file_name']} has none of its own, {image['id']!r}"
+                f"{record['file_name']} has none of its own, {id_!r}"
             )
-    objects = [(r["image_id"], a) for r in data.records for a in r.get("annotations", ())]
+        images.append({**{k: v for k, v in record.items() if k != "annotations"}, "id": id_})
+    objects = [(r["image_id"], a) for r in data.records for a in r.get("annotations", [])]
     api = COCO()
     api.dataset = {
         "images": images,
@@ -69,13 +79,13 @@ def coco_api(data: CocoData, *, masks: bool = False) -> COCO:
 
 @dataclass(frozen=True)
 class EvaluatedImages:
-    """Images of a data set with what is annotated and what is predicted on them."""
+    """Images of a data set with their annotations and predictions."""
 
     data: CocoData
     api: COCO
-    predictions: Mapping[int, list[Instance]]
+    predictions: Mapping[Id, list[Instance]]
 
-    def annotated_ids(self) -> list[int]:
+    def annotated_ids(self) -> list[Id]:
         """The ids of the images that have annotations, in ascending order."""
         return sorted(i for i in self.api.imgs if self.api.imgToAnns.get(i))
 
@@ -85,7 +95,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _check_result(result: object, api: COCO, name: str, findings: Findings) -> Instance:
-    """Refuses what can neither be drawn nor compared; `name` tells where the result is from."""
+    """Refuses what can be neither drawn nor compared; `name` says where the result is from."""
     if not isinstance(result, Mapping) or not set(result) >= _RESULT_KEYS:
         found = sorted(result) if isinstance(result, Mapping) else result
         raise ValueError(f"{name} must be an object with {sorted(_RESULT_KEYS)}, got {found!r:.80}")
@@ -97,41 +107,47 @@ def _check_result(result: object, api: COCO, name: str, findings: Findings) -> I
     _check_known(result, "image_id", api.imgs, name)
     _check_known(result, "category_id", api.cats, name)
     if "segmentation" not in result:
-        return result
+        return cast(Instance, result)
     image = api.imgs[result["image_id"]]
     size = image["height"], image["width"]
-    mask = told(
+    mask = checked_at(
         name, usable_mask, result["segmentation"], size, lambda kind: findings.add(kind, name)
     )
-    if isinstance(mask, list):  # pycocotools takes polygons of annotations alone
+    if isinstance(mask, list):  # pycocotools takes polygons only of annotations
         mask = mask_util.merge(mask_util.frPyObjects(mask, *size))
-    # pycocotools has no prediction without a mask: an empty one matches nothing.
-    return {**result, "segmentation": mask or _empty_mask(size)}
+    # pycocotools needs a mask for each prediction. An empty one matches nothing.
+    return cast(Instance, {**result, "segmentation": mask or _empty_mask(size)})
 
 
 def _empty_mask(size: tuple[int, int]) -> dict[str, object]:
     return mask_util.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)
 
 
-def _check_known(entry: Instance, key: str, known: Mapping[int, object], name: str) -> None:
+def _check_known(
+    entry: Mapping[str, object], key: str, known: Mapping[Id, object], name: str
+) -> None:
     if not is_id(entry[key]) or entry[key] not in known:
         raise ValueError(
             f"{name} must have a {key} that the annotation file lists, got {entry[key]!r:.80}"
         )
 
 
+def _existing(path: str | Path, what: str) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"the {what} file must be a json file, but {path} does not exist")
+    return path
+
+
 def load_annotations(json_file: str | Path) -> CocoData:
     """Reads annotations in COCO's instances format or LVIS's.
 
     Raises:
-        ValueError: the file is missing, of another format, or without annotations.
+        ValueError: the file is missing, has the wrong format, or has no annotations.
     """
-    path = Path(json_file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"the annotation file must be a json file, but {path} does not exist")
-    data = read_coco(path)
+    data = read_coco(_existing(json_file, "annotation"))
     if not data.has_annotations:
-        raise ValueError(f"{path} has no annotations")
+        raise ValueError(f"{data.source} has no annotations")
     return data
 
 
@@ -143,22 +159,19 @@ def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedIm
         results_file: list of detections in COCO's results format.
 
     Raises:
-        ValueError: a file is missing or of another format, or the predictions belong to other
-            images or categories than the annotations.
+        ValueError: a file is missing or has the wrong format, or predictions belong to images or
+            categories that the annotations do not have.
     """
     data = load_annotations(json_file)
     api = coco_api(data)
-    path = Path(results_file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"the results file must be a json file, but {path} does not exist")
-    results = read_json(path)
+    results = read_json(_existing(results_file, "results"))
     if not isinstance(results, list):
         raise ValueError(
             f"the results file must hold a list, but {results_file} holds a "
             f"{type(results).__name__}"
         )
     findings = Findings()
-    predictions: dict[int, list[Instance]] = {image: [] for image in api.imgs}
+    predictions: dict[Id, list[Instance]] = {image: [] for image in api.imgs}
     for number, result in enumerate(results):
         checked = _check_result(result, api, f"result {number} of {results_file}", findings)
         predictions[checked["image_id"]].append(checked)

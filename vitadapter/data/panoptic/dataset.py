@@ -1,4 +1,4 @@
-"""Panoptic segmentation data sets as a config names them: found, checked, loaded at the start."""
+"""Finds, checks and loads panoptic segmentation data sets that a config names."""
 
 import logging
 from pathlib import Path
@@ -22,14 +22,14 @@ _FILES = ("json_file", "panoptic_root", "image_root")
 
 
 def _known_files(name: str, source: DatasetSource) -> tuple[tuple[str, ...], str | None]:
-    """Panoptic json, folders of maps and of images; instances json of a registered set."""
+    """The panoptic json, folders of maps and images, and instances json of a registered set."""
     source.check_name(name, DatasetCatalog)
     metadata = MetadataCatalog.get(name)
     files = tuple(metadata.get(key) for key in ("panoptic_json", "panoptic_root", "image_root"))
     if None in files:
         raise ValueError(
             f"dataset.{source.role}.name={name} is not a panoptic data set: its metadata lack "
-            f"panoptic_json, panoptic_root or image_root; {source.own_data} serve any"
+            f"panoptic_json, panoptic_root or image_root. Set {source.own_data} instead"
         )
     source.check_parts(name, files)
     instances_json = metadata.get("json_file")
@@ -43,7 +43,7 @@ def _class_metadata(classes: PanopticClasses) -> dict[str, object]:
     pairs = [(id_, index) for index, id_ in enumerate(classes.dataset_ids)]
     return {
         "thing_classes": list(classes.names[: classes.num_things]),
-        # Of all classes: that is how Detectron2 looks up the names of panoptic segments.
+        # All classes, because Detectron2 looks up the names of panoptic segments here.
         "stuff_classes": list(classes.names),
         "thing_dataset_id_to_contiguous_id": dict(pairs[: classes.num_things]),
         "stuff_dataset_id_to_contiguous_id": dict(pairs[classes.num_things :]),
@@ -86,25 +86,26 @@ def register_panoptic(
     num_things: int,
     role: str = "train",
 ) -> str:
-    """Name under which Detectron2's catalogs hold the data set.
+    """Registers a data set, unless it is registered, and returns its name in Detectron2's catalogs.
 
-    Classes are numbered as `PanopticClasses` says, whatever the registered set does. Metadata are
-    those of Detectron2's standard form, except that `thing_classes` has the things alone, as its
-    evaluator of instances needs it.
+    Classes are numbered as `PanopticClasses` says, whatever the registered set does. The metadata
+    have Detectron2's standard form, except that `thing_classes` has only the things, as its
+    evaluator of instances needs.
 
     Args:
-        name: a registered panoptic data set; only a label when files are given.
+        name: a registered panoptic data set; only a label if files are given.
         json_file: annotations in COCO's panoptic format.
         panoptic_root: folder of the panoptic maps.
         image_root: folder that the images' file names are relative to.
-        instances_json: the things once more, in COCO's instances format, for their AP; None takes
-            that of the registered set, or none.
+        instances_json: the things in COCO's instances format as well, for their AP; None takes
+            that of the registered set, if it has one.
         num_classes: number of classes that the model predicts.
         num_things: how many of them are things.
         role: "train" or "test": which override an error names.
 
     Raises:
-        ValueError: unknown name, missing file or folder, another format or number of classes.
+        ValueError: the name is unknown, a file or folder is missing, or the format or the number
+            of classes is wrong.
     """
     source = DatasetSource(role, _FILES)
     if instances_json is not None:
@@ -122,15 +123,15 @@ def register_panoptic(
 
 
 def panoptic_metadata(name: str, json_file: str | None, num_things: int) -> Metadata:
-    """Metadata with class names as far as they can be known without images.
+    """Metadata with class names, if they are known without images.
 
     Args:
-        name: of a registered data set; only a label when a file is given.
-        json_file: as in :func:`register_panoptic`; need not exist.
-        num_things: as in :func:`register_panoptic`.
+        name: of a registered data set; only a label if a file is given.
+        json_file: as in `register_panoptic`; need not exist.
+        num_things: as in `register_panoptic`.
 
     Returns:
-        Metadata: without class names where neither the file nor the catalog has them.
+        Metadata, without class names if neither the file nor the catalog has them.
     """
     if json_file is not None and Path(json_file).expanduser().is_file():
         _, classes = read_panoptic_json(str(Path(json_file).expanduser()))
@@ -157,10 +158,10 @@ def load_panoptic_dataset(
 
     Args:
         name, json_file, panoptic_root, image_root, num_classes, num_things, role: as in
-            :func:`register_panoptic`.
+            `register_panoptic`.
 
     Returns:
-        list[dict]: as `read_panoptic_records` returns them.
+        What `read_panoptic_records` returns.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change, or the file.

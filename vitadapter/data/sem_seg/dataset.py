@@ -1,4 +1,4 @@
-"""Semantic segmentation data sets as a config names them: found, checked, loaded at the start.
+"""Finds, checks and loads semantic segmentation data sets that a config names.
 
 A data set is one of `layouts.LAYOUTS`, or a folder of images and a folder of label maps.
 """
@@ -27,8 +27,8 @@ __all__ = ["load_sem_seg_dataset", "register_sem_seg", "sem_seg_metadata"]
 logger = logging.getLogger(__name__)
 
 _FOLDERS = ("image_root", "label_root")
-# Label maps that are read at the start: seconds, and enough to see nearly every class that one
-# image in a hundred has.
+# Number of label maps that are read at the start. This takes seconds, and finds nearly every class
+# that occurs in one image of a hundred.
 _NUM_LABELS_READ = 200
 
 
@@ -98,24 +98,24 @@ def register_sem_seg(
     reduce_zero_label: bool = False,
     role: str = "train",
 ) -> str:
-    """Name under which Detectron2's catalogs hold the data set; may be called again at no cost.
+    """Registers a data set, unless it is registered, and returns its name in Detectron2's catalogs.
 
     Args:
-        name: one of `layouts.LAYOUTS`; only a label when folders are given.
+        name: one of `layouts.LAYOUTS`; only a label if folders are given.
         image_root: folder with images, at any depth.
         label_root: folder with a png of the same name for each image; see `LabelReader`.
         num_classes: number of classes that the model predicts.
-        class_names: text file with one class per line, for a data set given by folders alone; None
-            names them by number.
+        class_names: text file with one class per line, only for a data set given by folders; None
+            uses numbers as names.
         ignore_label: see `LabelReader`.
         reduce_zero_label: see `LabelReader`.
         role: "train" or "test": which override an error names.
 
     Raises:
-        ValueError: unknown name, missing folder, or another number of classes.
+        ValueError: the name is unknown, a folder is missing, or the number of classes is wrong.
     """
     source = DatasetSource(role, _FOLDERS)
-    LabelReader(num_classes, ignore_label, reduce_zero_label)  # refuses what contradicts itself
+    LabelReader(num_classes, ignore_label, reduce_zero_label)  # refuses contradictory settings
     if image_root is None and label_root is None:
         if class_names is not None:
             raise ValueError(
@@ -124,9 +124,9 @@ def register_sem_seg(
             )
         layout = _known_layout(name, source, num_classes, reduce_zero_label)
     else:
-        folders = source.own_files(image_root, label_root)
+        image_root, label_root = source.own_files(image_root, label_root)
         names = _class_names(class_names, num_classes)
-        layout = SemSegLayout(*folders, names, reduce_zero_label, image_suffix=None)
+        layout = SemSegLayout(image_root, label_root, names, reduce_zero_label, image_suffix=None)
     settings = (*layout.class_names, reduce_zero_label, ignore_label, role)
     registered = catalog_name(name, (layout.image_root, layout.label_root), *settings)
     if registered not in DatasetCatalog:
@@ -143,10 +143,10 @@ def register_sem_seg(
 
 
 def sem_seg_metadata(name: str, class_names: str | None, num_classes: int) -> Metadata:
-    """Metadata with `stuff_classes` as far as they can be known without images.
+    """Metadata with `stuff_classes`, which are numbers if the names are not known.
 
     Args:
-        name, class_names, num_classes: as in :func:`register_sem_seg`; no file has to exist.
+        name, class_names, num_classes: as in `register_sem_seg`; no file has to exist.
     """
     names: Sequence[str] = [str(label) for label in range(num_classes)]
     if class_names is not None and Path(class_names).expanduser().is_file():
@@ -166,7 +166,7 @@ def _check_labels(
     name: str,
     role: str,
 ) -> None:
-    """Reads label maps, and says which of them are unusable and which classes none of them has."""
+    """Reads label maps and warns of unusable ones, and of classes that occur in none."""
     chosen = spread(records, _NUM_LABELS_READ)
     counts = np.zeros(len(class_names), dtype=np.int64)
     num_ignored, faults = 0, []
@@ -174,7 +174,7 @@ def _check_labels(
         try:
             labels = read_label(str(record["sem_seg_file_name"]))
         except ValueError as error:
-            if role == "test":  # where none is skipped
+            if role == "test":  # no test image is skipped
                 raise
             faults.append(str(error))
             continue
@@ -200,7 +200,7 @@ def _check_labels(
 
 
 def _warn_of_labels(name: str, num_classes: int, ignore_label: int, own_shifted: bool) -> None:
-    """Says what the settings make of label maps where that may surprise."""
+    """Warns of settings that read label maps in a way that may be unexpected."""
     if 0 <= ignore_label < num_classes:
         logger.warning(
             "dataset.ignore_label=%d is a class of '%s' (dataset.num_classes=%d): its pixels are "
@@ -233,10 +233,10 @@ def load_sem_seg_dataset(
 
     Args:
         name, image_root, label_root, num_classes, class_names, ignore_label, reduce_zero_label,
-            role: as in :func:`register_sem_seg`.
+            role: as in `register_sem_seg`.
 
     Returns:
-        list[dict]: "file_name" and "sem_seg_file_name" of each image with a label map.
+        A record with "file_name" and "sem_seg_file_name" for each image with a label map.
 
     Raises:
         ValueError: the data cannot be used; the message names the override to change.

@@ -1,6 +1,6 @@
-"""Label maps of semantic segmentation, as files hold them, to the input of a segmenter."""
+"""Reads label maps of semantic segmentation and maps them to the input of a segmenter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,26 +8,28 @@ import numpy as np
 from detectron2.data import transforms as T
 from numpy.typing import DTypeLike
 
-from vitadapter.data.dataset_mapper import RecordMapper
-from vitadapter.data.image_files import read_numbers, read_record_image
+from vitadapter.data.dataset_mapper import RecordMapper, Sample
+from vitadapter.data.dataset_source import Record, first_few
+from vitadapter.data.image_files import check_map_size, read_numbers, read_record_image
 
 __all__ = ["LabelReader", "SemSegDatasetMapper", "read_class_names"]
 
 
 @dataclass(frozen=True)
 class LabelReader:
-    """Reads a label map; refuses values that are neither a class nor ignored.
+    """Reads a label map, and refuses values that are neither a class nor ignored.
 
-    Labels are the numbers in the file, in 1 to 32 bits; of a palette image they are the
+    Labels are the numbers in the file, which have 1 to 32 bits. For a palette image, they are the
     indices into the palette.
 
     Args:
         num_classes: K; classes are 0 .. K - 1.
-        ignore_label: of pixels that are neither trained nor evaluated, in files and maps alike.
+        ignore_label: label of pixels that are neither trained on nor evaluated, both in files and
+            in what is returned.
         reduce_zero_label: whether files hold 0 for "no class" and class + 1 elsewhere.
 
     Raises:
-        ValueError: no class, or the ignored label would be taken for a class.
+        ValueError: there is no class, or the ignored label would be mistaken for a class.
     """
 
     num_classes: int
@@ -37,30 +39,31 @@ class LabelReader:
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"dataset.num_classes must be positive, got {self.num_classes}")
-        # Without the shift a class of the file may be the ignored one; with it, classes move.
+        # Without the shift, a class of the file may be the ignored one. With it, the classes move.
         if self.reduce_zero_label and 0 <= self.ignore_label <= self.num_classes:
             raise ValueError(
-                "with dataset.reduce_zero_label=True dataset.ignore_label must be none of 0 .. "
+                "with dataset.reduce_zero_label=True dataset.ignore_label must not be one of 0 .. "
                 f"dataset.num_classes={self.num_classes}, got {self.ignore_label}"
             )
 
     def __call__(self, file_name: str, dtype: DTypeLike = np.int64) -> np.ndarray:
-        """
+        """Reads the label map of a file.
+
         Args:
             file_name: of an image with one number per pixel.
-            dtype: of the result; Detectron2's evaluator asks for one.
+            dtype: of the result. Detectron2's evaluator passes it.
 
         Returns:
-            np.ndarray: `(H, W)`, classes and `ignore_label`.
+            (H, W), classes and `ignore_label`.
 
         Raises:
-            ValueError: not an image, a colour image, or a label outside the classes; names the
-                file.
+            ValueError: it is not an image, it is a colour image, or a label is not a class; names
+                the file.
         """
         labels = read_numbers(file_name)
         if labels.ndim != 2 or labels.dtype.kind not in "biu":
             raise ValueError(
-                f"the label map {file_name} must have one whole number per pixel (8 or 16 bit "
+                f"the label map {file_name} must have one whole number per pixel (8- or 16-bit "
                 f"grey, or a palette), got {labels.dtype} of the shape {labels.shape}: convert it "
                 "first (scripts/prepare_*.py)"
             )
@@ -68,24 +71,20 @@ class LabelReader:
         return self._shifted(labels, file_name).astype(dtype)
 
     def of_record(
-        self, record: Mapping[str, object], image: np.ndarray, dtype: DTypeLike = np.int64
+        self, record: Record, image: np.ndarray, dtype: DTypeLike = np.int64
     ) -> np.ndarray:
-        """As for a file, of the "sem_seg_file_name" of a data set dict.
+        """Reads the label map of a data set dict.
 
         Args:
-            record: the data set dict.
+            record: with "sem_seg_file_name".
             image: (H, W, C), the image that the map belongs to.
             dtype: of the result.
 
         Raises:
-            ValueError: also a map of another size.
+            ValueError: as for a file, or the map has the wrong size.
         """
         labels = self(str(record["sem_seg_file_name"]), dtype)
-        if labels.shape != image.shape[:2]:
-            raise ValueError(
-                f"the label map {record['sem_seg_file_name']} has (height, width) {labels.shape}, "
-                f"its image {image.shape[:2]}"
-            )
+        check_map_size(f"the label map {record['sem_seg_file_name']}", labels, image.shape[:2])
         return labels
 
     def _shifted(self, labels: np.ndarray, file_name: str) -> np.ndarray:
@@ -95,23 +94,22 @@ class LabelReader:
             labels = labels - 1
         outside = labels[~ignored & ((labels < 0) | (labels >= self.num_classes))]
         if outside.size:
-            found = (np.unique(outside) + self.reduce_zero_label).tolist()
             first = int(self.reduce_zero_label)
+            found = first_few((np.unique(outside) + first).tolist(), 5)
             raise ValueError(
                 f"labels must be {first} .. {first + self.num_classes - 1} or "
                 f"{self.ignore_label} (ignored){', or 0' if self.reduce_zero_label else ''}, got "
-                f"{', '.join(map(str, found[:5]))}{', ...' if len(found) > 5 else ''} in "
-                f"{file_name}: set dataset.num_classes=..., dataset.ignore_label=... or "
+                f"{found} in {file_name}: set dataset.num_classes=..., dataset.ignore_label=... or "
                 "dataset.reduce_zero_label=..."
             )
         return np.where(ignored, self.ignore_label, labels)
 
 
 def read_class_names(file_name: str) -> Sequence[str]:
-    """Class names from a text file: one per line, in the order of the labels.
+    """Reads class names from a text file: one per line, in the order of the labels.
 
     Raises:
-        ValueError: no such file, an empty line between names, or a name twice.
+        ValueError: there is no such file, a line between names is empty, or a name occurs twice.
     """
     path = Path(file_name).expanduser()
     if not path.is_file():
@@ -135,9 +133,14 @@ def read_class_names(file_name: str) -> Sequence[str]:
 class SemSegDatasetMapper(RecordMapper):
     """Maps a data set dict to the input of a semantic segmenter.
 
-    As for detectors, a training image of which anything fails (unreadable, a label map of another
-    size, a label outside the classes) is named in one warning and skipped; at test time it is an
-    error. Test images pass the augmentations without their label map, which the evaluator reads.
+    Test images are mapped without their label map, which the evaluator reads.
+
+    Args:
+        is_train, augmentations, image_format, max_skipped: as in `RecordMapper`.
+        read_label: reads the label maps.
+
+    Raises:
+        ValueError: `max_skipped` is not positive.
     """
 
     def __init__(
@@ -149,14 +152,6 @@ class SemSegDatasetMapper(RecordMapper):
         read_label: LabelReader,
         max_skipped: int = 100,
     ) -> None:
-        """
-        Args:
-            is_train, augmentations, image_format, max_skipped: as in :class:`RecordMapper`.
-            read_label: from the file of a label map to its labels `(H, W)`.
-
-        Raises:
-            ValueError: `max_skipped` is not positive.
-        """
         super().__init__(
             is_train,
             augmentations=augmentations,
@@ -165,17 +160,18 @@ class SemSegDatasetMapper(RecordMapper):
         )
         self.read_label = read_label
 
-    def map_record(self, record: dict[str, object]) -> dict[str, object]:
-        """
+    def map_record(self, record: Sample) -> Sample:
+        """Maps one image.
+
         Args:
             record: with "file_name" and, in training, "sem_seg_file_name".
 
         Returns:
-            dict: with "image" `(3, h, w)` uint8, "height" and "width" of the image in its file
-            and, in training, "sem_seg" `(h, w)` int64.
+            The record with "image" (3, h, w) uint8, "height" and "width" of the image in its file
+            and, in training, "sem_seg" (h, w) int64.
         """
         image = read_record_image(record, self.image_format)
-        # OpenCV resizes 32 bit integers, not 64.
+        # OpenCV can resize 32-bit integers, but not 64-bit ones.
         labels = self.read_label.of_record(record, image, np.int32) if self.is_train else None
         self.augment(record, image, labels)
         return record

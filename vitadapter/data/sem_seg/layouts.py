@@ -1,7 +1,7 @@
-"""Semantic segmentation data sets of the paper: classes, images and label maps, and their pairs.
+"""Semantic segmentation data sets of the paper: classes, and pairs of images and label maps.
 
-Roots are those of the official release, below the folder that the environment variable
-``DETECTRON2_DATASETS`` names (``datasets`` without it).
+Their folders are those of the official release, below the folder that the environment variable
+`DETECTRON2_DATASETS` names ("datasets" if it is not set).
 """
 
 import os
@@ -50,11 +50,11 @@ _THINGS = [category for category in COCO_CATEGORIES if category["isthing"]]
 
 _CITYSCAPES = tuple(category["name"] for category in CITYSCAPES_CATEGORIES)
 CITYSCAPES_TRAIN_IDS: dict[int, int] = {c["id"]: c["trainId"] for c in CITYSCAPES_CATEGORIES}
-"""Class of each label id that is evaluated."""
+"""The class of each label id that is evaluated."""
 
 COCO_STUFF: tuple[str, ...] = (*(category["name"] for category in _THINGS), *_STUFF.split())
 COCO_STUFF_IDS: tuple[int, ...] = (*(category["id"] for category in _THINGS), *range(92, 183))
-"""COCO's category id of each class: 80 of the things' 1 .. 90, and stuff."""
+"""COCO's category id of each class: 80 things with ids in 1 .. 90, then stuff."""
 
 PASCAL_CONTEXT_59: tuple[str, ...] = tuple(_PASCAL.split())
 
@@ -70,10 +70,11 @@ class SemSegLayout:
         label_root: folder of the label maps, with the same tree.
         class_names: in the order of the labels.
         reduce_zero_label: see `LabelReader`.
-        image_suffix: what follows the common part of a name; None for any image.
-        label_suffix: what follows the common part of a label map's name.
-        split_file: text file with the common part of each name of the split; None for all.
-        note: what makes the label maps, where they are not as downloaded.
+        image_suffix: end of an image's name, after the part that the label map shares; None for
+            any image.
+        label_suffix: end of a label map's name, after the part that the image shares.
+        split_file: text file with the shared part of each name in the split; None takes all.
+        note: the script that makes the label maps, if they are not downloaded.
     """
 
     image_root: str
@@ -86,7 +87,7 @@ class SemSegLayout:
     note: str = ""
 
     def located(self) -> "SemSegLayout":
-        """The same with paths below the folder of data sets."""
+        """The same layout with paths below the folder of data sets."""
         root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
         return replace(
             self,
@@ -106,7 +107,7 @@ def _splits(
     label_suffix: str = ".png",
     note: str = "",
 ) -> dict[str, SemSegLayout]:
-    """A layout for each named split, whose (images, label maps) lie below one root."""
+    """A layout for each split. Their folders (images, label maps) are below one root."""
     return {
         split: SemSegLayout(
             f"{root}/{images}",
@@ -166,7 +167,7 @@ LAYOUTS: dict[str, SemSegLayout] = {
         label_suffix=_TRAIN_IDS,
         note="scripts/prepare_coco_stuff.py --version 10k",
     ),
-    # Detectron2's own cityscapes_fine_sem_seg_* have another evaluator.
+    # Detectron2's own cityscapes_fine_sem_seg_* have a different evaluator.
     **_splits(
         "cityscapes",
         _CITYSCAPES,
@@ -178,7 +179,7 @@ LAYOUTS: dict[str, SemSegLayout] = {
         label_suffix=f"_gtFine{_TRAIN_IDS}",
         note="scripts/prepare_cityscapes.py",
     ),
-    # Mapillary Vistas in the classes of Cityscapes.
+    # Mapillary Vistas with the classes of Cityscapes.
     **_splits(
         "Mapillary",
         _CITYSCAPES,
@@ -215,17 +216,18 @@ LAYOUTS: dict[str, SemSegLayout] = {
 
 
 def find_pairs(layout: SemSegLayout) -> tuple[list[tuple[str, str]], list[str], list[str]]:
-    """
+    """Finds images and their label maps.
+
     Args:
-        layout: with roots that exist.
+        layout: with folders that exist.
 
     Returns:
-        (image, label map) in the order of their names, the images without a label map, and the
-        label maps without an image (of a split that a file lists, none).
+        Pairs (image, label map) in the order of their names, the images without a label map, and
+        the label maps without an image (none if a file lists the split).
 
     Raises:
-        ValueError: two images of one name, or the file that lists the split does not exist, or
-            names images that do not.
+        ValueError: two images have the same name, the file that lists the split does not exist, or
+            it lists images that do not exist.
     """
     images = files_by_name(Path(layout.image_root), layout.image_suffix)
     labels = files_by_name(Path(layout.label_root), layout.label_suffix)
