@@ -10,7 +10,7 @@ import math
 import mmap
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import torch
 from torch import Tensor
