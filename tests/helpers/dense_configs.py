@@ -1,22 +1,14 @@
 """Experiments of dense detectors and Sparse R-CNN, cut down to train fast."""
 
-import copy
-import functools
-
 from omegaconf import DictConfig
 from project_configs import _CHANNELS, CONFIGS, _shrink_net, load, net_wrapper
 
 DETECTORS = ("atss", "gfl", "sparse_rcnn")
 
 
-@functools.cache
-def _loaded(detector: str, net: str) -> DictConfig:
-    return load(next(p for p in CONFIGS if p.stem == f"{detector}_{net}_s_deit_3x"))
-
-
 def dense_config(detector: str, net: str = "vit_adapter") -> DictConfig:
     """The experiment of one of `DETECTORS` with ViT-Adapter-S, or "vit", to change at will."""
-    return copy.deepcopy(_loaded(detector, net))
+    return load(next(p for p in CONFIGS if p.stem == f"{detector}_{net}_s_deit_3x"))
 
 
 def shrink_dense(cfg: DictConfig) -> DictConfig:

@@ -1,6 +1,7 @@
 """The experiments of projects/ViTAdapter: found, built without memory, cut down to train fast."""
 
 import functools
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,9 +47,15 @@ def split_test(name: str) -> tuple[str, str]:
 
 def load(path: Path, test: str = "") -> DictConfig:
     """An experiment as `--eval-only` runs it with the overrides of a key of `TESTS`."""
+    return pickle.loads(_pickled(path, test))
+
+
+@functools.cache
+def _pickled(path: Path, test: str) -> bytes:
+    """Loading takes half a second, and there are thousands of loads in the suite."""
     cfg = apply_overrides(load_experiment(path), TESTS[test].split() if test else [])
     apply_tta(cfg)
-    return cfg
+    return pickle.dumps(cfg)
 
 
 def net_wrapper(cfg: DictConfig) -> DictConfig:
