@@ -1,6 +1,5 @@
 """Experiments of panoptic and instance segmentation follow their recipes; small copies train."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from project_configs import (
     full_size_model,
     load,
     net_wrapper,
+    shrink_mask2former,
+    shrink_windows,
 )
 from segmentation_recipes import PANOPTIC_RECIPES, check_mask2former
 
@@ -132,7 +133,7 @@ def test_official_training(recipe: Recipe) -> None:
 def test_official_rates_of_every_parameter(recipe: Recipe) -> None:
     """Unlike the semantic recipes the head's embeddings learn as fast as the rest of it."""
     expected, model = recipe["optimizer"], full_size_model(OFFICIAL)
-    cfg = copy.deepcopy(load(OFFICIAL))
+    cfg = load(OFFICIAL)
     cfg.optimizer.params.model = model
     groups = instantiate(cfg.optimizer).param_groups
     found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
@@ -186,15 +187,14 @@ def test_large_scale_jitter(path: Path) -> None:
 
 def shrink(cfg: DictConfig) -> DictConfig:
     """Cuts a Mask2Former down in place: 32 channels, and few of everything."""
-    wrapper, head = net_wrapper(cfg), cfg.model.sem_seg_head
+    wrapper = net_wrapper(cfg)
     if "model_name" in wrapper.net:  # of timm's nets the smallest that there is
         wrapper.net.update(model_name="vit_tiny_patch16_224", embed_dim=192, num_heads=3, depth=12)
     else:
         wrapper.net.update(embed_dim=32, depth=4, num_heads=2, window_block_indexes=[0, 2])
+    shrink_windows(wrapper.net)
     wrapper.update(deform_num_heads=4, norm="BN")
-    head.pixel_decoder.update(embed_dim=32, num_heads=4, ffn_dim=32, num_layers=1)
-    head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
-    cfg.model.criterion.num_points = 64
+    shrink_mask2former(cfg)
     return cfg
 
 

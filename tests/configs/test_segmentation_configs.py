@@ -8,7 +8,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
-from project_configs import SEGMENTATION_CONFIGS, load, net_wrapper
+from project_configs import SEGMENTATION_CONFIGS, load, net_wrapper, shrink_mask2former
 
 SIZE = 64  # pixels
 KINDS = (
@@ -47,9 +47,7 @@ def shrink(cfg: DictConfig) -> DictConfig:
         wrapper.deform_num_heads = 4
     head = cfg.model.sem_seg_head
     if "pixel_decoder" in head:
-        head.pixel_decoder.update(embed_dim=32, num_heads=4, ffn_dim=32, num_layers=1)
-        head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
-        cfg.model.criterion.num_points = 64
+        shrink_mask2former(cfg)
     elif "head" in head:
         head.head.channels = 16
         head.auxiliary_head.channels = 16

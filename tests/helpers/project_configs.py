@@ -36,7 +36,7 @@ TESTS = {
     "train.inference.tta.wrapper.resizes.ratios=[1.0]",
 }
 
-_CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
+CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
 
 
 def split_test(name: str) -> tuple[str, str]:
@@ -87,9 +87,9 @@ def shrink(cfg: DictConfig) -> DictConfig:
     Returns:
         `cfg` itself.
     """
-    _shrink_net(net_wrapper(cfg))
-    cfg.model.backbone.out_channels = _CHANNELS
-    cfg.model.proposal_generator.head.in_channels = _CHANNELS
+    shrink_net(net_wrapper(cfg))
+    cfg.model.backbone.out_channels = CHANNELS
+    cfg.model.proposal_generator.head.in_channels = CHANNELS
     _shrink_roi_heads(cfg.model.roi_heads)
     return cfg
 
@@ -97,18 +97,18 @@ def shrink(cfg: DictConfig) -> DictConfig:
 def _shrink_roi_heads(roi_heads: DictConfig) -> None:
     roi_heads.batch_size_per_image = 32
     for box_head in heads_of(roi_heads, "box_head"):
-        box_head.input_shape.channels = _CHANNELS
-        box_head.conv_dims = [_CHANNELS] * min(1, len(box_head.conv_dims))
-        box_head.fc_dims = [_CHANNELS] * len(box_head.fc_dims)
+        box_head.input_shape.channels = CHANNELS
+        box_head.conv_dims = [CHANNELS] * min(1, len(box_head.conv_dims))
+        box_head.fc_dims = [CHANNELS] * len(box_head.fc_dims)
     for box_predictor in heads_of(roi_heads, "box_predictor"):
-        box_predictor.input_shape.channels = _CHANNELS
+        box_predictor.input_shape.channels = CHANNELS
         # Untrained scores are about 1 / (classes + 1).
         box_predictor.test_score_thresh = 0.0
     for mask_head in heads_of(roi_heads, "mask_head"):
-        mask_head.input_shape.channels = _CHANNELS
-        mask_head.conv_dims = [_CHANNELS, _CHANNELS]
+        mask_head.input_shape.channels = CHANNELS
+        mask_head.conv_dims = [CHANNELS, CHANNELS]
     if "semantic_head" in roi_heads:
-        roi_heads.semantic_head.update(in_channels=_CHANNELS, conv_dim=_CHANNELS)
+        roi_heads.semantic_head.update(in_channels=CHANNELS, conv_dim=CHANNELS)
 
 
 def heads_of(roi_heads: DictConfig, name: str) -> Sequence[DictConfig]:
@@ -118,12 +118,29 @@ def heads_of(roi_heads: DictConfig, name: str) -> Sequence[DictConfig]:
     return [] if roi_heads[name] is None else [roi_heads[name]]
 
 
-def _shrink_net(wrapper: DictConfig) -> None:
+def shrink_mask2former(cfg: DictConfig) -> None:
+    """Cuts down all of a Mask2Former but its backbone in place."""
+    head = cfg.model.sem_seg_head
+    head.pixel_decoder.update(embed_dim=CHANNELS, num_heads=4, ffn_dim=32, num_layers=1)
+    head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
+    cfg.model.criterion.num_points = 64
+
+
+def shrink_windows(net: DictConfig) -> None:
+    """Windows that are padded in images of 64 pixels, but not to many times their size."""
+    for key, side in (("window_size", 3), ("global_window_size", 6)):
+        if net.get(key):
+            net[key] = side
+
+
+def shrink_net(wrapper: DictConfig) -> None:
+    """Cuts down the net of a backbone and the adapter in place: see :func:`shrink`."""
     net = wrapper.net
+    shrink_windows(net)
     quarter = net.depth // 4
     kept = [block for i in range(4) for block in (i * quarter, (i + 1) * quarter - 1)]
     net.depth = len(kept)
-    net.embed_dim, net.num_heads = _CHANNELS, 2
+    net.embed_dim, net.num_heads = CHANNELS, 2
     net.window_block_indexes = _renumber(net.window_block_indexes, kept)
     if net.get("layer_scale_init"):
         net.layer_scale_init = 1.0  # at BEiT's 1e-6 a step would be lost in rounding
