@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: devices, and the data that lies beside the repository."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -39,6 +40,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("shared data absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def recipes(shared: Path) -> dict[str, dict]:
+    """The recipes of the official release by their names."""
+    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
+    return {recipe["name"]: recipe for recipe in listed}
 
 
 @pytest.fixture(scope="session")

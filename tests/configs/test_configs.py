@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
-from project_configs import CONFIGS, heads_of, load, net_wrapper, shrink
+from project_configs import ALL_CONFIGS, CONFIGS, heads_of, load, net_wrapper, shrink
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -63,7 +63,7 @@ def test_the_rows_of_tables_2_and_8_are_there() -> None:
     assert rows <= {path.stem for path in CONFIGS if path.parent.name == "COCO"}
 
 
-@each_config
+@pytest.mark.parametrize("path", ALL_CONFIGS, ids=_name)
 def test_has_what_the_training_script_reads(path: Path) -> None:
     cfg = load(path)
     assert {"model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)

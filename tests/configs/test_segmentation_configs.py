@@ -1,7 +1,5 @@
 """Segmentation experiments are complete, and one of each kind trains and predicts when cut down."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -25,15 +23,6 @@ KINDS = (
     "mask2former_vit_s_dinov2_finetune",
 )
 PATHS = {path.stem: path for path in SEGMENTATION_CONFIGS}
-
-
-@pytest.mark.parametrize("path", SEGMENTATION_CONFIGS[::5], ids=lambda path: path.stem)
-def test_has_what_the_training_script_reads(path: Path) -> None:
-    cfg = load(path)
-    assert {"model", "dataset", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)
-    assert {"train", "test", "evaluator"} <= set(cfg.dataloader)
-    assert Path(cfg.train.output_dir) == Path("output", path.parent.name, path.stem)
-    assert cfg.dataloader.evaluator.output_dir.startswith(cfg.train.output_dir)
 
 
 def shrink(cfg: DictConfig) -> DictConfig:

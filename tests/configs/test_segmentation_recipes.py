@@ -3,7 +3,6 @@
 Plain-ViT baselines have none; they are trained as the adapters, and their sizes are the paper's.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -42,12 +41,6 @@ def path_of(name: str) -> Path:
 def read(name: str) -> DictConfig:
     """An experiment, under a test of its weights if its name ends so."""
     return load(path_of(name), split_test(name)[1])
-
-
-@pytest.fixture(scope="module")
-def recipes(shared: Path) -> dict[str, Recipe]:
-    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    return {recipe["name"]: recipe for recipe in listed}
 
 
 @pytest.fixture(params=sorted(RECIPES))

@@ -15,18 +15,20 @@ from vitadapter.engine.overrides import apply_overrides
 from vitadapter.model_zoo import load_experiment
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "ViTAdapter"
-_ALL = sorted(PROJECT.glob("configs/*/*.py"))
+ALL_CONFIGS = sorted(PROJECT.glob("configs/*/*.py"))
 _SEGMENTERS = ("mask2former_", "semantic_fpn_", "upernet_")
 # Mask2Former of panoptic and of instance segmentation.
 PANOPTIC_CONFIGS = [
     path
-    for path in _ALL
+    for path in ALL_CONFIGS
     if path.match("COCOPanoptic/*") or path.match("COCO/mask2former_instance_*")
 ]
 SEGMENTATION_CONFIGS = [
-    path for path in _ALL if path.stem.startswith(_SEGMENTERS) and path not in PANOPTIC_CONFIGS
+    path
+    for path in ALL_CONFIGS
+    if path.stem.startswith(_SEGMENTERS) and path not in PANOPTIC_CONFIGS
 ]
-CONFIGS = [path for path in _ALL if not path.stem.startswith(_SEGMENTERS)]
+CONFIGS = [path for path in ALL_CONFIGS if not path.stem.startswith(_SEGMENTERS)]
 
 # How the zoo's rows test the weights of an experiment beside its own test: the overrides that they
 # name, by what these tests append to the experiment's name.

@@ -10,8 +10,7 @@ from detectron2.data import transforms as T
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from panoptic_samples import (
-    NUM_CLASSES,
-    NUM_THINGS,
+    CLASSES,
     grey_of,
     make_content,
     some_ids,
@@ -23,7 +22,6 @@ from PIL import Image
 from vitadapter.data.panoptic import PanopticDatasetMapper, load_panoptic_dataset
 from vitadapter.data.transforms import PadToSize
 
-CLASSES = dict(num_classes=NUM_CLASSES, num_things=NUM_THINGS)
 IDS = {"a": some_ids(2), "b": some_ids(3)}
 # Class of each segment that is no crowd, as models number it.
 KEPT = {5: 0, 66000: 1, 70000: 2, 300: 3}
