@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: devices, and the data that lies beside the repository."""
 
+import gc
 import importlib.util
 import json
 from pathlib import Path
@@ -19,6 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="gpu: CUDA is not available"))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays to the end: the garbage collector need not look at it."""
+    gc.freeze()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
