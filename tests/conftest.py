@@ -1,6 +1,8 @@
 """Fixtures of the whole suite: devices, and the data that lies beside the repository."""
 
+import gc
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="gpu: CUDA is not available"))
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported stays to the end: the garbage collector need not look at it."""
+    gc.freeze()
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that tensors can live on here."""
@@ -43,6 +50,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("shared data absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def recipes(shared: Path) -> dict[str, dict]:
+    """The recipes of the official release by their names."""
+    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
+    return {recipe["name"]: recipe for recipe in listed}
 
 
 @pytest.fixture(scope="session")

@@ -226,13 +226,13 @@ def test_the_launcher_waits_for_two_processes_that_are_stopped(
         text=True,
         start_new_session=True,
     )
-    metrics, end = tmp_path / "output" / "metrics.json", time.monotonic() + 120
+    metrics, end = tmp_path / "output" / "metrics.json", time.monotonic() + 600
     while not metrics.is_file() or len(metrics.read_text().splitlines()) < 3:
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)
     process.terminate()  # not its children
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 143, output
     assert "Traceback" not in output
     wait_for_group(process.pid)
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_both_processes(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode != 0
     logs = [(tmp_path / "output" / f"log.txt{rank}").read_text() for rank in ("", ".rank1")]

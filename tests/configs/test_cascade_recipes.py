@@ -45,12 +45,6 @@ class Row(NamedTuple):
     recipe: Recipe
 
 
-@pytest.fixture(scope="module")
-def recipes(shared: Path) -> dict[str, Recipe]:
-    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    return {recipe["name"]: recipe for recipe in listed}
-
-
 @pytest.fixture(scope="module", params=list(RECIPES))
 def row(request: pytest.FixtureRequest, recipes: dict[str, Recipe]) -> Row:
     (path,) = (path for path in CONFIGS if path.stem == request.param)

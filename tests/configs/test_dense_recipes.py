@@ -1,6 +1,5 @@
 """The experiments with ATSS, GFL and Sparse R-CNN follow the official recipes, and train."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +31,6 @@ class Row(NamedTuple):
     path: Path
     cfg: DictConfig
     recipe: Recipe
-
-
-@pytest.fixture(scope="module")
-def recipes(shared: Path) -> dict[str, Recipe]:
-    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    return {recipe["name"]: recipe for recipe in listed}
 
 
 @pytest.fixture(scope="module", params=DETECTORS)

@@ -45,17 +45,11 @@ BASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def recipes(shared: Path) -> dict[str, Recipe]:
-    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    return {recipe["name"]: recipe["backbone"] for recipe in listed}
-
-
 @pytest.mark.parametrize(("file", "base", "recipe"), BASES)
 def test_follows_its_recipe(
     file: str, base: str, recipe: str, recipes: dict[str, Recipe], shared: Path
 ) -> None:
-    expected = recipes[recipe]
+    expected = recipes[recipe]["backbone"]
     cfg = get_config(f"common/models/{file}.py")[base]
     net = cfg.net
     for key in ("patch_size", "embed_dim", "depth", "num_heads", "drop_path_rate"):

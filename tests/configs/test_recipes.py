@@ -81,12 +81,6 @@ def row(request: pytest.FixtureRequest) -> Row:
     return _row(request.param)
 
 
-@pytest.fixture(scope="module")
-def recipes(shared: Path) -> dict[str, Recipe]:
-    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    return {recipe["name"]: recipe for recipe in listed}
-
-
 def test_parameter_counts(row: Row) -> None:
     model = full_size_model(row.path)
     total = count_parameters(model) / 1e6

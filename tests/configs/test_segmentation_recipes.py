@@ -3,9 +3,6 @@
 Plain-ViT baselines have none; they are trained as the adapters, and their sizes are the paper's.
 """
 
-import copy
-import functools
-import json
 import re
 from pathlib import Path
 
@@ -42,16 +39,9 @@ def path_of(name: str) -> Path:
     return PATHS[split_test(name)[0]]
 
 
-@functools.cache
 def read(name: str) -> DictConfig:
-    """An experiment, under a test of its weights if its name ends so; do not change it."""
+    """An experiment, under a test of its weights if its name ends so."""
     return load(path_of(name), split_test(name)[1])
-
-
-@pytest.fixture(scope="module")
-def recipes(shared: Path) -> dict[str, Recipe]:
-    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    return {recipe["name"]: recipe for recipe in listed}
 
 
 @pytest.fixture(params=sorted(RECIPES))
@@ -222,7 +212,6 @@ def test_optimizer(name: str, cfg: DictConfig, recipe: Recipe) -> None:
 def _groups(name: str, cfg: DictConfig) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay of each parameter."""
     model = full_size_model(path_of(name))
-    cfg = copy.deepcopy(cfg)
     cfg.optimizer.params.model = model
     found = {
         id(parameter): (group["lr"], group["weight_decay"])

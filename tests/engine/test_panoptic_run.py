@@ -11,7 +11,7 @@ from coco_samples import write_coco
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 from panoptic_samples import NAMES, make_content, some_ids, write_panoptic, write_things
-from project_configs import PANOPTIC_CONFIGS, load
+from project_configs import PANOPTIC_CONFIGS, load, shrink_mask2former, shrink_windows
 
 from vitadapter.commands import predict
 from vitadapter.data.transforms import PadToSize
@@ -31,10 +31,8 @@ def small(name: str, tmp_path: Path) -> DictConfig:
     net = cfg.model.backbone.net
     net.update(embed_dim=32, depth=4, num_heads=2, window_block_indexes=[0, 2])
     cfg.model.backbone.update(deform_num_heads=4, norm="BN")
-    head = cfg.model.sem_seg_head
-    head.pixel_decoder.update(embed_dim=32, num_heads=4, ffn_dim=32, num_layers=1)
-    head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
-    cfg.model.criterion.num_points = 64
+    shrink_windows(net)
+    shrink_mask2former(cfg)
     loader = cfg.dataloader
     loader.train.mapper.augmentations = [
         L(T.ResizeScale)(min_scale=0.1, max_scale=2.0, target_height=SIZE, target_width=SIZE),

@@ -185,7 +185,7 @@ def test_another_machine_may_end_meanwhile(tmp_path: Path) -> None:
 def test_an_owner_shows_life(tmp_path: Path) -> None:
     with RunLock(tmp_path, beat=0.05):
         os.utime(tmp_path / "run.lock", (0, 0))
-        end = time.monotonic() + 20
+        end = time.monotonic() + 600
         while (tmp_path / "run.lock").stat().st_mtime == 0:
             assert time.monotonic() < end
             time.sleep(0.05)

@@ -178,7 +178,7 @@ def test_workers_leave_stopping_to_their_parent(stop: StopSignals) -> None:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -216,7 +216,7 @@ def test_the_script_can_be_stopped_while_it_starts(
     wait_for(lambda: has_handlers(process))
     for number in sent:
         process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert (process.returncode, output) == (code, b"")
 
 
@@ -256,6 +256,6 @@ def test_a_launcher_waits_for_its_children(number: int, code: int) -> None:
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert output.split() == [str(int(number))] * 2
     assert (process.returncode, errors) == (code, "")

@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.structures import BitMasks, Instances
 from panoptic_samples import (
-    NUM_CLASSES,
-    NUM_THINGS,
+    CLASSES,
+    MAPS,
     PanopticFiles,
     make_content,
     some_ids,
@@ -25,8 +25,6 @@ from PIL import Image
 from vitadapter.data.panoptic import register_panoptic
 from vitadapter.evaluation.panoptic import panoptic_evaluator
 
-CLASSES = dict(num_classes=NUM_CLASSES, num_things=NUM_THINGS)
-MAPS = {name: some_ids(seed) for seed, name in enumerate("abc")}
 Output = dict[str, object]
 
 

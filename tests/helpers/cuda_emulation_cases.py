@@ -6,9 +6,9 @@ the device.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -77,12 +77,12 @@ class _Compiler:
         if not target.is_file():
             command += [f"-I{path}" for path in (FOLDER / "include", self.kernels)]
             command += [f"-I{path}" for path in include_paths()]
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(dir=self.cache) as folder:
                 made = Path(folder, "made.o")
                 command += ["-x", "c++", "-c", str(source), "-o", str(made)]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, done.stderr[-4000:]
-                shutil.copy2(made, target)
+                made.rename(target)
         return target
 
     def _read_by(self, source: Path) -> list[Path]:
@@ -113,17 +113,18 @@ def build(kernels: Path, float_only: bool = False, flags: Sequence[str] = ()) ->
         flags = (*flags, "-DEMULATED_FLOAT_ONLY")
     sources += [kernels / name for name in ("ms_deform_attn.cpp", "ms_deform_attn_cuda.cpp")]
     sources.append(FOLDER / "emulation.cpp")
-    with ThreadPoolExecutor() as pool:
+    with (cache / "lock").open("w") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process waits for what this one makes
         objects = list(pool.map(_Compiler(kernels, flags, cache), sources))
     command = ["g++", "-shared", *(flag for flag in flags if "-fsanitize=" in flag)]
     command += [*map(str, objects), *(f"-L{path}" for path in library_paths())]
     command += ["-lc10", "-ltorch_cpu"]
     library = cache / f"{hashlib.sha256(' '.join(command).encode()).hexdigest()[:16]}.so"
     if not library.is_file():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
             linked = Path(folder, "linked.so")
             subprocess.run([*command, "-o", str(linked)], check=True)
-            shutil.copy2(linked, library)
+            linked.rename(library)
     return library
 
 

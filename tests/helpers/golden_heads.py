@@ -51,14 +51,13 @@ class GoldenHead:
         self.state_dict: dict[str, Tensor] = golden.make_state_dict(keys)
         assert golden.check_weights(keys, self.arrays, self.state_dict) < 1e-6
 
-    def features(self, first_name: str) -> StoredFeatures:
+    def features(self, first_name: str, dtype: torch.dtype = torch.float32) -> StoredFeatures:
         """The levels as a backbone that counts them up from `first_name`: "p3", "p4", ..."""
-        seed = self.meta["feature_seed"]
         prefix, first_stage = first_name[:-1], int(first_name[-1])
-        levels = {
-            f"{prefix}{first_stage + i}": torch.from_numpy(self._golden.make_input(seed + i, shape))
-            for i, shape in enumerate(self.meta["levels"])
-        }
+        levels = {}
+        for i, shape in enumerate(self.meta["levels"]):
+            level = self._golden.make_input(self.meta["feature_seed"] + i, shape)
+            levels[f"{prefix}{first_stage + i}"] = torch.from_numpy(level).to(dtype)
         return StoredFeatures(levels, self.meta["strides"])
 
     def load(

@@ -116,7 +116,7 @@ class KilledRun:
         is_sent = process.poll() is None
         if is_sent:
             (os.killpg if kill.to_group else os.kill)(process.pid, kill.number)
-        code = process.wait(60)
+        code = process.wait(600)
         seconds = wait_for_group(process.pid)
         is_kill = kill.number == signal.SIGKILL
         expected = {0, -9 if is_kill else 143} if is_sent else {0}

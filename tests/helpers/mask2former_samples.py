@@ -39,6 +39,7 @@ class Pyramid(Backbone):
         return 32
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        assert images.shape[-1] % 32 == images.shape[-2] % 32 == 0
         return {f"res{i + 2}": conv(images) for i, conv in enumerate(self.convs)}
 
     def output_shape(self) -> dict[str, ShapeSpec]:

@@ -18,6 +18,7 @@ CATEGORIES = (
 )
 NAMES = ["dog", "cat", "sky", "grass"]  # as models number them
 NUM_CLASSES, NUM_THINGS = 4, 2
+CLASSES = dict(num_classes=NUM_CLASSES, num_things=NUM_THINGS)
 SIZE = (48, 64)  # (height, width)
 
 Content = dict[str, list[dict[str, object]]]
@@ -51,6 +52,9 @@ def some_ids(seed: int = 0, size: tuple[int, int] = SIZE) -> np.ndarray:
         ids[y : y + height // 3, x : x + width // 3] = id_
     ids[-4:, -6:] = 0
     return ids
+
+
+MAPS = {name: some_ids(seed) for seed, name in enumerate("abc")}
 
 
 SEGMENTS = {5: 1, 66000: 7, 9: 7, 70000: 3, 300: 9}

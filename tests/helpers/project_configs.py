@@ -1,6 +1,7 @@
 """The experiments of projects/ViTAdapter: found, built without memory, cut down to train fast."""
 
 import functools
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,24 +17,26 @@ from vitadapter.model_zoo import load_experiment
 from vitadapter.model_zoo.trained_models import FLIP, TTA
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "ViTAdapter"
-_ALL = sorted(PROJECT.glob("configs/*/*.py"))
+ALL_CONFIGS = sorted(PROJECT.glob("configs/*/*.py"))
 _SEGMENTERS = ("mask2former_", "semantic_fpn_", "upernet_")
 # Mask2Former of panoptic and of instance segmentation.
 PANOPTIC_CONFIGS = [
     path
-    for path in _ALL
+    for path in ALL_CONFIGS
     if path.match("COCOPanoptic/*") or path.match("COCO/mask2former_instance_*")
 ]
 SEGMENTATION_CONFIGS = [
-    path for path in _ALL if path.stem.startswith(_SEGMENTERS) and path not in PANOPTIC_CONFIGS
+    path
+    for path in ALL_CONFIGS
+    if path.stem.startswith(_SEGMENTERS) and path not in PANOPTIC_CONFIGS
 ]
-CONFIGS = [path for path in _ALL if not path.stem.startswith(_SEGMENTERS)]
+CONFIGS = [path for path in ALL_CONFIGS if not path.stem.startswith(_SEGMENTERS)]
 
 # How the zoo's rows test the weights of an experiment beside its own test: the overrides that they
 # name, by what these tests append to the experiment's name.
 TESTS = {"_ms": TTA, "_flip": FLIP}
 
-_CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
+CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
 
 
 def split_test(name: str) -> tuple[str, str]:
@@ -44,10 +47,16 @@ def split_test(name: str) -> tuple[str, str]:
 
 def load(path: Path, test: str = "") -> DictConfig:
     """An experiment as `--eval-only` runs it with the overrides of a key of `TESTS`."""
+    return pickle.loads(_pickled(path, test))
+
+
+@functools.cache
+def _pickled(path: Path, test: str) -> bytes:
+    """Loading takes half a second, and there are thousands of loads in the suite."""
     cfg = apply_overrides(load_experiment(path), TESTS[test].split() if test else [])
     apply_tta(cfg)
     check_settings(cfg)
-    return cfg
+    return pickle.dumps(cfg)
 
 
 def net_wrapper(cfg: DictConfig) -> DictConfig:
@@ -79,9 +88,9 @@ def shrink(cfg: DictConfig) -> DictConfig:
     Returns:
         `cfg` itself.
     """
-    _shrink_net(net_wrapper(cfg))
-    cfg.model.backbone.out_channels = _CHANNELS
-    cfg.model.proposal_generator.head.in_channels = _CHANNELS
+    shrink_net(net_wrapper(cfg))
+    cfg.model.backbone.out_channels = CHANNELS
+    cfg.model.proposal_generator.head.in_channels = CHANNELS
     _shrink_roi_heads(cfg.model.roi_heads)
     return cfg
 
@@ -89,18 +98,18 @@ def shrink(cfg: DictConfig) -> DictConfig:
 def _shrink_roi_heads(roi_heads: DictConfig) -> None:
     roi_heads.batch_size_per_image = 32
     for box_head in heads_of(roi_heads, "box_head"):
-        box_head.input_shape.channels = _CHANNELS
-        box_head.conv_dims = [_CHANNELS] * min(1, len(box_head.conv_dims))
-        box_head.fc_dims = [_CHANNELS] * len(box_head.fc_dims)
+        box_head.input_shape.channels = CHANNELS
+        box_head.conv_dims = [CHANNELS] * min(1, len(box_head.conv_dims))
+        box_head.fc_dims = [CHANNELS] * len(box_head.fc_dims)
     for box_predictor in heads_of(roi_heads, "box_predictor"):
-        box_predictor.input_shape.channels = _CHANNELS
+        box_predictor.input_shape.channels = CHANNELS
         # Untrained scores are about 1 / (classes + 1).
         box_predictor.test_score_thresh = 0.0
     for mask_head in heads_of(roi_heads, "mask_head"):
-        mask_head.input_shape.channels = _CHANNELS
-        mask_head.conv_dims = [_CHANNELS, _CHANNELS]
+        mask_head.input_shape.channels = CHANNELS
+        mask_head.conv_dims = [CHANNELS, CHANNELS]
     if "semantic_head" in roi_heads:
-        roi_heads.semantic_head.update(in_channels=_CHANNELS, conv_dim=_CHANNELS)
+        roi_heads.semantic_head.update(in_channels=CHANNELS, conv_dim=CHANNELS)
 
 
 def heads_of(roi_heads: DictConfig, name: str) -> Sequence[DictConfig]:
@@ -110,12 +119,29 @@ def heads_of(roi_heads: DictConfig, name: str) -> Sequence[DictConfig]:
     return [] if roi_heads[name] is None else [roi_heads[name]]
 
 
-def _shrink_net(wrapper: DictConfig) -> None:
+def shrink_mask2former(cfg: DictConfig) -> None:
+    """Cuts down all of a Mask2Former but its backbone in place."""
+    head = cfg.model.sem_seg_head
+    head.pixel_decoder.update(embed_dim=CHANNELS, num_heads=4, ffn_dim=32, num_layers=1)
+    head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
+    cfg.model.criterion.num_points = 64
+
+
+def shrink_windows(net: DictConfig) -> None:
+    """Windows that are padded in images of 64 pixels, but not to many times their size."""
+    for key, side in (("window_size", 3), ("global_window_size", 6)):
+        if net.get(key):
+            net[key] = side
+
+
+def shrink_net(wrapper: DictConfig) -> None:
+    """Cuts down the net of a backbone and the adapter in place: see :func:`shrink`."""
     net = wrapper.net
+    shrink_windows(net)
     quarter = net.depth // 4
     kept = [block for i in range(4) for block in (i * quarter, (i + 1) * quarter - 1)]
     net.depth = len(kept)
-    net.embed_dim, net.num_heads = _CHANNELS, 2
+    net.embed_dim, net.num_heads = CHANNELS, 2
     net.window_block_indexes = _renumber(net.window_block_indexes, kept)
     if net.get("layer_scale_init"):
         net.layer_scale_init = 1.0  # at BEiT's 1e-6 a step would be lost in rounding

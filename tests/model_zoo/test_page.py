@@ -137,15 +137,12 @@ def test_row_names_its_config(path: Path, test: str, row: Row) -> None:
 
 
 @each_row
-def test_published_figures(path: Path, test: str, row: Row, shared: Path) -> None:
+def test_published_figures(
+    path: Path, test: str, row: Row, recipes: dict[str, dict], shared: Path
+) -> None:
     """Those of the paper's table 1, else those of the official recipe; "-" where there are none."""
     columns = [column for column in row if column.endswith("(paper)")]
-    reference = shared / "reference"
-    recipes = {
-        recipe["name"]: recipe
-        for recipe in json.loads((reference / "recipes.json").read_text())["recipes"]
-    }
-    tables = json.loads((reference / "paper_tables.json").read_text())
+    tables = json.loads((shared / "reference" / "paper_tables.json").read_text())
     experiment = f"{path.parent.name}/{path.stem}{test}"
     name = recipe_name(path.with_stem(path.stem + test))
     name = name or (RECIPES | PANOPTIC_RECIPES).get(experiment)

@@ -18,7 +18,7 @@ def run(script: Path, *arguments: str, **environment: str) -> subprocess.Complet
         capture_output=True,
         text=True,
         env=os.environ | environment,
-        timeout=60,
+        timeout=600,
     )
 
 

@@ -21,9 +21,10 @@ ODD = (".mask_embed", ".cls_embed", ".level_embed", ".query_embed", ".query_feat
         ("mask2former_beit_adapter_large_640_160k_ade20k_ms", 24),
     ],
 )
-def test_factors_are_the_recipes(name: str, depth: int, shared: Path) -> None:
-    recipes = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    (rule,) = (r["optimizer"]["layer_decay"] for r in recipes if r["name"] == name)
+def test_factors_are_the_recipes(
+    name: str, depth: int, recipes: dict[str, dict], shared: Path
+) -> None:
+    rule = recipes[name]["optimizer"]["layer_decay"]
     assert rule["num_layers"] == depth
     odd = Mask2FormerLayerDecay(rule["rate"], depth)
     plain = LayerDecay(rule["rate"], depth)

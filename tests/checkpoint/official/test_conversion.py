@@ -112,9 +112,8 @@ def _build(backbone_json: str) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def backbones(shared: Path) -> dict[str, dict[str, object]]:
-    recipes = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    return {recipe["name"]: recipe["backbone"] for recipe in recipes}
+def backbones(recipes: dict[str, dict]) -> dict[str, dict[str, object]]:
+    return {name: recipe["backbone"] for name, recipe in recipes.items()}
 
 
 def _official_keys(shared: Path, name: str) -> dict[str, torch.Tensor]:

@@ -32,12 +32,6 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def recipes(shared: Path) -> dict[str, dict]:
-    listed = json.loads((shared / "reference" / "recipes.json").read_text())["recipes"]
-    return {r["name"]: r for r in listed if r["name"].startswith("mask2former")}
-
-
 def official_state(shared: Path, name: str) -> dict[str, Tensor]:
     shapes = json.loads((shared / "reference" / "keys" / f"{name}.json").read_text())
     return {key: torch.empty(shape, device="meta") for key, (shape, _) in shapes.items()}
@@ -124,6 +118,7 @@ def test_an_old_unused_classifier_is_dropped(shared: Path) -> None:
 
 
 def test_every_recipe_has_its_published_size(recipes: dict[str, dict]) -> None:
+    recipes = {n: recipe for n, recipe in recipes.items() if n.startswith("mask2former")}
     assert len(recipes) == 24
     for name, recipe in recipes.items():
         model = build_model(recipe)

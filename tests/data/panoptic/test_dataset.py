@@ -6,8 +6,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic
 from panoptic_samples import (
+    CLASSES,
+    MAPS,
     NAMES,
-    NUM_CLASSES,
     NUM_THINGS,
     PanopticFiles,
     make_content,
@@ -22,9 +23,6 @@ from vitadapter.data.panoptic import (
     panoptic_metadata,
     register_panoptic,
 )
-
-CLASSES = dict(num_classes=NUM_CLASSES, num_things=NUM_THINGS)
-MAPS = {name: some_ids(seed) for seed, name in enumerate("abc")}
 
 
 @pytest.fixture

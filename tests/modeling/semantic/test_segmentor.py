@@ -5,39 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.data import transforms as T
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from mask2former_samples import CLASSES, SHAPES, Pyramid, image_of
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitadapter.modeling.inference import SemanticSegmentorWithTTA, SlidingWindow
 from vitadapter.modeling.semantic import FCNHead, HeadWithAuxiliary, SemanticSegmentor, UPerHead
-
-SHAPES = {f"res{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 6)}
-CLASSES = 5
-
-
-class Pyramid(Backbone):
-    """Features with a receptive field, of strides 4 to 32."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(3, 8, 2**i + 1, stride=2**i, padding=2 ** (i - 1)) for i in range(2, 6)
-        )
-
-    @property
-    def size_divisibility(self) -> int:
-        return 32
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        assert images.shape[-1] % 32 == images.shape[-2] % 32 == 0
-        return {f"res{i + 2}": conv(images) for i, conv in enumerate(self.convs)}
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return SHAPES
 
 
 def make_model(inference: SlidingWindow | None = None) -> SemanticSegmentor:
@@ -53,11 +28,6 @@ def make_model(inference: SlidingWindow | None = None) -> SemanticSegmentor:
         pixel_std=[50.0, 60.0, 70.0],
         inference=inference,
     )
-
-
-def image_of(height: int, width: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("inference", [None, SlidingWindow((64, 64), (40, 40))])
