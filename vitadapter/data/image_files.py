@@ -24,6 +24,7 @@ __all__ = [
     "read_numbers",
     "read_record_image",
     "reason",
+    "walk",
 ]
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def _is_repeated(link: Path, followed: set[Path]) -> bool:
     return False
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(root: Path) -> Iterator[Path]:
     """All files below a folder, also those behind links."""
 
     def fail(error: OSError) -> None:
@@ -104,7 +105,7 @@ def files_by_name(root: Path, suffix: str | None) -> dict[str, str]:
         ValueError: two files of one name, or a folder that cannot be listed.
     """
     found: dict[str, str] = {}
-    for path in _walk(root):
+    for path in walk(root):
         end = path.suffix if suffix is None else suffix
         if not is_image_name(path.name) or not path.name.lower().endswith(end.lower()):
             continue

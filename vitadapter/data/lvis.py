@@ -15,7 +15,7 @@ from torch import Tensor
 from vitadapter.data.coco import load_coco_dataset, register_coco
 from vitadapter.data.coco.annotations import coco_classes
 from vitadapter.data.coco.json_entries import Findings, read_json
-from vitadapter.data.dataset_source import Record
+from vitadapter.data.dataset_source import Record, refuse_root
 
 __all__ = ["FederatedClassWeights", "load_lvis_dataset", "lvis_files"]
 
@@ -47,12 +47,13 @@ def load_lvis_dataset(
     masks: bool = True,
     filter_empty: bool = False,
     role: str = "train",
+    root: str | None = None,
 ) -> list[Record]:
     """Loads and checks a data set in LVIS's format.
 
     Args:
         name, json_file, image_root: as in :func:`lvis_files`.
-        num_classes, masks, filter_empty, role: as in
+        num_classes, masks, filter_empty, role, root: as in
             :func:`~vitadapter.data.coco.load_coco_dataset`.
 
     Returns:
@@ -62,6 +63,7 @@ def load_lvis_dataset(
     Raises:
         ValueError: the data cannot be used; the message names the override to change.
     """
+    refuse_root(root)
     return load_coco_dataset(
         name,
         *lvis_files(name, json_file, image_root, role=role),

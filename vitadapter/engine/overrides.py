@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vitadapter.data.folders import resolve_root
 from vitadapter.model_zoo import load_experiment
 
 __all__ = ["apply_overrides", "load_config"]
@@ -268,19 +269,20 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
-    """Runs a LazyConfig file and applies overrides to what it defines.
+    """Runs a LazyConfig file, applies overrides to it, and reads the folder `dataset.root`.
 
     Args:
         config_file: Python or YAML; either executes what it names.
         overrides: as for :func:`apply_overrides`.
 
     Raises:
-        ValueError: the file is not of this kind, or see :func:`apply_overrides`. An error of the
-            program that a Python file is stays as it is.
+        ValueError: the file is not of this kind, or see :func:`apply_overrides` and
+            :func:`~vitadapter.data.folders.resolve_root`. An error of the program that a Python
+            file is stays as it is.
     """
     try:
         cfg = load_experiment(config_file)
     except (SyntaxError, YAMLError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error
-    return apply_overrides(cfg, overrides)
+    return resolve_root(apply_overrides(cfg, overrides), overrides)
