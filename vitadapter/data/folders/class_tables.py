@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from vitadapter.data.folders.listing import Listing
 
-__all__ = ["ClassTable", "find_class_table", "packed"]
+__all__ = ["ClassTable", "find_class_names", "find_class_table", "packed"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,9 @@ _NAME_FIRST = re.compile(r"(.+?)\s*[,;:\t ]\s*(\d+)\s*[,\s]\s*(\d+)\s*[,\s]\s*(\
 _COLOUR_FIRST = re.compile(r"(\d+)\s*[,\s]\s*(\d+)\s*[,\s]\s*(\d+)\s*[,;:\s]\s*(.+)")
 _NUMBERED = re.compile(r"(\d+)\s*[,;:\s]\s*(.+)")
 _HEADS = re.compile(r"\W*(?:name|class|label|pixel|r\b|id\b|red|colou?r).*", re.IGNORECASE)
-_NO_CLASS = {"void", "ignore", "ignored", "unlabeled", "unlabelled", "_ignore_", "__ignore__"}
+_NO_CLASS = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
+# What labelme's own examples list, and say of regions, that are no objects.
+NO_OBJECTS = ("__ignore__", "_background_")
 
 
 def packed(red: int, green: int, blue: int) -> int:
@@ -84,7 +86,7 @@ def _table(text: str, source: str) -> ClassTable:
         value = packed(*numbers) if len(numbers) == 3 else numbers[0] if numbers else position
         if value in values or name in names:
             raise ValueError(f"{source} has the class or value of {name!r} twice")
-        is_class = not numbers or name.lower() not in _NO_CLASS
+        is_class = re.split(r"[^a-z_]", name.lower())[0] not in (_NO_CLASS if numbers else ())
         values[value] = len(names) if is_class else None
         names += [name] * is_class
     return ClassTable(tuple(names), values, kinds == {3})
@@ -118,3 +120,11 @@ def find_class_table(listing: Listing) -> ClassTable | None:
             f"dataset.exclude=['{tables[1][1]}']"
         )
     return tables[0][0] if tables else None
+
+
+def find_class_names(listing: Listing) -> tuple[str, ...] | None:
+    """Names of the classes of objects, if a table of the folder tells them; see above."""
+    table = find_class_table(listing)
+    if table is None:
+        return None
+    return tuple(name for name in table.names if name not in NO_OBJECTS)

@@ -17,15 +17,21 @@ from vitadapter.data.folders.found import (
 )
 from vitadapter.data.folders.listing import Listing, split_of
 
-__all__ = ["coco_files", "place_of", "read_coco_folder"]
+__all__ = ["coco_files", "is_panoptic", "place_of", "read_coco_folder"]
 
 _LISTS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
 _KEYS = {"images", "annotations", "categories"}
 
 
+def is_panoptic(listing: Listing, file: str) -> bool:
+    """Whether a json file is one of COCO's panoptic segments; its list may begin far behind."""
+    named = PurePosixPath(file).name.startswith("panoptic_")
+    return named or b'"segments_info"' in listing.head(file)
+
+
 def coco_files(listing: Listing) -> list[str]:
     """Files that show that the folder is in this format."""
-    files = listing.named(".json")
+    files = [f for f in listing.named(".json") if not is_panoptic(listing, f)]
     named = [f for f in files if PurePosixPath(f).name.startswith(("instances_", "lvis_v1_"))]
     return [f for f in named or files if _LISTS.search(listing.head(f))]
 

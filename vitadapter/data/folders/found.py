@@ -137,35 +137,40 @@ def _area(polygon: Sequence[float]) -> float:
     return abs(sum(x0 * y1 - x1 * y0 for x0, y0, x1, y1 in pairs)) / 2
 
 
-def numbered(
-    kind: str, images: Sequence[FoundImage], names: Sequence[str] | None = None
-) -> FoundDataset:
+def numbered(kind: str, images: Sequence[FoundImage], names: Sequence[str] | None) -> FoundDataset:
     """A data set whose objects tell their class by its name.
 
     Args:
         kind: of the format.
         images: with names as "category_id".
-        names: of the classes, in the order of their numbers; None takes those that occur in
-            training, in alphabetical order.
+        names: of the classes, in the order of their numbers; None takes those that occur, in
+            alphabetical order.
 
     Raises:
-        ValueError: an object has another class, such as one that does not occur in training.
+        ValueError: there are names, but an object has another one.
     """
     found: dict[str, str] = {}
+    trained: set[str] = set()
     for image in images:
         for annotation in image.annotations or ():
             found.setdefault(str(annotation["category_id"]), image.file)
-    if names is None:
-        names = sorted(
-            {str(a["category_id"]) for i in _training(images) for a in i.annotations or ()}
+            if image.split in (None, "train"):
+                trained.add(str(annotation["category_id"]))
+    strangers = [name for name in found if names is not None and name not in names]
+    if strangers:
+        raise ValueError(
+            f"an object of {found[strangers[0]]} has the class {strangers[0]!r}, which is none of "
+            f"the {len(names or ())} classes that the folder names ({first_few(names or (), 10)})"
         )
-    for name, file in found.items():
-        if name not in names:
-            raise ValueError(
-                f"an object of {file} has the class {name!r}, which is not one of the "
-                f"{len(names)} classes of the training data ({first_few(names, 10)}): correct "
-                "it, or leave the file out by dataset.exclude=[...]"
-            )
+    if names is None and trained != set(found):
+        untrained = sorted(set(found) - trained)
+        logger.warning(
+            "%d classes occur in other splits than that for training alone (%s): is a name "
+            "misspelt?",
+            len(untrained),
+            first_few(untrained, 10),
+        )
+    names = sorted(found) if names is None else names
     ids = {name: number for number, name in enumerate(names, start=1)}
     for image in images:
         for annotation in image.annotations or ():
@@ -180,11 +185,6 @@ def categories(names: Iterable[str]) -> list[dict[str, object]]:
     entries = distinct(entries, findings)
     findings.warn(logger, "dataset.root")
     return entries
-
-
-def _training(images: Sequence[FoundImage]) -> list[FoundImage]:
-    """Of the split "train", or all where none is said."""
-    return [image for image in images if image.split == "train"] or list(images)
 
 
 def coco_content(

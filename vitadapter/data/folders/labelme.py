@@ -12,6 +12,7 @@ from pycocotools import mask as mask_util
 
 from vitadapter.data.coco.json_entries import Findings, read_json
 from vitadapter.data.coco.objects import all_numbers
+from vitadapter.data.folders.class_tables import NO_OBJECTS, find_class_names
 from vitadapter.data.folders.found import (
     FoundDataset,
     FoundImage,
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Of the polygon that stands for a circle.
 _CIRCLE_POINTS = 32
-# What labelme's own examples call what is no object.
-_NO_CLASS = ("__ignore__", "_background_")
 _NO_AREA = "left out {} shapes without area (points and lines)"
 
 
@@ -115,7 +114,7 @@ def _objects(
         label, group = shape.get("label"), shape.get("group_id")
         if not isinstance(label, str) or not label:
             raise ValueError(f"has a shape with the label {label!r:.40}")
-        if label in _NO_CLASS:
+        if label in NO_OBJECTS:
             continue
         found, polygon = _region(shape, size)
         if polygon is not None:
@@ -139,6 +138,7 @@ def _label_files(listing: Listing, found: Mapping[str, str]) -> list[str]:
 def read_labelme(listing: Listing) -> FoundDataset:
     """Reads polygons, circles and masks; rectangles are boxes without a mask.
 
+    Classes are the names in `labels.txt` or another table, or else those that occur, by alphabet.
     Polygons of one `group_id` and label are one object, as in labelme's own converters. Points and
     lines are left out.
 
@@ -163,4 +163,4 @@ def read_labelme(listing: Listing) -> FoundDataset:
                 faults.append(f"{image.label}: {error}")
     raise_faults("labelme", faults)
     findings.warn(logger, "dataset.root")
-    return numbered("labelme", images)
+    return numbered("labelme", images, find_class_names(listing))

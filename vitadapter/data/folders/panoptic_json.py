@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from vitadapter.data.coco.json_entries import Entry, by_id, file_name_of, find_id, told
 from vitadapter.data.dataset_source import first_few
-from vitadapter.data.folders.coco_json import place_of
+from vitadapter.data.folders.coco_json import is_panoptic, place_of
 from vitadapter.data.folders.found import FoundDataset, FoundImage, check_most
 from vitadapter.data.folders.listing import Listing, split_of
 from vitadapter.data.panoptic.annotations import PanopticClasses, read_panoptic_json
@@ -15,12 +15,7 @@ __all__ = ["panoptic_content", "panoptic_files", "read_panoptic_folder"]
 
 def panoptic_files(listing: Listing) -> list[str]:
     """Files that show that the folder is in this format."""
-    return [f for f in listing.named(".json") if b'"segments_info"' in listing.head(f)] or [
-        # The list of images may be longer than what is looked at.
-        f
-        for f in listing.named(".json")
-        if PurePosixPath(f).name.startswith("panoptic")
-    ]
+    return [f for f in listing.named(".json") if is_panoptic(listing, f)]
 
 
 def _map_place(listing: Listing, json_file: str, name: str) -> str | None:

@@ -35,7 +35,7 @@ from vitadapter.data.folders.splits import FolderSettings, assign_splits, labell
 from vitadapter.data.folders.voc import read_voc, voc_files
 from vitadapter.data.folders.yolo import read_yolo, yolo_files
 
-__all__ = ["KINDS", "LabelSettings", "Prepared", "prepare", "write_prepared"]
+__all__ = ["KINDS", "LabelSettings", "Prepared", "kind_of", "located", "prepare", "write_prepared"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,13 @@ def _recognised(listing: Listing) -> Callable[[Listing], FoundDataset]:
     return _FORMATS[next(iter(found))][1]
 
 
+def kind_of(listing: Listing) -> str:
+    """What a folder serves to train, if it is not said: instances before anything else."""
+    if any(files(listing) for files, _ in _FORMATS.values()):
+        return "instances"
+    return "panoptic" if panoptic_files(listing) else "semantic"
+
+
 def _refuse(listing: Listing, formats: str) -> None:
     empty = [name for name, (size, _) in listing.files.items() if size == 0]
     raise ValueError(
@@ -120,7 +127,9 @@ def _write_splits(folder: Path, roles: Mapping[str, Sequence[FoundImage]]) -> No
         rows.writerows((image.file, role) for role, images in roles.items() for image in images)
 
 
-def _prepare_instances(listing: Listing, settings: FolderSettings, folder: Path) -> Values:
+def _prepare_instances(
+    listing: Listing, settings: FolderSettings, folder: Path, reuse: bool
+) -> Values:
     found = _recognised(listing)(listing)
     roles = assign_splits(found.images, settings)
     values: Values = {"dataset.num_classes": len(found.categories)}
@@ -130,7 +139,7 @@ def _prepare_instances(listing: Listing, settings: FolderSettings, folder: Path)
         if not any(image.annotations for image in kept):
             raise ValueError(f"the {len(images)} images of dataset.{role} have no object")
         # Only of whole splits: one may be divided.
-        whole = len(splits) == 1 and found.as_it_is.get(next(iter(splits)) or "")
+        whole = reuse and len(splits) == 1 and found.as_it_is.get(next(iter(splits)) or "")
         if whole and len(kept) == sum(image.split in splits for image in found.images):
             json_file, image_root = whole
         else:
@@ -196,7 +205,13 @@ def _prepare_panoptic(listing: Listing, settings: FolderSettings, folder: Path) 
 
 
 def write_prepared(
-    listing: Listing, kind: str, settings: FolderSettings, labels: LabelSettings, folder: Path
+    listing: Listing,
+    kind: str,
+    settings: FolderSettings,
+    labels: LabelSettings,
+    folder: Path,
+    *,
+    reuse: bool = True,
 ) -> Values:
     """Reads the user's folder and writes what loaders need into another.
 
@@ -206,6 +221,8 @@ def write_prepared(
         settings: of the folder.
         labels: of label maps.
         folder: that exists and is empty.
+        reuse: whether to name json files in the user's folder that can be loaded as they are,
+            instead of writing others.
 
     Returns:
         dict: values of the keys of a config; paths in `folder` are relative to it.
@@ -217,7 +234,7 @@ def write_prepared(
         return _prepare_semantic(listing, settings, folder, labels)
     if kind == "panoptic":
         return _prepare_panoptic(listing, settings, folder)
-    return _prepare_instances(listing, settings, folder)
+    return _prepare_instances(listing, settings, folder, reuse)
 
 
 def _cache() -> Path:
@@ -241,8 +258,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _located(values: Values, folder: Path) -> Values:
-    """With paths in the folder made absolute."""
+def located(values: Values, folder: Path) -> Values:
+    """Values of :func:`write_prepared` with absolute paths."""
     return {
         key: str(folder / str(value))
         if value is not None and key.endswith(("_root", "json_file", "class_names"))
@@ -293,7 +310,7 @@ def prepare(
     folder = _cache() / f"{listing.root.resolve().name}-{kind}-{digest}"
     with _locked(folder):
         values = _made(folder, lambda made: write_prepared(listing, kind, settings, labels, made))
-        prepared = Prepared(kind, listing.root, folder, _located(values, folder))
+        prepared = Prepared(kind, listing.root, folder, located(values, folder))
         if check is not None:
             check(prepared)
     logger.info("dataset.root=%s is prepared in %s", root, folder)

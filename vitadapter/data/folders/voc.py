@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from xml.etree import ElementTree as ET
 
+from vitadapter.data.folders.class_tables import find_class_names
 from vitadapter.data.folders.found import (
     FoundDataset,
     FoundImage,
@@ -96,6 +97,7 @@ def _set_boxes(images: Iterable[FoundImage]) -> None:
 def read_voc(listing: Listing) -> FoundDataset:
     """Reads xml files, whose difficult objects become crowds: neither trained nor evaluated.
 
+    Classes are the names in `classes.txt` or another table, or else those that occur, by alphabet.
     Objects with a `polygon`, as Roboflow writes them, have a mask. Splits are the lists in
     `ImageSets/Main`, or folders.
 
@@ -120,4 +122,4 @@ def read_voc(listing: Listing) -> FoundDataset:
                 faults.append(f"{image.label} {error}")
     raise_faults("Pascal VOC", faults)
     _set_boxes(images)
-    return numbered("Pascal VOC", images)
+    return numbered("Pascal VOC", images, find_class_names(listing))
