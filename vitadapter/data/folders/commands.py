@@ -13,6 +13,7 @@ from vitadapter.data.folders.prepare import (
     LabelSettings,
     kind_of,
     located,
+    made_whole,
     prepare,
     write_prepared,
 )
@@ -69,9 +70,9 @@ def _convert(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out} must be a new or an empty folder")
     if out.is_relative_to(listing.root.resolve()):
         raise ValueError(f"--out {args.out} must not lie in the folder that is read")
-    out.mkdir(parents=True, exist_ok=True)
     kind = args.kind or kind_of(listing)
-    values = write_prepared(listing, kind, settings, labels, out, reuse=False)
+    with made_whole(out) as making:
+        values = write_prepared(listing, kind, settings, labels, making, reuse=False)
     for key, value in located(values, out).items():
         sys.stdout.write(shlex.quote(f"{key}={'null' if value is None else value}") + "\n")
     return 0

@@ -268,18 +268,26 @@ def located(values: Values, folder: Path) -> Values:
     }
 
 
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of another, empty or new, if nothing fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield making
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
 def _made(folder: Path, write: Callable[[Path], Values]) -> Values:
-    """What is in the folder of the cache, which is made whole or not at all."""
-    summary = "prepared.json"
-    if not (folder / summary).is_file():
+    """What is in the folder of the cache, which is made if it is not there."""
+    summary = folder / "prepared.json"
+    if not summary.is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _write_json(making / summary, write(making))
-            making.rename(folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    return json.loads((folder / summary).read_text(encoding="utf-8"))
+        with made_whole(folder) as making:
+            _write_json(making / summary.name, write(making))
+    return json.loads(summary.read_text(encoding="utf-8"))
 
 
 def prepare(
