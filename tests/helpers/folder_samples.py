@@ -1,13 +1,16 @@
 """Small data sets of two splits, and what a config loads of a folder."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 from coco_samples import make_content, write_coco
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from folder_formats import Splits
 from omegaconf import DictConfig
 
-from vitadapter.engine.overrides import load_config
+from vitadapter.data.folders import resolve_root
+from vitadapter.engine.overrides import apply_overrides
 
 TINY_CONFIG = Path(__file__).with_name("tiny_mask_rcnn.py")
 
@@ -25,9 +28,16 @@ def sample_splits(folder: Path, masks: str = "polygon") -> Splits:
     return splits
 
 
+@cache
+def _tiny_config() -> DictConfig:
+    return LazyConfig.load(str(TINY_CONFIG))
+
+
 def tiny_config(root: Path, *overrides: str) -> DictConfig:
-    """The tiny Mask R-CNN on a folder."""
-    return load_config(str(TINY_CONFIG), [f"dataset.root={root}", *overrides])
+    """The tiny Mask R-CNN on a folder, as `load_config` returns it."""
+    cfg = copy.deepcopy(_tiny_config())
+    overrides = (f"dataset.root={root}", *overrides)
+    return resolve_root(apply_overrides(cfg, overrides), overrides)
 
 
 def load(cfg: DictConfig) -> tuple[Records, Records]:
