@@ -58,9 +58,7 @@ def write(root: Path, image: str, label: str, *, in_colours: bool = False) -> No
             labels = some_labels(number)
             place = {"split": split, "name": f"{number}"}
             write_labels(root / image.format(**place), np.full((24, 32, 3), number, np.uint8))
-            write_labels(
-                root / label.format(**place), coloured(labels) if in_colours else labels
-            )
+            write_labels(root / label.format(**place), coloured(labels) if in_colours else labels)
 
 
 def assert_loaded(cfg: DictConfig) -> None:

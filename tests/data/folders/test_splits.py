@@ -78,7 +78,7 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
 
 
 def test_what_cannot_be_divided() -> None:
-    with pytest.raises(ValueError, match="fits no file, such as a/000.jpg"):
+    with pytest.raises(ValueError, match=r"fits no file, such as a/000\.jpg"):
         assign_splits(images(), FolderSettings(group="scene"))
     with pytest.raises(ValueError, match="1 image or group of them cannot be divided"):
         assign_splits(images(files=FILES[:1]), FolderSettings())
