@@ -10,9 +10,10 @@ from folder_formats import Splits
 from folder_samples import load, tiny_config
 from PIL import Image
 
-from vitadapter.data.folders import check
-from vitadapter.data.folders.check import CheckReport, check_dataset
+from vitadapter.data.folders import check, report
+from vitadapter.data.folders.check import check_dataset
 from vitadapter.data.folders.prepare import LabelSettings, prepare
+from vitadapter.data.folders.report import CheckReport
 from vitadapter.data.folders.splits import FolderSettings
 
 
@@ -26,6 +27,10 @@ def report_of(root: Path, limit: int | None = None) -> CheckReport:
     return check_dataset(prepare(str(root), "instances", FolderSettings()), LabelSettings(), limit)
 
 
+def lines_of(root: Path, role: str = "train") -> dict[str, int | None]:
+    return {line: by_role.get(role) for line, by_role in report_of(root).counts.items()}
+
+
 def change(folder: Path, **changes: dict[str, object]) -> None:
     """Changes the first so many annotations of the training file."""
     path = folder / "train" / "_annotations.coco.json"
@@ -36,18 +41,17 @@ def change(folder: Path, **changes: dict[str, object]) -> None:
 
 
 def test_counts(folder: Path, splits: Splits) -> None:
-    report = report_of(folder)
+    found = report_of(folder)
     content, _ = splits["train"]
     areas = [a["area"] for a in content["annotations"]]
-    counts = {line: tuple(by_role.values()) for line, by_role in report.counts.items()}
+    counts = {line: tuple(by_role.values()) for line, by_role in found.counts.items()}
     assert counts["images"] == counts["images read"] == (4, 2)
-    assert counts["objects"] == (8, 4)
     small = sum(area < 32**2 for area in areas)
     assert (counts["small objects"][0], counts["medium objects"][0]) == (small, 8 - small)
-    assert report.class_names == ["class0", "class1"]
-    assert report.classes["train"] == report.class_images["train"] == {0: 4, 1: 4}
-    assert (report.warnings, report.refusals) == ([], [])
-    assert "| class1  |               4 |" in report.tables()
+    assert found.class_names == ["class0", "class1"]
+    assert found.classes["train"] == found.class_images["train"] == {0: 4, 1: 4}
+    assert (found.warnings, found.refusals) == ([], [])
+    assert "| class1  |               4 |" in found.text()
 
 
 def test_boxes(folder: Path) -> None:
@@ -59,11 +63,11 @@ def test_boxes(folder: Path) -> None:
         d={"iscrowd": 1},
         e={"bbox": [-0.5, 0, 10, 10]},
     )
-    counts = {line: by_role.get("train") for line, by_role in report_of(folder).counts.items()}
+    counts = lines_of(folder)
     assert counts["boxes that reach out of the image"] == 1
     assert counts["boxes outside the image"] == 1
     assert counts["boxes without area"] == 1
-    assert (counts["crowds"], counts["objects"]) == (1, 7)
+    assert counts["crowds"] == 1
     change(folder, **{str(n): {"bbox": [0, 0, 0, 0]} for n in range(5)})
     with pytest.raises(ValueError, match=r"5 of the 8 boxes of dataset\.train have no area"):
         tiny_config(folder)
@@ -85,8 +89,8 @@ def test_kinds_of_images(folder: Path) -> None:
     for number in range(3):
         text = text.replace(f"00{number}.png", f"00{number}.tif")
     path.write_text(text.replace("003.png", "003.jpg"))
-    counts = {line: by_role.get("train") for line, by_role in report_of(folder).counts.items()}
-    for line in ("16-bit or 32-bit images", "float images", "CMYK images"):
+    counts = lines_of(folder)
+    for line in ("images of 16 or 32 bits", "images of floats", "CMYK images"):
         assert counts[line] == 1
     assert counts["images rotated by EXIF data"] == 1
     assert counts["unreadable images"] == 0
@@ -128,7 +132,7 @@ def test_copies(folder: Path) -> None:
 
 def test_balance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(folder, **{str(n): {"category_id": 1} for n in range(7)})
-    monkeypatch.setattr(check, "_BALANCED", 6)
+    monkeypatch.setattr(report, "_BALANCED", 6)
     assert report_of(folder).warnings == [
         "the most frequent class has 7 objects in training, the rarest 1 (class1)"
     ]
@@ -150,7 +154,7 @@ def test_runs_once_for_each_state(
     tiny_config(folder)
     assert len(calls) == 1
     (passed,) = cache.glob("*/check.md")
-    assert passed.read_text() == report_of(folder).tables()
+    assert passed.read_text() == report_of(folder).text()
     Image.new("RGB", (64, 64), "red").save(folder / "train" / "000.png")
     tiny_config(folder)
     assert len(calls) == 2
@@ -158,8 +162,15 @@ def test_runs_once_for_each_state(
 
 def test_reads_a_part_of_many_images(folder: Path) -> None:
     (folder / "train" / "001.png").write_bytes(b"")
-    report = report_of(folder, limit=2)
-    assert report.counts["images read"] == {"train": 2, "test": 2}
-    assert report.counts["images"] == {"train": 4, "test": 2}
-    assert report.counts["objects"]["train"] == 8
-    assert report.warnings == []
+    found = report_of(folder, limit=2)
+    assert found.counts["images read"] == {"train": 2, "test": 2}
+    assert found.counts["images"] == {"train": 4, "test": 2}
+    assert found.warnings == []
+
+
+def test_images_without_a_label_file(root: Path, splits: Splits) -> None:
+    formats.write_yolo(root, splits, polygons=True)
+    (root / "valid" / "labels" / "004.txt").unlink()
+    lines = lines_of(root, "test")
+    assert lines["images without a label file"] == lines["images without objects"] == 1
+    assert lines_of(root)["images without a label file"] == 0

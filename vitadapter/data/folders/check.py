@@ -1,350 +1,179 @@
 """What is in a data set, and what of it would make training or evaluation wrong."""
 
-import hashlib
+import csv
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tabulate import tabulate
 
 from vitadapter.data.coco.annotations import coco_classes
-from vitadapter.data.coco.json_entries import Findings, read_json
+from vitadapter.data.coco.json_entries import Entry, Findings, image_path, read_json
 from vitadapter.data.coco.objects import all_numbers
 from vitadapter.data.dataset_source import first_few, spread
+from vitadapter.data.folders.image_checks import ListedImage, check_images
 from vitadapter.data.folders.listing import image_facts
-from vitadapter.data.folders.prepare import LabelSettings, Prepared
-from vitadapter.data.image_files import open_image, read_image
+from vitadapter.data.folders.prepare import LabelSettings, Prepared, Values
+from vitadapter.data.folders.report import ROLES, CheckReport
 from vitadapter.data.panoptic.annotations import read_panoptic_json, read_panoptic_records
 from vitadapter.data.panoptic.maps import read_record_map
 from vitadapter.data.sem_seg.labels import LabelReader, read_class_names
 from vitadapter.data.sem_seg.layouts import SemSegLayout, find_pairs
 
-__all__ = ["CheckReport", "check_dataset", "check_once"]
+__all__ = ["check_dataset", "check_once"]
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("train", "test")
 # Images that are read at the start of a run: seconds, once for each state of the data.
 _NUM_IMAGES_READ = 2000
-_NUM_READERS = 4
 # In COCO's words: areas of small and of medium objects end here, in square pixels.
 _SMALL, _MEDIUM = 32**2, 96**2
-# Test images that may be in the training data too.
-_MAX_SHARED = 0.01
-# How often the most frequent class may occur for each object of the rarest.
-_BALANCED = 100
 
 
-@dataclass
-class CheckReport:
-    """What a check has found.
-
-    Attributes:
-        counts: of each line of the table, by role.
-        classes: (number of objects or pixels, number of images) of each class, by role.
-        class_names: in the order of the class numbers.
-        unit: what is counted of classes.
-        warnings: what may be wrong.
-        refusals: what makes training or evaluation wrong.
-    """
-
-    counts: dict[str, dict[str, object]] = field(default_factory=dict)
-    classes: dict[str, Counter[int]] = field(default_factory=dict)
-    class_images: dict[str, Counter[int]] = field(default_factory=dict)
-    class_names: Sequence[str] = ()
-    unit: str = "objects"
-    warnings: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-
-    def set(self, line: str, role: str, value: object) -> None:
-        """Fills a place of the table."""
-        self.counts.setdefault(line, {})[role] = value
-
-    def tables(self) -> str:
-        """Both tables, warnings and refusals, as text."""
-        rows = [
-            [line, *(by_role.get(r, "-") for r in ROLES)] for line, by_role in self.counts.items()
-        ]
-        parts = [tabulate(rows, ["", *ROLES], tablefmt="github")]
-        heads = [f"{role} {what}" for role in ROLES for what in (self.unit, "images")]
-        rows = [
-            [
-                name,
-                *(c.get(r, Counter())[n] for r in ROLES for c in (self.classes, self.class_images)),
-            ]
-            for n, name in enumerate(self.class_names)
-        ]
-        parts.append(tabulate(rows, ["class", *heads], tablefmt="github"))
-        parts += [f"warning: {text}" for text in self.warnings]
-        parts += [f"refused: {text}" for text in self.refusals]
-        return "\n\n".join(parts)
+def _files(values: Values, role: str, *keys: str) -> list[str]:
+    return [str(values[f"dataset.{role}.{key}"]) for key in keys]
 
 
-@dataclass(frozen=True)
-class _Image:
-    """An image as a data set says that it is."""
-
-    path: str
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class _Read:
-    """An image as its file is."""
-
-    digest: str = ""
-    error: str = ""
-    mode: str = ""
-    rotated: bool = False
-    other_size: bool = False
+def _box_line(annotation: Entry, size: tuple[int, int]) -> str:
+    """The line of the table that a box outside its image, or without area, counts in, or ""."""
+    height, width = size
+    x, y, w, h = annotation["bbox"]
+    if not (w > 0 and h > 0):
+        return "boxes_without_area"
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return "boxes_outside_the_image"
+    if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+        return "boxes_that_reach_out_of_the_image"
+    return ""
 
 
-def _read(image: _Image) -> _Read:
-    digest = ""
-    try:
-        facts = image_facts(image.path)
-        digest = hashlib.sha1(Path(image.path).read_bytes()).hexdigest()
-        read_image(image.path, "RGB")
-    except (OSError, ValueError) as error:
-        return _Read(digest, error=str(error))
-    other = image.size is not None and facts.size != tuple(image.size)
-    return _Read(digest, "", facts.mode, facts.rotated, other)
+def _size_line(annotation: Entry) -> str:
+    if annotation.get("iscrowd"):
+        return "crowds"
+    area = annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3]
+    return f"{'small' if area < _SMALL else 'medium' if area < _MEDIUM else 'large'}_objects"
 
 
-def _kinds(read: Iterable[_Read]) -> dict[str, int]:
-    """Numbers of images that are not 8 bit grey or colour, by line of the table."""
-    counts = Counter(one.mode for one in read)
-    lines = {"16-bit or 32-bit images": 0, "float images": 0, "CMYK images": counts["CMYK"]}
-    for mode, count in counts.items():
-        if mode.startswith("I"):
-            lines["16-bit or 32-bit images"] += count
-        if mode == "F":
-            lines["float images"] += count
-    return lines
-
-
-def _check_images(
-    report: CheckReport, images: Mapping[str, Sequence[_Image]], limit: int | None
-) -> None:
-    """Reads images, and compares them with what is said of them and with each other."""
-    digests: dict[str, dict[str, str]] = {}
-    for role, listed in images.items():
-        chosen = spread(listed, limit or len(listed))
-        with ThreadPoolExecutor(_NUM_READERS) as readers:
-            read = dict(zip((i.path for i in chosen), readers.map(_read, chosen), strict=True))
-        report.set("images read", role, len(read))
-        digests[role] = {one.digest: path for path, one in read.items() if one.digest}
-        copies = len([one for one in read.values() if one.digest]) - len(digests[role])
-        bad = [path for path, one in read.items() if one.error]
-        sizes = [path for path, one in read.items() if one.other_size]
-        report.set("unreadable images", role, len(bad))
-        report.set("images of another size than annotated", role, len(sizes))
-        report.set("copies of another image", role, copies)
-        report.set("images rotated by EXIF data", role, sum(o.rotated for o in read.values()))
-        for line, count in _kinds(read.values()).items():
-            report.set(line, role, count)
-        for what, paths in (("cannot be read", bad), ("have another size than annotated", sizes)):
-            if paths:
-                text = f"{len(paths)} images of dataset.{role} {what} ({first_few(paths)})"
-                where = report.refusals if role == "test" or len(paths) == len(read) else None
-                (report.warnings if where is None else where).append(text)
-        if copies:
-            report.warnings.append(f"{copies} images of dataset.{role} are copies of others")
-    if len(images) == len(ROLES):
-        _check_shared(report, images, digests)
-
-
-def _check_shared(
+def _check_boxes(
     report: CheckReport,
-    images: Mapping[str, Sequence[_Image]],
-    digests: Mapping[str, Mapping[str, str]],
+    role: str,
+    annotations: Sequence[Entry],
+    sizes: Mapping[object, tuple[int, int]],
 ) -> None:
-    paths = {role: {str(Path(i.path).resolve()) for i in images[role]} for role in ROLES}
-    same = digests["train"].keys() & digests["test"].keys()
-    shared = sorted({str(Path(digests["test"][d]).resolve()) for d in same})
-    shared = sorted({*shared, *(paths["train"] & paths["test"])})
-    report.set("images that are in both", "test", len(shared))
-    if shared:
-        text = (
-            f"{len(shared)} images of dataset.test are in dataset.train too ({first_few(shared)})"
-        )
-        much = len(shared) > _MAX_SHARED * len(paths["test"])
-        (report.refusals if much else report.warnings).append(text)
+    lines = ("crowds", "small_objects", "medium_objects", "large_objects")
+    faults = ("boxes_without_area", "boxes_outside_the_image", "boxes_that_reach_out_of_the_image")
+    counts = Counter(dict.fromkeys(lines + faults, 0))
+    for annotation in annotations:
+        counts[_size_line(annotation)] += 1
+        counts[_box_line(annotation, sizes[annotation["image_id"]])] += 1
+    counts.pop("", None)
+    report.set(role, **counts)
+    unusable = sum(counts[line] for line in faults[:2])
+    if unusable:
+        text = f"{unusable} of the {len(annotations)} boxes of dataset.{role} have no area in their"
+        much = 2 * unusable > len(annotations)
+        (report.refusals if much else report.warnings).append(f"{text} image and are left out")
 
 
-def _check_balance(report: CheckReport) -> None:
-    """Classes that cannot be learned, or hardly."""
-    counts = [report.classes["train"][n] for n in range(len(report.class_names))]
-    absent = [name for name, count in zip(report.class_names, counts, strict=True) if not count]
-    if absent:
-        report.warnings.append(
-            f"{len(absent)} of {len(counts)} classes do not occur in training "
-            f"({first_few(absent, 10)})"
-        )
-    present = [count for count in counts if count]
-    if present and max(present) > _BALANCED * min(present):
-        report.warnings.append(
-            f"the most frequent class has {max(present)} {report.unit} in training, the rarest "
-            f"{min(present)} ({report.class_names[counts.index(min(present))]})"
-        )
-    if not present:
-        report.refusals.append(f"dataset.train has no {report.unit}")
+def _check_instances(values: Values, report: CheckReport, role: str) -> list[ListedImage]:
+    source, root = _files(values, role, "json_file", "image_root")
+    content = read_json(source)
+    classes = coco_classes(content, source, Findings())
+    numbers = {category["id"]: number for number, category in enumerate(classes)}
+    report.class_names = [str(category["name"]) for category in classes]
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    # The loader tells of the others, with the file and the place.
+    known = [
+        a
+        for a in content["annotations"]
+        if a.get("image_id") in sizes and a.get("category_id") in numbers and _has_box(a)
+    ]
+    shown = defaultdict(list)
+    for annotation in known:
+        objects = shown[annotation["image_id"]]
+        if not annotation.get("iscrowd"):
+            objects.append(numbers[annotation["category_id"]])
+    report.count_classes(role, shown.values())
+    report.set(role, images=len(sizes), images_without_objects=len(sizes) - len(shown))
+    _check_boxes(report, role, known, sizes)
+    return [
+        ListedImage(image_path(root, image["file_name"]), sizes[image["id"]])
+        for image in content["images"]
+        if image.get("file_name")
+    ]
 
 
-def _boxes(content: Mapping[str, object], role: str, report: CheckReport) -> None:
-    """Counts objects by size, and boxes that are not inside their image."""
-    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
-    lines = dict.fromkeys(
-        (
-            *("objects", "crowds", "small objects", "medium objects", "large objects"),
-            *("boxes that reach out of the image", "boxes outside the image", "boxes without area"),
-        ),
-        0,
-    )
-    for annotation in content["annotations"]:
-        box = annotation.get("bbox")
-        known = annotation.get("image_id") in sizes
-        if not known or not isinstance(box, list) or len(box) != 4 or not all_numbers(box):
-            continue
-        height, width = sizes[annotation["image_id"]]
-        x, y, w, h = box
-        lines["crowds" if annotation.get("iscrowd") else "objects"] += 1
-        area = annotation.get("area") or w * h
-        size = "small" if area < _SMALL else "medium" if area < _MEDIUM else "large"
-        lines[f"{size} objects"] += not annotation.get("iscrowd")
-        if not (w > 0 and h > 0):
-            lines["boxes without area"] += 1
-        elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            lines["boxes outside the image"] += 1
-        elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-            lines["boxes that reach out of the image"] += 1
-    for line, count in lines.items():
-        report.set(line, role, count)
-    total = lines["objects"] + lines["crowds"]
-    unusable = lines["boxes without area"] + lines["boxes outside the image"]
-    if 2 * unusable > total:
+def _has_box(annotation: Entry) -> bool:
+    box = annotation.get("bbox")
+    return isinstance(box, list) and len(box) == 4 and all_numbers(box)
+
+
+def _note_unusable(
+    report: CheckReport, role: str, what: str, faults: Sequence[str], num_read: int
+) -> None:
+    report.set(role, **{f"{what} read": num_read, f"unusable {what}": len(faults)})
+    if faults:
         report.refusals.append(
-            f"{unusable} of the {total} boxes of dataset.{role} have no area in their image"
+            f"{len(faults)} of {num_read} {what} of dataset.{role} cannot be used: "
+            f"{first_few(faults)}"
         )
-    elif unusable:
-        report.warnings.append(
-            f"{unusable} of the {total} boxes of dataset.{role} have no area in their image and "
-            "are left out"
-        )
-
-
-def _check_instances(values: Mapping[str, object], report: CheckReport) -> dict[str, list[_Image]]:
-    images = {}
-    for role in ROLES:
-        source = str(values[f"dataset.{role}.json_file"])
-        content = read_json(source)
-        classes = coco_classes(content, source, Findings())
-        numbers = {category["id"]: number for number, category in enumerate(classes)}
-        report.class_names = [str(category["name"]) for category in classes]
-        seen: dict[int, set[object]] = defaultdict(set)
-        counts: Counter[int] = Counter()
-        for annotation in content["annotations"]:
-            number = numbers.get(annotation.get("category_id"))
-            if number is not None and not annotation.get("iscrowd"):
-                counts[number] += 1
-                seen[number].add(annotation["image_id"])
-        report.classes[role] = counts
-        report.class_images[role] = Counter({n: len(ids) for n, ids in seen.items()})
-        root = Path(str(values[f"dataset.{role}.image_root"]))
-        report.set("images", role, len(content["images"]))
-        with_objects = {annotation.get("image_id") for annotation in content["annotations"]}
-        empty = sum(image["id"] not in with_objects for image in content["images"])
-        report.set("images without objects", role, empty)
-        _boxes(content, role, report)
-        images[role] = [
-            _Image(str(root / i["file_name"]), (i["height"], i["width"]))
-            for i in content["images"]
-            if i.get("file_name")
-        ]
-    return images
 
 
 def _check_semantic(
-    values: Mapping[str, object], report: CheckReport, labels: LabelSettings, limit: int | None
-) -> dict[str, list[_Image]]:
-    num_classes = int(str(values["dataset.num_classes"]))
-    names = values["dataset.class_names"]
-    report.class_names = (
-        [str(n) for n in range(num_classes)] if names is None else read_class_names(str(names))
-    )
+    values: Values, report: CheckReport, role: str, limit: int | None, labels: LabelSettings
+) -> list[ListedImage]:
+    num_classes, names = int(str(values["dataset.num_classes"])), values["dataset.class_names"]
+    numbers = [str(number) for number in range(num_classes)]
+    report.class_names = numbers if names is None else read_class_names(str(names))
     report.unit = "pixels"
     read = LabelReader(num_classes, labels.ignore_label, labels.reduce_zero_label)
-    images = {}
-    for role in ROLES:
-        roots = (str(values[f"dataset.{role}.{key}"]) for key in ("image_root", "label_root"))
-        layout = SemSegLayout(*roots, report.class_names, labels.reduce_zero_label, None)
-        pairs, _, _ = find_pairs(layout)
-        chosen = spread(pairs, limit or len(pairs))
-        counts = np.zeros(num_classes, np.int64)
-        shown = np.zeros(num_classes, np.int64)
-        faults = []
-        for image, label in chosen:
-            try:
-                maps = read(label)
-                if maps.shape != image_facts(image).size:
-                    raise ValueError(f"{label} has (height, width) {maps.shape}, not its image's")
-            except ValueError as error:
-                faults.append(str(error))
-                continue
-            found = np.bincount(maps[maps != labels.ignore_label], minlength=num_classes)
-            counts += found
-            shown += found > 0
-        report.set("images", role, len(pairs))
-        report.set("label maps read", role, len(chosen))
-        report.set("unusable label maps", role, len(faults))
-        report.classes[role] = Counter(dict(enumerate(counts.tolist())))
-        report.class_images[role] = Counter(dict(enumerate(shown.tolist())))
-        if faults:
-            report.refusals.append(
-                f"{len(faults)} of {len(chosen)} label maps of dataset.{role} cannot be used: "
-                f"{first_few(faults)}"
-            )
-        images[role] = [_Image(image) for image, _ in pairs]
-    return images
+    roots = _files(values, role, "image_root", "label_root")
+    pairs, _, _ = find_pairs(SemSegLayout(*roots, report.class_names, False, None))
+    chosen, faults = spread(pairs, limit or len(pairs)), []
+    pixels = np.zeros((2, num_classes), np.int64)
+    for image, label in chosen:
+        try:
+            found = read(label)
+            if found.shape != image_facts(image).size:
+                raise ValueError(f"{label} has not the size of its image {image}")
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        counts = np.bincount(found[found != labels.ignore_label], minlength=num_classes)
+        pixels += counts, counts > 0
+    _note_unusable(report, role, "label maps", faults, len(chosen))
+    report.classes[role], report.class_images[role] = (
+        Counter(dict(enumerate(row))) for row in pixels.tolist()
+    )
+    report.set(role, images=len(pairs))
+    return [ListedImage(image) for image, _ in pairs]
 
 
 def _check_panoptic(
-    values: Mapping[str, object], report: CheckReport, limit: int | None
-) -> dict[str, list[_Image]]:
+    values: Values, report: CheckReport, role: str, limit: int | None
+) -> list[ListedImage]:
+    files = _files(values, role, "json_file", "panoptic_root", "image_root")
+    report.class_names = read_panoptic_json(files[0])[1].names
     report.unit = "segments"
-    images = {}
+    records = read_panoptic_records(*files)
+    chosen, faults = spread(records, limit or len(records)), []
+    for record in chosen:
+        try:
+            read_record_map(record, np.empty((record["height"], record["width"], 0)))
+        except ValueError as error:
+            faults.append(str(error))
+    _note_unusable(report, role, "panoptic maps", faults, len(chosen))
+    segments = [[s["category_id"] for s in record["segments_info"]] for record in records]
+    report.count_classes(role, segments)
+    report.set(role, images=len(records), images_without_segments=segments.count([]))
+    return [ListedImage(str(r["file_name"]), (r["height"], r["width"])) for r in records]
+
+
+def _count_unlabelled(prepared: Prepared, report: CheckReport) -> None:
+    with (prepared.folder / "splits.csv").open(encoding="utf-8", newline="") as file:
+        rows = Counter((row["role"], row["label file"]) for row in csv.DictReader(file))
     for role in ROLES:
-        keys = (f"dataset.{role}.{key}" for key in ("json_file", "panoptic_root", "image_root"))
-        files = [str(values[key]) for key in keys]
-        report.class_names = read_panoptic_json(files[0])[1].names
-        records = read_panoptic_records(*files)
-        faults = []
-        chosen = spread(records, limit or len(records))
-        for record in chosen:
-            try:
-                with open_image(str(record["file_name"])):
-                    read_record_map(record, np.empty((record["height"], record["width"], 0)))
-            except ValueError as error:
-                faults.append(str(error))
-        segments = [[s["category_id"] for s in r["segments_info"]] for r in records]
-        report.set("images", role, len(records))
-        report.set("segments", role, sum(map(len, segments)))
-        report.set("images without segments", role, sum(not found for found in segments))
-        report.set("panoptic maps read", role, len(chosen))
-        report.set("unusable panoptic maps", role, len(faults))
-        report.classes[role] = Counter(n for found in segments for n in found)
-        report.class_images[role] = Counter(n for found in segments for n in set(found))
-        if faults:
-            report.refusals.append(
-                f"{len(faults)} of {len(chosen)} panoptic maps of dataset.{role} cannot be used: "
-                f"{first_few(faults)}"
-            )
-        images[role] = [_Image(str(r["file_name"]), (r["height"], r["width"])) for r in records]
-    return images
+        report.set(role, images_without_a_label_file=rows[role, "no"])
 
 
 def check_dataset(
@@ -352,7 +181,7 @@ def check_dataset(
 ) -> CheckReport:
     """Looks at the images and annotations of a data set.
 
-    Annotations are all looked at. Of images and maps, which takes minutes in a large data set, at
+    Annotations are all looked at. Of images and maps, which take minutes in a large data set, at
     most a number of evenly spread ones of each split are.
 
     Args:
@@ -364,14 +193,17 @@ def check_dataset(
         ValueError: a file contradicts itself so that it cannot be read.
     """
     report = CheckReport()
-    if prepared.kind == "semantic":
-        images = _check_semantic(prepared.values, report, labels, limit)
-    elif prepared.kind == "panoptic":
-        images = _check_panoptic(prepared.values, report, limit)
-    else:
-        images = _check_instances(prepared.values, report)
-    _check_images(report, images, limit)
-    _check_balance(report)
+    values, images = prepared.values, {}
+    for role in ROLES:
+        if prepared.kind == "semantic":
+            images[role] = _check_semantic(values, report, role, limit, labels)
+        elif prepared.kind == "panoptic":
+            images[role] = _check_panoptic(values, report, role, limit)
+        else:
+            images[role] = _check_instances(values, report, role)
+    _count_unlabelled(prepared, report)
+    check_images(report, images, limit)
+    report.check_balance()
     return report
 
 
@@ -385,7 +217,7 @@ def check_once(prepared: Prepared, labels: LabelSettings) -> None:
     if passed.is_file():
         return
     report = check_dataset(prepared, labels, _NUM_IMAGES_READ)
-    logger.info("check of dataset.root=%s:\n%s", prepared.root, report.tables())
+    logger.info("check of dataset.root=%s:\n%s", prepared.root, report.text())
     if report.refusals:
         raise ValueError(
             f"dataset.root={prepared.root}: {'; '.join(report.refusals)}. Mend it, leave files out "
@@ -394,5 +226,5 @@ def check_once(prepared: Prepared, labels: LabelSettings) -> None:
     for text in report.warnings:
         logger.warning("dataset.root=%s: %s", prepared.root, text)
     making = passed.with_suffix(".tmp")
-    making.write_text(report.tables(), encoding="utf-8", errors="surrogateescape")
+    making.write_text(report.text(), encoding="utf-8", errors="surrogateescape")
     making.replace(passed)

@@ -95,7 +95,7 @@ def _check(args: argparse.Namespace) -> int:
     settings, labels = _settings(args)
     kind = args.kind or kind_of(Listing(args.root, settings.exclude))
     report = check_dataset(prepare(args.root, kind, settings, labels), labels, args.images)
-    sys.stdout.write(report.tables() + "\n")
+    sys.stdout.write(report.text() + "\n")
     return 1 if report.refusals else 0
 
 

@@ -123,8 +123,9 @@ def _write_splits(folder: Path, roles: Mapping[str, Sequence[FoundImage]]) -> No
     path = folder / "splits.csv"
     with path.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file:
         rows = csv.writer(file)
-        rows.writerow(["image", "role"])
-        rows.writerows((image.file, role) for role, images in roles.items() for image in images)
+        rows.writerow(["image", "role", "label file"])
+        for role, images in roles.items():
+            rows.writerows((i.file, role, "no" if i.annotations is None else "yes") for i in images)
 
 
 def _prepare_instances(
