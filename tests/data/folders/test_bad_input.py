@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import folder_formats as formats
@@ -97,10 +98,15 @@ def test_number_of_names(yolo: Path) -> None:
     path = yolo / "data.yaml"
     content = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**content, "nc": 3}))
-    with pytest.raises(ValueError, match="nc is 3, but there are 2 names"):
+    with pytest.raises(ValueError, match="nc does not fit: there are 2 names"):
         tiny_config(yolo)
     path.write_text(yaml.safe_dump({**content, "names": {0: "a", 2: "b"}}))
     with pytest.raises(ValueError, match=r"numbered 0\.\.1"):
+        tiny_config(yolo)
+    bomb = ["a: &a [x, x, x, x, x, x, x, x]"]
+    bomb += [f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]" for a, b in pairwise("abcdefghijkl")]
+    path.write_text("\n".join([*bomb, "names: *l"]))
+    with pytest.raises(ValueError, match=r"data\.yaml: names must be a list of texts"):
         tiny_config(yolo)
     path.write_text("names: [")
     with pytest.raises(ValueError, match=r"data\.yaml cannot be read"):
@@ -128,6 +134,19 @@ def test_lists_of_images(yolo: Path) -> None:
     (yolo / "val.txt").write_text("train/images/absent.png\n")
     with pytest.raises(ValueError, match=r"val\.txt lists train/images/absent\.png"):
         tiny_config(yolo)
+
+
+def test_lists_without_a_yaml_file(yolo: Path) -> None:
+    """As Darknet has them."""
+    (yolo / "data.yaml").unlink()
+    with pytest.raises(ValueError, match=r"neither a data\.yaml with names nor a classes\.txt"):
+        tiny_config(yolo)
+    (yolo / "classes.txt").write_text("class0\nclass1\n")
+    assert len(load(tiny_config(yolo, BOXES))[0]) == 4
+    (yolo / "train.txt").write_text("data/train/images/001.png\n")
+    (yolo / "val.txt").write_text("data/train/images/002.png\n")
+    train, test = load(tiny_config(yolo, BOXES))
+    assert (names_of(train), names_of(test)) == (["001.png"], ["002.png"])
 
 
 def test_images_without_label_file(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:

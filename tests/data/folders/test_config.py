@@ -1,5 +1,6 @@
 """`dataset.root` in configs, on command lines, and in a script that does not know it."""
 
+import logging
 from pathlib import Path
 
 import folder_formats as formats
@@ -25,6 +26,18 @@ def yolo(root: Path, splits: Splits) -> Path:
 def test_load_config_reads_the_folder(yolo: Path) -> None:
     cfg = load_config(str(TINY_CONFIG), [f"dataset.root={yolo}"])
     assert load(cfg) == load(tiny_config(yolo))
+
+
+def test_shows_the_table_before_logging_is_set_up(
+    yolo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = logging.getLogger("vitadapter")
+    monkeypatch.setattr(package, "handlers", [])
+    monkeypatch.setattr(package, "propagate", False)
+    level = package.level
+    tiny_config(yolo)
+    assert "| images read " in capsys.readouterr().out
+    assert (package.handlers, package.level) == ([], level)
 
 
 def test_saved_config_names_the_files(yolo: Path, tmp_path: Path) -> None:

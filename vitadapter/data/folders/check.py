@@ -170,7 +170,8 @@ def _check_panoptic(
 
 
 def _count_unlabelled(prepared: Prepared, report: CheckReport) -> None:
-    with (prepared.folder / "splits.csv").open(encoding="utf-8", newline="") as file:
+    path = prepared.folder / "splits.csv"
+    with path.open(encoding="utf-8", newline="", errors="surrogateescape") as file:
         rows = Counter((row["role"], row["label file"]) for row in csv.DictReader(file))
     for role in ROLES:
         report.set(role, images_without_a_label_file=rows[role, "no"])

@@ -1,7 +1,9 @@
 """`dataset.root=DIR` of a config: what it stands for is set before anything is built."""
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -33,6 +35,23 @@ def _settings(cfg: DictConfig) -> FolderSettings:
     return FolderSettings(exclude, cfg.dataset.unlabelled, **cfg.dataset.split)
 
 
+@contextmanager
+def _audible() -> Iterator[None]:
+    """Shows what is logged here: configs are read before a script sets up its logging."""
+    package = logging.getLogger("vitadapter")
+    if package.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stdout), package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+
+
 def _given(overrides: Sequence[str], key: str) -> bool:
     """Whether one of the overrides sets a key, or a group that it is in."""
     names = (text.partition("=")[0].lstrip("+") for text in overrides)
@@ -52,8 +71,14 @@ def resolve_root(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         ValueError: the folder cannot be trained on, or an override contradicts it.
     """
     root = OmegaConf.select(cfg, "dataset.root")
-    if root is None:
-        return cfg
+    if root is not None:
+        with _audible():
+            _resolve(cfg, str(root), overrides)
+        cfg.dataset.root = None
+    return cfg
+
+
+def _resolve(cfg: DictConfig, root: str, overrides: Sequence[str]) -> None:
     labels = LabelSettings()
     kind = _kind(cfg)
     if kind == "semantic":
@@ -61,7 +86,7 @@ def resolve_root(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         shifted = _given(overrides, "dataset.reduce_zero_label") and cfg.dataset.reduce_zero_label
         labels = LabelSettings(cfg.dataset.ignore_label, bool(shifted))
     check = partial(check_once, labels=labels) if cfg.dataset.check else None
-    prepared = prepare(str(root), kind, _settings(cfg), labels, check)
+    prepared = prepare(root, kind, _settings(cfg), labels, check)
     for key, value in prepared.values.items():
         before = OmegaConf.select(cfg, key)
         if _given(overrides, key) and before not in (None, value):
@@ -73,5 +98,3 @@ def resolve_root(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         logger.info("dataset.root sets %s=%s", key, value)
     for role in ("train", "test"):
         cfg.dataset[role].name = f"{prepared.root.resolve().name}_{role}"
-    cfg.dataset.root = None
-    return cfg

@@ -81,10 +81,8 @@ def _settings_of(listing: Listing) -> tuple[dict[str, object], str]:
 def _names(listing: Listing, settings: Mapping[str, object], source: str) -> list[str]:
     names, count = settings.get("names"), settings.get("nc")
     if isinstance(names, Mapping):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise ValueError(
-                f"{source}: names must be numbered 0..{len(names) - 1}, got {list(names)[:5]}"
-            )
+        if set(names) != set(range(len(names))):
+            raise ValueError(f"{source}: names must be numbered 0..{len(names) - 1}")
         names = [names[number] for number in range(len(names))]
     if names is None:
         files = [n for n in listing.files if PurePosixPath(n).name.lower() in _NAME_FILES]
@@ -96,10 +94,11 @@ def _names(listing: Listing, settings: Mapping[str, object], source: str) -> lis
         source = files[0]
         lines = listing.path(source).read_text(encoding="utf-8-sig", errors="replace").splitlines()
         names = [line.strip() for line in lines if line.strip()]
-    if not isinstance(names, list) or not names:
-        raise ValueError(f"{source}: names must be a list of class names, got {names!r:.80}")
+    # Not shown: a few lines of yaml can stand for gigabytes of text.
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        raise ValueError(f"{source}: names must be a list of texts")
     if count is not None and count != len(names):
-        raise ValueError(f"{source}: nc is {count}, but there are {len(names)} names")
+        raise ValueError(f"{source}: nc does not fit: there are {len(names)} names")
     return [str(name) for name in names]
 
 
@@ -110,7 +109,7 @@ def _below_root(listing: Listing, source: str, settings: Mapping[str, object], p
     the folder is taken.
     """
     here = PurePosixPath(source).parent.as_posix()
-    base = str(settings.get("path") or "")
+    base = settings.get("path") if isinstance(settings.get("path"), str) else ""
     path = path.replace("\\", "/")
     folders = {PurePosixPath(f).parent.as_posix() for f in listing.files}
     folders |= {p.as_posix() for f in folders for p in PurePosixPath(f).parents}
@@ -125,18 +124,22 @@ def _below_root(listing: Listing, source: str, settings: Mapping[str, object], p
 def _splits(listing: Listing, settings: Mapping[str, object], source: str) -> dict[str, str]:
     """The split of each image, as the yaml file says, or else as the folders are named."""
     found: dict[str, str] = {}
-    for split, key in (("train", "train"), ("val", "val"), ("test", "test")):
+    for key in ("train", "val", "test"):
         given = settings.get(key) or (settings.get("valid") if key == "val" else None)
+        if not given and f"{key}.txt" in listing.files:  # as Darknet has them
+            given = f"{key}.txt"
         for path in given if isinstance(given, list) else [given] if given else []:
-            place = _below_root(listing, source, settings, str(path))
+            if not isinstance(path, str):
+                raise ValueError(f"{source}: {key} must be a path or a list of paths")
+            place = _below_root(listing, source, settings, path)
             if not place:
                 continue
             listed = _listed_images(listing, place) if place.endswith(".txt") else None
             for image in listing.images if listed is None else listed:
                 inside = listed is not None or image.startswith(f"{place}/")
-                if inside and found.setdefault(image, split) != split and split != "test":
+                if inside and found.setdefault(image, key) != key and key != "test":
                     raise ValueError(
-                        f"{source} has {image} in two splits, {found[image]} and {split}"
+                        f"{source} has {image} in two splits, {found[image]} and {key}"
                     )
     return found or {i: s for i in listing.images if (s := split_of(i)) is not None}
 
