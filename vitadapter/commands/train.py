@@ -29,9 +29,7 @@ examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --num-gpus 8
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --num-gpus 8 --resume
   torchrun --nproc_per_node 8 -m %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x
-  %(prog)s COCO/mask_rcnn_vit_adapter_s_dinov2_finetune dataset.num_classes=10 \\
-      dataset.train.json_file=train.json dataset.train.image_root=train/ \\
-      dataset.test.json_file=val.json dataset.test.image_root=val/
+  %(prog)s COCO/mask_rcnn_vit_adapter_s_dinov2_finetune dataset.root=DIR
   %(prog)s my_config.py train.init_checkpoint=zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x
 
 On Ctrl-C and SIGTERM, the training state is saved before the run ends.
@@ -50,9 +48,7 @@ Examples:
   or, with torchrun       torchrun --nproc_per_node 8 %(prog)s --config-file CONFIG
   resume after a stop     %(prog)s --config-file CONFIG --num-gpus 8 --resume
   evaluate                %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.pth
-  your own data           %(prog)s --config-file CONFIG dataset.num_classes=10 \\
-      dataset.train.json_file=train.json dataset.train.image_root=train/ \\
-      dataset.test.json_file=val.json dataset.test.image_root=val/
+  your own data           %(prog)s --config-file CONFIG dataset.root=DIR
 
 Overrides come last: key=value sets a key that the config has, +key=value adds a key, and ~key
 deletes one. On Ctrl-C and SIGTERM, the training state is saved before the run ends.

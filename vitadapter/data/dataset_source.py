@@ -26,6 +26,7 @@ __all__ = [
     "check_num_classes",
     "expanded",
     "first_few",
+    "refuse_root",
     "spread",
 ]
 
@@ -123,6 +124,20 @@ def check_num_classes(found_in: str, found: int, num_classes: int, advice: str =
         raise ValueError(
             f"{found_in} {found} classes but the model predicts {num_classes}: "
             f"set dataset.num_classes={found}{advice}"
+        )
+
+
+def refuse_root(root: str | None) -> None:
+    """Refuses a folder whose meaning a script has not asked for (`folders.config.resolve_root`).
+
+    Raises:
+        ValueError: there is one; Detectron2's own script would ignore it.
+    """
+    if root is not None:
+        raise ValueError(
+            f"dataset.root={root} is known to vitadapter's own scripts alone, such as "
+            "scripts/lazyconfig_train_net.py: use them, or set the files of dataset.train and "
+            "dataset.test and dataset.num_classes, as their log says"
         )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "read_numbers",
     "read_record_image",
     "reason",
+    "walk",
 ]
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def _is_repeated(link: Path, followed: set[Path]) -> bool:
     return False
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(root: Path) -> Iterator[Path]:
     """All files below a folder, including those behind links."""
 
     def fail(error: OSError) -> None:
@@ -105,7 +106,7 @@ def files_by_name(root: Path, suffix: str | None) -> dict[str, str]:
         ValueError: two files have the same name, or a folder cannot be listed.
     """
     found: dict[str, str] = {}
-    for path in _walk(root):
+    for path in walk(root):
         end = path.suffix if suffix is None else suffix
         if not is_image_name(path.name) or not path.name.lower().endswith(end.lower()):
             continue

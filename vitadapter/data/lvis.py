@@ -16,7 +16,7 @@ from vitadapter.data.coco import load_coco_dataset, register_coco
 from vitadapter.data.coco.annotations import coco_classes
 from vitadapter.data.coco.json_entries import Findings, read_json
 from vitadapter.data.coco.objects import is_number
-from vitadapter.data.dataset_source import Record
+from vitadapter.data.dataset_source import Record, refuse_root
 
 __all__ = ["FederatedClassWeights", "load_lvis_dataset", "lvis_files"]
 
@@ -48,12 +48,13 @@ def load_lvis_dataset(
     masks: bool = True,
     filter_empty: bool = False,
     role: str = "train",
+    root: str | None = None,
 ) -> list[Record]:
     """Loads and checks a data set in LVIS's format.
 
     Args:
         name, json_file, image_root: as in `lvis_files`.
-        num_classes, masks, filter_empty, role: as in `load_coco_dataset`.
+        num_classes, masks, filter_empty, role, root: as in `load_coco_dataset`.
 
     Returns:
         Detectron2's standard data set dicts, with "neg_category_ids" and
@@ -62,6 +63,7 @@ def load_lvis_dataset(
     Raises:
         ValueError: the data cannot be used; the message names the override to change.
     """
+    refuse_root(root)
     return load_coco_dataset(
         name,
         *lvis_files(name, json_file, image_root, role=role),

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vitadapter.data.folders import resolve_root
 from vitadapter.engine.settings import check_value, fill_defaults, settings_group
 from vitadapter.model_zoo import load_experiment
 
@@ -250,15 +251,16 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
-    """Runs a LazyConfig file, fills in settings that it lacks and applies overrides.
+    """Runs a LazyConfig file, fills in settings that it lacks, applies overrides and reads
+    `dataset.root`.
 
     Args:
         config_file: Python or YAML; both can execute code.
         overrides: as for :func:`apply_overrides`.
 
     Raises:
-        ValueError: the file is neither of these, or for the reasons of :func:`apply_overrides`.
-            Errors that a Python file raises are passed on.
+        ValueError: the file is neither of these, or for the reasons of `apply_overrides` and
+            `resolve_root`. Errors that a Python file raises are passed on.
     """
     try:
         cfg = load_experiment(config_file)
@@ -266,4 +268,4 @@ def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error
     fill_defaults(cfg)
-    return apply_overrides(cfg, overrides)
+    return resolve_root(apply_overrides(cfg, overrides), overrides)

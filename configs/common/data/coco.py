@@ -10,7 +10,10 @@ from vitadapter.data.dataset_mapper import DatasetMapper, build_train_loader
 from vitadapter.data.transforms import PadToSize, RandomChoice
 from vitadapter.evaluation.coco import coco_evaluator
 
+from .folder import folder as _folder
+
 dataset = dict(
+    **_folder,
     num_classes=80,
     train=dict(name="coco_2017_train", json_file=None, image_root=None),
     test=dict(name="coco_2017_val", json_file=None, image_root=None),
@@ -26,6 +29,7 @@ dataloader = dict(
             masks=True,
             filter_empty=True,
             role="train",
+            root="${dataset.root}",
         ),
         mapper=L(DatasetMapper)(
             is_train=True,
@@ -50,6 +54,7 @@ dataloader = dict(
             masks="${dataloader.train.dataset.masks}",
             filter_empty=False,
             role="test",
+            root="${dataset.root}",
         ),
         mapper=L(DatasetMapper)(
             is_train=False,

@@ -13,8 +13,10 @@ from vitadapter.data.panoptic import PanopticDatasetMapper, load_panoptic_datase
 from vitadapter.evaluation.panoptic import panoptic_evaluator
 
 from .coco import large_scale_jitter_augmentations, multi_scale_augmentations
+from .folder import folder as _folder
 
 dataset = dict(
+    **_folder,
     num_classes=133,
     # The first so many classes.
     num_things=80,
@@ -44,6 +46,7 @@ dataloader = dict(
             num_classes="${dataset.num_classes}",
             num_things="${dataset.num_things}",
             role="train",
+            root="${dataset.root}",
         ),
         mapper=L(PanopticDatasetMapper)(
             is_train=True,
@@ -62,6 +65,7 @@ dataloader = dict(
             num_classes="${dataset.num_classes}",
             num_things="${dataset.num_things}",
             role="test",
+            root="${dataset.root}",
         ),
         mapper=L(PanopticDatasetMapper)(
             is_train=False,

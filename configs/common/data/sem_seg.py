@@ -10,7 +10,10 @@ from vitadapter.data.sem_seg import LabelReader, SemSegDatasetMapper, load_sem_s
 from vitadapter.data.transforms import PadToSize, RandomResize, ResizeToFit, StretchToMultiple
 from vitadapter.evaluation.sem_seg import sem_seg_evaluator
 
+from .folder import folder as _folder
+
 dataset = dict(
+    **_folder,
     num_classes=150,
     # Text file with one class per line, for folders of your own.
     class_names=None,
@@ -43,6 +46,7 @@ dataloader = dict(
             ignore_label="${dataset.ignore_label}",
             reduce_zero_label="${dataset.reduce_zero_label}",
             role="train",
+            root="${dataset.root}",
         ),
         mapper=L(SemSegDatasetMapper)(
             is_train=True,
@@ -83,6 +87,7 @@ dataloader = dict(
             ignore_label="${dataset.ignore_label}",
             reduce_zero_label="${dataset.reduce_zero_label}",
             role="test",
+            root="${dataset.root}",
         ),
         mapper=L(SemSegDatasetMapper)(
             is_train=False,

@@ -25,6 +25,7 @@ from vitadapter.data.dataset_source import (
     check_num_classes,
     expanded,
     first_few,
+    refuse_root,
 )
 from vitadapter.data.image_files import files_by_name
 
@@ -232,6 +233,7 @@ def load_coco_dataset(
     filter_empty: bool = False,
     sem_seg_root: str | None = None,
     role: str = "train",
+    root: str | None = None,
 ) -> list[Record]:
     """Loads and checks a COCO-format data set, registered by name or given by its files.
 
@@ -247,6 +249,7 @@ def load_coco_dataset(
         filter_empty: whether to leave out images without usable annotations (as for training).
         sem_seg_root: folder of semantic maps, for `add_semantic_maps`, or None.
         role: "train" or "test": which override an error names.
+        root: `dataset.root`, which must be None by now; see :func:`refuse_root`.
 
     Returns:
         Detectron2's standard data set dicts; see `CocoData` for those of a json file.
@@ -254,6 +257,7 @@ def load_coco_dataset(
     Raises:
         ValueError: the data cannot be used; the message names the override to change.
     """
+    refuse_root(root)
     registered = register_coco(name, json_file, image_root, role=role)
     data = _load(registered, masks, role)
     found = len(data.categories)

@@ -6,7 +6,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from vitadapter.data.dataset_source import DatasetSource, Record, catalog_name
+from vitadapter.data.dataset_source import DatasetSource, Record, catalog_name, refuse_root
 from vitadapter.data.panoptic.annotations import (
     PanopticClasses,
     read_panoptic_json,
@@ -153,12 +153,14 @@ def load_panoptic_dataset(
     num_classes: int,
     num_things: int,
     role: str = "train",
+    root: str | None = None,
 ) -> list[Record]:
     """Loads and checks a panoptic data set, registered by name or given by its files.
 
     Args:
         name, json_file, panoptic_root, image_root, num_classes, num_things, role: as in
             `register_panoptic`.
+        root: `dataset.root`, which must be None by now; see `refuse_root`.
 
     Returns:
         What `read_panoptic_records` returns.
@@ -166,6 +168,7 @@ def load_panoptic_dataset(
     Raises:
         ValueError: the data cannot be used; the message names the override to change, or the file.
     """
+    refuse_root(root)
     registered = register_panoptic(
         name,
         json_file,

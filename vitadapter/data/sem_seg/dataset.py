@@ -17,6 +17,7 @@ from vitadapter.data.dataset_source import (
     catalog_name,
     check_num_classes,
     first_few,
+    refuse_root,
     spread,
 )
 from vitadapter.data.sem_seg.labels import LabelReader, read_class_names
@@ -228,12 +229,14 @@ def load_sem_seg_dataset(
     ignore_label: int = 255,
     reduce_zero_label: bool = False,
     role: str = "train",
+    root: str | None = None,
 ) -> list[Record]:
     """Loads and checks a data set of images and label maps, known by name or given by folders.
 
     Args:
         name, image_root, label_root, num_classes, class_names, ignore_label, reduce_zero_label,
             role: as in `register_sem_seg`.
+        root: `dataset.root`, which must be None by now; see `refuse_root`.
 
     Returns:
         A record with "file_name" and "sem_seg_file_name" for each image with a label map.
@@ -241,6 +244,7 @@ def load_sem_seg_dataset(
     Raises:
         ValueError: the data cannot be used; the message names the override to change.
     """
+    refuse_root(root)
     registered = register_sem_seg(
         name,
         image_root,

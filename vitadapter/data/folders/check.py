@@ -1,0 +1,231 @@
+"""What is in a data set, and what of it would make training or evaluation wrong."""
+
+import csv
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vitadapter.data.coco.annotations import coco_classes
+from vitadapter.data.coco.json_entries import Entry, Findings, image_path, read_json
+from vitadapter.data.coco.objects import all_numbers
+from vitadapter.data.dataset_source import first_few, spread
+from vitadapter.data.folders.image_checks import ListedImage, check_images
+from vitadapter.data.folders.listing import image_facts
+from vitadapter.data.folders.prepare import LabelSettings, Prepared, Values
+from vitadapter.data.folders.report import ROLES, CheckReport
+from vitadapter.data.panoptic.annotations import read_panoptic_json, read_panoptic_records
+from vitadapter.data.panoptic.maps import read_record_map
+from vitadapter.data.sem_seg.labels import LabelReader, read_class_names
+from vitadapter.data.sem_seg.layouts import SemSegLayout, find_pairs
+
+__all__ = ["check_dataset", "check_once"]
+
+logger = logging.getLogger(__name__)
+
+# Images that are read at the start of a run: seconds, once for each state of the data.
+_NUM_IMAGES_READ = 2000
+# In COCO's words: areas of small and of medium objects end here, in square pixels.
+_SMALL, _MEDIUM = 32**2, 96**2
+
+
+def _files(values: Values, role: str, *keys: str) -> list[str]:
+    return [str(values[f"dataset.{role}.{key}"]) for key in keys]
+
+
+def _box_line(annotation: Entry, size: tuple[int, int]) -> str:
+    """The line of the table that a box outside its image, or without area, counts in, or ""."""
+    height, width = size
+    x, y, w, h = annotation["bbox"]
+    if not (w > 0 and h > 0):
+        return "boxes_without_area"
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return "boxes_outside_the_image"
+    if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+        return "boxes_that_reach_out_of_the_image"
+    return ""
+
+
+def _size_line(annotation: Entry) -> str:
+    if annotation.get("iscrowd"):
+        return "crowds"
+    area = annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3]
+    return f"{'small' if area < _SMALL else 'medium' if area < _MEDIUM else 'large'}_objects"
+
+
+def _check_boxes(
+    report: CheckReport,
+    role: str,
+    annotations: Sequence[Entry],
+    sizes: Mapping[object, tuple[int, int]],
+) -> None:
+    lines = ("crowds", "small_objects", "medium_objects", "large_objects")
+    faults = ("boxes_without_area", "boxes_outside_the_image", "boxes_that_reach_out_of_the_image")
+    counts = Counter(dict.fromkeys(lines + faults, 0))
+    for annotation in annotations:
+        counts[_size_line(annotation)] += 1
+        counts[_box_line(annotation, sizes[annotation["image_id"]])] += 1
+    counts.pop("", None)
+    report.set(role, **counts)
+    unusable = sum(counts[line] for line in faults[:2])
+    if unusable:
+        text = f"{unusable} of the {len(annotations)} boxes of dataset.{role} have no area in their"
+        much = 2 * unusable > len(annotations)
+        (report.refusals if much else report.warnings).append(f"{text} image and are left out")
+
+
+def _check_instances(values: Values, report: CheckReport, role: str) -> list[ListedImage]:
+    source, root = _files(values, role, "json_file", "image_root")
+    content = read_json(source)
+    classes = coco_classes(content, source, Findings())
+    numbers = {category["id"]: number for number, category in enumerate(classes)}
+    report.class_names = [str(category["name"]) for category in classes]
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    # The loader tells of the others, with the file and the place.
+    known = [
+        a
+        for a in content["annotations"]
+        if a.get("image_id") in sizes and a.get("category_id") in numbers and _has_box(a)
+    ]
+    shown = defaultdict(list)
+    for annotation in known:
+        objects = shown[annotation["image_id"]]
+        if not annotation.get("iscrowd"):
+            objects.append(numbers[annotation["category_id"]])
+    report.count_classes(role, shown.values())
+    report.set(role, images=len(sizes), images_without_objects=len(sizes) - len(shown))
+    _check_boxes(report, role, known, sizes)
+    return [
+        ListedImage(image_path(root, image["file_name"]), sizes[image["id"]])
+        for image in content["images"]
+        if image.get("file_name")
+    ]
+
+
+def _has_box(annotation: Entry) -> bool:
+    box = annotation.get("bbox")
+    return isinstance(box, list) and len(box) == 4 and all_numbers(box)
+
+
+def _note_unusable(
+    report: CheckReport, role: str, what: str, faults: Sequence[str], num_read: int
+) -> None:
+    report.set(role, **{f"{what} read": num_read, f"unusable {what}": len(faults)})
+    if faults:
+        report.refusals.append(
+            f"{len(faults)} of {num_read} {what} of dataset.{role} cannot be used: "
+            f"{first_few(faults)}"
+        )
+
+
+def _check_semantic(
+    values: Values, report: CheckReport, role: str, limit: int | None, labels: LabelSettings
+) -> list[ListedImage]:
+    num_classes, names = int(str(values["dataset.num_classes"])), values["dataset.class_names"]
+    numbers = [str(number) for number in range(num_classes)]
+    report.class_names = numbers if names is None else read_class_names(str(names))
+    report.unit = "pixels"
+    read = LabelReader(num_classes, labels.ignore_label, labels.reduce_zero_label)
+    roots = _files(values, role, "image_root", "label_root")
+    pairs, _, _ = find_pairs(SemSegLayout(*roots, report.class_names, False, None))
+    chosen, faults = spread(pairs, limit or len(pairs)), []
+    pixels = np.zeros((2, num_classes), np.int64)
+    for image, label in chosen:
+        try:
+            found = read(label)
+            if found.shape != image_facts(image).size:
+                raise ValueError(f"{label} has not the size of its image {image}")
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        counts = np.bincount(found[found != labels.ignore_label], minlength=num_classes)
+        pixels += counts, counts > 0
+    _note_unusable(report, role, "label maps", faults, len(chosen))
+    report.classes[role], report.class_images[role] = (
+        Counter(dict(enumerate(row))) for row in pixels.tolist()
+    )
+    report.set(role, images=len(pairs))
+    return [ListedImage(image) for image, _ in pairs]
+
+
+def _check_panoptic(
+    values: Values, report: CheckReport, role: str, limit: int | None
+) -> list[ListedImage]:
+    files = _files(values, role, "json_file", "panoptic_root", "image_root")
+    report.class_names = read_panoptic_json(files[0])[1].names
+    report.unit = "segments"
+    records = read_panoptic_records(*files)
+    chosen, faults = spread(records, limit or len(records)), []
+    for record in chosen:
+        try:
+            read_record_map(record, np.empty((record["height"], record["width"], 0)))
+        except ValueError as error:
+            faults.append(str(error))
+    _note_unusable(report, role, "panoptic maps", faults, len(chosen))
+    segments = [[s["category_id"] for s in record["segments_info"]] for record in records]
+    report.count_classes(role, segments)
+    report.set(role, images=len(records), images_without_segments=segments.count([]))
+    return [ListedImage(str(r["file_name"]), (r["height"], r["width"])) for r in records]
+
+
+def _count_unlabelled(prepared: Prepared, report: CheckReport) -> None:
+    path = prepared.folder / "splits.csv"
+    with path.open(encoding="utf-8", newline="", errors="surrogateescape") as file:
+        rows = Counter((row["role"], row["label file"]) for row in csv.DictReader(file))
+    for role in ROLES:
+        report.set(role, images_without_a_label_file=rows[role, "no"])
+
+
+def check_dataset(
+    prepared: Prepared, labels: LabelSettings, limit: int | None = None
+) -> CheckReport:
+    """Looks at the images and annotations of a data set.
+
+    Annotations are all looked at. Of images and maps, which take minutes in a large data set, at
+    most a number of evenly spread ones of each split are.
+
+    Args:
+        prepared: of :func:`prepare`.
+        labels: of label maps.
+        limit: largest number of images; None for all.
+
+    Raises:
+        ValueError: a file contradicts itself so that it cannot be read.
+    """
+    report = CheckReport()
+    values, images = prepared.values, {}
+    for role in ROLES:
+        if prepared.kind == "semantic":
+            images[role] = _check_semantic(values, report, role, limit, labels)
+        elif prepared.kind == "panoptic":
+            images[role] = _check_panoptic(values, report, role, limit)
+        else:
+            images[role] = _check_instances(values, report, role)
+    _count_unlabelled(prepared, report)
+    check_images(report, images, limit)
+    report.check_balance()
+    return report
+
+
+def check_once(prepared: Prepared, labels: LabelSettings) -> None:
+    """Checks what a run would train on, unless this state of the folder has passed before.
+
+    Raises:
+        ValueError: training or evaluation would be wrong.
+    """
+    passed = prepared.folder / "check.md"
+    if passed.is_file():
+        return
+    report = check_dataset(prepared, labels, _NUM_IMAGES_READ)
+    logger.info("check of dataset.root=%s:\n%s", prepared.root, report.text())
+    if report.refusals:
+        raise ValueError(
+            f"dataset.root={prepared.root}: {'; '.join(report.refusals)}. Mend it, leave files out "
+            "by dataset.exclude=[...], or set dataset.check=False to train nevertheless"
+        )
+    for text in report.warnings:
+        logger.warning("dataset.root=%s: %s", prepared.root, text)
+    making = passed.with_suffix(".tmp")
+    making.write_text(report.text(), encoding="utf-8", errors="surrogateescape")
+    making.replace(passed)

@@ -1,0 +1,326 @@
+"""A folder, recognised and brought into the form that `coco`, `sem_seg` and `panoptic` load.
+
+What is made lies in a cache, never in the user's folder, and is made once for each state of it.
+"""
+
+import csv
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitadapter.data.dataset_source import first_few
+from vitadapter.data.folders.coco_json import coco_files, read_coco_folder
+from vitadapter.data.folders.found import FoundDataset, FoundImage, coco_content
+from vitadapter.data.folders.label_maps import (
+    label_map_files,
+    read_label_maps,
+    write_label_maps,
+)
+from vitadapter.data.folders.labelme import labelme_files, read_labelme
+from vitadapter.data.folders.listing import Listing
+from vitadapter.data.folders.panoptic_json import (
+    panoptic_content,
+    panoptic_files,
+    read_panoptic_folder,
+)
+from vitadapter.data.folders.splits import FolderSettings, assign_splits, labelled
+from vitadapter.data.folders.voc import read_voc, voc_files
+from vitadapter.data.folders.yolo import read_yolo, yolo_files
+
+__all__ = ["KINDS", "LabelSettings", "Prepared", "kind_of", "located", "prepare", "write_prepared"]
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("instances", "semantic", "panoptic")
+"""What a config trains."""
+
+# Change it with anything that changes what is written: older entries of the cache are not reused.
+_VERSION = 1
+
+_FORMATS: dict[str, tuple[Callable[[Listing], list[str]], Callable[[Listing], FoundDataset]]] = {
+    "COCO": (coco_files, read_coco_folder),
+    "YOLO": (yolo_files, read_yolo),
+    "Pascal VOC": (voc_files, read_voc),
+    "labelme": (labelme_files, read_labelme),
+}
+
+Values = dict[str, object]
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """`dataset.ignore_label` and `dataset.reduce_zero_label` of a semantic segmenter."""
+
+    ignore_label: int = 255
+    reduce_zero_label: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder that can be loaded.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        root: the user's folder.
+        folder: in the cache, of what was made.
+        values: of the keys of a config, such as "dataset.num_classes".
+    """
+
+    kind: str
+    root: Path
+    folder: Path
+    values: Values
+
+
+def _recognised(listing: Listing) -> Callable[[Listing], FoundDataset]:
+    """The reader of the only format of instances that the folder has."""
+    found = {name: files(listing) for name, (files, _) in _FORMATS.items()}
+    found = {name: files for name, files in found.items() if files}
+    if len(found) > 1:
+        shown = " and ".join(f"{name} ({files[0]})" for name, files in found.items())
+        endings = sorted({Path(files[0]).suffix for files in found.values()})
+        raise ValueError(
+            f"dataset.root={listing.root} holds annotations in several formats, {shown}: leave all "
+            f"but one out, for instance by dataset.exclude=['*{endings[0]}']"
+        )
+    if not found:
+        _refuse(listing, "COCO, YOLO, Pascal VOC or labelme")
+    return _FORMATS[next(iter(found))][1]
+
+
+def kind_of(listing: Listing) -> str:
+    """What a folder serves to train, if it is not said: instances before anything else."""
+    if any(files(listing) for files, _ in _FORMATS.values()):
+        return "instances"
+    return "panoptic" if panoptic_files(listing) else "semantic"
+
+
+def _refuse(listing: Listing, formats: str) -> None:
+    empty = [name for name, (size, _) in listing.files.items() if size == 0]
+    raise ValueError(
+        f"dataset.root={listing.root} has {len(listing.images)} images, but no annotations in the "
+        f"format of {formats} among its {len(listing.files)} files "
+        f"({first_few([*listing.files], 5)})"
+        + (f"; {len(empty)} files are empty ({first_few(empty)})" if empty else "")
+    )
+
+
+def _write_json(path: Path, content: object) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=True)
+
+
+def _write_splits(folder: Path, roles: Mapping[str, Sequence[FoundImage]]) -> None:
+    """The list of images of each role, for the user."""
+    path = folder / "splits.csv"
+    with path.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "role", "label file"])
+        for role, images in roles.items():
+            rows.writerows((i.file, role, "no" if i.annotations is None else "yes") for i in images)
+
+
+def _prepare_instances(
+    listing: Listing, settings: FolderSettings, folder: Path, reuse: bool
+) -> Values:
+    found = _recognised(listing)(listing)
+    roles = assign_splits(found.images, settings)
+    values: Values = {"dataset.num_classes": len(found.categories)}
+    for role, images in roles.items():
+        kept = labelled(images, settings, role)
+        splits = {image.split for image in images}
+        if not any(image.annotations for image in kept):
+            raise ValueError(f"the {len(images)} images of dataset.{role} have no object")
+        # Only of whole splits: one may be divided.
+        whole = reuse and len(splits) == 1 and found.as_it_is.get(next(iter(splits)) or "")
+        if whole and len(kept) == sum(image.split in splits for image in found.images):
+            json_file, image_root = whole
+        else:
+            json_file, image_root = f"{role}.json", str(listing.root.resolve())
+            _write_json(folder / json_file, coco_content(kept, found.categories))
+        values[f"dataset.{role}.json_file"] = json_file
+        values[f"dataset.{role}.image_root"] = image_root
+    _write_splits(folder, roles)
+    logger.info(
+        "%s is in %s's format, with %d classes (%s)",
+        listing.root,
+        found.kind,
+        len(found.categories),
+        first_few(found.class_names, 10),
+    )
+    return values
+
+
+def _prepare_semantic(
+    listing: Listing, settings: FolderSettings, folder: Path, labels: LabelSettings
+) -> Values:
+    if not label_map_files(listing):
+        _refuse(listing, "label maps (a folder such as labels, masks or annotations with PNGs)")
+    found = read_label_maps(
+        listing,
+        ignore_label=labels.ignore_label,
+        reduce_zero_label=labels.reduce_zero_label,
+    )
+    roles = assign_splits(found.dataset.images, settings)
+    write_label_maps(listing, found, roles, folder, labels.ignore_label)
+    _write_splits(folder, roles)
+    values: Values = {
+        "dataset.num_classes": len(found.dataset.categories),
+        "dataset.class_names": None,
+        "dataset.reduce_zero_label": labels.reduce_zero_label,
+    }
+    if found.table is not None:
+        names = "".join(f"{name}\n" for name in found.dataset.class_names)
+        (folder / "classes.txt").write_text(names, encoding="utf-8")
+        values["dataset.class_names"] = "classes.txt"
+    for role in roles:
+        values[f"dataset.{role}.image_root"] = f"{role}/images"
+        values[f"dataset.{role}.label_root"] = f"{role}/labels"
+    return values
+
+
+def _prepare_panoptic(listing: Listing, settings: FolderSettings, folder: Path) -> Values:
+    if not panoptic_files(listing):
+        _refuse(listing, "COCO panoptic (a json file with segments_info)")
+    found, classes = read_panoptic_folder(listing)
+    roles = assign_splits(found.images, settings)
+    _write_splits(folder, roles)
+    values: Values = {
+        "dataset.num_classes": len(classes.names),
+        "dataset.num_things": classes.num_things,
+    }
+    for role, images in roles.items():
+        _write_json(folder / f"{role}.json", panoptic_content(images, found.categories))
+        values[f"dataset.{role}.json_file"] = f"{role}.json"
+        values[f"dataset.{role}.panoptic_root"] = str(listing.root.resolve())
+        values[f"dataset.{role}.image_root"] = str(listing.root.resolve())
+    return values
+
+
+def write_prepared(
+    listing: Listing,
+    kind: str,
+    settings: FolderSettings,
+    labels: LabelSettings,
+    folder: Path,
+    *,
+    reuse: bool = True,
+) -> Values:
+    """Reads the user's folder and writes what loaders need into another.
+
+    Args:
+        listing: of the user's folder.
+        kind: one of :data:`KINDS`.
+        settings: of the folder.
+        labels: of label maps.
+        folder: that exists and is empty.
+        reuse: whether to name json files in the user's folder that can be loaded as they are,
+            instead of writing others.
+
+    Returns:
+        dict: values of the keys of a config; paths in `folder` are relative to it.
+
+    Raises:
+        ValueError: the folder cannot be trained on.
+    """
+    if kind == "semantic":
+        return _prepare_semantic(listing, settings, folder, labels)
+    if kind == "panoptic":
+        return _prepare_panoptic(listing, settings, folder)
+    return _prepare_instances(listing, settings, folder, reuse)
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "vitadapter" / "data"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Of the processes of a run, lets one make a folder; a killed one leaves no lock behind."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise ValueError(
+            f"{folder.parent} cannot be written ({error}): set the environment variable "
+            "XDG_CACHE_HOME to a folder that can"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def located(values: Values, folder: Path) -> Values:
+    """Values of :func:`write_prepared` with absolute paths."""
+    return {
+        key: str(folder / str(value))
+        if value is not None and key.endswith(("_root", "json_file", "class_names"))
+        else value
+        for key, value in values.items()
+    }
+
+
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of another, empty or new, if nothing fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield making
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _made(folder: Path, write: Callable[[Path], Values]) -> Values:
+    """What is in the folder of the cache, which is made if it is not there."""
+    summary = folder / "prepared.json"
+    if not summary.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        with made_whole(folder) as making:
+            _write_json(making / summary.name, write(making))
+    return json.loads(summary.read_text(encoding="utf-8"))
+
+
+def prepare(
+    root: str,
+    kind: str,
+    settings: FolderSettings,
+    labels: LabelSettings = LabelSettings(),
+    check: Callable[[Prepared], None] | None = None,
+) -> Prepared:
+    """Finds or makes what loaders need of a folder.
+
+    Listing the folder takes seconds; the rest is done only if a file or a setting has changed. Of
+    several processes one does it, and the others wait.
+
+    Args:
+        root: the user's folder.
+        kind: one of :data:`KINDS`.
+        settings: of the folder.
+        labels: of label maps.
+        check: is called in the same way, with the result.
+
+    Raises:
+        ValueError: the folder cannot be trained on, or there is no place for the cache.
+    """
+    listing = Listing(root, settings.exclude)
+    state = (_VERSION, listing.fingerprint(), kind, settings, labels)
+    digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+    folder = _cache() / f"{listing.root.resolve().name}-{kind}-{digest}"
+    with _locked(folder):
+        values = _made(folder, lambda made: write_prepared(listing, kind, settings, labels, made))
+        prepared = Prepared(kind, listing.root, folder, located(values, folder))
+        if check is not None:
+            check(prepared)
+    logger.info("dataset.root=%s is prepared in %s", root, folder)
+    return prepared
