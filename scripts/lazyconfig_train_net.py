@@ -32,6 +32,8 @@ Examples:
   or, with torchrun       torchrun --nproc_per_node 8 %(prog)s --config-file CONFIG
   resume after a stop     %(prog)s --config-file CONFIG --num-gpus 8 --resume
   evaluate                %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.pth
+  published weights       %(prog)s --config-file CONFIG --eval-only \\
+      train.init_checkpoint=zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x
   your own data           %(prog)s --config-file CONFIG dataset.num_classes=10 \\
       dataset.train.json_file=train.json dataset.train.image_root=train/ \\
       dataset.test.json_file=val.json dataset.test.image_root=val/
