@@ -171,9 +171,11 @@ def change_archive(content: bytes, rng: random.Random) -> bytes:
             elif rng.random() < 0.1:
                 data = change_bytes(data, rng)
             is_renamed = name == chosen and rng.random() < 0.2
-            new.writestr("x" * rng.choice((1, 60_000)) if is_renamed else name, data)
+            # Of a fixed date, so that a case follows from its seed alone.
+            info = zipfile.ZipInfo("x" * rng.choice((1, 60_000)) if is_renamed else name)
+            new.writestr(info, data, method)
             if name == chosen and rng.random() < 0.1:
-                new.writestr(name, data)
+                new.writestr(zipfile.ZipInfo(name), data, method)
     return out.getvalue()
 
 

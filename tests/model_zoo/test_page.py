@@ -90,10 +90,15 @@ def test_trained_models_are_linked(path: Path, test: str, row: Row) -> None:
     assert row.get("trained", "-") == ("-" if trained is None else f"[model]({trained.url})")
 
 
-def test_no_column_is_empty() -> None:
-    columns = {(tuple(row), name) for _, _, row in ROWS for name in row}
-    filled = {(tuple(row), name) for _, _, row in ROWS for name, cell in row.items() if cell != "-"}
-    assert columns == filled
+def test_no_column_of_models_or_results_is_empty() -> None:
+    filled: dict[tuple[str, ...], bool] = {}
+    for _, _, row in ROWS:
+        for name in row:
+            if name == "trained" or name.endswith("(ours)"):
+                column = (*row, name)
+                filled[column] = filled.get(column, False) or row[name] != "-"
+    assert len(filled) > 5
+    assert all(filled.values())
 
 
 @each_row

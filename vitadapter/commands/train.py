@@ -48,6 +48,8 @@ Examples:
   or, with torchrun       torchrun --nproc_per_node 8 %(prog)s --config-file CONFIG
   resume after a stop     %(prog)s --config-file CONFIG --num-gpus 8 --resume
   evaluate                %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.pth
+  published weights       %(prog)s --config-file CONFIG --eval-only \\
+      train.init_checkpoint=zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x
   your own data           %(prog)s --config-file CONFIG dataset.root=DIR
 
 Overrides come last: key=value sets a key that the config has, +key=value adds a key, and ~key

@@ -118,8 +118,8 @@ def test_other_state_dicts_are_refused(convert: object, names: tuple[str, ...]) 
 
 
 def test_an_unknown_family_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ValueError, match=r"2 entries such as \['conv1.*Known: vitadapter.*mae"):
+    with pytest.raises(ValueError, match=r"2 entries such as \['conv1.*Known: .*vitadapter.*mae"):
         recognise({"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"no family 'vgg'\. Known: vitadapter"):
+    with pytest.raises(ValueError, match=r"no family 'vgg'\. Known: .*vitadapter"):
         find_family("vgg")
     assert [find_family(family.name) for family in FAMILIES] == list(FAMILIES)
