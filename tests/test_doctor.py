@@ -95,6 +95,15 @@ def test_limits_of_versions(requirement: str, works: bool) -> None:
     assert works or requirement in finding.remedy
 
 
+def test_damaged_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "timm-1.0.22.dist-info").mkdir()
+    (tmp_path / "timm-1.0.22.dist-info" / "METADATA").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = doctor._find_package("timm>=1.0.20")
+    assert finding.state == "unknown version"
+    assert finding.remedy == f"{doctor.PIP} --force-reinstall 'timm>=1.0.20'"
+
+
 def test_any_opencv_will_do() -> None:
     finding = doctor._find_package("opencv-python")
     assert finding.subject.startswith("opencv-")

@@ -83,6 +83,8 @@ def _find_package(requirement: str) -> Finding:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
+        if not version:  # a damaged installation
+            return Finding(name, "unknown version", f"{PIP} --force-reinstall '{requirement}'")
         if _allows(limits, version):
             return Finding(distribution, version)
         state = f"{version}, but {requirement} is needed"
