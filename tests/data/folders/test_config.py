@@ -10,8 +10,8 @@ from folder_formats import Splits
 from folder_samples import TINY_CONFIG, load, tiny_config
 from omegaconf import OmegaConf
 
+from vitadapter.commands.data import check, convert
 from vitadapter.data.folders import prepare, resolve_root
-from vitadapter.data.folders.commands import check_main, convert_main
 from vitadapter.data.folders.prepare import write_prepared
 from vitadapter.engine.overrides import load_config
 from vitadapter.model_zoo import get_config
@@ -110,13 +110,13 @@ def test_cache_that_cannot_be_written(
 
 def test_convert(yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "converted"
-    assert convert_main([str(yolo), "--out", str(out)]) == 0
+    assert convert([str(yolo), "--out", str(out)]) == 0
     overrides = [line.strip("'") for line in capsys.readouterr().out.splitlines()]
     assert f"dataset.train.json_file={out / 'train.json'}" in overrides
     assert load(load_config(str(TINY_CONFIG), overrides)) == load(tiny_config(yolo))
-    assert convert_main([str(yolo), "--out", str(out)]) == 1
+    assert convert([str(yolo), "--out", str(out)]) == 1
     assert "must be a new or an empty folder" in capsys.readouterr().err
-    assert convert_main([str(yolo), "--out", str(yolo / "x")]) == 1
+    assert convert([str(yolo), "--out", str(yolo / "x")]) == 1
     assert "must not lie in the folder that is read" in capsys.readouterr().err
 
 
@@ -125,18 +125,18 @@ def test_convert_leaves_nothing_behind(
 ) -> None:
     (yolo / "train" / "labels" / "000.txt").write_text("9 0.5 0.5 0.1 0.1")
     before = sorted(tmp_path.iterdir())
-    assert convert_main([str(yolo), "--out", str(tmp_path / "converted")]) == 1
+    assert convert([str(yolo), "--out", str(tmp_path / "converted")]) == 1
     assert "has the class 9" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_main([str(yolo)]) == 0
+    assert check([str(yolo)]) == 0
     assert "| images read " in capsys.readouterr().out
     (yolo / "valid" / "images" / "004.png").write_bytes(
         (yolo / "train" / "images" / "000.png").read_bytes()
     )
-    assert check_main([str(yolo)]) == 1
+    assert check([str(yolo)]) == 1
     assert "refused: 1 images of dataset.test are in dataset.train too" in capsys.readouterr().out
-    assert check_main([str(yolo / "absent")]) == 1
+    assert check([str(yolo / "absent")]) == 1
     assert "must be a folder" in capsys.readouterr().err
