@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from vitadapter.data.coco.json_entries import Entry, by_id, file_name_of, find_id, told
+from vitadapter.data.coco.json_entries import Entry, by_id, checked_at, file_name_of, find_id
 from vitadapter.data.dataset_source import first_few
 from vitadapter.data.folders.coco_json import is_panoptic, place_of
 from vitadapter.data.folders.found import FoundDataset, FoundImage, check_most
@@ -33,14 +33,14 @@ def _images(
     maps = []
     for position, annotation in enumerate(content["annotations"]):
         where = f"{source}: annotations[{position}]"
-        if not told(where, find_id, annotation, "image_id", entries, "images"):
+        if checked_at(where, find_id, annotation, "image_id", entries, "images") is None:
             raise ValueError(f"{where} has the unknown image_id {annotation['image_id']!r}")
-        maps.append(_map_place(listing, json_file, told(where, file_name_of, annotation)))
+        maps.append(_map_place(listing, json_file, checked_at(where, file_name_of, annotation)))
     taken = set(filter(None, maps))
     found, missing = [], []
     for annotation, label in zip(content["annotations"], maps, strict=True):
         entry = entries[annotation["image_id"]]
-        name = told(f"{source}: image {entry['id']!r}", file_name_of, entry)
+        name = checked_at(f"{source}: image {entry['id']!r}", file_name_of, entry)
         place = place_of(listing, json_file, name, taken)
         if label is None or place is None:
             missing.append(name if place is None else str(annotation["file_name"]))
