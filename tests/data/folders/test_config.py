@@ -46,6 +46,14 @@ def test_saved_config_names_the_files(yolo: Path, tmp_path: Path) -> None:
     assert load(load_config(str(tmp_path / "config.yaml"), [])) == load(cfg)
 
 
+def test_relative_folder(
+    root: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formats.write_roboflow_coco(root, splits)
+    monkeypatch.chdir(tmp_path)
+    assert load(tiny_config(Path(root.name))) == load(tiny_config(root))
+
+
 def test_config_without_a_data_set() -> None:
     cfg = OmegaConf.create({"model": 1})
     assert resolve_root(cfg) is cfg

@@ -114,6 +114,14 @@ def test_coloured(table: str, root: Path) -> None:
     assert_loaded(cfg)
 
 
+def test_colours_of_a_palette(root: Path) -> None:
+    write(root, *LAYOUTS["mmseg"], in_colours=True)
+    for path in root.glob("ann_dir/*/*.png"):
+        Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=8).save(path)
+    (root / "class_dict.csv").write_text(TABLES["class_dict.csv"])
+    assert_loaded(config(root))
+
+
 def test_colours_that_no_table_has(root: Path) -> None:
     write(root, *LAYOUTS["mmseg"], in_colours=True)
     with pytest.raises(ValueError, match=r"has colours, but .* add class_dict\.csv"):
@@ -157,6 +165,22 @@ def test_numbers_that_are_not_the_classes(root: Path) -> None:
     assert (len(found["train"]), len(found["test"])) == (3, 1)
     for name, labels in (found["train"] | found["test"]).items():
         np.testing.assert_array_equal(labels, some_labels(int(name), classes=2) == 1)
+
+
+def test_another_number_is_ignored(root: Path) -> None:
+    write(root, *LAYOUTS["mmseg"])
+    (root / "classes.csv").write_text("0,road\n1,void\n2,sky\n")
+    cfg = config(root)
+    assert cfg.dataset.num_classes == 2
+    for maps in loaded(cfg).values():
+        for name, labels in maps.items():
+            np.testing.assert_array_equal(
+                labels,
+                np.array([0, 255, 1], np.uint8)[np.minimum(some_labels(int(name)), 2)]
+                | (some_labels(int(name)) == 255) * np.uint8(255),
+            )
+    with pytest.raises(ValueError, match=r"set dataset\.reduce_zero_label=False"):
+        config(root, "dataset.reduce_zero_label=True")
 
 
 def test_zero_that_is_no_class(root: Path) -> None:

@@ -25,7 +25,7 @@ __all__ = ["check_dataset", "check_once"]
 logger = logging.getLogger(__name__)
 
 # Images that are read at the start of a run: seconds, once for each state of the data.
-_NUM_IMAGES_READ = 2000
+_NUM_IMAGES_READ = 1000
 # In COCO's words: areas of small and of medium objects end here, in square pixels.
 _SMALL, _MEDIUM = 32**2, 96**2
 

@@ -5,10 +5,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TypeVar
+
+import numpy as np
 
 from vitadapter.data.folders.listing import Listing
 
 __all__ = ["ClassTable", "find_class_names", "find_class_table", "packed"]
+
+T = TypeVar("T", int, np.ndarray)
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +29,8 @@ _NO_CLASS = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 NO_OBJECTS = ("__ignore__", "_background_")
 
 
-def packed(red: int, green: int, blue: int) -> int:
-    """A colour as one number."""
+def packed(red: T, green: T, blue: T) -> T:
+    """A colour, or the channels of many, as one number."""
     return red << 16 | green << 8 | blue
 
 
@@ -44,11 +49,11 @@ class ClassTable:
     values: Mapping[int, int | None]
     coloured: bool = False
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the numbers in label maps are the classes."""
+    def is_plain(self, ignore_label: int) -> bool:
+        """Whether the numbers in label maps are the classes, and `ignore_label`."""
         return not self.coloured and all(
-            number == value or value is None for number, value in self.values.items()
+            number == (ignore_label if value is None else value)
+            for number, value in self.values.items()
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vitadapter.data.dataset_source import first_few
-from vitadapter.data.folders.class_tables import ClassTable, find_class_table
+from vitadapter.data.folders.class_tables import ClassTable, find_class_table, packed
 from vitadapter.data.folders.found import (
     FoundDataset,
     FoundImage,
@@ -28,7 +28,7 @@ from vitadapter.data.folders.listing import (
     split_of,
 )
 from vitadapter.data.folders.voc import listed_splits
-from vitadapter.data.image_files import read_numbers
+from vitadapter.data.image_files import open_image, read_numbers
 
 __all__ = ["FoundMaps", "label_map_files", "read_label_maps", "write_label_maps"]
 
@@ -48,11 +48,17 @@ _NUM_READERS = 4
 
 @dataclass
 class FoundMaps:
-    """A folder of label maps: what was found, and the table of its classes if there is one."""
+    """A folder of label maps.
+
+    Attributes:
+        dataset: what was found.
+        table: of its classes, if there is one.
+        is_plain: whether label maps hold the numbers of classes.
+    """
 
     dataset: FoundDataset
     table: ClassTable | None
-    reduce_zero_label: bool
+    is_plain: bool
 
 
 def _divided(listing: Listing) -> tuple[list[str], list[str]]:
@@ -77,31 +83,25 @@ def label_map_files(listing: Listing) -> list[str]:
     return _divided(listing)[1][:1]
 
 
-def _plain(values: np.ndarray, table: ClassTable | None) -> np.ndarray:
+def _read(listing: Listing, file: str, coloured: bool) -> np.ndarray:
     """Numbers (H, W) of a file: its own, or packed colours; grey in three channels is no colour."""
+    if coloured:
+        with open_image(listing.path(file)) as image:
+            if image.mode not in ("P", "RGB", "RGBA"):
+                raise ValueError("it has no colours, as the table of the folder asks")
+            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int64), -1, 0)
+        return packed(red, green, blue)
+    values = read_numbers(listing.path(file))
+    if values.dtype.kind not in "biu":
+        raise ValueError(f"has numbers of the type {values.dtype}")
     if values.ndim == 2:
         return values.astype(np.int64)
-    red, green, blue = (values[..., channel].astype(np.int64) for channel in range(3))
-    if table is not None and table.coloured:
-        return red << 16 | green << 8 | blue
-    if (red == green).all() and (green == blue).all():
-        return red
-    raise ValueError(
-        "has colours, but the folder has no table of them: add class_dict.csv with the lines "
-        "name,red,green,blue"
-    )
-
-
-def _read(listing: Listing, file: str, table: ClassTable | None) -> np.ndarray:
-    values = read_numbers(listing.path(file))
-    if values.dtype.kind not in "biu" or values.ndim not in (2, 3):
-        raise ValueError(f"has numbers of the type {values.dtype}")
-    coloured = table is not None and table.coloured
-    if values.ndim == 2 and coloured:
-        raise ValueError("has no colours, as the table of the folder asks")
-    if values.ndim == 3 and values.shape[2] < 3:
-        values = values[..., 0]
-    return _plain(values, table)
+    if values.shape[2] >= 3 and (values[..., :1] != values[..., :3]).any():
+        raise ValueError(
+            "has colours, but the folder has no table of them: add class_dict.csv with the lines "
+            "name,red,green,blue"
+        )
+    return values[..., 0].astype(np.int64)
 
 
 def _largest_label(listing: Listing, labels: Sequence[str], ignore_label: int) -> int:
@@ -115,7 +115,7 @@ def _largest_label(listing: Listing, labels: Sequence[str], ignore_label: int) -
 
     def values_of(file: str) -> np.ndarray:
         try:
-            return np.unique(_read(listing, file, None))
+            return np.unique(_read(listing, file, False))
         except ValueError as error:
             faults.append(f"{file} {error}")
             return np.empty(0, np.int64)
@@ -169,8 +169,13 @@ def read_label_maps(listing: Listing, *, ignore_label: int, reduce_zero_label: b
     else:
         largest = _largest_label(listing, [str(i.label) for i in images], ignore_label)
         names = [str(number) for number in range(largest + 1 - reduce_zero_label)]
-    dataset = FoundDataset("label maps", categories(names), images)
-    return FoundMaps(dataset, table, reduce_zero_label)
+    is_plain = table is None or table.is_plain(ignore_label)
+    if not is_plain and (reduce_zero_label or not 0 <= ignore_label < 2**16):
+        raise ValueError(
+            "label maps are converted as the table of the folder says: set "
+            "dataset.reduce_zero_label=False and dataset.ignore_label=255"
+        )
+    return FoundMaps(FoundDataset("label maps", categories(names), images), table, is_plain)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -197,18 +202,25 @@ def write_label_maps(
         stem = image.file.rpartition(".")[0]
         target = folder / role / "labels" / f"{stem}.png"
         source = listing.path(str(image.label))
-        plain = found.table is None or found.table.is_plain
         try:
             # Of the header, which is all that large data sets leave time for.
-            if plain and source.suffix.lower() == ".png" and image_facts(source).mode in _NUMBERS:
+            if (
+                found.is_plain
+                and source.suffix.lower() == ".png"
+                and image_facts(source).mode in _NUMBERS
+            ):
                 _link(source, target)
                 return
-            labels = _converted(_read(listing, str(image.label), found.table), found, ignore_label)
+            coloured = found.table is not None and found.table.coloured
+            values = _read(listing, str(image.label), coloured)
+            labels = values if found.is_plain else _converted(values, found.table, ignore_label)
         except ValueError as error:
             faults.append(f"{image.label} {error}")
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(labels).save(target)
+        # 8 bits where they suffice, else 16.
+        small = 0 <= labels.min() <= labels.max() < 256
+        Image.fromarray(labels.astype(np.uint8 if small else np.uint16)).save(target)
 
     with ThreadPoolExecutor(_NUM_READERS) as writers:
         for role, images in roles.items():
@@ -216,27 +228,20 @@ def write_label_maps(
     raise_faults("label map", sorted(faults))
 
 
-def _converted(values: np.ndarray, found: FoundMaps, ignore_label: int) -> np.ndarray:
-    """Numbers (H, W) of a file to classes, uint8."""
-    table = found.table
-    if table is None or table.is_plain:
-        return values.astype(np.uint8)
+def _converted(values: np.ndarray, table: ClassTable, ignore_label: int) -> np.ndarray:
+    """Numbers (H, W) of a file to classes."""
     known = np.array(sorted(table.values), dtype=np.int64)
     classes = [table.values[int(value)] for value in known]
-    numbers = np.array([ignore_label if c is None else c for c in classes], dtype=np.uint8)
+    numbers = np.array([ignore_label if c is None else c for c in classes])
     places = np.searchsorted(known, values).clip(0, len(known) - 1)
     fits = known[places] == values
-    if not table.coloured:
-        fits |= values == ignore_label
-    if not fits.all():
-        strangers = np.unique(values[~fits])
-        shown = strangers.tolist()
+    ignored = ~fits & (values == ignore_label) & (not table.coloured)
+    if not (fits | ignored).all():
+        shown = np.unique(values[~fits & ~ignored]).tolist()
         if table.coloured:
             shown = [(v >> 16, v >> 8 & 255, v & 255) for v in shown]
         raise ValueError(
             f"has {len(shown)} {'colours' if table.coloured else 'values'} that the table of "
-            f"classes lacks, on {np.count_nonzero(~fits)} pixels: {first_few(shown)}"
+            f"classes lacks, on {np.count_nonzero(~fits & ~ignored)} pixels: {first_few(shown)}"
         )
-    if table.coloured:
-        return numbers[places]
-    return np.where(known[places] == values, numbers[places], ignore_label).astype(np.uint8)
+    return np.where(fits, numbers[places], ignore_label)

@@ -85,7 +85,7 @@ class Listing:
     """
 
     def __init__(self, root: str | Path, exclude: Sequence[str] = ()) -> None:
-        self.root = Path(root).expanduser()
+        self.root = Path(root).expanduser().absolute()
         if not self.root.is_dir():
             raise ValueError(f"dataset.root must be a folder, got {root}: set dataset.root=...")
         found = {}

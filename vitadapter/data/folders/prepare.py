@@ -10,11 +10,11 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from vitadapter.data.dataset_source import first_few
 from vitadapter.data.folders.coco_json import coco_files, read_coco_folder
@@ -273,7 +273,8 @@ def located(values: Values, folder: Path) -> Values:
 def made_whole(folder: Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of another, empty or new, if nothing fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    making = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}")
+    making.mkdir()
     try:
         yield making
         making.rename(folder)
@@ -316,7 +317,7 @@ def prepare(
     listing = Listing(root, settings.exclude)
     state = (_VERSION, listing.fingerprint(), kind, settings, labels)
     digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
-    folder = _cache() / f"{listing.root.resolve().name}-{kind}-{digest}"
+    folder = _cache() / f"{listing.root.resolve().name[:60]}-{kind}-{digest}"
     with _locked(folder):
         values = _made(folder, lambda made: write_prepared(listing, kind, settings, labels, made))
         prepared = Prepared(kind, listing.root, folder, located(values, folder))
