@@ -23,7 +23,7 @@ class NMS(Protocol):
             max_output: at most so many best boxes are returned; None for all.
 
         Returns:
-            tuple[Tensor, Tensor]: (K,) indexes of the boxes that stay, best first, and their (K,)
+            (K,) indexes of the boxes that stay, best first, and their (K,)
             scores, which the suppression may have lowered.
 
         Raises:
@@ -35,7 +35,7 @@ class NMS(Protocol):
 def check_detections(
     boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
 ) -> None:
-    """Raises the ValueError of :class:`NMS`."""
+    """Raises the ValueError of `NMS`."""
     number = len(boxes)
     if boxes.shape != (number, 4) or scores.shape != (number,) or idxs.shape != (number,):
         raise ValueError(
@@ -47,16 +47,16 @@ def check_detections(
 
 
 class HardNMS:
-    """An :class:`NMS` that drops every box which overlaps a better one too much."""
+    """An `NMS` that drops every box which overlaps a better one too much.
+
+    Args:
+        iou_threshold: boxes of a higher IoU with a better one are dropped.
+
+    Raises:
+        ValueError: it is not in [0, 1].
+    """
 
     def __init__(self, iou_threshold: float = 0.5) -> None:
-        """
-        Args:
-            iou_threshold: boxes of a higher IoU with a better one are dropped.
-
-        Raises:
-            ValueError: it is not in [0, 1].
-        """
         if not 0 <= iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
         self.iou_threshold = iou_threshold
@@ -64,7 +64,7 @@ class HardNMS:
     def __call__(
         self, boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`NMS`."""
+        """See `NMS`."""
         check_detections(boxes, scores, idxs, max_output)
         keep = batched_nms(boxes, scores, idxs, self.iou_threshold)[:max_output]
         return keep, scores[keep]
@@ -89,7 +89,7 @@ def suppress_detections(
         max_detections: at most so many detections.
 
     Returns:
-        Instances: with "pred_boxes", "scores" and "pred_classes", best first.
+        with "pred_boxes", "scores" and "pred_classes", best first.
     """
     boxes = Boxes(boxes.tensor)
     boxes.clip(image_size)

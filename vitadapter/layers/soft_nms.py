@@ -11,16 +11,16 @@ __all__ = ["GaussianDecay", "LinearDecay", "SoftNMS"]
 
 
 class LinearDecay:
-    """Factor `1 - iou` from `iou_threshold` on, and 1 below (the paper's first form)."""
+    """Factor `1 - iou` from `iou_threshold` on, and 1 below (the paper's first form).
+
+    Args:
+        iou_threshold: from which overlap on a box loses score.
+
+    Raises:
+        ValueError: it is not in [0, 1].
+    """
 
     def __init__(self, iou_threshold: float = 0.5) -> None:
-        """
-        Args:
-            iou_threshold: from which overlap on a box loses score.
-
-        Raises:
-            ValueError: it is not in [0, 1].
-        """
         if not 0 <= iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
         self.iou_threshold = iou_threshold
@@ -31,16 +31,16 @@ class LinearDecay:
 
 
 class GaussianDecay:
-    """Factor `exp(-iou ** 2 / sigma)`, without a jump (the paper's second form)."""
+    """Factor `exp(-iou ** 2 / sigma)`, without a jump (the paper's second form).
+
+    Args:
+        sigma: the larger, the weaker.
+
+    Raises:
+        ValueError: it is not positive.
+    """
 
     def __init__(self, sigma: float = 0.5) -> None:
-        """
-        Args:
-            sigma: the larger, the weaker.
-
-        Raises:
-            ValueError: it is not positive.
-        """
         if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
         self.sigma = sigma
@@ -51,24 +51,23 @@ class GaussianDecay:
 
 
 class SoftNMS:
-    """An :class:`~vitadapter.layers.nms.NMS` that lowers the scores of overlapping boxes.
+    """An `NMS` that lowers the scores of overlapping boxes.
 
     The best box of a class stays, the scores of the others are multiplied by a factor of their IoU
     with it, and so on with the best of these. All classes take their steps at once, and no more
     steps are taken than `max_output` asks for: scores only fall, so the result is the same.
+
+    Args:
+        decay: IoU to factor in [0, 1]; None for `LinearDecay`.
+        min_score: boxes whose score is or falls below are dropped.
+
+    Raises:
+        ValueError: `min_score` is not positive, so that no box could ever be dropped.
     """
 
     def __init__(
         self, decay: Callable[[Tensor], Tensor] | None = None, min_score: float = 1e-3
     ) -> None:
-        """
-        Args:
-            decay: IoU to factor in [0, 1]; None for :class:`LinearDecay`.
-            min_score: boxes whose score is or falls below are dropped.
-
-        Raises:
-            ValueError: `min_score` is not positive, so that no box could ever be dropped.
-        """
         if not min_score > 0:
             raise ValueError(f"min_score must be positive, got {min_score}")
         self.decay = LinearDecay() if decay is None else decay
@@ -77,7 +76,7 @@ class SoftNMS:
     def __call__(
         self, boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`~vitadapter.layers.nms.NMS`."""
+        """See `NMS`."""
         check_detections(boxes, scores, idxs, max_output)
         candidates = (scores >= self.min_score).nonzero().squeeze(1)
         if len(candidates) == 0:

@@ -1,7 +1,7 @@
 """What the deformable-attention operators accept where no C++ kernel checks it.
 
 That is in tracing, on the meta device, and in the PyTorch implementation. The kernels have the same
-rules in ``kernels/ms_deform_attn/check_inputs.h``, since they are called without Python too, and
+rules in `kernels/ms_deform_attn/check_inputs.h`, since they are called without Python too, and
 limits of their own: they count tokens, channels and points in 32 bits.
 """
 
@@ -28,8 +28,8 @@ class Argument(NamedTuple):
     """The rule of one tensor.
 
     Attributes:
-        axes: their names; an axis ``1|name`` may have the size 1 instead.
-        is_coordinate: its dtype is ``coordinate_dtype`` of the value's, not the value's own.
+        axes: their names; an axis `1|name` may have the size 1 instead.
+        is_coordinate: its dtype is `coordinate_dtype` of the value's, not the value's own.
     """
 
     axes: str
@@ -50,10 +50,10 @@ def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def flatten_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> list[int]:
-    """``[(h0, w0), (h1, w1), ...]`` as the operator takes it, ``[h0, w0, h1, w1, ...]``.
+    """`[(h0, w0), (h1, w1), ...]` as the operator takes it, `[h0, w0, h1, w1, ...]`.
 
     Raises:
-        TypeError: if ``spatial_shapes`` is a tensor; reading it would wait for the device.
+        TypeError: if `spatial_shapes` is a tensor; reading it would wait for the device.
         ValueError: if an entry is not a pair.
     """
     if isinstance(spatial_shapes, Tensor):
@@ -137,17 +137,17 @@ def check_arguments(
     spatial_shapes: Sequence[int],
     *taps: Tensor,
 ) -> dict[str, int]:
-    """Check a call ``op(value, spatial_shapes, *taps)``, also one with symbolic shapes.
+    """Check a call `op(value, spatial_shapes, *taps)`, also one with symbolic shapes.
 
     Args:
         op: name of the operator, for messages.
-        rules: names and rules of ``taps``.
-        value: ``(batch, tokens, heads, head_dim)``.
-        spatial_shapes: ``(h0, w0, h1, w1, ...)``.
+        rules: names and rules of `taps`.
+        value: `(batch, tokens, heads, head_dim)`.
+        spatial_shapes: `(h0, w0, h1, w1, ...)`.
         taps: the other tensors.
 
     Returns:
-        The size of each axis, also of ``channels``, all heads together.
+        The size of each axis, also of `channels`, all heads together.
 
     Raises:
         TypeError: for a wrong dtype.
@@ -171,7 +171,7 @@ def check_arguments(
 
 
 def check_grad_output(op: str, grad_output: Tensor, value: Tensor, sizes: dict[str, int]) -> None:
-    """Check the gradient of the output of a call that :func:`check_arguments` has accepted.
+    """Check the gradient of the output of a call that `check_arguments` has accepted.
 
     Raises:
         TypeError: for a wrong dtype.

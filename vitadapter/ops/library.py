@@ -1,6 +1,6 @@
-"""The namespace ``torch.ops.vitadapter``: its compiled library, and what Python adds to it.
+"""The namespace `torch.ops.vitadapter`: its compiled library, and what Python adds to it.
 
-Schemas and the kernels of CPU and CUDA are compiled (``kernels/ms_deform_attn``). Tracing,
+Schemas and the kernels of CPU and CUDA are compiled (`kernels/ms_deform_attn`). Tracing,
 autograd, autocast and an implementation for every other device are registered from here.
 """
 
@@ -68,14 +68,14 @@ _LIBRARY = torch.library.Library("vitadapter", "FRAGMENT")
 
 @dataclass(frozen=True)
 class Operator:
-    """``name(value, spatial_shapes, *taps)`` and ``name_backward``, which gives its gradients.
+    """`name(value, spatial_shapes, *taps)` and `name_backward`, which gives its gradients.
 
     Attributes:
-        name: within ``torch.ops.vitadapter``.
-        rules: names and rules of ``taps``, in order.
+        name: within `torch.ops.vitadapter`.
+        rules: names and rules of `taps`, in order.
         sample: computes it in plain PyTorch, of arguments that keep the rules.
-        sample_backward: its gradients, ``(grad_output, value, spatial_shapes, *taps) -> (of value,
-            *of taps)``.
+        sample_backward: its gradients, `(grad_output, value, spatial_shapes, *taps) -> (of value,
+            *of taps)`.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Operator:
         return self.forward_reference(value, spatial_shapes, *taps)
 
     def _autocast(self, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor) -> Tensor:
-        """``value`` keeps its dtype, the others follow; coordinates never run in half precision."""
+        """`value` keeps its dtype, the others follow; coordinates never run in half precision."""
         dtypes = [rule.dtype(value.dtype) for rule in self.rules.values()]
         with torch.autocast(value.device.type, enabled=False):
             return self._op(value, spatial_shapes, *map(Tensor.to, taps, dtypes))

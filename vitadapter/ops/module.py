@@ -16,9 +16,20 @@ __all__ = ["MSDeformAttn", "MSDeformAttnReference"]
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention with its projections (paper §3.3, Deformable DETR §4.1).
 
-    Parameter names, layouts and initialisation are those of the official release. ``operator`` is
+    Parameter names, layouts and initialisation are those of the official release. `operator` is
     what samples and sums between the projections; subclasses may bring another one that gives the
     same each time, because it may run again in the backward pass.
+
+    Args:
+        embed_dim: Channels C of queries, input features and output.
+        num_heads: Attention heads; each learns its own offsets.
+        num_levels: Feature maps that are attended to.
+        num_points: Sampling points per query, head and level.
+        ratio: Width of the values relative to `embed_dim` (ViT-Adapter-B and -L use 0.5).
+
+    Raises:
+        ValueError: if a size is not positive, or `num_heads` does not divide `embed_dim`
+            and the width of the values.
     """
 
     operator = staticmethod(ms_deform_attn_fused)
@@ -31,18 +42,6 @@ class MSDeformAttn(nn.Module):
         num_points: int = 4,
         ratio: float = 1.0,
     ) -> None:
-        """
-        Args:
-            embed_dim: Channels C of queries, input features and output.
-            num_heads: Attention heads; each learns its own offsets.
-            num_levels: Feature maps that are attended to.
-            num_points: Sampling points per query, head and level.
-            ratio: Width of the values relative to ``embed_dim`` (ViT-Adapter-B and -L use 0.5).
-
-        Raises:
-            ValueError: if a size is not positive, or ``num_heads`` does not divide ``embed_dim``
-                and the width of the values.
-        """
         super().__init__()
         value_dim = int(embed_dim * ratio)
         sizes = (embed_dim, num_heads, num_levels, num_points, value_dim)
@@ -95,17 +94,17 @@ class MSDeformAttn(nn.Module):
     ) -> Tensor:
         """
         Args:
-            query: ``(B, Q, C)``.
-            reference_points: ``(B or 1, Q, levels or 1, 2)`` as (x, y) in [0, 1], float32 (or
+            query: `(B, Q, C)`.
+            reference_points: `(B or 1, Q, levels or 1, 2)` as (x, y) in [0, 1], float32 (or
                 float64) also when the module runs in half precision.
-            value: Input features of all levels as tokens, ``(B, S, C)``.
+            value: Input features of all levels as tokens, `(B, S, C)`.
             spatial_shapes: (height, width) of each level.
 
         Returns:
-            ``(B, Q, C)``.
+            `(B, Q, C)`.
 
         Raises:
-            TypeError: if ``reference_points`` are of a half type.
+            TypeError: if `reference_points` are of a half type.
             ValueError: if a shape is wrong.
         """
         self._check_forward(query, reference_points, value, spatial_shapes)
@@ -160,7 +159,7 @@ class MSDeformAttn(nn.Module):
 
 
 class MSDeformAttnReference(MSDeformAttn):
-    """:class:`MSDeformAttn` by PyTorch's own operators, to compare with or to look for a fault.
+    """`MSDeformAttn` by PyTorch's own operators, to compare with or to look for a fault.
 
     Slower and with more memory, but with the same parameters, so that it takes the same
     checkpoints. On the command line of a config::

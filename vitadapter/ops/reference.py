@@ -1,8 +1,8 @@
 """Multi-scale deformable attention in plain PyTorch, with its gradients written out.
 
 Serves every device without a compiled kernel, and is what the kernels are tested against. The
-arguments are those of the operators of ``vitadapter.ops.ms_deform_attn``, already checked;
-``spatial_shapes`` is ``(h0, w0, h1, w1, ...)``. Each gradient is contiguous and in the dtype of its
+arguments are those of the operators of `vitadapter.ops.ms_deform_attn`, already checked;
+`spatial_shapes` is `(h0, w0, h1, w1, ...)`. Each gradient is contiguous and in the dtype of its
 tensor. (Written out, since operators run below autograd.)
 """
 
@@ -21,7 +21,7 @@ _GRID_SAMPLE = (0, 0, False)
 
 
 def _touches_a_pixel(locations: Tensor, spatial_shapes: Sequence[int]) -> Tensor:
-    """Which taps ``(B, Q, heads, levels, points)`` lie within a pixel of a pixel's centre."""
+    """Which taps `(B, Q, heads, levels, points)` lie within a pixel of a pixel's centre."""
     inside = []
     for level, (_, height, width) in enumerate(split_levels(spatial_shapes)):
         x, y = locations[:, :, :, level].unbind(-1)
@@ -34,14 +34,14 @@ def _touches_a_pixel(locations: Tensor, spatial_shapes: Sequence[int]) -> Tensor
 def _levels(
     value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor, inside: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Per level its map, the coordinates that ``grid_sample`` takes, and the weights.
+    """Per level its map, the coordinates that `grid_sample` takes, and the weights.
 
     Whatever lies so far outside that no pixel is touched is moved to one such place: the kernels
-    of ``grid_sample`` convert coordinates to integers, which is undefined for NaN and huge values.
+    of `grid_sample` convert coordinates to integers, which is undefined for NaN and huge values.
 
     Yields:
-        ``(B * heads, head_dim, h, w)``, ``(B * heads, Q, points, 2)``, and
-        ``(B * heads, 1, Q, points)``, zero where a tap touches no pixel.
+        `(B * heads, head_dim, h, w)`, `(B * heads, Q, points, 2)`, and
+        `(B * heads, 1, Q, points)`, zero where a tap touches no pixel.
     """
     batch, _, heads, head_dim = value.shape
     tokens = value.to(weights.dtype).permute(0, 2, 3, 1)  # (B, heads, head_dim, S)
@@ -58,7 +58,7 @@ def _levels(
 def sample(
     value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """``ms_deform_attn``, differentiable by autograd."""
+    """`ms_deform_attn`, differentiable by autograd."""
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
     inside = _touches_a_pixel(locations, spatial_shapes)
@@ -80,7 +80,7 @@ def sample_backward(
     locations: Tensor,
     weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``value``, ``locations`` and ``weights``."""
+    """Gradients of `value`, `locations` and `weights`."""
     batch, _, heads, head_dim = value.shape
     grad = grad_output.to(weights.dtype).transpose(1, 2)
     grad = grad.reshape(batch * heads, head_dim, locations.shape[1], 1)
@@ -109,10 +109,10 @@ def sample_backward(
 def _locations_and_weights(
     spatial_shapes: Sequence[int], reference_points: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised locations, weights, and the (width, height) of each level, ``(levels, 1, 2)``.
+    """Normalised locations, weights, and the (width, height) of each level, `(levels, 1, 2)`.
 
     Sizes are filled on the device rather than copied there: a copy would wait for it, and would
-    turn sizes that ``torch.export`` keeps symbolic into constants.
+    turn sizes that `torch.export` keeps symbolic into constants.
     """
     sizes = torch.cat(
         [
@@ -135,7 +135,7 @@ def sample_fused(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """``ms_deform_attn_fused``, differentiable by autograd."""
+    """`ms_deform_attn_fused`, differentiable by autograd."""
     taps = _locations_and_weights(spatial_shapes, reference_points, offsets, logits)
     return sample(value, spatial_shapes, *taps[:2])
 
@@ -148,7 +148,7 @@ def sample_fused_backward(
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``value``, ``reference_points``, ``offsets`` and ``logits``."""
+    """Gradients of `value`, `reference_points`, `offsets` and `logits`."""
     locations, weights, sizes = _locations_and_weights(
         spatial_shapes, reference_points, offsets, logits
     )

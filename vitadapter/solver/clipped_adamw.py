@@ -13,6 +13,13 @@ class ClippedAdamW(torch.optim.AdamW):
 
     Under a gradient scaler the gradients are unscaled by the time of the step, so that the bound
     holds for them as they are.
+
+    Args:
+        params, lr, betas, eps, weight_decay: as AdamW's.
+        max_norm: bound of the Euclidean norm.
+
+    Raises:
+        ValueError: `max_norm` is not positive.
     """
 
     def __init__(
@@ -25,14 +32,6 @@ class ClippedAdamW(torch.optim.AdamW):
         *,
         max_norm: float,
     ) -> None:
-        """
-        Args:
-            params, lr, betas, eps, weight_decay: as AdamW's.
-            max_norm: bound of the Euclidean norm.
-
-        Raises:
-            ValueError: `max_norm` is not positive.
-        """
         if not max_norm > 0:
             raise ValueError(f"max_norm must be positive, got {max_norm}")
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)

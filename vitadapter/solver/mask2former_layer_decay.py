@@ -32,7 +32,7 @@ class Mask2FormerLayerDecay(LayerDecay):
         """Learning-rate factor of the parameter with this dotted name.
 
         Raises:
-            ValueError: the name belongs to a block beyond ``num_layers``.
+            ValueError: the name belongs to a block beyond `num_layers`.
         """
         if _HEAD.search(name):
             return self.rate ** (self.num_layers + 1)

@@ -18,7 +18,7 @@ _EMBED = re.compile(
 
 
 class ParamGroup(TypedDict, total=False):
-    """One entry of an optimizer's ``params``."""
+    """One entry of an optimizer's `params`."""
 
     params: list[nn.Parameter]
     lr: float
@@ -26,10 +26,10 @@ class ParamGroup(TypedDict, total=False):
 
 
 class LayerDecay:
-    """Layer-wise learning-rate decay: factor ``rate ** (num_layers + 1 - layer)``.
+    """Layer-wise learning-rate decay: factor `rate ** (num_layers + 1 - layer)`.
 
-    Layer 0 is the embedding of the wrapped ``net``, layer i + 1 its block i, and layer
-    ``num_layers + 1`` (factor 1) everything else: adapter, neck and heads.
+    Layer 0 is the embedding of the wrapped `net`, layer i + 1 its block i, and layer
+    `num_layers + 1` (factor 1) everything else: adapter, neck and heads.
 
     Args:
         rate: in (0, 1].
@@ -51,7 +51,7 @@ class LayerDecay:
         """Learning-rate factor of the parameter with this dotted name.
 
         Raises:
-            ValueError: the name belongs to a block beyond ``num_layers``.
+            ValueError: the name belongs to a block beyond `num_layers`.
         """
         block = _BLOCK.search(name)
         if block is not None:
@@ -87,8 +87,8 @@ class NoDecayByName:
     """Exempts parameters whose dotted name contains one of some strings from weight decay.
 
     The default strings are those of the official recipes without layer decay. As in the official
-    code, norms that are not called so (``spm.stem.1``) and layer scale do decay. So do the norms
-    that belong to a convolution (``cls_subnet.0.norm``): officially they are called bn or gn.
+    code, norms that are not called so (`spm.stem.1`) and layer scale do decay. So do the norms
+    that belong to a convolution (`cls_subnet.0.norm`): officially they are called bn or gn.
 
     Args:
         substrings: parts of names.
@@ -108,7 +108,7 @@ class NoDecayByName:
 class NoDecayOneDim:
     """Exempts vectors and biases from weight decay (official recipes with layer decay).
 
-    Embeddings with more than one dimension, such as ``pos_embed``, do decay there.
+    Embeddings with more than one dimension, such as `pos_embed`, do decay there.
     """
 
     def __call__(self, name: str, parameter: Tensor) -> bool:
@@ -136,7 +136,7 @@ def get_optimizer_params(
         decay_factor_func: the same for the weight decay of parameters that are not exempt.
 
     Returns:
-        Groups with ``params``, ``lr`` and ``weight_decay``, one for each pair of values.
+        Groups with `params`, `lr` and `weight_decay`, one for each pair of values.
 
     Raises:
         ValueError: the model has no trainable parameter.

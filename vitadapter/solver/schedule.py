@@ -12,17 +12,17 @@ _ROUNDING = 1e-6
 
 
 class PerEpoch(ParamScheduler):
-    """A schedule that changes at the start of each epoch only, as mmcv's by-epoch policies do."""
+    """A schedule that changes at the start of each epoch only, as mmcv's by-epoch policies do.
+
+    Args:
+        scheduler: whose values at the starts of the epochs are held.
+        epochs: number of them in the whole training.
+
+    Raises:
+        ValueError: no epochs.
+    """
 
     def __init__(self, scheduler: ParamScheduler, *, epochs: int) -> None:
-        """
-        Args:
-            scheduler: whose values at the starts of the epochs are held.
-            epochs: number of them in the whole training.
-
-        Raises:
-            ValueError: no epochs.
-        """
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         self.scheduler = scheduler
@@ -45,7 +45,7 @@ def warm_up(
     Args:
         scheduler: multiplier of the learning rate over the whole training.
         max_iter: iterations of the whole training.
-        warmup_iters: iterations of the warm-up; it ends where ``scheduler`` is by then.
+        warmup_iters: iterations of the warm-up; it ends where `scheduler` is by then.
         warmup_factor: multiplier at the first iteration, over the scheduler's own.
 
     Raises:

@@ -1,6 +1,6 @@
 """Faster or leaner forms of PyTorch's layers, with the same results, arguments and state dicts.
 
-``plain_layers`` switches them off.
+`plain_layers` switches them off.
 """
 
 from vitadapter.layers.fast.convolution import PointwiseConv2d, UpsampleConv2d

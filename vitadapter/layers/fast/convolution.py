@@ -13,7 +13,7 @@ __all__ = ["PointwiseConv2d", "UpsampleConv2d"]
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution; the state dict is that of ``nn.Conv2d(in_channels, out_channels, 1)``."""
+    """1x1 convolution; the state dict is that of `nn.Conv2d(in_channels, out_channels, 1)`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=1)
@@ -29,7 +29,7 @@ class PointwiseConv2d(nn.Conv2d):
 class UpsampleConv2d(nn.ConvTranspose2d):
     """Transposed convolution to twice the size: each cell becomes 2 x 2 cells on its own.
 
-    The state dict is that of ``nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)``.
+    The state dict is that of `nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -39,7 +39,7 @@ class UpsampleConv2d(nn.ConvTranspose2d):
         """(B, C, H, W) to a channels-last map (B, C', 2H, 2W).
 
         Raises:
-            ValueError: any ``output_size``; it has no choice here.
+            ValueError: any `output_size`; it has no choice here.
         """
         if output_size is not None:
             raise ValueError(f"the output has twice the size, got {output_size=}")

@@ -1,10 +1,10 @@
 """Linear layers that keep little for their backward pass.
 
 The products are PyTorch's own. oneDNN in place of its BLAS (MKL) was tried for float32 on the CPU,
-by Inductor's private ``mkldnn._linear_pointwise``, and left out again: on AMD's EPYC (Zen 5) it
+by Inductor's private `mkldnn._linear_pointwise`, and left out again: on AMD's EPYC (Zen 5) it
 reaches 200 GFLOP/s a core where MKL, which leaves AVX-512 idle there, reaches 90, but on Intel's
 Xeon (Sapphire Rapids) it gains nothing forward and loses in training, and so did attention made of
-such products (1.4 to 2 times the time of PyTorch's own). ``scripts/benchmark_products.py``, CPU
+such products (1.4 to 2 times the time of PyTorch's own). `scripts/benchmark_products.py`, CPU
 milliseconds of MKL / oneDNN on one thread of the Xeon:
 
 =========================  ================  ==================  =============  ==================
@@ -31,7 +31,7 @@ __all__ = ["Linear", "linear"]
 
 
 class _Linear(torch.autograd.Function):
-    """``F.linear`` that makes ``x`` again in the backward pass."""
+    """`F.linear` that makes `x` again in the backward pass."""
 
     @staticmethod
     def forward(
@@ -57,7 +57,7 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``, which keeps what ``x`` is made of instead of ``x``, where it is ``recomputed``.
+    """`F.linear`, which keeps what `x` is made of instead of `x`, where it is `recomputed`.
 
     Args:
         x: (..., K).
@@ -77,7 +77,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` through ``linear``: same arguments, initialisation and state dict."""
+    """`nn.Linear` through `linear`: same arguments, initialisation and state dict."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""

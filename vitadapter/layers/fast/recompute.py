@@ -84,15 +84,15 @@ def _as_function(
 
 
 def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``layer(*inputs)``, which a ``Linear`` that reads it does not keep for its backward pass.
+    """`layer(*inputs)`, which a `Linear` that reads it does not keep for its backward pass.
 
-    The output carries the recipe by which the ``Linear`` makes it again. Whatever else reads it
-    keeps it as usual, and so does a ``Linear`` behind a view, a hook or anything else that gives
+    The output carries the recipe by which the `Linear` makes it again. Whatever else reads it
+    keeps it as usual, and so does a `Linear` behind a view, a hook or anything else that gives
     another tensor.
 
     Args:
-        layer: ``nn.LayerNorm``, ``nn.GELU``, or a function that gives the same each time. Any other
-            module, or one that is more than its class (see ``is_plain``), is only called.
+        layer: `nn.LayerNorm`, `nn.GELU`, or a function that gives the same each time. Any other
+            module, or one that is more than its class (see `is_plain`), is only called.
         inputs: its inputs, of one device.
     """
     output = layer(*inputs)
@@ -110,7 +110,7 @@ def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def recipe_of(tensor: Tensor) -> Recipe | None:
-    """How to make a tensor again; None where it is not ``recomputed``, or has changed since."""
+    """How to make a tensor again; None where it is not `recomputed`, or has changed since."""
     recipe: Recipe | None = getattr(tensor, "_recipe", None)
     if recipe is None or _versions(tensor, *recipe.inputs) != recipe.versions:
         return None
@@ -135,11 +135,11 @@ def _kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
 def run_and_recompute(
     layers: Sequence[nn.Module], x: Tensor, repeatable: tuple[type[nn.Module], ...] = ()
 ) -> Tensor:
-    """Runs layers in order and keeps only ``x`` for the backward pass.
+    """Runs layers in order and keeps only `x` for the backward pass.
 
     All but the last layer run again there; the last does not if it keeps nothing but its input, as
     convolutions and linear layers do. Batch norms count each batch once. Where one of the layers is
-    not known to compute the same twice (see ``is_plain``), they run as usual.
+    not known to compute the same twice (see `is_plain`), they run as usual.
 
     Args:
         layers: norms, ReLU, pooling, convolutions.

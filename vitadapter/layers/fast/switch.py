@@ -17,7 +17,7 @@ def plain_layers() -> Iterator[None]:
     """Inside, every layer computes as PyTorch's own does, and keeps what PyTorch's own keeps.
 
     For whoever doubts a result, and for benchmarks and tests. (The deformable attention is no
-    layer of PyTorch's; its plain form is ``MSDeformAttnReference``.)
+    layer of PyTorch's; its plain form is `MSDeformAttnReference`.)
     """
     global _is_on
     before, _is_on = _is_on, False
@@ -28,7 +28,7 @@ def plain_layers() -> Iterator[None]:
 
 
 def is_switched_on() -> bool:
-    """Whether no ``plain_layers`` is around."""
+    """Whether no `plain_layers` is around."""
     return _is_on
 
 
@@ -41,7 +41,7 @@ def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
     """Whether calling a module is nothing more than what its class computes from its parameters.
 
     Not so for wrappers (LoRA), parametrisations, modules with hooks (weight norm, pruning,
-    observers) or another ``forward``, and parameters of another kind (quantised): their class, or
+    observers) or another `forward`, and parameters of another kind (quantised): their class, or
     what they carry, may compute anything, so they are called as modules.
 
     Args:
@@ -49,7 +49,7 @@ def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
         types: the classes that are known, without their subclasses.
 
     Returns:
-        bool: always False inside ``plain_layers``, so that modules are called there.
+        always False inside `plain_layers`, so that modules are called there.
     """
     return (
         _is_on

@@ -42,7 +42,7 @@ class TokenGrids(NamedTuple):
 def tokens_to_map(tokens: Tensor, hw: tuple[int, int]) -> Tensor:
     """Tokens (B, h * w, C) as a channels-last map (B, C, h, w), without a copy.
 
-    Not by ``transpose`` before ``unflatten``: for one image that leaves a batch stride with which
+    Not by `transpose` before `unflatten`: for one image that leaves a batch stride with which
     the CPU backward of batch norm silently gives wrong gradients (seen in torch 2.14.1).
     """
     return tokens.unflatten(1, hw).permute(0, 3, 1, 2)
@@ -121,7 +121,7 @@ class Extractor(nn.Module):
         embed_dim: channels C.
         attention: makes the sparse attention for a number of value levels.
         norm_layer: makes a norm for a number of channels.
-        ffn_ratio: hidden width of the FFN over ``embed_dim``; 0 for no FFN.
+        ffn_ratio: hidden width of the FFN over `embed_dim`; 0 for no FFN.
         drop_path_rate: stochastic depth of the FFN.
     """
 

@@ -31,15 +31,14 @@ class LastLevelConvs(nn.Module):
     """A `top_block` of Detectron2's FPN: P6 and P7 by strided convolutions.
 
     Unlike Detectron2's `LastLevelP6P7` there is no ReLU before P7. Parameter names are the same.
+
+    Args:
+        in_channels: of `in_feature`.
+        out_channels: of both levels.
+        in_feature: an output of FPN, or of its bottom-up network.
     """
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str = "p5") -> None:
-        """
-        Args:
-            in_channels: of `in_feature`.
-            out_channels: of both levels.
-            in_feature: an output of FPN, or of its bottom-up network.
-        """
         super().__init__()
         self.num_levels = 2
         self.in_feature = in_feature
@@ -55,9 +54,9 @@ class LastLevelConvs(nn.Module):
 
 
 class LastLevelMaxPool2x2(nn.Module):
-    """A further level by 2x2 max-pooling, for the ``top_block`` of ``FPN`` and ``ChannelMapper``.
+    """A further level by 2x2 max-pooling, for the `top_block` of `FPN` and `ChannelMapper`.
 
-    Detectron2's ``LastLevelMaxPool`` takes every second value instead. An odd last row or column
+    Detectron2's `LastLevelMaxPool` takes every second value instead. An odd last row or column
     is left out, a single one is kept.
     """
 
@@ -91,17 +90,17 @@ class _Neck(Backbone):
 class ChannelMapper(_Neck):
     """Brings each feature of a backbone to the same channels: 1x1 convolution and ReLU.
 
-    A drop-in for ``FPN``: same outputs ``p2, p3, ...`` by stride, same ``top_block``.
+    A drop-in for `FPN`: same outputs `p2, p3, ...` by stride, same `top_block`.
 
     Args:
         bottom_up: the backbone, as FPN takes it.
         in_features: names of its maps, from high to low resolution.
         out_channels: channels of all outputs.
         norm: Detectron2's norm name or a callable; "" for none, with a bias instead.
-        top_block: makes further levels of the output ``top_block.in_feature``, as in FPN.
+        top_block: makes further levels of the output `top_block.in_feature`, as in FPN.
 
     Raises:
-        ValueError: no feature, one that ``bottom_up`` lacks, or no channel.
+        ValueError: no feature, one that `bottom_up` lacks, or no channel.
     """
 
     def __init__(
@@ -143,7 +142,7 @@ class ChannelMapper(_Neck):
         self.bottom_up = bottom_up
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of images (B, 3, H, W): ``p<log2 stride>`` to (B, out_channels, h, w)."""
+        """Features of images (B, 3, H, W): `p<log2 stride>` to (B, out_channels, h, w)."""
         features = self.bottom_up(images)
         maps = [
             conv(features[name]) for name, conv in zip(self.in_features, self.convs, strict=True)
@@ -169,7 +168,7 @@ class ExtraAttention(_Neck):
         use_act_checkpoint: whether to recompute the layer in the backward pass.
 
     Raises:
-        ValueError: a feature that ``bottom_up`` lacks, heads that do not divide its channels, or a
+        ValueError: a feature that `bottom_up` lacks, heads that do not divide its channels, or a
             rate or ratio out of range.
     """
 
@@ -252,11 +251,11 @@ class ExtraAttention(_Neck):
 
 
 class SimpleFeaturePyramid(Detectron2SimpleFeaturePyramid):
-    """Detectron2's ``SimpleFeaturePyramid``, with images padded to the coarsest stride.
+    """Detectron2's `SimpleFeaturePyramid`, with images padded to the coarsest stride.
 
-    Detectron2 misspells the key of its padding constraint, so that ``ImageList`` ignores it and
-    every image must come in a fixed square size (``square_pad``). That size is padded to here, as
-    ``ImageList`` crops without a word what is larger. Same arguments and state dict.
+    Detectron2 misspells the key of its padding constraint, so that `ImageList` ignores it and
+    every image must come in a fixed square size (`square_pad`). That size is padded to here, as
+    `ImageList` crops without a word what is larger. Same arguments and state dict.
     """
 
     @property
@@ -266,7 +265,7 @@ class SimpleFeaturePyramid(Detectron2SimpleFeaturePyramid):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's ``ImageList`` pads batches by these."""
+        """Detectron2's `ImageList` pads batches by these."""
         return {"size_divisibility": self._size_divisibility}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -275,7 +274,7 @@ class SimpleFeaturePyramid(Detectron2SimpleFeaturePyramid):
             x: images (B, 3, H, W).
 
         Returns:
-            dict: maps (B, C, h, w) by name.
+            maps (B, C, h, w) by name.
 
         Raises:
             ValueError: the images do not fit into the square.

@@ -8,7 +8,7 @@ __all__ = ["PyramidBackbone", "pad_images"]
 
 
 class PyramidBackbone(Backbone):
-    """Publishes ``res2 .. res5`` (strides 4, 8, 16, 32) over a net of patch size 16.
+    """Publishes `res2 .. res5` (strides 4, 8, 16, 32) over a net of patch size 16.
 
     Args:
         net: a plain ViT; the subclass keeps it.
@@ -32,7 +32,7 @@ class PyramidBackbone(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's ``ImageList`` pads batches by these."""
+        """Detectron2's `ImageList` pads batches by these."""
         return {"size_divisibility": self.size_divisibility}
 
 

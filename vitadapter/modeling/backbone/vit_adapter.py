@@ -22,21 +22,21 @@ __all__ = ["ViTAdapter"]
 
 
 class ViTAdapter(PyramidBackbone):
-    """Wraps a plain ViT and gives ``res2, res3, res4, res5`` (strides 4, 8, 16, 32).
+    """Wraps a plain ViT and gives `res2, res3, res4, res5` (strides 4, 8, 16, 32).
 
     Paper section 3; deviates as the official code does: the stride-4 map of the spatial prior and
     the ViT's own features are added to the outputs, which are then normalised.
 
-    ``net`` keeps its own settings (window attention, drop path, ...): ``ViTAdapter`` and ViTDet's
-    ``SimpleFeaturePyramid`` exchange over the same ``net``. It needs ``embed(images)``,
-    ``forward_blocks(x, prefix, start, stop)`` and the attributes ``embed_dim, depth, patch_size``
-    (see ``ViT``).
+    `net` keeps its own settings (window attention, drop path, ...): `ViTAdapter` and ViTDet's
+    `SimpleFeaturePyramid` exchange over the same `net`. It needs `embed(images)`,
+    `forward_blocks(x, prefix, start, stop)` and the attributes `embed_dim, depth, patch_size`
+    (see `ViT`).
 
     Args:
         net: the plain ViT, patch size 16.
         num_interactions: number of interaction blocks; the net's blocks are split evenly.
         interaction_indexes: (first, last) block of each interaction, both inclusive; overrides
-            ``num_interactions``. Together they cover the net's blocks in order.
+            `num_interactions`. Together they cover the net's blocks in order.
         conv_dim: channels of the spatial prior module's stem.
         num_points: sampling points per head and level of the deformable attention.
         deform_num_heads: its heads.
@@ -54,14 +54,14 @@ class ViTAdapter(PyramidBackbone):
         injector_gamma_init: initial value of the injectors' gate.
         freeze_net: keep the net in eval mode and its parameters untrained. Without injectors it
             also runs without gradients and stores no activations.
-        attention: class of the sparse attention, called with ``embed_dim, num_heads, num_levels,
-            num_points, ratio``.
+        attention: class of the sparse attention, called with `embed_dim, num_heads, num_levels,
+            num_points, ratio`.
         use_act_checkpoint: recompute the injectors and extractors in the backward pass; the
             configs tie it to the net's setting of the same name.
 
     Raises:
         ValueError: interactions that do not cover the net, a patch size other than 16, an unknown
-            ``vit_feature`` or one that does not fit the interactions, a number out of range.
+            `vit_feature` or one that does not fit the interactions, a number out of range.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class ViTAdapter(PyramidBackbone):
                 padded with zeros at the bottom and at the right.
 
         Returns:
-            ``res2 .. res5``: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
+            `res2 .. res5`: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
 
         Raises:
             ValueError: another shape. In training, also batch norm of one single value per channel
-                (one image of at most 32 x 32 pixels in all processes): use ``norm="GN"`` there.
+                (one image of at most 32 x 32 pixels in all processes): use `norm="GN"` there.
         """
         images = pad_images(images, self.size_divisibility)
         c1, *priors = self.spm(images)
@@ -232,7 +232,7 @@ class ViTAdapter(PyramidBackbone):
 
 
 def _resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (B, C, h, w) to ``size``; the identity when they agree."""
+    """Bilinear resize of (B, C, h, w) to `size`; the identity when they agree."""
     if feature.shape[2:] == size:
         return feature
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)

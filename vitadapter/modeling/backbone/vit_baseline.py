@@ -13,13 +13,13 @@ __all__ = ["ViTBaseline"]
 
 
 class ViTBaseline(PyramidBackbone):
-    """Plain ViT with resized block outputs ``res2 .. res5`` ("ViT" rows of paper table 1).
+    """Plain ViT with resized block outputs `res2 .. res5` ("ViT" rows of paper table 1).
 
     Each of four block outputs is normalised and brought to its stride: 4 by two deconvolutions, 8
     by one, 16 as it is, 32 by max-pooling (the neck of arXiv 2111.11429).
 
     Args:
-        net: the plain ViT, patch size 16 (see ``ViT`` for the contract).
+        net: the plain ViT, patch size 16 (see `ViT` for the contract).
         block_indexes: the four blocks whose outputs are used, for strides 4, 8, 16, 32; one block
             serves all four. None: the last block of each quarter of the net.
         norm_layer: norm of each block output; None for none, as the official BEiT baseline.
@@ -61,10 +61,10 @@ class ViTBaseline(PyramidBackbone):
         """Multi-scale features of images.
 
         Args:
-            images: normalised images (B, 3, H, W) of any size, padded as ``ViTAdapter`` does.
+            images: normalised images (B, 3, H, W) of any size, padded as `ViTAdapter` does.
 
         Returns:
-            ``res2 .. res5``: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
+            `res2 .. res5`: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
 
         Raises:
             ValueError: another shape.

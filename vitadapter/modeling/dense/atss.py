@@ -33,16 +33,15 @@ class ATSSMatcher:
     an IoU of at least the candidates' mean plus standard deviation, and with their centre inside
     the box, are its positives (paper algorithm 1). An anchor that several boxes want goes to the
     one of highest IoU.
+
+    Args:
+        topk: candidates per box and level; default from the paper.
+
+    Raises:
+        ValueError: it is not positive.
     """
 
     def __init__(self, topk: int = 9) -> None:
-        """
-        Args:
-            topk: candidates per box and level; default from the paper.
-
-        Raises:
-            ValueError: it is not positive.
-        """
         if topk < 1:
             raise ValueError(f"topk must be at least 1, got {topk}")
         self.topk = topk
@@ -55,7 +54,7 @@ class ATSSMatcher:
             gt_boxes: M boxes of one image.
 
         Returns:
-            Tensor: (R,) index of the ground-truth box for the anchors of all levels, -1 for
+            (R,) index of the ground-truth box for the anchors of all levels, -1 for
             background.
         """
         all_anchors = Boxes.cat(list(anchors))
@@ -103,7 +102,7 @@ def centerness_targets(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
         gt_boxes: (n, 4).
 
     Returns:
-        Tensor: (n,) from 0 at the border to 1 in the middle.
+        (n,) from 0 at the border to 1 in the middle.
     """
     distances = Box2BoxTransformLinear(normalize_by_size=False).get_deltas(anchors, gt_boxes)
     opposite = distances.unflatten(1, (2, 2))  # (n, {left and top, right and bottom}, {x, y})
@@ -116,6 +115,12 @@ class ATSSHead(DenseHead):
 
     Losses as in the official release. The score is class score times centerness, without FCOS's
     square root.
+
+    Args:
+        in_channels, num_levels, num_classes, conv_dims, norm: as in `DenseHead`.
+        box2box_transform: of anchors and deltas to boxes.
+        focal_loss_alpha, focal_loss_gamma: of the class loss.
+        box_loss_weight: of the GIoU loss.
     """
 
     def __init__(
@@ -131,13 +136,6 @@ class ATSSHead(DenseHead):
         focal_loss_gamma: float = 2.0,
         box_loss_weight: float = 2.0,
     ) -> None:
-        """
-        Args:
-            in_channels, num_levels, num_classes, conv_dims, norm: as in `DenseHead`.
-            box2box_transform: of anchors and deltas to boxes.
-            focal_loss_alpha, focal_loss_gamma: of the class loss.
-            box_loss_weight: of the GIoU loss.
-        """
         super().__init__(
             in_channels=in_channels,
             num_levels=num_levels,

@@ -30,7 +30,7 @@ def count_samples(positive: Tensor) -> Tensor:
         positive: (N, R).
 
     Returns:
-        Tensor: () of at least 1.
+        () of at least 1.
     """
     return positive.sum(1).clamp(min=1).sum()
 
@@ -44,7 +44,7 @@ def sum_by_level(loss: Tensor, sizes: Sequence[int], where: Tensor | None = None
         where: (N, R) with n trues, or None.
 
     Returns:
-        Tensor: (L,), connected to the predictions even where nothing is summed, because
+        (L,), connected to the predictions even where nothing is summed, because
         distributed training stops at a parameter without gradient.
     """
     if where is not None:
@@ -72,6 +72,14 @@ class DenseHead(nn.Module, ABC):
     Two towers and a scale per level. Detectron2's `RetinaNetHead` keeps a bias before each norm;
     the official heads have none. Subclasses say what the predictions mean: how boxes are decoded
     and what the losses are. N images, L levels of R_l anchors, R in all, K classes.
+
+    Args:
+        in_channels: of every level.
+        num_levels: number of pyramid levels.
+        num_classes: number of foreground classes.
+        conv_dims: channels of the convolutions of each tower.
+        norm: after each of them; Detectron2's name or a callable.
+        box_dim: numbers that describe a box.
     """
 
     def __init__(
@@ -84,15 +92,6 @@ class DenseHead(nn.Module, ABC):
         norm: str | Callable[[int], nn.Module],
         box_dim: int = 4,
     ) -> None:
-        """
-        Args:
-            in_channels: of every level.
-            num_levels: number of pyramid levels.
-            num_classes: number of foreground classes.
-            conv_dims: channels of the convolutions of each tower.
-            norm: after each of them; Detectron2's name or a callable.
-            box_dim: numbers that describe a box.
-        """
         super().__init__()
         self.num_classes = num_classes
         self.cls_subnet = _tower(in_channels, conv_dims, norm)
@@ -114,7 +113,7 @@ class DenseHead(nn.Module, ABC):
             features: per level, (B, in_channels, H_l, W_l).
 
         Returns:
-            list[list[Tensor]]: of each kind of prediction (logits, boxes, ...) one (B, D, H_l,
+            of each kind of prediction (logits, boxes, ...) one (B, D, H_l,
             W_l) per level.
         """
         levels = [
@@ -158,7 +157,7 @@ class DenseHead(nn.Module, ABC):
             gt_boxes: (N, R, 4) boxes to predict, where there is one.
 
         Returns:
-            dict[str, Tensor]: (L,) for each loss.
+            (L,) for each loss.
         """
 
     @abstractmethod
@@ -167,7 +166,26 @@ class DenseHead(nn.Module, ABC):
 
 
 class SingleAnchorDetector(DenseDetector):
-    """Dense detector with one anchor per location; its head says what is predicted of it."""
+    """Dense detector with one anchor per location; its head says what is predicted of it.
+
+    Args:
+        backbone: feature pyramid.
+        head: predicts from the features, decodes boxes and has the losses, as `ATSSHead`.
+        head_in_features: names of the features in use; None for all.
+        anchor_generator: one anchor per location.
+        anchor_matcher: (anchors per level, ground-truth boxes) to (R,) indexes, -1 for
+            background.
+        num_classes: number of foreground classes.
+        test_score_thresh: only classes of a higher score become candidates.
+        test_topk_candidates: at most so many candidates per level.
+        test_nms: suppression of the candidates.
+        max_detections_per_image: at most so many detections.
+        pixel_mean, pixel_std: of the input's channels.
+        input_format: channel order of the input, for who reads the images.
+
+    Raises:
+        ValueError: anchors that the head does not predict of, such as several per location.
+    """
 
     def __init__(
         self,
@@ -186,25 +204,6 @@ class SingleAnchorDetector(DenseDetector):
         pixel_std: Sequence[float],
         input_format: str | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: feature pyramid.
-            head: predicts from the features, decodes boxes and has the losses, as `ATSSHead`.
-            head_in_features: names of the features in use; None for all.
-            anchor_generator: one anchor per location.
-            anchor_matcher: (anchors per level, ground-truth boxes) to (R,) indexes, -1 for
-                background.
-            num_classes: number of foreground classes.
-            test_score_thresh: only classes of a higher score become candidates.
-            test_topk_candidates: at most so many candidates per level.
-            test_nms: suppression of the candidates.
-            max_detections_per_image: at most so many detections.
-            pixel_mean, pixel_std: of the input's channels.
-            input_format: channel order of the input, for who reads the images.
-
-        Raises:
-            ValueError: anchors that the head does not predict of, such as several per location.
-        """
         super().__init__(
             backbone,
             head,
@@ -252,7 +251,7 @@ class SingleAnchorDetector(DenseDetector):
             image_sizes: (height, width) of each image without padding.
 
         Returns:
-            tuple[Tensor, Tensor]: gt_labels and gt_boxes as in `DenseHead.losses`.
+            gt_labels and gt_boxes as in `DenseHead.losses`.
         """
         labels, boxes = [], []
         for instances, image_size in zip(gt_instances, image_sizes, strict=True):

@@ -46,7 +46,7 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
         target: (n,) values in [0, bins - 1).
 
     Returns:
-        Tensor: (n,).
+        (n,).
     """
     left = target.long()
     right_weight = target - left
@@ -61,6 +61,17 @@ class GFLHead(DenseHead):
 
     Anchors serve to assign samples; boxes are distances from their centres. Losses and scores are
     those of the official release.
+
+    Args:
+        in_channels, num_levels, num_classes, conv_dims, norm: as in `DenseHead`.
+        num_bins: a side is at 0 .. num_bins - 1 strides from the anchor's centre.
+        anchor_scale: width of an anchor in strides, as the anchor generator makes them.
+        quality_focal_beta: of the class loss.
+        box_loss_weight: of the GIoU loss.
+        distribution_loss_weight: of the distribution focal loss.
+
+    Raises:
+        ValueError: fewer than two bins.
     """
 
     def __init__(
@@ -77,18 +88,6 @@ class GFLHead(DenseHead):
         box_loss_weight: float = 2.0,
         distribution_loss_weight: float = 0.25,
     ) -> None:
-        """
-        Args:
-            in_channels, num_levels, num_classes, conv_dims, norm: as in `DenseHead`.
-            num_bins: a side is at 0 .. num_bins - 1 strides from the anchor's centre.
-            anchor_scale: width of an anchor in strides, as the anchor generator makes them.
-            quality_focal_beta: of the class loss.
-            box_loss_weight: of the GIoU loss.
-            distribution_loss_weight: of the distribution focal loss.
-
-        Raises:
-            ValueError: fewer than two bins.
-        """
         if num_bins < 2:
             raise ValueError(f"num_bins must be at least 2, got {num_bins}")
         super().__init__(

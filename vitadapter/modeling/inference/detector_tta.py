@@ -25,6 +25,16 @@ class ScaleRangeMapperTTA(DatasetMapperTTA):
 
     So the official release does: small versions of an image find its large objects, large ones its
     small objects.
+
+    Args:
+        min_sizes: shortest edge of each scale, in pixels.
+        max_size: of the longest edge, in pixels.
+        flip: whether each scale is also flipped.
+        area_ranges: (above, up to) of each scale: square pixels, in the original image, of the
+            boxes that are kept.
+
+    Raises:
+        ValueError: not one range for each scale, or one that holds nothing.
     """
 
     def __init__(
@@ -34,17 +44,6 @@ class ScaleRangeMapperTTA(DatasetMapperTTA):
         flip: bool,
         area_ranges: Sequence[tuple[float, float]],
     ) -> None:
-        """
-        Args:
-            min_sizes: shortest edge of each scale, in pixels.
-            max_size: of the longest edge, in pixels.
-            flip: whether each scale is also flipped.
-            area_ranges: (above, up to) of each scale: square pixels, in the original image, of the
-                boxes that are kept.
-
-        Raises:
-            ValueError: not one range for each scale, or one that holds nothing.
-        """
         super().__init__(list(min_sizes), max_size, flip)
         ranges = [tuple(area_range) for area_range in area_ranges]
         if len(ranges) != len(min_sizes):
@@ -76,6 +75,15 @@ class DetectorWithTTA(nn.Module):
     `GeneralizedRCNNWithTTA` does so for its yacs configs; this takes any detector, any suppression
     and no config. The official release differs for two-stage detectors: it averages the boxes and
     scores of common proposals.
+
+    Args:
+        model: a detector, whose output for an image is {"instances": Instances}. Only of a
+            `GeneralizedRCNN` masks are augmented.
+        tta_mapper: input to its versions, with "transforms", as Detectron2's
+            `DatasetMapperTTA`: resized and flipped horizontally. A version may have an
+            "area_range", as of `ScaleRangeMapperTTA`.
+        nms: suppression of the boxes of all versions.
+        max_detections_per_image: at most so many detections.
     """
 
     def __init__(
@@ -86,16 +94,6 @@ class DetectorWithTTA(nn.Module):
         nms: NMS,
         max_detections_per_image: int = 100,
     ) -> None:
-        """
-        Args:
-            model: a detector, whose output for an image is {"instances": Instances}. Only of a
-                `GeneralizedRCNN` masks are augmented.
-            tta_mapper: input to its versions, with "transforms", as Detectron2's
-                `DatasetMapperTTA`: resized and flipped horizontally. A version may have an
-                "area_range", as of `ScaleRangeMapperTTA`.
-            nms: suppression of the boxes of all versions.
-            max_detections_per_image: at most so many detections.
-        """
         super().__init__()
         self.model = model
         self.tta_mapper = tta_mapper

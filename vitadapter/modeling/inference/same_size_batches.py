@@ -30,7 +30,7 @@ def predict_by_size(
         size_divisibility: what the model pads heights and widths to a multiple of, in pixels.
 
     Returns:
-        list: one output for each input, in order.
+        one output for each input, in order.
     """
     divisor = max(size_divisibility, 1)
     batches: dict[tuple[int, int], list[int]] = {}

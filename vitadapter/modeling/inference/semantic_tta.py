@@ -39,7 +39,7 @@ class SemanticSegmentorWithTTA(nn.Module):
     Args:
         model: the segmenter.
         resizes: one augmentation, or list of augmentations, for each scale; applied to the given
-            image, which is to be the whole one (``dataloader.test.mapper.augmentations=[]``).
+            image, which is to be the whole one (`dataloader.test.mapper.augmentations=[]`).
         flip: whether every scale is predicted mirrored, too.
 
     Raises:

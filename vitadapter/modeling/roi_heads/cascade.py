@@ -42,6 +42,27 @@ class CascadeROIHeads(_CascadeROIHeads):
     In training every stage matches, appends the ground truth and samples anew, where Detectron2
     does so before the first only, and the losses of the stages are weighted, where Detectron2
     divides the gradient of the features by the number of stages.
+
+    Args:
+        num_classes: number of foreground classes.
+        box_in_features, box_pooler: features of the boxes, shared by the stages.
+        box_heads, box_predictors, proposal_matchers: one of each per stage.
+        mask_in_features, mask_pooler: features of the masks, shared by the stages; None
+            without masks.
+        mask_heads: one Detectron2 `MaskRCNNConvUpsampleHead` per stage; None without masks.
+        batch_size_per_image: proposals that a stage samples.
+        positive_fraction: at most this part of them is foreground.
+        proposal_append_gt: whether ground truth boxes are proposals of every stage.
+        stage_loss_weights: factors of each stage's losses (default: the paper's).
+        average_logits: whether class scores are averaged before the softmax, as in the
+            official models, or after it, as in Detectron2.
+        nms: suppression within a class; None for the usual one at the last predictor's
+            `test_nms_thresh`.
+        semantic_head: a branch whose features are added to those of masks and, averaged to
+            their size, of boxes; None for none.
+
+    Raises:
+        ValueError: the stages of the arguments differ in number, or there is none.
     """
 
     def __init__(
@@ -64,28 +85,6 @@ class CascadeROIHeads(_CascadeROIHeads):
         nms: NMS | None = None,
         semantic_head: FusedSemanticHead | None = None,
     ) -> None:
-        """
-        Args:
-            num_classes: number of foreground classes.
-            box_in_features, box_pooler: features of the boxes, shared by the stages.
-            box_heads, box_predictors, proposal_matchers: one of each per stage.
-            mask_in_features, mask_pooler: features of the masks, shared by the stages; None
-                without masks.
-            mask_heads: one Detectron2 `MaskRCNNConvUpsampleHead` per stage; None without masks.
-            batch_size_per_image: proposals that a stage samples.
-            positive_fraction: at most this part of them is foreground.
-            proposal_append_gt: whether ground truth boxes are proposals of every stage.
-            stage_loss_weights: factors of each stage's losses (default: the paper's).
-            average_logits: whether class scores are averaged before the softmax, as in the
-                official models, or after it, as in Detectron2.
-            nms: suppression within a class; None for the usual one at the last predictor's
-                `test_nms_thresh`.
-            semantic_head: a branch whose features are added to those of masks and, averaged to
-                their size, of boxes; None for none.
-
-        Raises:
-            ValueError: the stages of the arguments differ in number, or there is none.
-        """
         stages = {
             "box_heads": box_heads,
             "box_predictors": box_predictors,
@@ -133,7 +132,7 @@ class CascadeROIHeads(_CascadeROIHeads):
                 training only.
 
         Returns:
-            tuple[list[Instances], dict[str, Tensor]]: in training no instances and the losses;
+            in training no instances and the losses;
             in inference the detections and no losses.
         """
         del images
@@ -149,7 +148,7 @@ class CascadeROIHeads(_CascadeROIHeads):
     def forward_with_given_boxes(
         self, features: Features, instances: list[Instances]
     ) -> list[Instances]:
-        """See :class:`StandardROIHeads`."""
+        """See `StandardROIHeads`."""
         return super().forward_with_given_boxes(self._with_semantic(features)[1], instances)
 
     def _with_semantic(self, features: Features) -> tuple[Tensor | None, Features]:

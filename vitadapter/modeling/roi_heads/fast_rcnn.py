@@ -19,7 +19,7 @@ def fast_rcnn_inference(
     nms: NMS,
     topk_per_image: int,
 ) -> list[Instances]:
-    """Detectron2's function of this name for any :class:`~vitadapter.layers.nms.NMS`.
+    """Detectron2's function of this name for any `NMS`.
 
     Args:
         boxes: of each image (R, K * 4) or, class-agnostic, (R, 4), as (x0, y0, x1, y1) in pixels.
@@ -30,7 +30,7 @@ def fast_rcnn_inference(
         topk_per_image: at most so many detections of an image; negative for all.
 
     Returns:
-        list[Instances]: of each image, with "pred_boxes", "scores" and "pred_classes", best first.
+        of each image, with "pred_boxes", "scores" and "pred_classes", best first.
     """
     return [
         _detect(*arguments, score_thresh, nms, topk_per_image)

@@ -33,19 +33,18 @@ class BestProposalMatcher(Matcher):
     Detectron2's low-quality matches only label such a proposal as foreground and leave it with
     the ground truth that it overlaps most; here it changes hands. A ground truth that no proposal
     overlaps by `min_quality` takes none.
+
+    Args:
+        thresholds, labels: as Detectron2's matcher.
+        min_quality: IoU that a ground truth's nearest proposal must reach to be taken.
+
+    Raises:
+        ValueError: `min_quality` is not in (0, 1].
     """
 
     def __init__(
         self, thresholds: Sequence[float], labels: Sequence[int], *, min_quality: float
     ) -> None:
-        """
-        Args:
-            thresholds, labels: as Detectron2's matcher.
-            min_quality: IoU that a ground truth's nearest proposal must reach to be taken.
-
-        Raises:
-            ValueError: `min_quality` is not in (0, 1].
-        """
         if not 0 < min_quality <= 1:
             raise ValueError(f"min_quality must be in (0, 1], got {min_quality}")
         super().__init__(list(thresholds), list(labels), allow_low_quality_matches=False)
@@ -57,7 +56,7 @@ class BestProposalMatcher(Matcher):
             match_quality_matrix: (M, N) IoU of M ground truths with N proposals.
 
         Returns:
-            tuple[Tensor, Tensor]: (N,) matched ground truths and (N,) labels, as Detectron2's.
+            (N,) matched ground truths and (N,) labels, as Detectron2's.
         """
         matches, labels = super().__call__(match_quality_matrix)
         if match_quality_matrix.numel() == 0:
@@ -72,7 +71,20 @@ class BestProposalMatcher(Matcher):
 
 
 class HTCMaskHead(MaskRCNNConvUpsampleHead):
-    """Detectron2's mask head with an input from the head of the stage before."""
+    """Detectron2's mask head with an input from the head of the stage before.
+
+    Args:
+        input_shape: of the pooled features.
+        num_classes: number of foreground classes.
+        conv_dims: channels of the 3x3 convolutions and, last, of the upsampling.
+        conv_norm: Detectron2's norm name or a callable.
+        takes_previous: whether there is a stage before.
+        loss_weight: factor of the loss.
+        vis_period: iterations between two dumps of the masks; 0 for none.
+
+    Raises:
+        ValueError: `conv_dims` has no 3x3 convolution, whose output the next stage takes.
+    """
 
     def __init__(
         self,
@@ -85,19 +97,6 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         loss_weight: float = 1.0,
         vis_period: int = 0,
     ) -> None:
-        """
-        Args:
-            input_shape: of the pooled features.
-            num_classes: number of foreground classes.
-            conv_dims: channels of the 3x3 convolutions and, last, of the upsampling.
-            conv_norm: Detectron2's norm name or a callable.
-            takes_previous: whether there is a stage before.
-            loss_weight: factor of the loss.
-            vis_period: iterations between two dumps of the masks; 0 for none.
-
-        Raises:
-            ValueError: `conv_dims` has no 3x3 convolution, whose output the next stage takes.
-        """
         if len(conv_dims) < 2:
             raise ValueError(f"conv_dims needs a convolution and the upsampling, got {conv_dims}")
         super().__init__(
@@ -126,11 +125,11 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         return x
 
     def predict(self, features: Tensor) -> Tensor:
-        """Logits (R, num_classes, 2H, 2W) from :meth:`features`."""
+        """Logits (R, num_classes, 2H, 2W) from `features`."""
         return self.predictor(self.deconv_relu(self.deconv(features)))
 
     def layers(self, x: Tensor) -> Tensor:
-        """As :class:`MaskRCNNConvUpsampleHead`: logits without a stage before."""
+        """As `MaskRCNNConvUpsampleHead`: logits without a stage before."""
         return self.predict(self.features(x))
 
 
@@ -141,7 +140,7 @@ class HTCROIHeads(CascadeROIHeads):
       and sampled anew.
     - A mask head adds a convolved copy of the last features of the head before.
 
-    Same arguments; the ``mask_heads`` are :class:`HTCMaskHead`.
+    Same arguments; the `mask_heads` are `HTCMaskHead`.
     """
 
     def _mask_proposals(
@@ -175,7 +174,7 @@ def rasterize_things(
         background: label of all other pixels.
 
     Returns:
-        Tensor: (ceil(H / stride), ceil(W / stride)) int64, on the CPU if the masks are polygons.
+        (ceil(H / stride), ceil(W / stride)) int64, on the CPU if the masks are polygons.
 
     Raises:
         ValueError: an instance is of no thing class, or there are no masks.
@@ -216,7 +215,7 @@ def _subsample(sem_seg: Tensor, image_size: tuple[int, int], stride: int) -> Ten
 
 
 class HybridTaskCascade(GeneralizedRCNN):
-    """Detectron2's R-CNN whose heads, :class:`HTCROIHeads`, also learn a semantic map.
+    """Detectron2's R-CNN whose heads, `HTCROIHeads`, also learn a semantic map.
 
     Same arguments. Heads without a semantic head learn boxes and masks only.
 

@@ -16,6 +16,22 @@ class FusedSemanticHead(nn.Module):
     """Fuses all levels of a feature pyramid at one stride and segments the image from it.
 
     Its last features, not the segmentation, go to box and mask heads.
+
+    Args:
+        in_channels: channels of every level.
+        in_features: names of the levels, finest first.
+        pooler: pools its features for the other heads, at the size of those of masks.
+        fusion_level: index of the level whose size the others take.
+        stride: of that level, in pixels.
+        num_convs: 3x3 convolutions after the fusion.
+        conv_dim: their channels, and those of the features for other heads.
+        num_classes: number of semantic classes; 183 are those of COCO-Stuff.
+        norm: Detectron2's norm name or a callable; the default is none.
+        ignore_value: label of pixels that are not trained on.
+        loss_weight: factor of the loss.
+
+    Raises:
+        ValueError: `fusion_level` is not one of the levels.
     """
 
     def __init__(
@@ -33,23 +49,6 @@ class FusedSemanticHead(nn.Module):
         ignore_value: int = 255,
         loss_weight: float = 0.2,
     ) -> None:
-        """
-        Args:
-            in_channels: channels of every level.
-            in_features: names of the levels, finest first.
-            pooler: pools its features for the other heads, at the size of those of masks.
-            fusion_level: index of the level whose size the others take.
-            stride: of that level, in pixels.
-            num_convs: 3x3 convolutions after the fusion.
-            conv_dim: their channels, and those of the features for other heads.
-            num_classes: number of semantic classes; 183 are those of COCO-Stuff.
-            norm: Detectron2's norm name or a callable; the default is none.
-            ignore_value: label of pixels that are not trained on.
-            loss_weight: factor of the loss.
-
-        Raises:
-            ValueError: `fusion_level` is not one of the levels.
-        """
         super().__init__()
         num_levels = len(in_features)
         if not 0 <= fusion_level < num_levels:
@@ -80,7 +79,7 @@ class FusedSemanticHead(nn.Module):
             features: of each level (N, C, H_l, W_l), by name.
 
         Returns:
-            tuple[Tensor, Tensor]: class logits (N, num_classes, H, W) and features for the other
+            class logits (N, num_classes, H, W) and features for the other
             heads (N, conv_dim, H, W), of the size of the fusion level.
         """
         levels = [features[name] for name in self.in_features]

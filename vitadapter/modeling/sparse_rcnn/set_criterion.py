@@ -26,7 +26,14 @@ def _sizes(instances: Instances) -> Tensor:
 
 
 class HungarianMatcher:
-    """Assigns one proposal to each object so that the sum of costs is least."""
+    """Assigns one proposal to each object so that the sum of costs is least.
+
+    Args:
+        cls_weight: of the class cost, what the focal loss gains by saying yes.
+        box_weight: of the L1 distance of boxes, in image sizes.
+        giou_weight: of the negative generalised IoU.
+        focal_loss_alpha, focal_loss_gamma: of the class cost.
+    """
 
     def __init__(
         self,
@@ -36,13 +43,6 @@ class HungarianMatcher:
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
     ) -> None:
-        """
-        Args:
-            cls_weight: of the class cost, what the focal loss gains by saying yes.
-            box_weight: of the L1 distance of boxes, in image sizes.
-            giou_weight: of the negative generalised IoU.
-            focal_loss_alpha, focal_loss_gamma: of the class cost.
-        """
         self.cls_weight = cls_weight
         self.box_weight = box_weight
         self.giou_weight = giou_weight
@@ -60,7 +60,7 @@ class HungarianMatcher:
             instances: M objects.
 
         Returns:
-            tuple[Tensor, Tensor]: (min(P, M),) indexes of proposals, and of their objects.
+            (min(P, M),) indexes of proposals, and of their objects.
         """
         gt_boxes, size = instances.gt_boxes.tensor, _sizes(instances)
         cost = (
@@ -83,7 +83,13 @@ class HungarianMatcher:
 
 
 class SetCriterion:
-    """Focal, L1 and GIoU loss of one stage after the matching."""
+    """Focal, L1 and GIoU loss of one stage after the matching.
+
+    Args:
+        matcher: assigns proposals to objects.
+        cls_weight, box_weight, giou_weight: of the losses.
+        focal_loss_alpha, focal_loss_gamma: of the class loss.
+    """
 
     def __init__(
         self,
@@ -95,12 +101,6 @@ class SetCriterion:
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
     ) -> None:
-        """
-        Args:
-            matcher: assigns proposals to objects.
-            cls_weight, box_weight, giou_weight: of the losses.
-            focal_loss_alpha, focal_loss_gamma: of the class loss.
-        """
         self.matcher = matcher
         self.cls_weight = cls_weight
         self.box_weight = box_weight
@@ -118,7 +118,7 @@ class SetCriterion:
             gt_instances: per image, with `gt_boxes` and `gt_classes`.
 
         Returns:
-            dict[str, Tensor]: "loss_cls", "loss_box_reg" and "loss_giou", divided by the number
+            "loss_cls", "loss_box_reg" and "loss_giou", divided by the number
             of matched proposals.
         """
         targets = torch.zeros_like(logits)

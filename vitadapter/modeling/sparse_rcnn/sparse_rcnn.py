@@ -22,6 +22,19 @@ class SparseRCNN(nn.Module):
     Every stage pools the regions of the boxes before it, and is trained by itself: no gradient
     flows through a box into the stage before. The detections are the best pairs of a proposal and
     a class of the last stage; nothing is suppressed.
+
+    Args:
+        backbone: feature pyramid.
+        head_in_features: its features to pool from.
+        box_pooler: boxes to regions.
+        box_heads: one `DynamicHead` per stage.
+        num_proposals: number of proposals.
+        feature_dim: channels of a proposal.
+        box2box_transform: of boxes and deltas to refined boxes.
+        criterion: (logits, boxes, ground truth) to the losses of a stage, as `SetCriterion`.
+        max_detections_per_image: at most so many detections.
+        pixel_mean, pixel_std: of the input's channels.
+        input_format: channel order of the input, for who reads the images.
     """
 
     def __init__(
@@ -40,20 +53,6 @@ class SparseRCNN(nn.Module):
         pixel_std: Sequence[float],
         input_format: str | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: feature pyramid.
-            head_in_features: its features to pool from.
-            box_pooler: boxes to regions.
-            box_heads: one `DynamicHead` per stage.
-            num_proposals: number of proposals.
-            feature_dim: channels of a proposal.
-            box2box_transform: of boxes and deltas to refined boxes.
-            criterion: (logits, boxes, ground truth) to the losses of a stage, as `SetCriterion`.
-            max_detections_per_image: at most so many detections.
-            pixel_mean, pixel_std: of the input's channels.
-            input_format: channel order of the input, for who reads the images.
-        """
         super().__init__()
         self.backbone = backbone
         self.head_in_features = list(head_in_features)

@@ -29,7 +29,7 @@ class RelativeAttention(nn.Module):
 
     Args:
         dim: channels C of the tokens.
-        num_heads: attention heads; divides ``dim``.
+        num_heads: attention heads; divides `dim`.
         grid: (h, w) in tokens whose offsets the table holds; the window's for windows.
         window_size: side of the attention windows in tokens; 0 is global attention.
         has_cls_token: whether the first token is a class token, with three table rows of its own:
@@ -85,7 +85,7 @@ class RelativeAttention(nn.Module):
 
 
 class BEiTBlock(Block):
-    """``Block`` whose layer scale has BEiT's names."""
+    """`Block` whose layer scale has BEiT's names."""
 
     gamma_names = ("gamma_1", "gamma_2")
 
@@ -94,22 +94,22 @@ class BEiT(PlainNet):
     """BEiT or BEiTv2 as a *net*: relative position bias in each block, no absolute position.
 
     The official detectors attend inside windows everywhere, small ones and some large ones
-    (``window_size=14, global_window_size=56``), without class token. The official segmenters
-    attend globally with the class token (``use_cls_token=True``). They take images of exactly
-    ``img_size``; this net takes any: the bias of another grid comes from the same table
-    (``resize_relative_positions``) and is the trained one at the trained size.
+    (`window_size=14, global_window_size=56`), without class token. The official segmenters
+    attend globally with the class token (`use_cls_token=True`). They take images of exactly
+    `img_size`; this net takes any: the bias of another grid comes from the same table
+    (`resize_relative_positions`) and is the trained one at the trained size.
 
     Args:
         img_size: image side or (height, width) in pixels for which global blocks hold offsets.
         use_cls_token: whether a class token runs along; it needs global attention.
-        window_size: side in tokens of the windows of ``window_block_indexes``, one for all or one
+        window_size: side in tokens of the windows of `window_block_indexes`, one for all or one
             for each.
         window_block_indexes: blocks that attend inside small windows.
         global_window_size: side in tokens of the windows of all other blocks; 0 is global
             attention. A smaller image is padded to one window.
         layer_scale_init: initial value of the layer scale; None for no layer scale. Pre-trained
             weights bring their own.
-        others: see ``ViT``.
+        others: see `ViT`.
 
     Raises:
         ValueError: an index outside the net, a missing window size, a class token with windows,
@@ -170,7 +170,7 @@ class BEiT(PlainNet):
         """Patch embedding.
 
         Args:
-            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
+            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
 
         Returns:
             Tokens (B, H / patch_size, W / patch_size, C) and the class token (B, 1, C), or

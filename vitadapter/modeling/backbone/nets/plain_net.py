@@ -29,10 +29,10 @@ __all__ = [
 
 
 class PlainNet(Backbone):
-    """A plain transformer as a *net*, which ``ViTAdapter`` wraps.
+    """A plain transformer as a *net*, which `ViTAdapter` wraps.
 
-    Subclasses make ``blocks``, which take and return tokens (B, P + h * w, C), prefix tokens
-    first, call :meth:`_describe`, and say how they ``embed``.
+    Subclasses make `blocks`, which take and return tokens (B, P + h * w, C), prefix tokens
+    first, call `_describe`, and say how they `embed`.
 
     Attributes:
         embed_dim: channels C of the tokens.
@@ -51,9 +51,9 @@ class PlainNet(Backbone):
         use_act_checkpoint: bool,
         out_feature: str,
     ) -> None:
-        """Sets the attributes; ``out_feature`` names the output of ``forward``.
+        """Sets the attributes; `out_feature` names the output of `forward`.
 
-        No constructor, so that ``ViT`` can be a subclass of Detectron2's as well.
+        No constructor, so that `ViT` can be a subclass of Detectron2's as well.
         """
         self.embed_dim = embed_dim
         self.depth = depth
@@ -70,7 +70,7 @@ class PlainNet(Backbone):
     def forward_blocks(
         self, x: Tensor, prefix: Tensor, start: int, stop: int
     ) -> tuple[Tensor, Tensor]:
-        """Runs blocks ``start`` to ``stop - 1``.
+        """Runs blocks `start` to `stop - 1`.
 
         Args:
             x: tokens (B, h, w, C).
@@ -97,11 +97,11 @@ class PlainNet(Backbone):
     def _block_calls(
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:
-        """Tokens to tokens (B, P + h * w, C), for each block from ``start`` to ``stop - 1``."""
+        """Tokens to tokens (B, P + h * w, C), for each block from `start` to `stop - 1`."""
         return [partial(block, hw=hw) for block in self.blocks[start:stop]]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to ``{out_feature: (B, C, H / patch_size, W / patch_size)}``."""
+        """Images (B, 3, H, W) to `{out_feature: (B, C, H / patch_size, W / patch_size)}`."""
         x, prefix = self.embed(x)
         x, _ = self.forward_blocks(x, prefix, 0, self.depth)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
@@ -128,7 +128,7 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
         window_size: side of the windows in tokens; 0 for none.
 
     Returns:
-        (B, H, W, D), H and W multiples of ``window_size``.
+        (B, H, W, D), H and W multiples of `window_size`.
     """
     bottom, right = (-side % window_size if window_size > 0 else 0 for side in hw)
     padding = (0, 0, 0, right, 0, bottom)
@@ -206,7 +206,7 @@ class Block(nn.Module):
     Args:
         attn: the attention, called with tokens and grid.
         dim: channels C of the tokens.
-        mlp_ratio: hidden width of the MLP over ``dim``.
+        mlp_ratio: hidden width of the MLP over `dim`.
         drop_path: stochastic depth of both branches.
         norm_layer: makes a norm for a number of channels.
         act_layer: makes the activation of the MLP.
@@ -277,7 +277,7 @@ def check_heads(embed_dim: int, num_heads: int) -> None:
 
 
 def check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> None:
-    """Raises ValueError unless the argument ``name`` holds different blocks of a net."""
+    """Raises ValueError unless the argument `name` holds different blocks of a net."""
     if len(set(indexes)) != len(indexes) or not set(indexes) <= set(range(depth)):
         raise ValueError(f"{name} must be distinct and lie in 0..{depth - 1}, got {list(indexes)}")
 
@@ -292,8 +292,8 @@ def block_window_sizes(
 
     Args:
         depth: number of blocks.
-        window_size: of the blocks ``indexes``, one for all or one for each.
-        indexes: ``window_block_indexes``, the blocks that attend inside windows.
+        window_size: of the blocks `indexes`, one for all or one for each.
+        indexes: `window_block_indexes`, the blocks that attend inside windows.
         global_window_size: of all other blocks.
 
     Raises:

@@ -61,7 +61,7 @@ def spline_matrix(source: int, target: int, lowest_ratio: float = 1.0) -> np.nda
     """Cubic spline through geometrically spaced points, evaluated at integers.
 
     The source points lie at 0, +-1, +-(1 + q), +-(1 + q + q^2), ...; the ratio q makes the last of
-    them ``target // 2``. The spline ends "not a knot", as FITPACK's interpolating splines do;
+    them `target // 2`. The spline ends "not a knot", as FITPACK's interpolating splines do;
     targets beyond the last source point take its value.
 
     Args:
@@ -85,7 +85,7 @@ def spline_matrix(source: int, target: int, lowest_ratio: float = 1.0) -> np.nda
 
 
 def _geometric_ratio(terms: int, total: float, lowest: float) -> float:
-    """The ratio in [lowest, 1.5] whose first powers add up to ``total``, to 1e-6 like BEiT's."""
+    """The ratio in [lowest, 1.5] whose first powers add up to `total`, to 1e-6 like BEiT's."""
     low, high = lowest, 1.5
     ratio = (low + high) / 2
     while high - low > 1e-6:

@@ -29,21 +29,21 @@ _NEEDED = {VisionTransformer: _COMMON, Eva: (*_COMMON, "rope", "rope_mixed")}
 
 
 class TimmViT(PlainNet):
-    """A plain ViT of timm as a *net*: the transformer that ``ViTAdapter`` wraps.
+    """A plain ViT of timm as a *net*: the transformer that `ViTAdapter` wraps.
 
     DINOv3, EVA-02, BEiT-3, DINOv2 with registers, SigLIP, CLIP, DeiT III, AugReg and further
-    models of timm's classes ``VisionTransformer`` and ``Eva``. The blocks are timm's own. Class and
+    models of timm's classes `VisionTransformer` and `Eva`. The blocks are timm's own. Class and
     register tokens run along as prefix tokens, positions are timm's own for any image size:
     absolute embeddings are resized to the token grid (bicubic with antialias), rotary ones are
     computed for it.
 
     Parameters keep timm's names, so that a timm state dict fits. What comes after the last block
-    (final norm, attention pool, classifier) is left out: ``ViTAdapter`` takes the outputs of
+    (final norm, attention pool, classifier) is left out: `ViTAdapter` takes the outputs of
     blocks, and parameters without use stop distributed training. Models that are used frozen, such
     as DINOv3, are often read through their final norm; here the norms of the extractors and of the
     outputs follow instead.
 
-    No weights are loaded: ``train.init_checkpoint="timm://..."`` does that.
+    No weights are loaded: `train.init_checkpoint="timm://..."` does that.
 
     Args:
         model_name: timm's name of an architecture, without a tag for weights.
@@ -52,14 +52,14 @@ class TimmViT(PlainNet):
             keeps timm's token grid: for 37 x 37 patches of 14 pixels, 592 with patches of 16.
         embed_dim: channels C of the tokens; None for the model's own, as in the next two.
         depth: number of blocks.
-        num_heads: attention heads of each block; divides ``embed_dim``.
-        drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
+        num_heads: attention heads of each block; divides `embed_dim`.
+        drop_path_rate: stochastic depth of the last block; block i has `rate * i / (depth - 1)`.
         window_size: side of the attention windows in tokens, one for all blocks that have them or
-            one for each (see ``run_block_in_windows`` for incomplete windows, prefix tokens and
+            one for each (see `run_block_in_windows` for incomplete windows, prefix tokens and
             rotary positions).
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         use_act_checkpoint: whether to recompute each block in the backward pass.
-        out_feature: name of the output of ``forward``.
+        out_feature: name of the output of `forward`.
 
     Raises:
         ValueError: a name that timm does not know or that is no plain ViT, or arguments that do
@@ -139,7 +139,7 @@ class TimmViT(PlainNet):
         """Patch and position embedding.
 
         Args:
-            images: normalised images (B, 3, H, W), H and W multiples of ``patch_size``.
+            images: normalised images (B, 3, H, W), H and W multiples of `patch_size`.
 
         Returns:
             Tokens (B, H / patch_size, W / patch_size, C), and the class and register tokens
@@ -221,7 +221,7 @@ def _not_plain(model_name: str, found: str) -> ValueError:
 
 
 def _check_model(model_name: str, model: nn.Module, windowed: bool) -> None:
-    """That a model of timm has what ``TimmViT`` takes from it."""
+    """That a model of timm has what `TimmViT` takes from it."""
     if type(model) not in _NEEDED:
         raise _not_plain(model_name, f"a {type(model).__name__}")
     missing = [name for name in _NEEDED[type(model)] if not hasattr(model, name)]
@@ -241,7 +241,7 @@ def _check_model(model_name: str, model: nn.Module, windowed: bool) -> None:
 
 
 def _check_heads(outline: nn.Module, embed_dim: int | None, num_heads: int | None) -> None:
-    """That the channels split into heads, for which ``None`` is the model's own number."""
+    """That the channels split into heads, for which `None` is the model's own number."""
     block = outline.blocks[0]
     attn = block.attn if hasattr(block, "attn") else block  # parallel blocks attend themselves
     dim = embed_dim or outline.embed_dim

@@ -35,7 +35,7 @@ def run_block_in_windows(
     With a window that covers the grid this equals the block itself.
 
     Args:
-        block: one of ``WINDOWED_BLOCKS``.
+        block: one of `WINDOWED_BLOCKS`.
         tokens: (B, P + h * w, C), prefix tokens first.
         hw: the grid (h, w).
         window_size: side of the windows in tokens.
@@ -84,7 +84,7 @@ def _attend_in_windows(
 
 
 def _bands(size: int, window_size: int) -> Iterator[tuple[slice, int]]:
-    """Slices of ``size`` tokens and their window sides: whole windows, then the rest."""
+    """Slices of `size` tokens and their window sides: whole windows, then the rest."""
     whole = size - size % window_size
     if whole > 0:
         yield slice(0, whole), window_size

@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
 
     Args:
         dim: channels C of the tokens.
-        num_heads: attention heads; divides ``dim``.
+        num_heads: attention heads; divides `dim`.
         window_size: side of the attention windows in tokens; 0 is global attention.
     """
 
@@ -94,8 +94,8 @@ class EncoderLayer(nn.Module):
 
     Args:
         dim: channels C of the tokens.
-        num_heads: attention heads; divides ``dim``.
-        mlp_ratio: hidden width of the MLP over ``dim``.
+        num_heads: attention heads; divides `dim`.
+        mlp_ratio: hidden width of the MLP over `dim`.
         window_size: side of the attention windows in tokens; 0 is global attention.
         drop_path: stochastic depth of both branches.
         norm_layer: makes a norm for a number of channels.
@@ -134,7 +134,7 @@ class EncoderLayer(nn.Module):
 class UniPerceiver(PlainNet):
     """Uni-Perceiver's image encoder as a *net*.
 
-    Official names, except that its ``layers`` are called ``blocks`` as in every other net. The
+    Official names, except that its `layers` are called `blocks` as in every other net. The
     positions are those of one grid and resized (bicubic) to the image's.
 
     Args:
@@ -143,7 +143,7 @@ class UniPerceiver(PlainNet):
         layer_scale_init: initial value of the layer scale. Officially 0, which only suits
             pre-trained weights: they bring their own.
         pretrain_img_size: image side in pixels of the pre-training (sizes the positions).
-        others: see ``ViT``.
+        others: see `ViT`.
 
     Raises:
         ValueError: an index outside the net, a missing window size, heads that do not divide the
@@ -196,7 +196,7 @@ class UniPerceiver(PlainNet):
         """Patch and position embedding.
 
         Args:
-            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
+            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
 
         Returns:
             Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).

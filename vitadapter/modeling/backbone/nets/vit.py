@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
     Args:
         dim: channels C of the tokens.
-        num_heads: attention heads; divides ``dim``.
+        num_heads: attention heads; divides `dim`.
         qkv_bias: whether the joint projection has a bias.
         use_rel_pos: whether to add Detectron2's decomposed relative positions to the logits.
         rel_pos_zero_init: whether they start at zero.
@@ -87,13 +87,13 @@ class Attention(nn.Module):
 
 
 class ViT(PlainNet, Detectron2ViT):
-    """Detectron2's ViT as a *net*: the plain transformer that ``ViTAdapter`` wraps.
+    """Detectron2's ViT as a *net*: the plain transformer that `ViTAdapter` wraps.
 
-    Same arguments, state dict and outputs as ``detectron2.modeling.ViT``, plus
+    Same arguments, state dict and outputs as `detectron2.modeling.ViT`, plus
 
-    - the net contract, see ``PlainNet``;
-    - ``F.scaled_dot_product_attention``;
-    - ``pad_after_qkv`` and ``layer_scale_init``, which the official ViT-Adapter models need.
+    - the net contract, see `PlainNet`;
+    - `F.scaled_dot_product_attention`;
+    - `pad_after_qkv` and `layer_scale_init`, which the official ViT-Adapter models need.
 
     Like the official models it drops the pre-trained class token and final norm.
 
@@ -103,12 +103,12 @@ class ViT(PlainNet, Detectron2ViT):
         in_chans: channels of the image.
         embed_dim: channels C of the tokens.
         depth: number of blocks.
-        num_heads: attention heads of each block; divides ``embed_dim``.
-        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
+        num_heads: attention heads of each block; divides `embed_dim`.
+        mlp_ratio: hidden width of the MLPs over `embed_dim`.
         qkv_bias: whether query, key and value have a bias.
-        drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
+        drop_path_rate: stochastic depth of the last block; block i has `rate * i / (depth - 1)`.
         norm_layer: makes a norm for a number of channels (pre-trained ViTs mostly need
-            ``partial(nn.LayerNorm, eps=1e-6)``).
+            `partial(nn.LayerNorm, eps=1e-6)`).
         act_layer: makes the activation of the MLPs.
         use_abs_pos: whether to add absolute position embeddings (bicubic to the token grid).
         use_rel_pos: whether to add Detectron2's decomposed relative positions.
@@ -118,9 +118,9 @@ class ViT(PlainNet, Detectron2ViT):
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         residual_block_indexes: blocks followed by a convolutional residual block.
         use_act_checkpoint: whether to recompute each block in the backward pass.
-        pretrain_img_size: image side in pixels of the pre-training (sizes ``pos_embed``).
-        pretrain_use_cls_token: whether ``pos_embed`` starts with a row for the class token.
-        out_feature: name of the output of ``forward``.
+        pretrain_img_size: image side in pixels of the pre-training (sizes `pos_embed`).
+        pretrain_use_cls_token: whether `pos_embed` starts with a row for the class token.
+        out_feature: name of the output of `forward`.
         pad_after_qkv: fill incomplete windows with zero queries, keys and values (official
             ViT-Adapter) rather than with projected zero tokens (Detectron2).
         layer_scale_init: initial value of the layer scale vectors; None for no layer scale.
@@ -219,7 +219,7 @@ class ViT(PlainNet, Detectron2ViT):
         """Patch and position embedding.
 
         Args:
-            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
+            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
 
         Returns:
             Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
