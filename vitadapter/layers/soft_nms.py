@@ -11,13 +11,13 @@ __all__ = ["GaussianDecay", "LinearDecay", "SoftNMS"]
 
 
 class LinearDecay:
-    """Factor `1 - iou` from `iou_threshold` on, and 1 below (the paper's first form).
+    """The factor `1 - iou` from `iou_threshold` upwards, and 1 below (the paper's first form).
 
     Args:
-        iou_threshold: from which overlap on a box loses score.
+        iou_threshold: IoU from which a box loses score.
 
     Raises:
-        ValueError: it is not in [0, 1].
+        ValueError: `iou_threshold` is not in [0, 1].
     """
 
     def __init__(self, iou_threshold: float = 0.5) -> None:
@@ -26,18 +26,18 @@ class LinearDecay:
         self.iou_threshold = iou_threshold
 
     def __call__(self, iou: Tensor) -> Tensor:
-        """Factors of the shape of `iou`."""
+        """Returns factors with the shape of `iou`."""
         return torch.where(iou >= self.iou_threshold, 1 - iou, 1.0)
 
 
 class GaussianDecay:
-    """Factor `exp(-iou ** 2 / sigma)`, without a jump (the paper's second form).
+    """The factor `exp(-iou ** 2 / sigma)`, which is continuous (the paper's second form).
 
     Args:
-        sigma: the larger, the weaker.
+        sigma: the larger it is, the weaker is the effect.
 
     Raises:
-        ValueError: it is not positive.
+        ValueError: `sigma` is not positive.
     """
 
     def __init__(self, sigma: float = 0.5) -> None:
@@ -46,20 +46,21 @@ class GaussianDecay:
         self.sigma = sigma
 
     def __call__(self, iou: Tensor) -> Tensor:
-        """Factors of the shape of `iou`."""
+        """Returns factors with the shape of `iou`."""
         return torch.exp(-iou.square() / self.sigma)
 
 
 class SoftNMS:
     """An `NMS` that lowers the scores of overlapping boxes.
 
-    The best box of a class stays, the scores of the others are multiplied by a factor of their IoU
-    with it, and so on with the best of these. All classes take their steps at once, and no more
-    steps are taken than `max_output` asks for: scores only fall, so the result is the same.
+    The best box of a class is kept, and the scores of the others are multiplied by a factor that
+    depends on their IoU with it. The best of these is kept next, and so on. All classes take their
+    steps at the same time, and the search ends after `max_output` steps: scores only fall, so the
+    result is the same.
 
     Args:
-        decay: IoU to factor in [0, 1]; None for `LinearDecay`.
-        min_score: boxes whose score is or falls below are dropped.
+        decay: maps IoUs to factors in [0, 1]; None for `LinearDecay`.
+        min_score: boxes whose score is lower, or becomes lower, are dropped.
 
     Raises:
         ValueError: `min_score` is not positive, so that no box could ever be dropped.
@@ -92,12 +93,12 @@ class SoftNMS:
         return keep[order][:max_output], picked[:max_output].to(scores.dtype)
 
     def _pick(self, boxes: Tensor, scores: Tensor, max_output: int | None) -> tuple[Tensor, Tensor]:
-        """Places (C, S) and scores (C, S) of the boxes that each class picks, in this order.
+        """Returns places (C, S) and scores (C, S) of the boxes picked by each class, in this order.
 
         Args:
             boxes: (C, M, 4).
-            scores: (C, M); 0 where there is no box, as in the result where none is left to pick.
-            max_output: limit of S, else M.
+            scores: (C, M), 0 where there is no box. In the result, 0 where no box was left to pick.
+            max_output: upper limit of S; None for M.
         """
         areas = _area(boxes)
         steps = scores.shape[1] if max_output is None else min(max_output, scores.shape[1])
@@ -109,13 +110,13 @@ class SoftNMS:
             box = boxes.gather(1, place[:, :, None].expand(-1, -1, 4))  # (C, 1, 4)
             iou = _iou(boxes, areas, box, areas.gather(1, place))
             scores = scores * self.decay(iou)
-            # The picked box is out, as are those that have become too bad.
+            # The picked box leaves the competition, and so do those whose score is now too low.
             scores = scores.masked_fill(scores < self.min_score, 0).scatter(1, place, 0.0)
         return places, picked
 
 
 def _rows_by_class(idxs: Tensor) -> Tensor:
-    """Positions (C, M) of each class in `idxs`, in order; -1 where a class has fewer than M."""
+    """Returns the positions (C, M) of each class in `idxs`; -1 where a class has fewer than M."""
     _, classes, counts = idxs.unique(return_inverse=True, return_counts=True)
     order = classes.argsort(stable=True)
     firsts = counts.cumsum(0) - counts
@@ -132,7 +133,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _iou(boxes: Tensor, areas: Tensor, others: Tensor, other_areas: Tensor) -> Tensor:
-    """IoU of boxes (..., 4) that broadcast; 0 where neither has an area."""
+    """Returns the IoU of boxes (..., 4) that broadcast; 0 where neither has an area."""
     low = torch.maximum(boxes[..., :2], others[..., :2])
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
     width, height = (high - low).clamp(min=0).unbind(-1)

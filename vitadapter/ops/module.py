@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import Linear, is_plain, linear, recomputed
+from vitadapter.layers.fast import is_plain, linear, recomputed, run_linear
 from vitadapter.ops.arguments import coordinate_dtype
 from vitadapter.ops.ms_deform_attn import ms_deform_attn_fused, ms_deform_attn_fused_reference
 
@@ -60,10 +60,10 @@ class MSDeformAttn(nn.Module):
         self.num_levels = num_levels
         self.num_points = num_points
         taps = num_heads * num_levels * num_points
-        self.sampling_offsets = Linear(embed_dim, taps * 2)
-        self.attention_weights = Linear(embed_dim, taps)
-        self.value_proj = Linear(embed_dim, value_dim)
-        self.output_proj = Linear(value_dim, embed_dim)
+        self.sampling_offsets = nn.Linear(embed_dim, taps * 2)
+        self.attention_weights = nn.Linear(embed_dim, taps)
+        self.value_proj = nn.Linear(embed_dim, value_dim)
+        self.output_proj = nn.Linear(value_dim, embed_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -112,20 +112,21 @@ class MSDeformAttn(nn.Module):
         taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets, logits = self._offsets_and_logits(query)
         offsets, logits = offsets.reshape(*taps, 2), logits.reshape(taps)
-        value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
+        value = run_linear(self.value_proj, value).unflatten(-1, (self.num_heads, -1))
         reference_points = reference_points.to(coordinate_dtype(value.dtype))
 
         def sample(value: Tensor, points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
             return self.operator(value, spatial_shapes, points, offsets, logits)
 
         # What output_proj reads is as large as the query, and sampled again in a few milliseconds.
-        return self.output_proj(recomputed(sample, value, reference_points, offsets, logits))
+        sampled = recomputed(sample, value, reference_points, offsets, logits)
+        return run_linear(self.output_proj, sampled)
 
     def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, ...]:
         """Both projections of the query (B, Q, C)."""
         layers = (self.sampling_offsets, self.attention_weights)
-        if not all(is_plain(layer, Linear) for layer in layers):
-            return tuple(layer(query) for layer in layers)
+        if not all(is_plain(layer, nn.Linear) for layer in layers):
+            return tuple(run_linear(layer, query) for layer in layers)
         # One product for both reads the queries once, and gives one gradient of them.
         both = linear(
             query,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.cell_centres import cell_centres
-from vitadapter.layers.fast import Linear, recomputed
+from vitadapter.layers.fast import recomputed, run_linear
 
 __all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
 
@@ -75,14 +75,15 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.dwconv = DepthwiseConv(hidden_dim)
         self.act = nn.GELU()
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
         """Tokens (B, N, C) to tokens of the same shape."""
-        return self.fc2(recomputed(self.act, self.dwconv(self.fc1(x), grids)))
+        hidden = self.dwconv(run_linear(self.fc1, x), grids)
+        return run_linear(self.fc2, recomputed(self.act, hidden))
 
 
 class Injector(nn.Module):

@@ -8,8 +8,6 @@ import torch
 from detectron2.modeling.backbone.utils import PatchEmbed
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import Linear
-
 from .plain_net import (
     Block,
     PlainNet,
@@ -51,10 +49,10 @@ class RelativeAttention(nn.Module):
         self.offsets = (2 * grid[0] - 1, 2 * grid[1] - 1)
         rows = math.prod(self.offsets) + (3 if has_cls_token else 0)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
-        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Attends over tokens (B, N, C) of an h x w grid and returns the same shape."""

@@ -12,7 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast import Linear, is_plain, recomputed
+from vitadapter.layers.fast import is_plain, recomputed, run_linear
 
 __all__ = [
     "Block",
@@ -132,13 +132,13 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
     """
     bottom, right = (-side % window_size if window_size > 0 else 0 for side in hw)
     padding = (0, 0, 0, right, 0, bottom)
-    if any(padding) and not is_plain(layer, nn.Linear, Linear):
-        return layer(F.pad(x.view(x.shape[0], *hw, -1), padding))
-    projected = layer(x).view(x.shape[0], *hw, -1)
+    shape = (x.shape[0], *hw, -1)
     if not any(padding):
-        return projected
-    # A zero token is projected to the bias: only tokens that exist went through the product.
-    projected = F.pad(projected, padding)
+        return run_linear(layer, x).view(shape)
+    if not is_plain(layer, nn.Linear):
+        return layer(F.pad(x.view(shape), padding))
+    # A zero token is projected to the bias, so only the real tokens go through the product.
+    projected = F.pad(run_linear(layer, x).view(shape), padding)
     if layer.bias is None:
         return projected
     outside = F.pad(projected.new_zeros(*hw, 1), padding, value=1.0)
@@ -191,13 +191,13 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = act_layer()
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (..., C) to tokens of the same shape."""
-        return self.fc2(recomputed(self.act, self.fc1(x)))
+        return run_linear(self.fc2, recomputed(self.act, run_linear(self.fc1, x)))
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.utils import PatchEmbed, get_abs_pos
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import Linear, recomputed
+from vitadapter.layers.fast import recomputed, run_linear
 
 from .plain_net import (
     PlainNet,
@@ -79,8 +79,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
-        self.in_proj = Linear(dim, 3 * dim)
-        self.out_proj = Linear(dim, dim)
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Attends over tokens (B, h * w, C) and returns the same shape."""
@@ -117,9 +117,9 @@ class EncoderLayer(nn.Module):
         self.self_attn = SelfAttention(dim, num_heads, window_size)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.linear1 = Linear(dim, int(dim * mlp_ratio))
+        self.linear1 = nn.Linear(dim, int(dim * mlp_ratio))
         self.act = nn.GELU()
-        self.linear2 = Linear(int(dim * mlp_ratio), dim)
+        self.linear2 = nn.Linear(int(dim * mlp_ratio), dim)
         self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
         self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
 
@@ -127,7 +127,8 @@ class EncoderLayer(nn.Module):
         """Tokens (B, h * w, C) to tokens of the same shape."""
         attn = self.self_attn(recomputed(self.norm1, x), hw)
         x = x + self.gamma_1 * self.drop_path(attn)
-        mlp = self.linear2(recomputed(self.act, self.linear1(recomputed(self.norm2, x))))
+        hidden = run_linear(self.linear1, recomputed(self.norm2, x))
+        mlp = run_linear(self.linear2, recomputed(self.act, hidden))
         return x + self.gamma_2 * self.drop_path(mlp)
 
 

@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.utils import get_abs_pos, get_rel_pos
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import Linear
+from vitadapter.layers.fast import run_linear
 
 from .plain_net import (
     Block,
@@ -55,8 +55,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.pad_after_qkv = pad_after_qkv
-        self.qkv = Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.use_rel_pos = use_rel_pos
         if use_rel_pos:
             height, width = (window_size, window_size) if window_size > 0 else input_size
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Attends over tokens (B, h * w, C) and returns the same shape."""
         if self.pad_after_qkv:
-            qkv = self.qkv(x).unflatten(1, hw)
+            qkv = run_linear(self.qkv, x).unflatten(1, hw)
         else:
             qkv = project_padded(x, self.qkv, hw, self.window_size)
         bias = self._relative_position_bias if self.use_rel_pos else None
