@@ -1,4 +1,4 @@
-"""The attention module of ViT-Adapter around the deformable-attention operator."""
+"""ViT-Adapter's attention module, which contains the deformable-attention operator."""
 
 import math
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ __all__ = ["MSDeformAttn", "MSDeformAttnReference"]
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention with its projections (paper §3.3, Deformable DETR §4.1).
 
-    Parameter names, layouts and initialisation are those of the official release. `operator` is
-    what samples and sums between the projections; subclasses may bring another one that gives the
-    same each time, because it may run again in the backward pass.
+    Parameter names, layouts and initialisation are those of the official release. `operator`
+    samples and sums between the projections. A subclass may replace it by another one that always
+    gives the same result, because it may run again in the backward pass.
 
     Args:
-        embed_dim: Channels C of queries, input features and output.
-        num_heads: Attention heads; each learns its own offsets.
-        num_levels: Feature maps that are attended to.
-        num_points: Sampling points per query, head and level.
-        ratio: Width of the values relative to `embed_dim` (ViT-Adapter-B and -L use 0.5).
+        embed_dim: channels C of queries, input features and output.
+        num_heads: attention heads; each learns its own offsets.
+        num_levels: feature maps that are attended to.
+        num_points: sampling points per query, head and level.
+        ratio: width of the values relative to `embed_dim` (ViT-Adapter-B and -L use 0.5).
 
     Raises:
-        ValueError: if a size is not positive, or `num_heads` does not divide `embed_dim`
-            and the width of the values.
+        ValueError: a size is not positive, or `num_heads` does not divide `embed_dim` and the width
+            of the values.
     """
 
     operator = staticmethod(ms_deform_attn_fused)
@@ -67,9 +67,9 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as Deformable DETR: head k looks along angle 2 pi k / heads.
+        """Initialises it as Deformable DETR does: head k looks in the direction 2 pi k / heads.
 
-        Its points lie 1, 2, ... pixels away (measured along the longer axis), equally weighted.
+        Its points lie 1, 2, ... pixels away, along the longer axis, and have equal weights.
         """
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # (heads, 2)
@@ -95,17 +95,17 @@ class MSDeformAttn(nn.Module):
         """
         Args:
             query: `(B, Q, C)`.
-            reference_points: `(B or 1, Q, levels or 1, 2)` as (x, y) in [0, 1], float32 (or
-                float64) also when the module runs in half precision.
-            value: Input features of all levels as tokens, `(B, S, C)`.
+            reference_points: `(B or 1, Q, levels or 1, 2)` as (x, y) in [0, 1], in float32 (or
+                float64) even if the module runs in half precision.
+            value: input features of all levels as tokens, `(B, S, C)`.
             spatial_shapes: (height, width) of each level.
 
         Returns:
             `(B, Q, C)`.
 
         Raises:
-            TypeError: if `reference_points` are of a half type.
-            ValueError: if a shape is wrong.
+            TypeError: `reference_points` have a half-precision dtype.
+            ValueError: wrong shape.
         """
         self._check_forward(query, reference_points, value, spatial_shapes)
         batch, queries, _ = query.shape
@@ -118,16 +118,16 @@ class MSDeformAttn(nn.Module):
         def sample(value: Tensor, points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
             return self.operator(value, spatial_shapes, points, offsets, logits)
 
-        # What output_proj reads is as large as the query, and sampled again in a few milliseconds.
+        # The input of output_proj is as large as the query, and is sampled again in milliseconds.
         sampled = recomputed(sample, value, reference_points, offsets, logits)
         return run_linear(self.output_proj, sampled)
 
     def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, ...]:
-        """Both projections of the query (B, Q, C)."""
+        """Computes both projections of the query (B, Q, C)."""
         layers = (self.sampling_offsets, self.attention_weights)
         if not all(is_plain(layer, nn.Linear) for layer in layers):
             return tuple(run_linear(layer, query) for layer in layers)
-        # One product for both reads the queries once, and gives one gradient of them.
+        # One product for both reads the queries only once, and has one gradient for them.
         both = linear(
             query,
             torch.cat([layer.weight for layer in layers]),
@@ -160,10 +160,10 @@ class MSDeformAttn(nn.Module):
 
 
 class MSDeformAttnReference(MSDeformAttn):
-    """`MSDeformAttn` by PyTorch's own operators, to compare with or to look for a fault.
+    """`MSDeformAttn` with PyTorch's own operators, for comparisons and for debugging.
 
-    Slower and with more memory, but with the same parameters, so that it takes the same
-    checkpoints. On the command line of a config::
+    It is slower and needs more memory, but has the same parameters and takes the same checkpoints.
+    It can be chosen on the command line::
 
         model.backbone.bottom_up.attention=vitadapter.ops.MSDeformAttnReference
     """

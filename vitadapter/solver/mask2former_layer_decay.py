@@ -1,4 +1,4 @@
-"""Layer decay of the official Mask2Former recipes for semantic segmentation."""
+"""The layer decay of the official Mask2Former recipes for semantic segmentation."""
 
 import re
 
@@ -14,10 +14,10 @@ _HEAD = re.compile(
 class Mask2FormerLayerDecay(LayerDecay):
     """Layer decay in which the head's embeddings learn as slowly as the net's.
 
-    The official segmentation code puts every parameter whose name speaks of a class, mask, level or
-    query embedding into layer 0, although they are new and not pre-trained: for rate 0.9 and 24
-    layers their learning rate is 0.0718 of the head's. It looks unintended, but the published
-    figures were trained with it. `LayerDecay` gives them the head's rate, as the official
+    The official segmentation code puts every parameter whose name contains that of a class, mask,
+    level or query embedding into layer 0, although these are new and not pre-trained. For rate 0.9
+    and 24 layers, their learning rate is 0.0718 times the head's. This looks unintended, but the
+    published results were trained with it. `LayerDecay` gives them the head's rate, as the official
     panoptic recipe does.
 
     Args:
@@ -25,11 +25,11 @@ class Mask2FormerLayerDecay(LayerDecay):
         num_layers: number of blocks of the net.
 
     Raises:
-        ValueError: a rate outside (0, 1] or no layers.
+        ValueError: `rate` is outside (0, 1], or `num_layers` is less than 1.
     """
 
     def __call__(self, name: str) -> float:
-        """Learning-rate factor of the parameter with this dotted name.
+        """Returns the learning-rate factor of the parameter with this dotted name.
 
         Raises:
             ValueError: the name belongs to a block beyond `num_layers`.
