@@ -194,7 +194,7 @@ def shrink(cfg: DictConfig) -> DictConfig:
     wrapper.update(deform_num_heads=4, norm="BN")
     head.pixel_decoder.update(embed_dim=32, num_heads=4, ffn_dim=32, num_layers=1)
     head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
-    cfg.model.criterion.num_points = 64
+    cfg.model.criterion.matcher.num_points = 64
     return cfg
 
 

@@ -49,7 +49,7 @@ def shrink(cfg: DictConfig) -> DictConfig:
     if "pixel_decoder" in head:
         head.pixel_decoder.update(embed_dim=32, num_heads=4, ffn_dim=32, num_layers=1)
         head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
-        cfg.model.criterion.num_points = 64
+        cfg.model.criterion.matcher.num_points = 64
     elif "head" in head:
         head.head.channels = 16
         head.auxiliary_head.channels = 16

@@ -8,12 +8,12 @@ __all__ = ["DynamicConv", "DynamicHead"]
 
 
 class DynamicConv(nn.Module):
-    """Filters each region's feature with two 1x1 convolutions that its proposal makes.
+    """Filters each region's feature with two 1x1 convolutions computed from its proposal.
 
     Args:
         feature_dim: channels of proposals and regions.
         hidden_dim: channels between the two convolutions.
-        pooler_size: height and width of a region's feature.
+        pooler_size: height and width of a region's features.
     """
 
     def __init__(self, feature_dim: int = 256, hidden_dim: int = 64, pooler_size: int = 7) -> None:
@@ -59,17 +59,17 @@ def _fully_connected(feature_dim: int, number: int) -> nn.Sequential:
 
 
 class DynamicHead(nn.Module):
-    """One stage: proposals see each other, then their regions, and predict class and box.
+    """One stage: proposals attend to each other, see their regions, and predict class and box.
 
     Args:
         num_classes: number of foreground classes.
         feature_dim: channels of proposals and regions.
-        num_heads: of the self-attention.
+        num_heads: attention heads of the self-attention.
         feedforward_dim: hidden width of the feed-forward network.
         dynamic_dim: hidden width of the dynamic convolution.
-        num_cls_fcs, num_reg_fcs: layers before the class and the box prediction.
-        pooler_size: height and width of a region's feature.
-        prior_prob: what the class scores are initially.
+        num_cls_fcs, num_reg_fcs: number of layers before the class and the box prediction.
+        pooler_size: height and width of a region's features.
+        prior_prob: the initial class scores.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class DynamicHead(nn.Module):
     def forward(self, proposals: Tensor, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
-            proposals: (B, P, feature_dim) of the stage before.
+            proposals: (B, P, feature_dim), of the stage before.
             regions: (B * P, feature_dim, pooler_size, pooler_size).
 
         Returns:
-            class logits (B, P, K), box deltas (B, P, 4) and the
-            proposals (B, P, feature_dim) for the next stage.
+            Class logits (B, P, K), box deltas (B, P, 4) and the proposals (B, P, feature_dim) for
+            the next stage.
         """
         attended, _ = self.attention(proposals, proposals, proposals, need_weights=False)
         proposals = self.attention_norm(proposals + attended)
