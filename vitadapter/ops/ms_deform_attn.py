@@ -98,9 +98,10 @@ def ms_deform_attn_fused(
 ) -> Tensor:
     """`ms_deform_attn` at `reference + offset / size`, weighted by `softmax(logits)`.
 
+    It returns and raises the same as `ms_deform_attn`.
+
     Args:
-        value: as for `ms_deform_attn`.
-        spatial_shapes: as for `ms_deform_attn`.
+        value, spatial_shapes: as for `ms_deform_attn`.
         reference_points: `(B or 1, Q, levels or 1, 2)` as (x, y), where (0, 0) and (1, 1) are
             the outer corners of a map; in float32, or float64 if `value` is. Half precision is
             converted.
@@ -108,13 +109,6 @@ def ms_deform_attn_fused(
             dtype of `value`.
         attention_logits: `(B, Q, heads, levels, points)`, in the dtype of `value`; the
             softmax is over levels and points together.
-
-    Returns:
-        `(B, Q, heads * head_dim)` in the dtype of `value`.
-
-    Raises:
-        TypeError: wrong dtype.
-        ValueError: shapes or devices do not fit together.
     """
     return FUSED(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
 

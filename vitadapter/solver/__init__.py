@@ -1,10 +1,10 @@
 """Optimizers, parameter groups and learning-rate schedules."""
 
 from .clipped_adamw import ClippedAdamW
-from .mask2former_layer_decay import Mask2FormerLayerDecay
 from .param_groups import (
     FactorByName,
     LayerDecay,
+    Mask2FormerLayerDecay,
     NoDecayByName,
     NoDecayOneDim,
     get_optimizer_params,

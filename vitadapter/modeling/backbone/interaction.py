@@ -38,6 +38,11 @@ class TokenGrids(NamedTuple):
         points = [cell_centres(hw, device) for hw in pyramid]
         return cls(vit, pyramid, points[1], torch.cat(points, dim=1))
 
+    def to_maps(self, tokens: Tensor) -> list[Tensor]:
+        """Views the adapter's tokens (B, N, C) as channels-last maps (B, C, h, w)."""
+        levels = tokens.split([h * w for h, w in self.pyramid], dim=1)
+        return [tokens_to_map(level, hw) for level, hw in zip(levels, self.pyramid, strict=True)]
+
 
 def tokens_to_map(tokens: Tensor, hw: tuple[int, int]) -> Tensor:
     """Views tokens (B, h * w, C) as a channels-last map (B, C, h, w).
@@ -57,11 +62,7 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
         """Maps tokens (B, N, C) to tokens of the same shape."""
-        levels = x.split([h * w for h, w in grids.pyramid], dim=1)
-        maps = [
-            self.dwconv(tokens_to_map(level, hw)).flatten(2).transpose(1, 2)
-            for level, hw in zip(levels, grids.pyramid, strict=True)
-        ]
+        maps = [self.dwconv(level).flatten(2).transpose(1, 2) for level in grids.to_maps(x)]
         return torch.cat(maps, dim=1)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitadapter.layers.fast import UpsampleConv2d
 from vitadapter.ops import MSDeformAttn
 
-from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
+from .interaction import Extractor, Injector, InteractionBlock, TokenGrids
 from .pyramid import PyramidBackbone, pad_images
 from .spatial_prior import SpatialPriorModule
 
@@ -193,10 +193,7 @@ class ViTAdapter(PyramidBackbone):
         self, c1: Tensor, c: Tensor, features: list[Tensor], grids: TokenGrids
     ) -> dict[str, Tensor]:
         """Makes maps of c1 (B, C, H / 4, W / 4), tokens c (B, N, C) and ViT tokens (B, h, w, C)."""
-        levels = c.split([h * w for h, w in grids.pyramid], dim=1)
-        c2, c3, c4 = (
-            tokens_to_map(level, hw) for level, hw in zip(levels, grids.pyramid, strict=True)
-        )
+        c2, c3, c4 = grids.to_maps(c)
         outputs = [self.up(c2) + c1, c2, c3, c4]
         if self.vit_feature is not None:
             sources = features if self.vit_feature == "stage" else [features[-1]] * 4

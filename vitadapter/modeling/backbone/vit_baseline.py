@@ -59,18 +59,7 @@ class ViTBaseline(PyramidBackbone):
         self.net = net
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Computes multi-scale features of images.
-
-        Args:
-            images: normalised images (B, 3, H, W) of any size, padded as in `ViTAdapter`.
-
-        Returns:
-            `res2 .. res5`: (B, C, H' / s, W' / s), for s = 4, 8, 16, 32 and the padded size H' x
-            W'.
-
-        Raises:
-            ValueError: wrong shape.
-        """
+        """Computes multi-scale features; see `ViTAdapter.forward`."""
         x, prefix = self.net.embed(pad_images(images, self.size_divisibility))
         features, start = {}, 0
         for index in sorted(set(self.block_indexes)):

@@ -158,11 +158,7 @@ class PanopticInference:
     def __call__(
         self, class_logits: Tensor, mask_logits: Tensor, resize: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, list[SegmentInfo]]:
-        """
-        Args:
-            class_logits: (Q, K + 1) of one image.
-            mask_logits: (Q, h, w).
-            resize: resizes mask logits (n, h, w) to the size of the output (n, height, width).
+        """Takes the arguments of `InstanceInference`.
 
         Returns:
             A map of segment ids (height, width), int32, 0 where there is no segment; and the

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitadapter.layers.conv_norm_relu import conv_norm_relu
+from vitadapter.modeling.semantic.pixel_head import pixel_cross_entropy
 
 __all__ = ["FusedSemanticHead"]
 
@@ -111,7 +112,4 @@ class FusedSemanticHead(nn.Module):
                 f"labels (N, H, W) are needed for logits {tuple(logits.shape)}, "
                 f"got {tuple(labels.shape)}"
             )
-        pixels = F.cross_entropy(
-            logits, labels.long(), reduction="none", ignore_index=self.ignore_value
-        )
-        return pixels.mean() * self.loss_weight
+        return pixel_cross_entropy(logits, labels, self.ignore_value) * self.loss_weight

@@ -165,15 +165,7 @@ class BEiT(PlainNet):
         self._init_weights()
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds the patches.
-
-        Args:
-            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
-
-        Returns:
-            Tokens (B, H / patch_size, W / patch_size, C), and the class token (B, 1, C) or (B, 0,
-            C).
-        """
+        """See `PlainNet.embed`."""
         x = self.patch_embed(images)
         if self.cls_token is None:
             return x, x.new_zeros(x.shape[0], 0, self.embed_dim)

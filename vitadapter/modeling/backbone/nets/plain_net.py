@@ -65,7 +65,15 @@ class PlainNet(Backbone):
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C)."""
+        """Embeds patches and positions.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
+
+        Returns:
+            Tokens (B, H / patch_size, W / patch_size, C), and prefix tokens (B, P, C) such as class
+            and register tokens, where P may be 0.
+        """
 
     def forward_blocks(
         self, x: Tensor, prefix: Tensor, start: int, stop: int

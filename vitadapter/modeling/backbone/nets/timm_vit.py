@@ -143,18 +143,7 @@ class TimmViT(PlainNet):
                 module.qkv_bias_separate = True
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds patches and positions.
-
-        Args:
-            images: normalised images (B, 3, H, W), H and W multiples of `patch_size`.
-
-        Returns:
-            Tokens (B, H / patch_size, W / patch_size, C), and the class and register tokens
-            (B, P, C) of the model, in timm's order.
-
-        Raises:
-            ValueError: wrong shape.
-        """
+        """See `PlainNet.embed`; raises ValueError unless H and W are multiples of `patch_size`."""
         sides = images.shape[2:]
         if images.dim() != 4 or any(side < 1 or side % self.patch_size for side in sides):
             raise ValueError(

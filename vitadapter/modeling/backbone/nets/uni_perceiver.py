@@ -194,14 +194,7 @@ class UniPerceiver(PlainNet):
         self.apply(_init_weights)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds patches and positions.
-
-        Args:
-            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
-
-        Returns:
-            Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
-        """
+        """See `PlainNet.embed`."""
         x = self.visual_embed(images)
         return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
 

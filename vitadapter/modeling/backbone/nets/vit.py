@@ -218,14 +218,7 @@ class ViT(PlainNet, Detectron2ViT):
         self.blocks.apply(self._init_weights)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds patches and positions.
-
-        Args:
-            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
-
-        Returns:
-            Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
-        """
+        """See `PlainNet.embed`."""
         x = self.patch_embed(images)
         if self.pos_embed is not None:
             x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
