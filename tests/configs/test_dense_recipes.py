@@ -136,9 +136,9 @@ def test_sparse_rcnn_head(recipes: dict[str, Recipe]) -> None:
     assert matcher.cls_weight == costs["cls_cost"]["weight"]
     assert matcher.box_weight == costs["reg_cost"]["weight"]
     assert matcher.giou_weight == costs["iou_cost"]["weight"]
-    assert model.criterion.cls_weight == head["head"]["loss_cls"]["weight"]
-    assert model.criterion.box_weight == head["head"]["loss_box"]["weight"]
-    assert model.criterion.giou_weight == head["head"]["loss_iou"]["weight"]
+    assert matcher.cls_weight == head["head"]["loss_cls"]["weight"]
+    assert matcher.box_weight == head["head"]["loss_box"]["weight"]
+    assert matcher.giou_weight == head["head"]["loss_iou"]["weight"]
     assert model.max_detections_per_image == head["test"]["max_per_image"]
 
 

@@ -65,9 +65,7 @@ def make_model(
     return Mask2Former(
         backbone=Pyramid(),
         sem_seg_head=make_head(num_queries),
-        criterion=SetCriterion(
-            num_classes=CLASSES, matcher=HungarianMatcher(num_points=64), num_points=64
-        ),
+        criterion=SetCriterion(num_classes=CLASSES, matcher=HungarianMatcher(num_points=64)),
         targets=SemanticTargets() if semantic else SegmentTargets(),
         pixel_mean=[120.0, 110.0, 100.0],
         pixel_std=[50.0, 60.0, 70.0],

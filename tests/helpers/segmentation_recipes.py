@@ -107,10 +107,10 @@ def check_mask2former(cfg: DictConfig, recipe: Mapping[str, object]) -> None:
     assert head.predictor.num_classes == cfg.dataset.num_classes == expected["num_classes"]
     criterion = cfg.model.criterion
     weights = [expected[f"loss_{kind}"]["weight"] for kind in ("cls", "mask", "dice")]
-    assert [criterion[f"{kind}_weight"] for kind in ("class", "mask", "dice")] == weights
+    assert [criterion.matcher[f"{kind}_weight"] for kind in ("class", "mask", "dice")] == weights
     assert criterion.no_object_weight == expected["loss_cls"]["class_weight"]["no_object"]
     matching = recipe["head"]["matching"]
-    assert criterion.num_points == matching["points"]
+    assert criterion.matcher.num_points == matching["points"]
     assert criterion.oversample_ratio == matching["oversample_ratio"]
     assert criterion.importance_sample_ratio == matching["importance_ratio"]
     # Panoptic maps have no label to ignore.

@@ -9,6 +9,8 @@ import pytest
 import torch
 from mask2former_samples import make_head
 from torch import Tensor, nn
+from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
+from torch.ao.quantization import quantize_dynamic
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from vitadapter.layers.fast import plain_layers
@@ -371,3 +373,23 @@ def test_tensor_subclasses_as_weights():
     with torch.no_grad():
         plain = _flat(_make("ViTAdapter").float()(images))
     assert (found[0] - plain[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["ViT", "BEiT", "UniPerceiver", "ViTAdapter"])
+def test_dynamic_quantisation_reaches_every_linear_layer(name):
+    """PyTorch's quantiser replaces layers whose class is exactly `nn.Linear`, and no subclass."""
+    model = _make(name).float()
+    images = torch.randn(1, 3, 64, 64)
+    linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        before = _flat(model(images))
+        quantised = quantize_dynamic(model, {nn.Linear})
+        found = _flat(quantised(images))
+        with plain_layers():
+            expected = _flat(quantised(images))
+    replaced = [n for n, m in quantised.named_modules() if isinstance(m, QuantizedLinear)]
+    assert replaced == linear
+    assert linear
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    errors = [(a - b).norm() / b.norm() for a, b in zip(found, before, strict=True)]
+    assert 0 < max(errors) < 0.1

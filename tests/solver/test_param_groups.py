@@ -1,4 +1,6 @@
+import json
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,10 +8,13 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
+from vitadapter.checkpoint import convert_official
+from vitadapter.checkpoint.official.layouts import MASK2FORMER
 from vitadapter.modeling.backbone import BEiT, TimmViT, UniPerceiver, ViT, ViTAdapter
 from vitadapter.solver import (
     FactorByName,
     LayerDecay,
+    Mask2FormerLayerDecay,
     NoDecayByName,
     NoDecayOneDim,
     get_optimizer_params,
@@ -319,3 +324,45 @@ def test_norms_of_convolutions_decay() -> None:
     assert not rule("head.cls_subnet.0.norm.weight", torch.zeros(4))
     assert rule("head.cls_subnet.0.norm.bias", torch.zeros(4))
     assert rule("backbone.norm1.weight", torch.zeros(4))
+
+
+# How the official names of the parameters begin that learn as slowly as the net's embedding.
+MASK2FORMER_EMBEDDINGS = tuple(
+    f"decode_head.{name}"
+    for name in ("mask_embed", "cls_embed", "level_embed", "query_embed", "query_feat")
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("mask2former_beit_adapter_base_512_40k_cocostuff10k_ms", 12),
+        ("mask2former_beit_adapter_large_640_160k_ade20k_ms", 24),
+    ],
+)
+def test_mask2former_factors_are_the_recipes(
+    name: str, depth: int, recipes: dict[str, dict], shared: Path
+) -> None:
+    rule = recipes[name]["optimizer"]["layer_decay"]
+    assert rule["num_layers"] == depth
+    odd = Mask2FormerLayerDecay(rule["rate"], depth)
+    plain = LayerDecay(rule["rate"], depth)
+    shapes = json.loads((shared / "reference" / "keys" / f"{name}.json").read_text())
+    official = {key: torch.empty(shape, device="meta") for key, (shape, _) in shapes.items()}
+    names = convert_official(official, MASK2FORMER).renamed
+    lowest = pytest.approx(rule["scale_id0"], rel=1e-6)
+    in_head = {key: ours for key, ours in names.items() if key.startswith("decode_head.")}
+    assert len(in_head) > 200
+    for key, ours in in_head.items():
+        expected = lowest if key.startswith(MASK2FORMER_EMBEDDINGS) else 1
+        assert odd(ours) == expected, key
+        assert plain(ours) == 1, key
+    backbone = [n for n in convert_official(official, MASK2FORMER).tensors if n.startswith("back")]
+    # The adapter's own level_embed has the rate of new layers.
+    assert odd("backbone.level_embed") == 1
+    assert {n: odd(n) for n in backbone} == {n: plain(n) for n in backbone}
+
+
+def test_a_block_too_many_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_layers=2 is too small"):
+        Mask2FormerLayerDecay(0.9, 2)("backbone.net.blocks.2.norm1.weight")

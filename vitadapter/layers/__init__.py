@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str) -> object:
-    """The deformable attention, which configs of earlier runs look for here."""
+    """Finds the deformable attention, which configs of earlier runs import from here."""
     from vitadapter import ops
 
     if name not in ops.__all__:

@@ -9,12 +9,12 @@ __all__ = ["cell_centres"]
 def cell_centres(
     hw: tuple[int, int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Centres of a map's cells.
+    """Returns the centres of a map's cells.
 
     Args:
         hw: height h and width w of the map.
-        device: of the result.
-        dtype: of the result; half precision would lose places.
+        device: device of the result.
+        dtype: dtype of the result; half precision would be too coarse.
 
     Returns:
         (1, h * w, 1, 2), row by row, as (x, y) in [0, 1].

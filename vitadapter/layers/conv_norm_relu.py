@@ -15,12 +15,12 @@ __all__ = ["conv_norm_relu"]
 def conv_norm_relu(
     in_channels: int, out_channels: int, kernel_size: int, norm: str | Callable[[int], nn.Module]
 ) -> Conv2d:
-    """A convolution that keeps the size, without bias when a norm follows, and a ReLU.
+    """Makes a convolution that keeps the size, has no bias if a norm follows, and ends in a ReLU.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        kernel_size: odd.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: side of the kernel, odd.
         norm: Detectron2's norm name, or a callable; "" for none.
     """
     conv = Conv2d(

@@ -1,4 +1,4 @@
-"""Normalisers of losses that are the same in every process."""
+"""The normaliser of a loss, which is the same in every process."""
 
 import vitadapter.detectron2_required  # noqa: F401
 
@@ -11,13 +11,13 @@ __all__ = ["mean_over_processes"]
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean of a number over all processes of the job, without gradient.
+    """Averages a number over all processes of the job, without gradient.
 
-    A loss that each process divides by its own number of objects would weigh objects differently
-    from process to process once the gradients are averaged.
+    A loss that each process divides by its own number of objects would give objects a
+    different weight in each process, because gradients are averaged over the processes.
 
     Args:
-        value: (), on the device of the process group.
+        value: a scalar (), on the device of the process group.
     """
     processes = comm.get_world_size()
     value = value.detach()

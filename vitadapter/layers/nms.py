@@ -1,4 +1,4 @@
-"""Non-maximum suppression as a part that a config can exchange."""
+"""Non-maximum suppression, which a config can exchange."""
 
 from typing import Protocol
 
@@ -13,7 +13,7 @@ __all__ = ["NMS", "HardNMS", "check_detections", "suppress_detections"]
 
 
 class NMS(Protocol):
-    """Suppression of one image's detections, each class by itself."""
+    """Suppresses overlapping detections of one image, separately for each class."""
 
     def __call__(
         self, boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
@@ -22,15 +22,15 @@ class NMS(Protocol):
         Args:
             boxes: (N, 4), as (x0, y0, x1, y1) in pixels, finite.
             scores: (N,), finite.
-            idxs: (N,) integers; boxes suppress those of the same index only.
-            max_output: at most so many best boxes are returned; None for all.
+            idxs: (N,) integers; a box suppresses only boxes with the same index.
+            max_output: maximum number of boxes to return; None for all.
 
         Returns:
-            tuple[Tensor, Tensor]: (K,) indexes of the boxes that stay, best first, and their (K,)
-            scores, which the suppression may have lowered.
+            (K,) indexes of the boxes that are kept, best first, and their (K,) scores, which the
+            suppression may have lowered.
 
         Raises:
-            ValueError: other shapes, or a negative `max_output`.
+            ValueError: wrong shapes, or a negative `max_output`.
         """
         ...
 
@@ -38,7 +38,7 @@ class NMS(Protocol):
 def check_detections(
     boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
 ) -> None:
-    """Raises the ValueError of :class:`NMS`."""
+    """Raises the ValueError that `NMS` describes."""
     number = len(boxes)
     if boxes.shape != (number, 4) or scores.shape != (number,) or idxs.shape != (number,):
         raise ValueError(
@@ -50,16 +50,16 @@ def check_detections(
 
 
 class HardNMS:
-    """An :class:`NMS` that drops every box which overlaps a better one too much."""
+    """An `NMS` that drops each box that overlaps a better one too much.
+
+    Args:
+        iou_threshold: boxes whose IoU with a better one is higher are dropped.
+
+    Raises:
+        ValueError: `iou_threshold` is not in [0, 1].
+    """
 
     def __init__(self, iou_threshold: float = 0.5) -> None:
-        """
-        Args:
-            iou_threshold: boxes of a higher IoU with a better one are dropped.
-
-        Raises:
-            ValueError: it is not in [0, 1].
-        """
         if not 0 <= iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
         self.iou_threshold = iou_threshold
@@ -67,7 +67,7 @@ class HardNMS:
     def __call__(
         self, boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`NMS`."""
+        """See `NMS`."""
         check_detections(boxes, scores, idxs, max_output)
         keep = batched_nms(boxes, scores, idxs, self.iou_threshold)[:max_output]
         return keep, scores[keep]
@@ -81,22 +81,22 @@ def suppress_detections(
     nms: NMS,
     max_detections: int,
 ) -> Instances:
-    """Cuts the boxes of one image to it, drops those without area and suppresses the others.
+    """Clips boxes to their image, drops those without area and suppresses overlapping ones.
 
     Args:
         boxes: (N, 4), finite.
         scores: (N,), finite.
-        classes: (N,).
+        classes: (N,) integers.
         image_size: (height, width).
-        nms: the suppression.
-        max_detections: at most so many detections.
+        nms: how overlapping boxes are suppressed.
+        max_detections: maximum number of detections to return.
 
     Returns:
-        Instances: with "pred_boxes", "scores" and "pred_classes", best first.
+        Detections with "pred_boxes", "scores" and "pred_classes", best first.
     """
     boxes = Boxes(boxes.tensor)
     boxes.clip(image_size)
-    there = boxes.nonempty()
-    boxes, scores, classes = boxes[there], scores[there], classes[there]
+    kept = boxes.nonempty()
+    boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
     keep, scores = nms(boxes.tensor, scores, classes, max_detections)
     return Instances(image_size, pred_boxes=boxes[keep], scores=scores, pred_classes=classes[keep])

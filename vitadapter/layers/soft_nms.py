@@ -11,64 +11,64 @@ __all__ = ["GaussianDecay", "LinearDecay", "SoftNMS"]
 
 
 class LinearDecay:
-    """Factor `1 - iou` from `iou_threshold` on, and 1 below (the paper's first form)."""
+    """The factor `1 - iou` from `iou_threshold` upwards, and 1 below (the paper's first form).
+
+    Args:
+        iou_threshold: IoU from which a box loses score.
+
+    Raises:
+        ValueError: `iou_threshold` is not in [0, 1].
+    """
 
     def __init__(self, iou_threshold: float = 0.5) -> None:
-        """
-        Args:
-            iou_threshold: from which overlap on a box loses score.
-
-        Raises:
-            ValueError: it is not in [0, 1].
-        """
         if not 0 <= iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be in [0, 1], got {iou_threshold}")
         self.iou_threshold = iou_threshold
 
     def __call__(self, iou: Tensor) -> Tensor:
-        """Factors of the shape of `iou`."""
+        """Returns factors with the shape of `iou`."""
         return torch.where(iou >= self.iou_threshold, 1 - iou, 1.0)
 
 
 class GaussianDecay:
-    """Factor `exp(-iou ** 2 / sigma)`, without a jump (the paper's second form)."""
+    """The factor `exp(-iou ** 2 / sigma)`, which is continuous (the paper's second form).
+
+    Args:
+        sigma: the larger it is, the weaker is the effect.
+
+    Raises:
+        ValueError: `sigma` is not positive.
+    """
 
     def __init__(self, sigma: float = 0.5) -> None:
-        """
-        Args:
-            sigma: the larger, the weaker.
-
-        Raises:
-            ValueError: it is not positive.
-        """
         if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
         self.sigma = sigma
 
     def __call__(self, iou: Tensor) -> Tensor:
-        """Factors of the shape of `iou`."""
+        """Returns factors with the shape of `iou`."""
         return torch.exp(-iou.square() / self.sigma)
 
 
 class SoftNMS:
-    """An :class:`~vitadapter.layers.nms.NMS` that lowers the scores of overlapping boxes.
+    """An `NMS` that lowers the scores of overlapping boxes.
 
-    The best box of a class stays, the scores of the others are multiplied by a factor of their IoU
-    with it, and so on with the best of these. All classes take their steps at once, and no more
-    steps are taken than `max_output` asks for: scores only fall, so the result is the same.
+    The best box of a class is kept, and the scores of the others are multiplied by a factor that
+    depends on their IoU with it. The best of these is kept next, and so on. All classes take their
+    steps at the same time, and the search ends after `max_output` steps: scores only fall, so the
+    result is the same.
+
+    Args:
+        decay: maps IoUs to factors in [0, 1]; None for `LinearDecay`.
+        min_score: boxes whose score is lower, or becomes lower, are dropped.
+
+    Raises:
+        ValueError: `min_score` is not positive, so that no box could ever be dropped.
     """
 
     def __init__(
         self, decay: Callable[[Tensor], Tensor] | None = None, min_score: float = 1e-3
     ) -> None:
-        """
-        Args:
-            decay: IoU to factor in [0, 1]; None for :class:`LinearDecay`.
-            min_score: boxes whose score is or falls below are dropped.
-
-        Raises:
-            ValueError: `min_score` is not positive, so that no box could ever be dropped.
-        """
         if not min_score > 0:
             raise ValueError(f"min_score must be positive, got {min_score}")
         self.decay = LinearDecay() if decay is None else decay
@@ -77,7 +77,7 @@ class SoftNMS:
     def __call__(
         self, boxes: Tensor, scores: Tensor, idxs: Tensor, max_output: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`~vitadapter.layers.nms.NMS`."""
+        """See `NMS`."""
         check_detections(boxes, scores, idxs, max_output)
         candidates = (scores >= self.min_score).nonzero().squeeze(1)
         if len(candidates) == 0:
@@ -93,12 +93,12 @@ class SoftNMS:
         return keep[order][:max_output], picked[:max_output].to(scores.dtype)
 
     def _pick(self, boxes: Tensor, scores: Tensor, max_output: int | None) -> tuple[Tensor, Tensor]:
-        """Places (C, S) and scores (C, S) of the boxes that each class picks, in this order.
+        """Returns places (C, S) and scores (C, S) of the boxes picked by each class, in this order.
 
         Args:
             boxes: (C, M, 4).
-            scores: (C, M); 0 where there is no box, as in the result where none is left to pick.
-            max_output: limit of S, else M.
+            scores: (C, M), 0 where there is no box. In the result, 0 where no box was left to pick.
+            max_output: upper limit of S; None for M.
         """
         areas = _area(boxes)
         steps = scores.shape[1] if max_output is None else min(max_output, scores.shape[1])
@@ -110,13 +110,13 @@ class SoftNMS:
             box = boxes.gather(1, place[:, :, None].expand(-1, -1, 4))  # (C, 1, 4)
             iou = _iou(boxes, areas, box, areas.gather(1, place))
             scores = scores * self.decay(iou)
-            # The picked box is out, as are those that have become too bad.
+            # The picked box leaves the competition, and so do those whose score is now too low.
             scores = scores.masked_fill(scores < self.min_score, 0).scatter(1, place, 0.0)
         return places, picked
 
 
 def _rows_by_class(idxs: Tensor) -> Tensor:
-    """Positions (C, M) of each class in `idxs`, in order; -1 where a class has fewer than M."""
+    """Returns the positions (C, M) of each class in `idxs`; -1 where a class has fewer than M."""
     _, classes, counts = idxs.unique(return_inverse=True, return_counts=True)
     order = classes.argsort(stable=True)
     firsts = counts.cumsum(0) - counts
@@ -133,7 +133,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _iou(boxes: Tensor, areas: Tensor, others: Tensor, other_areas: Tensor) -> Tensor:
-    """IoU of boxes (..., 4) that broadcast; 0 where neither has an area."""
+    """Returns the IoU of boxes (..., 4) that broadcast; 0 where neither has an area."""
     low = torch.maximum(boxes[..., :2], others[..., :2])
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
     width, height = (high - low).clamp(min=0).unbind(-1)

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: operators (``kernels/README.md``), reference and module."""
+"""Multi-scale deformable attention: operators (see `kernels/README.md`), reference and module."""
 
 from vitadapter.ops.module import MSDeformAttn, MSDeformAttnReference
 from vitadapter.ops.ms_deform_attn import (

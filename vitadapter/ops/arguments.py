@@ -1,8 +1,8 @@
-"""What the deformable-attention operators accept where no C++ kernel checks it.
+"""The argument checks of the deformable-attention operators where no C++ kernel runs.
 
-That is in tracing, on the meta device, and in the PyTorch implementation. The kernels have the same
-rules in ``kernels/ms_deform_attn/check_inputs.h``, since they are called without Python too, and
-limits of their own: they count tokens, channels and points in 32 bits.
+They are used in tracing, on the meta device, and in the PyTorch implementation. The kernels have
+the same rules in `kernels/ms_deform_attn/check_inputs.h`, since they can be called without Python,
+and limits of their own, since they count tokens, channels and points in 32 bits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,18 +25,18 @@ _MAY_BE_EMPTY = ("batch", "tokens", "queries")
 
 
 class Argument(NamedTuple):
-    """The rule of one tensor.
+    """The rule for one tensor.
 
     Attributes:
-        axes: their names; an axis ``1|name`` may have the size 1 instead.
-        is_coordinate: its dtype is ``coordinate_dtype`` of the value's, not the value's own.
+        axes: names of its axes; an axis `1|name` may have the size 1 instead.
+        is_coordinate: whether its dtype is `coordinate_dtype` of the value's, not the value's own.
     """
 
     axes: str
     is_coordinate: bool = False
 
     def dtype(self, value: torch.dtype) -> torch.dtype:
-        """What goes with a value of that dtype."""
+        """Returns the dtype that it must have with a value of this dtype."""
         return coordinate_dtype(value) if self.is_coordinate else value
 
 
@@ -45,16 +45,16 @@ _GRAD_OUTPUT = Argument("batch queries channels")
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of locations, weights and sums: float64 for a float64 value, else float32."""
+    """Returns the dtype of locations, weights and sums for a value of a dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def flatten_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> list[int]:
-    """``[(h0, w0), (h1, w1), ...]`` as the operator takes it, ``[h0, w0, h1, w1, ...]``.
+    """Converts `[(h0, w0), (h1, w1), ...]` to the operator's `[h0, w0, h1, w1, ...]`.
 
     Raises:
-        TypeError: if ``spatial_shapes`` is a tensor; reading it would wait for the device.
-        ValueError: if an entry is not a pair.
+        TypeError: `spatial_shapes` is a tensor, which would have to be read from the device.
+        ValueError: an entry is not a pair.
     """
     if isinstance(spatial_shapes, Tensor):
         raise TypeError(
@@ -67,7 +67,7 @@ def flatten_spatial_shapes(spatial_shapes: Sequence[tuple[int, int]]) -> list[in
 
 
 def split_levels(spatial_shapes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (first token, height, width) of each level."""
+    """Yields (first token, height, width) of each level."""
     first = 0
     for height, width in zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True):
         yield first, height, width
@@ -75,7 +75,7 @@ def split_levels(spatial_shapes: Sequence[int]) -> Iterator[tuple[int, int, int]
 
 
 def _check_kinds(op: str, **tensors: Tensor) -> None:
-    """One device, and nothing sparse."""
+    """Checks that all tensors are dense and on one device."""
     if len({tensor.device for tensor in tensors.values()}) > 1:
         found = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
         raise ValueError(f"{op}: all tensors must be on one device, got {found}")
@@ -93,7 +93,7 @@ def _check_dtype(op: str, name: str, tensor: Tensor, rule: Argument, value: torc
 
 
 def _check_shape(op: str, name: str, tensor: Tensor, rule: Argument, sizes: dict[str, int]) -> None:
-    """Compare with the sizes known so far, and add those of the axes met for the first time."""
+    """Compares with the sizes known so far, and adds those of new axes."""
     known = dict(sizes)
 
     def fits(axis: str, size: int) -> bool:
@@ -137,21 +137,21 @@ def check_arguments(
     spatial_shapes: Sequence[int],
     *taps: Tensor,
 ) -> dict[str, int]:
-    """Check a call ``op(value, spatial_shapes, *taps)``, also one with symbolic shapes.
+    """Checks a call `op(value, spatial_shapes, *taps)`, whose shapes may be symbolic.
 
     Args:
-        op: name of the operator, for messages.
-        rules: names and rules of ``taps``.
-        value: ``(batch, tokens, heads, head_dim)``.
-        spatial_shapes: ``(h0, w0, h1, w1, ...)``.
+        op: name of the operator, for error messages.
+        rules: names and rules of `taps`.
+        value: `(batch, tokens, heads, head_dim)`.
+        spatial_shapes: `(h0, w0, h1, w1, ...)`.
         taps: the other tensors.
 
     Returns:
-        The size of each axis, also of ``channels``, all heads together.
+        The size of each axis, and of `channels`, which is that of all heads together.
 
     Raises:
-        TypeError: for a wrong dtype.
-        ValueError: for a wrong shape, device or layout.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or layout.
     """
     tensors = dict(zip(rules, taps, strict=True))
     _check_kinds(op, value=value, **tensors)
@@ -164,18 +164,18 @@ def check_arguments(
     sizes = {"levels": len(spatial_shapes) // 2, "xy": 2}
     _check_shape(op, "value", value, _VALUE, sizes)
     _check_levels(op, spatial_shapes, sizes["tokens"])
-    # The longest one has every axis, so that the others are compared with it.
+    # The tensor with the most axes has all of them. It comes first: the others must agree with it.
     for name in sorted(rules, key=lambda name: -len(rules[name].axes.split())):
         _check_shape(op, name, tensors[name], rules[name], sizes)
     return sizes | {"channels": sizes["heads"] * sizes["head_dim"]}
 
 
 def check_grad_output(op: str, grad_output: Tensor, value: Tensor, sizes: dict[str, int]) -> None:
-    """Check the gradient of the output of a call that :func:`check_arguments` has accepted.
+    """Checks the output gradient of a call that `check_arguments` has accepted.
 
     Raises:
-        TypeError: for a wrong dtype.
-        ValueError: for a wrong shape, device or layout.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or layout.
     """
     op = f"{op}_backward"
     _check_kinds(op, grad_output=grad_output, value=value)

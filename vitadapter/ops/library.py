@@ -1,7 +1,7 @@
-"""The namespace ``torch.ops.vitadapter``: its compiled library, and what Python adds to it.
+"""The namespace `torch.ops.vitadapter`: its compiled library, and what Python adds to it.
 
-Schemas and the kernels of CPU and CUDA are compiled (``kernels/ms_deform_attn``). Tracing,
-autograd, autocast and an implementation for every other device are registered from here.
+The schemas and the kernels for CPU and CUDA are compiled (`kernels/ms_deform_attn`). The rules for
+tracing, autograd and autocast, and an implementation for all other devices, are registered here.
 """
 
 import functools
@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverloadPacket
-from torch.autograd.function import FunctionCtx
 
 from vitadapter.ops.arguments import (
     Argument,
@@ -38,14 +38,14 @@ def _how_to_compile() -> str:
 
 
 def _load_extension() -> ModuleType | None:
-    """Load the compiled operators, which then register themselves with PyTorch.
+    """Loads the compiled operators, which then register themselves with PyTorch.
 
     Returns:
-        None if the extension was never built.
+        None if the extension has not been built.
 
     Raises:
-        ImportError: if the extension is there but does not load, for example because PyTorch was
-            exchanged since it was built. Running without it would hide the fault as a slow model.
+        ImportError: the extension exists but does not load, for example because it was built for
+            another version of PyTorch. Without it, the model would run, but slowly.
     """
     spec = importlib.util.find_spec("vitadapter._C")
     if spec is None:
@@ -61,7 +61,7 @@ def _load_extension() -> ModuleType | None:
 
 @functools.cache
 def _warn_missing_extension() -> None:
-    """Warn, once per process, that the PyTorch implementation serves in place of the kernels."""
+    """Warns, once per process, that the PyTorch implementation is used instead of the kernels."""
     warnings.warn(
         "the compiled operators of vitadapter are not built; the slower PyTorch implementation is "
         f"used. Compile them: {_how_to_compile()}",
@@ -85,16 +85,25 @@ def describe_build() -> str:
     return f"compiled with torch {_EXTENSION.torch_version} for CPU ({capability} in use), {cuda}"
 
 
+class _Context(Protocol):
+    """What an operator uses of autograd's context."""
+
+    spatial_shapes: list[int]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 @dataclass(frozen=True)
 class Operator:
-    """``name(value, spatial_shapes, *taps)`` and ``name_backward``, which gives its gradients.
+    """`name(value, spatial_shapes, *taps)` and `name_backward`, which gives its gradients.
 
     Attributes:
-        name: within ``torch.ops.vitadapter``.
-        rules: names and rules of ``taps``, in order.
-        sample: computes it in plain PyTorch, of arguments that keep the rules.
-        sample_backward: its gradients, ``(grad_output, value, spatial_shapes, *taps) -> (of value,
-            *of taps)``.
+        name: its name in `torch.ops.vitadapter`.
+        rules: names and rules of `taps`, in order.
+        sample: computes it in plain PyTorch, from arguments that obey the rules.
+        sample_backward: computes the gradients of `value` and of each of `taps`, from
+            `(grad_output, value, spatial_shapes, *taps)`.
     """
 
     name: str
@@ -105,33 +114,33 @@ class Operator:
     def __call__(
         self, value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *taps: Tensor
     ) -> Tensor:
-        """By the kernel of the device, else in plain PyTorch; coordinates may be of a half type."""
-        taps = self._upcast(value, taps)
-        return self._op(value, flatten_spatial_shapes(spatial_shapes), *taps)
+        """Runs the device's kernel, or plain PyTorch; coordinates may have half precision."""
+        shapes = flatten_spatial_shapes(spatial_shapes)
+        return self._op(value, shapes, *self._upcast(value, taps))
 
     def reference(
         self, value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *taps: Tensor
     ) -> Tensor:
-        """The same in plain PyTorch on any device, differentiable by autograd."""
-        taps = self._upcast(value, taps)
-        return self.forward_reference(value, flatten_spatial_shapes(spatial_shapes), *taps)
+        """Does the same in plain PyTorch on any device, differentiable by autograd."""
+        shapes = flatten_spatial_shapes(spatial_shapes)
+        return self.forward_reference(value, shapes, *self._upcast(value, taps))
 
     def forward_reference(
         self, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor
     ) -> Tensor:
-        """What the operator computes, in plain PyTorch."""
+        """Computes in plain PyTorch what the operator computes."""
         check_arguments(self.name, self.rules, value, spatial_shapes, *taps)
         return self.sample(value, spatial_shapes, *taps)
 
     def backward_reference(
         self, grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor
     ) -> tuple[Tensor, ...]:
-        """What the operator's backward computes, in plain PyTorch."""
+        """Computes in plain PyTorch what the operator's backward computes."""
         self._check_backward(grad_output, value, spatial_shapes, *taps)
         return self.sample_backward(grad_output, value, spatial_shapes, *taps)
 
     def register(self) -> "Operator":
-        """Tell PyTorch of the operator, and return it."""
+        """Registers the operator with PyTorch, and returns it."""
         name, backward = self.name, f"{self.name}_backward"
         if _EXTENSION is None:
             inputs = ", ".join(["Tensor value", "SymInt[] spatial_shapes"])
@@ -162,7 +171,7 @@ class Operator:
         return getattr(torch.ops.vitadapter, f"{self.name}_backward")
 
     def _upcast(self, value: Tensor, taps: tuple[Tensor, ...]) -> list[Tensor]:
-        """Coordinates of a half type to the dtype that goes with the value."""
+        """Converts half-precision coordinates to the dtype that goes with the value."""
         half = (torch.float16, torch.bfloat16)
         return [
             tap.to(rule.dtype(value.dtype)) if rule.is_coordinate and tap.dtype in half else tap
@@ -181,7 +190,7 @@ class Operator:
         return self.forward_reference(value, spatial_shapes, *taps)
 
     def _autocast(self, value: Tensor, spatial_shapes: Sequence[int], *taps: Tensor) -> Tensor:
-        """``value`` keeps its dtype, the others follow; coordinates never run in half precision."""
+        """Converts the other tensors to the dtypes that go with `value`."""
         dtypes = [rule.dtype(value.dtype) for rule in self.rules.values()]
         with torch.autocast(value.device.type, enabled=False):
             return self._op(value, spatial_shapes, *map(Tensor.to, taps, dtypes))
@@ -196,18 +205,18 @@ class Operator:
         self._check_backward(grad_output, value, spatial_shapes, *taps)
         return tuple(tensor.new_empty(tensor.shape) for tensor in (value, *taps))
 
-    def _backward(self, ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def _backward(self, ctx: _Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         value, *taps = ctx.saved_tensors
         grad_value, *grads = self._backward_op(grad_output, value, ctx.spatial_shapes, *taps)
         return grad_value, None, *grads
 
-    def _refuse_double_backward(self, ctx: FunctionCtx, *grads: Tensor) -> tuple[None, ...]:
+    def _refuse_double_backward(self, ctx: _Context, *grads: Tensor) -> tuple[None, ...]:
         raise NotImplementedError(
             f"{self.name} has no second derivative: gradient penalties and Hessians cannot pass "
             "through it"
         )
 
 
-def _save_inputs(ctx: FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
+def _save_inputs(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     value, ctx.spatial_shapes, *taps = inputs
     ctx.save_for_backward(value, *taps)

@@ -1,4 +1,4 @@
-"""The attention module of ViT-Adapter around the deformable-attention operator."""
+"""ViT-Adapter's attention module, which contains the deformable-attention operator."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import Linear, is_plain, linear, recomputed
+from vitadapter.layers.fast import is_plain, linear, recomputed, run_linear
 from vitadapter.ops.arguments import coordinate_dtype
 from vitadapter.ops.ms_deform_attn import ms_deform_attn_fused, ms_deform_attn_fused_reference
 
@@ -16,9 +16,20 @@ __all__ = ["MSDeformAttn", "MSDeformAttnReference"]
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention with its projections (paper §3.3, Deformable DETR §4.1).
 
-    Parameter names, layouts and initialisation are those of the official release. ``operator`` is
-    what samples and sums between the projections; subclasses may bring another one that gives the
-    same each time, because it may run again in the backward pass.
+    Parameter names, layouts and initialisation are those of the official release. `operator`
+    samples and sums between the projections. A subclass may replace it by another one that always
+    gives the same result, because it may run again in the backward pass.
+
+    Args:
+        embed_dim: channels C of queries, input features and output.
+        num_heads: attention heads; each learns its own offsets.
+        num_levels: feature maps that are attended to.
+        num_points: sampling points per query, head and level.
+        ratio: width of the values relative to `embed_dim` (ViT-Adapter-B and -L use 0.5).
+
+    Raises:
+        ValueError: a size is not positive, or `num_heads` does not divide `embed_dim` and the width
+            of the values.
     """
 
     operator = staticmethod(ms_deform_attn_fused)
@@ -31,18 +42,6 @@ class MSDeformAttn(nn.Module):
         num_points: int = 4,
         ratio: float = 1.0,
     ) -> None:
-        """
-        Args:
-            embed_dim: Channels C of queries, input features and output.
-            num_heads: Attention heads; each learns its own offsets.
-            num_levels: Feature maps that are attended to.
-            num_points: Sampling points per query, head and level.
-            ratio: Width of the values relative to ``embed_dim`` (ViT-Adapter-B and -L use 0.5).
-
-        Raises:
-            ValueError: if a size is not positive, or ``num_heads`` does not divide ``embed_dim``
-                and the width of the values.
-        """
         super().__init__()
         value_dim = int(embed_dim * ratio)
         sizes = (embed_dim, num_heads, num_levels, num_points, value_dim)
@@ -61,16 +60,16 @@ class MSDeformAttn(nn.Module):
         self.num_levels = num_levels
         self.num_points = num_points
         taps = num_heads * num_levels * num_points
-        self.sampling_offsets = Linear(embed_dim, taps * 2)
-        self.attention_weights = Linear(embed_dim, taps)
-        self.value_proj = Linear(embed_dim, value_dim)
-        self.output_proj = Linear(value_dim, embed_dim)
+        self.sampling_offsets = nn.Linear(embed_dim, taps * 2)
+        self.attention_weights = nn.Linear(embed_dim, taps)
+        self.value_proj = nn.Linear(embed_dim, value_dim)
+        self.output_proj = nn.Linear(value_dim, embed_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as Deformable DETR: head k looks along angle 2 pi k / heads.
+        """Initialises it as Deformable DETR does: head k looks in the direction 2 pi k / heads.
 
-        Its points lie 1, 2, ... pixels away (measured along the longer axis), equally weighted.
+        Its points lie 1, 2, ... pixels away, along the longer axis, and have equal weights.
         """
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # (heads, 2)
@@ -95,39 +94,40 @@ class MSDeformAttn(nn.Module):
     ) -> Tensor:
         """
         Args:
-            query: ``(B, Q, C)``.
-            reference_points: ``(B or 1, Q, levels or 1, 2)`` as (x, y) in [0, 1], float32 (or
-                float64) also when the module runs in half precision.
-            value: Input features of all levels as tokens, ``(B, S, C)``.
+            query: `(B, Q, C)`.
+            reference_points: `(B or 1, Q, levels or 1, 2)` as (x, y) in [0, 1], in float32 (or
+                float64) even if the module runs in half precision.
+            value: input features of all levels as tokens, `(B, S, C)`.
             spatial_shapes: (height, width) of each level.
 
         Returns:
-            ``(B, Q, C)``.
+            `(B, Q, C)`.
 
         Raises:
-            TypeError: if ``reference_points`` are of a half type.
-            ValueError: if a shape is wrong.
+            TypeError: `reference_points` have a half-precision dtype.
+            ValueError: wrong shape.
         """
         self._check_forward(query, reference_points, value, spatial_shapes)
         batch, queries, _ = query.shape
         taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets, logits = self._offsets_and_logits(query)
         offsets, logits = offsets.reshape(*taps, 2), logits.reshape(taps)
-        value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
+        value = run_linear(self.value_proj, value).unflatten(-1, (self.num_heads, -1))
         reference_points = reference_points.to(coordinate_dtype(value.dtype))
 
         def sample(value: Tensor, points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
             return self.operator(value, spatial_shapes, points, offsets, logits)
 
-        # What output_proj reads is as large as the query, and sampled again in a few milliseconds.
-        return self.output_proj(recomputed(sample, value, reference_points, offsets, logits))
+        # The input of output_proj is as large as the query, and is sampled again in milliseconds.
+        sampled = recomputed(sample, value, reference_points, offsets, logits)
+        return run_linear(self.output_proj, sampled)
 
     def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, ...]:
-        """Both projections of the query (B, Q, C)."""
+        """Computes both projections of the query (B, Q, C)."""
         layers = (self.sampling_offsets, self.attention_weights)
-        if not all(is_plain(layer, Linear) for layer in layers):
-            return tuple(layer(query) for layer in layers)
-        # One product for both reads the queries once, and gives one gradient of them.
+        if not all(is_plain(layer, nn.Linear) for layer in layers):
+            return tuple(run_linear(layer, query) for layer in layers)
+        # One product for both reads the queries only once, and has one gradient for them.
         both = linear(
             query,
             torch.cat([layer.weight for layer in layers]),
@@ -160,10 +160,10 @@ class MSDeformAttn(nn.Module):
 
 
 class MSDeformAttnReference(MSDeformAttn):
-    """:class:`MSDeformAttn` by PyTorch's own operators, to compare with or to look for a fault.
+    """`MSDeformAttn` with PyTorch's own operators, for comparisons and for debugging.
 
-    Slower and with more memory, but with the same parameters, so that it takes the same
-    checkpoints. On the command line of a config::
+    It is slower and needs more memory, but has the same parameters and takes the same checkpoints.
+    It can be chosen on the command line::
 
         model.backbone.bottom_up.attention=vitadapter.ops.MSDeformAttnReference
     """

@@ -1,8 +1,8 @@
 """Multi-scale deformable attention as operators (Deformable DETR, equation 3), in two forms.
 
-``ms_deform_attn_fused`` is what the models use: softmax and location arithmetic happen inside the
-kernels, and once more in the backward pass, so that neither locations nor weights are ever stored.
-``ms_deform_attn`` is the drop-in for the extension of other projects, which compute both first.
+The models use `ms_deform_attn_fused`. It computes the softmax and the locations inside the kernels,
+and again in the backward pass, so that neither locations nor weights are ever stored.
+`ms_deform_attn` replaces the extension of other projects, which compute both first.
 """
 
 from collections.abc import Sequence
@@ -50,32 +50,31 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Sum bilinear samples of several feature maps, weighted.
+    """Sums weighted bilinear samples of several feature maps.
 
-    A drop-in for the extension that other projects build (``kernels/README.md`` has the line).
+    It replaces the extension that other projects build; `kernels/README.md` has the line to change.
 
     A sample outside its map, or at a NaN or infinite location, adds nothing whatever its weight,
-    NaN included, and gets no gradient.
-    Locations are never handled in half precision: at a width of 152 it would shift them by up to
-    0.07 pixels.
+    even if that is NaN, and has no gradient. Locations are never handled in half precision, which
+    would shift them by up to 0.07 pixels in a map of width 152.
 
     Args:
-        value: Feature maps as tokens, one after the other and row by row,
-            ``(B, S, heads, head_dim)``, in float32, float64, float16 or bfloat16 (sums of the half
-            types are float32).
-        spatial_shapes: (height, width) of each map; ``S`` is the sum of their products. ``tolist``
-            of a tensor on the GPU waits for the GPU, so better keep the integers.
-        sampling_locations: ``(B, Q, heads, levels, points, 2)`` as (x, y), where (0, 0) and (1, 1)
-            are the outer corners of a map. float32, or float64 if ``value`` is; half types are
-            upcast.
-        attention_weights: ``(B, Q, heads, levels, points)``, dtype as ``sampling_locations``.
+        value: feature maps as tokens, one after the other and row by row,
+            `(B, S, heads, head_dim)`, in float32, float64, float16 or bfloat16. Sums of the
+            last two are float32.
+        spatial_shapes: (height, width) of each map; `S` is the sum of their products. Keep
+            them as integers: `tolist` of a tensor on the GPU waits for the GPU.
+        sampling_locations: `(B, Q, heads, levels, points, 2)` as (x, y), where (0, 0) and (1, 1)
+            are the outer corners of a map; in float32, or float64 if `value` is. Half precision is
+            converted.
+        attention_weights: `(B, Q, heads, levels, points)`, in the dtype of `sampling_locations`.
 
     Returns:
-        ``(B, Q, heads * head_dim)`` in the dtype of ``value``.
+        `(B, Q, heads * head_dim)` in the dtype of `value`.
 
     Raises:
-        TypeError: if a dtype is wrong.
-        ValueError: if shapes or devices do not go together.
+        TypeError: wrong dtype.
+        ValueError: shapes or devices do not fit together.
     """
     return UNFUSED(value, spatial_shapes, sampling_locations, attention_weights)
 
@@ -86,7 +85,7 @@ def ms_deform_attn_reference(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """:func:`ms_deform_attn` by ``grid_sample``, with the same arguments."""
+    """`ms_deform_attn` computed by `grid_sample`, with the same arguments."""
     return UNFUSED.reference(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -97,24 +96,19 @@ def ms_deform_attn_fused(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """:func:`ms_deform_attn` at ``reference + offset / size``, weighted by ``softmax(logits)``.
+    """`ms_deform_attn` at `reference + offset / size`, weighted by `softmax(logits)`.
+
+    It returns and raises the same as `ms_deform_attn`.
 
     Args:
-        value: as for :func:`ms_deform_attn`.
-        spatial_shapes: as for :func:`ms_deform_attn`.
-        reference_points: ``(B or 1, Q, levels or 1, 2)`` as (x, y), where (0, 0) and (1, 1) are
-            the outer corners of a map. float32, or float64 if ``value`` is; half types are upcast.
-        sampling_offsets: ``(B, Q, heads, levels, points, 2)`` in pixels of the level, dtype of
-            ``value``.
-        attention_logits: ``(B, Q, heads, levels, points)``, dtype of ``value``; the softmax runs
-            over levels and points together.
-
-    Returns:
-        ``(B, Q, heads * head_dim)`` in the dtype of ``value``.
-
-    Raises:
-        TypeError: if a dtype is wrong.
-        ValueError: if shapes or devices do not go together.
+        value, spatial_shapes: as for `ms_deform_attn`.
+        reference_points: `(B or 1, Q, levels or 1, 2)` as (x, y), where (0, 0) and (1, 1) are
+            the outer corners of a map; in float32, or float64 if `value` is. Half precision is
+            converted.
+        sampling_offsets: `(B, Q, heads, levels, points, 2)` in pixels of the level, in the
+            dtype of `value`.
+        attention_logits: `(B, Q, heads, levels, points)`, in the dtype of `value`; the
+            softmax is over levels and points together.
     """
     return FUSED(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
 
@@ -126,7 +120,7 @@ def ms_deform_attn_fused_reference(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """:func:`ms_deform_attn_fused` by ``grid_sample``, with the same arguments."""
+    """`ms_deform_attn_fused` computed by `grid_sample`, with the same arguments."""
     return FUSED.reference(
         value, spatial_shapes, reference_points, sampling_offsets, attention_logits
     )

@@ -1,9 +1,9 @@
 """Multi-scale deformable attention in plain PyTorch, with its gradients written out.
 
-Serves every device without a compiled kernel, and is what the kernels are tested against. The
-arguments are those of the operators of ``vitadapter.ops.ms_deform_attn``, already checked;
-``spatial_shapes`` is ``(h0, w0, h1, w1, ...)``. Each gradient is contiguous and in the dtype of its
-tensor. (Written out, since operators run below autograd.)
+It is used on devices without a compiled kernel, and the kernels are tested against it. The
+arguments are those of the operators in `vitadapter.ops.ms_deform_attn`, already checked;
+`spatial_shapes` is `(h0, w0, h1, w1, ...)`. Each gradient is contiguous and has the dtype of its
+tensor. Gradients are written out because operators run below autograd.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,17 +16,17 @@ from vitadapter.ops.arguments import coordinate_dtype, split_levels
 
 __all__ = ["sample", "sample_backward", "sample_fused", "sample_fused_backward"]
 
-# What `grid_sample` calls "bilinear" and "zeros", and whether corners are aligned.
+# The arguments of `grid_sample`: "bilinear", "zeros", and corners that are not aligned.
 _GRID_SAMPLE = (0, 0, False)
 
 
 def _touches_a_pixel(locations: Tensor, spatial_shapes: Sequence[int]) -> Tensor:
-    """Which taps ``(B, Q, heads, levels, points)`` lie within a pixel of a pixel's centre."""
+    """Whether each tap `(B, Q, heads, levels, points)` lies within a pixel of a pixel's centre."""
     inside = []
     for level, (_, height, width) in enumerate(split_levels(spatial_shapes)):
         x, y = locations[:, :, :, level].unbind(-1)
         x, y = x * width - 0.5, y * height - 0.5
-        # As the kernels have it, where (-1, -1) still counts for its gradient. NaN does not.
+        # As in the kernels, (-1, -1) is included because of its gradient, and NaN is not.
         inside.append((x >= -1) & (x < width) & (y >= -1) & (y < height))
     return torch.stack(inside, 3)
 
@@ -34,14 +34,14 @@ def _touches_a_pixel(locations: Tensor, spatial_shapes: Sequence[int]) -> Tensor
 def _levels(
     value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor, inside: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Per level its map, the coordinates that ``grid_sample`` takes, and the weights.
+    """Yields for each level its map, the coordinates for `grid_sample`, and the weights.
 
-    Whatever lies so far outside that no pixel is touched is moved to one such place: the kernels
-    of ``grid_sample`` convert coordinates to integers, which is undefined for NaN and huge values.
+    All taps that touch no pixel are moved to one place outside the map: the kernels of
+    `grid_sample` convert coordinates to integers, which is undefined for NaN and huge values.
 
     Yields:
-        ``(B * heads, head_dim, h, w)``, ``(B * heads, Q, points, 2)``, and
-        ``(B * heads, 1, Q, points)``, zero where a tap touches no pixel.
+        `(B * heads, head_dim, h, w)`, `(B * heads, Q, points, 2)`, and
+        `(B * heads, 1, Q, points)`, which is 0 where a tap touches no pixel.
     """
     batch, _, heads, head_dim = value.shape
     tokens = value.to(weights.dtype).permute(0, 2, 3, 1)  # (B, heads, head_dim, S)
@@ -58,7 +58,7 @@ def _levels(
 def sample(
     value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """``ms_deform_attn``, differentiable by autograd."""
+    """Computes `ms_deform_attn`, differentiable by autograd."""
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
     inside = _touches_a_pixel(locations, spatial_shapes)
@@ -80,7 +80,7 @@ def sample_backward(
     locations: Tensor,
     weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``value``, ``locations`` and ``weights``."""
+    """Computes the gradients of `value`, `locations` and `weights`."""
     batch, _, heads, head_dim = value.shape
     grad = grad_output.to(weights.dtype).transpose(1, 2)
     grad = grad.reshape(batch * heads, head_dim, locations.shape[1], 1)
@@ -109,10 +109,10 @@ def sample_backward(
 def _locations_and_weights(
     spatial_shapes: Sequence[int], reference_points: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised locations, weights, and the (width, height) of each level, ``(levels, 1, 2)``.
+    """Returns normalised locations, weights, and (width, height) of each level, `(levels, 1, 2)`.
 
-    Sizes are filled on the device rather than copied there: a copy would wait for it, and would
-    turn sizes that ``torch.export`` keeps symbolic into constants.
+    Sizes are filled in on the device rather than copied there: a copy would wait for the device,
+    and turn sizes that `torch.export` keeps symbolic into constants.
     """
     sizes = torch.cat(
         [
@@ -122,7 +122,7 @@ def _locations_and_weights(
         ]
     ).reshape(-1, 1, 2)
     offsets = offsets.to(reference_points.dtype)
-    # Summed in pixels, as the kernels do, so that huge values cancel or overflow alike.
+    # Summed in pixels, as in the kernels, so that huge values cancel or overflow in the same way.
     locations = (reference_points[:, :, None, :, None] * sizes + offsets) / sizes
     weights = logits.flatten(3).softmax(-1, dtype=coordinate_dtype(logits.dtype))
     return locations, weights.reshape(logits.shape), sizes
@@ -135,7 +135,7 @@ def sample_fused(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """``ms_deform_attn_fused``, differentiable by autograd."""
+    """Computes `ms_deform_attn_fused`, differentiable by autograd."""
     taps = _locations_and_weights(spatial_shapes, reference_points, offsets, logits)
     return sample(value, spatial_shapes, *taps[:2])
 
@@ -148,7 +148,7 @@ def sample_fused_backward(
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``value``, ``reference_points``, ``offsets`` and ``logits``."""
+    """Computes the gradients of `value`, `reference_points`, `offsets` and `logits`."""
     locations, weights, sizes = _locations_and_weights(
         spatial_shapes, reference_points, offsets, logits
     )

@@ -3,10 +3,10 @@
 import vitadapter.detectron2_required  # noqa: F401
 
 from .clipped_adamw import ClippedAdamW
-from .mask2former_layer_decay import Mask2FormerLayerDecay
 from .param_groups import (
     FactorByName,
     LayerDecay,
+    Mask2FormerLayerDecay,
     NoDecayByName,
     NoDecayOneDim,
     get_optimizer_params,

@@ -1,23 +1,31 @@
-"""AdamW that bounds the gradient before each step."""
+"""AdamW that clips the gradient before each step."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from typing import overload
 
 import torch
-from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 __all__ = ["ClippedAdamW"]
 
 
 class ClippedAdamW(torch.optim.AdamW):
-    """AdamW after the norm of all gradients together is brought down to `max_norm`.
+    """AdamW that first clips the norm of all gradients together to `max_norm`.
 
-    Under a gradient scaler the gradients are unscaled by the time of the step, so that the bound
-    holds for them as they are.
+    A gradient scaler unscales the gradients before the step, so that the bound applies to their
+    true values.
+
+    Args:
+        params, lr, betas, eps, weight_decay: as for AdamW.
+        max_norm: upper bound of the Euclidean norm.
+
+    Raises:
+        ValueError: `max_norm` is not positive.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[Mapping[str, object]],
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -25,21 +33,19 @@ class ClippedAdamW(torch.optim.AdamW):
         *,
         max_norm: float,
     ) -> None:
-        """
-        Args:
-            params, lr, betas, eps, weight_decay: as AdamW's.
-            max_norm: bound of the Euclidean norm.
-
-        Raises:
-            ValueError: `max_norm` is not positive.
-        """
         if not max_norm > 0:
             raise ValueError(f"max_norm must be positive, got {max_norm}")
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         self.max_norm = max_norm
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """As AdamW's; a `closure` is evaluated before its gradients are clipped."""
+        """Does a step of AdamW; the gradients of a `closure` are clipped, too."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -55,16 +55,9 @@ model = L(Mask2Former)(
     criterion=L(SetCriterion)(
         num_classes="${..sem_seg_head.predictor.num_classes}",
         matcher=L(HungarianMatcher)(
-            class_weight="${..class_weight}",
-            mask_weight="${..mask_weight}",
-            dice_weight="${..dice_weight}",
-            num_points="${..num_points}",
+            class_weight=2.0, mask_weight=5.0, dice_weight=5.0, num_points=12544
         ),
-        class_weight=2.0,
-        mask_weight=5.0,
-        dice_weight=5.0,
         no_object_weight=0.1,
-        num_points=12544,
         oversample_ratio=3.0,
         importance_sample_ratio=0.75,
     ),

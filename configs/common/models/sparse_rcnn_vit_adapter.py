@@ -44,10 +44,7 @@ model = L(SparseRCNN)(
     feature_dim="${.backbone.out_channels}",
     box2box_transform=L(Box2BoxTransform)(weights=(2.0, 2.0, 1.0, 1.0)),
     criterion=L(SetCriterion)(
-        matcher=L(HungarianMatcher)(cls_weight=2.0, box_weight=5.0, giou_weight=2.0),
-        cls_weight=2.0,
-        box_weight=5.0,
-        giou_weight=2.0,
+        matcher=L(HungarianMatcher)(cls_weight=2.0, box_weight=5.0, giou_weight=2.0)
     ),
     max_detections_per_image=300,
     **imagenet,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitadapter.layers.fast import Linear, plain_layers, recomputed, run_and_recompute
+from vitadapter.layers.fast import plain_layers, recomputed, run_and_recompute, run_linear
 from vitadapter.layers.fast.recompute import recipe_of
 
 
@@ -30,11 +30,11 @@ def layer_and_linear(kind: str) -> nn.ModuleList:
     layer = {"norm": nn.LayerNorm(6), "gelu": nn.GELU(), "tanh": nn.GELU("tanh")}[kind]
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
-    return nn.ModuleList([layer, Linear(6, 4)])
+    return nn.ModuleList([layer, nn.Linear(6, 4)])
 
 
 def run_parts(layers: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
-    return layers[1](recomputed(layers[0], x))
+    return run_linear(layers[1], recomputed(layers[0], x))
 
 
 @pytest.mark.parametrize("kind", ["norm", "gelu", "tanh"])
@@ -63,7 +63,7 @@ def test_equals_its_parts(kind):
 
 @pytest.mark.parametrize(("kind", "statistics"), [("norm", 2 * 32), ("gelu", 0)])
 def test_keeps_the_input_only(kind, statistics):
-    layers = nn.ModuleList([nn.LayerNorm(64) if kind == "norm" else nn.GELU(), Linear(64, 8)])
+    layers = nn.ModuleList([nn.LayerNorm(64) if kind == "norm" else nn.GELU(), nn.Linear(64, 8)])
     hidden = torch.randn(32, 64, requires_grad=True) * 1
     assert saved_by(lambda: run_parts(layers, hidden), layers) == hidden.numel() + statistics
     with plain_layers():
@@ -72,7 +72,7 @@ def test_keeps_the_input_only(kind, statistics):
 
 
 def test_frozen_linear_keeps_nothing_of_its_own():
-    layers = nn.ModuleList([nn.GELU(), Linear(64, 8).requires_grad_(False)])
+    layers = nn.ModuleList([nn.GELU(), nn.Linear(64, 8).requires_grad_(False)])
     hidden = torch.randn(32, 64, requires_grad=True) * 1
     assert saved_by(lambda: run_parts(layers, hidden), layers) == hidden.numel()  # the GELU's
 
@@ -124,23 +124,23 @@ def test_autocast_and_half_precision(kind, dtype):
     ids=str,
 )
 def test_other_layers(layer):
-    linear = Linear(6, 4)
+    linear = nn.Linear(6, 4)
     x = torch.randn(5, 6)
     results = []
     for run in (recomputed, lambda layer, x: layer(x)):
         torch.manual_seed(0)
         inputs = x.clone().requires_grad_()
         linear.zero_grad()
-        output = linear(run(layer, inputs))
+        output = run_linear(linear, run(layer, inputs))
         output.square().sum().backward()
         results.append([output, inputs.grad, linear.weight.grad])
     torch.testing.assert_close(*results)
 
 
 def test_a_function_of_several_tensors():
-    linear = Linear(6, 4)
+    linear = nn.Linear(6, 4)
     a, b = torch.randn(5, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
-    linear(recomputed(lambda a, b: a.sin() * b, a, b)).square().sum().backward()
+    run_linear(linear, recomputed(lambda a, b: a.sin() * b, a, b)).square().sum().backward()
     found = [a.grad, b.grad, linear.weight.grad]
     for tensor in (a, b, linear.weight):
         tensor.grad = None
@@ -151,20 +151,20 @@ def test_a_function_of_several_tensors():
 @pytest.mark.parametrize("change", ["output", "input"])
 def test_a_tensor_changed_in_place_is_kept_as_it_is(change):
     x = torch.randn(5, 6)
-    linear = Linear(6, 4)
+    linear = nn.Linear(6, 4)
     activated = recomputed(nn.GELU(), x)
     assert recipe_of(activated) is not None
     (activated if change == "output" else x).mul_(3.0)
     assert recipe_of(activated) is None
     expected = activated.clone()
-    linear(activated).sum().backward()
+    run_linear(linear, activated).sum().backward()
     torch.testing.assert_close(linear.weight.grad, expected.sum(0).expand(4, 6))
 
 
 def test_a_change_after_the_linear_layer_is_refused_as_by_pytorch():
     x = torch.randn(5, 6)
-    linear = Linear(6, 4)
-    output = linear(recomputed(nn.GELU(), x))
+    linear = nn.Linear(6, 4)
+    output = run_linear(linear, recomputed(nn.GELU(), x))
     x.mul_(3.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
@@ -264,6 +264,6 @@ def test_inference_and_eval_mode():
 
 
 def test_gelu_function_is_a_layer_too():
-    linear = Linear(6, 4)
+    linear = nn.Linear(6, 4)
     x = torch.randn(5, 6, requires_grad=True)
-    torch.testing.assert_close(linear(recomputed(F.gelu, x)), linear(F.gelu(x)))
+    torch.testing.assert_close(run_linear(linear, recomputed(F.gelu, x)), linear(F.gelu(x)))

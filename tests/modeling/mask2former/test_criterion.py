@@ -68,9 +68,9 @@ def _prediction(matched: bool) -> tuple[MaskPrediction, MaskTargets]:
     return MaskPrediction(class_logits, mask_logits), MaskTargets(classes, masks)
 
 
-def make_criterion(**arguments: float) -> SetCriterion:
-    matcher = HungarianMatcher(num_points=32)
-    return SetCriterion(num_classes=3, matcher=matcher, num_points=32, **arguments)
+def make_criterion(matcher: HungarianMatcher | None = None, **arguments: float) -> SetCriterion:
+    matcher = HungarianMatcher(num_points=32) if matcher is None else matcher
+    return SetCriterion(num_classes=3, matcher=matcher, **arguments)
 
 
 def test_a_perfect_prediction_costs_next_to_nothing() -> None:
@@ -105,7 +105,7 @@ def test_losses_of_masks_are_averaged_over_the_batch() -> None:
         generator = torch.Generator().manual_seed(num_points)
         return torch.rand(1, num_points, 2, generator=generator).expand(num_masks, -1, -1)
 
-    criterion = make_criterion(random_points=first_points)
+    criterion = make_criterion(HungarianMatcher(num_points=32, random_points=first_points))
     alone = criterion([prediction], [targets])
     twice = MaskPrediction(*(x.repeat(2, *[1] * (x.ndim - 1)) for x in prediction))
     together = criterion([twice], [targets, nothing])
@@ -121,7 +121,9 @@ def test_segments_beyond_the_queries_do_not_count() -> None:
     several = MaskTargets(targets.classes.repeat(3), targets.masks.repeat(3, 1, 1))
     # Logits of 0 cost log(2) at every point.
     for truth in (targets, several):
-        losses = make_criterion(mask_weight=1.0)([prediction], [truth])
+        losses = make_criterion(HungarianMatcher(num_points=32, mask_weight=1.0))(
+            [prediction], [truth]
+        )
         torch.testing.assert_close(losses["loss_mask"], torch.tensor(2.0).log())
 
 

@@ -89,10 +89,8 @@ class Case:
         return SetCriterion(
             num_classes=self.num_classes,
             matcher=HungarianMatcher(num_points=num_points, random_points=self.random_points),
-            num_points=num_points,
             oversample_ratio=train_cfg["oversample_ratio"],
             importance_sample_ratio=train_cfg["importance_sample_ratio"],
-            random_points=self.random_points,
         )
 
 

@@ -1,7 +1,7 @@
-"""Convolutions that are one matrix product over tokens, computed as such.
+"""Convolutions that are computed as one matrix product over tokens.
 
-PyTorch's backward of a 2x2 transposed convolution takes eight times as long as the product, and its
-1x1 convolutions leave oneDNN when they run on a single thread.
+PyTorch's backward pass of a 2x2 transposed convolution takes eight times as long as the product,
+and its 1x1 convolutions do not use oneDNN when they run on a single thread.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ __all__ = ["PointwiseConv2d", "UpsampleConv2d"]
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution; the state dict is that of ``nn.Conv2d(in_channels, out_channels, 1)``."""
+    """A 1x1 convolution with the state dict of `nn.Conv2d(in_channels, out_channels, 1)`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=1)
@@ -27,9 +27,9 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class UpsampleConv2d(nn.ConvTranspose2d):
-    """Transposed convolution to twice the size: each cell becomes 2 x 2 cells on its own.
+    """A transposed convolution to twice the size, where each cell becomes 2 x 2 cells.
 
-    The state dict is that of ``nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)``.
+    The state dict is that of `nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -39,7 +39,7 @@ class UpsampleConv2d(nn.ConvTranspose2d):
         """(B, C, H, W) to a channels-last map (B, C', 2H, 2W).
 
         Raises:
-            ValueError: any ``output_size``; it has no choice here.
+            ValueError: an `output_size` is given, although there is only one.
         """
         if output_size is not None:
             raise ValueError(f"the output has twice the size, got {output_size=}")
@@ -47,7 +47,8 @@ class UpsampleConv2d(nn.ConvTranspose2d):
             return super().forward(x)
         # (C, C', 2, 2) to rows (y, x, C') of a linear layer
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        cells = linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4))
+        bias = None if self.bias is None else self.bias.repeat(4)
+        cells = linear(x.permute(0, 2, 3, 1), weight, bias)
         cells = cells.unflatten(-1, (2, 2, self.out_channels))  # (B, H, W, 2, 2, C')
         rows = cells.transpose(2, 3).flatten(3, 4)  # (B, H, 2, 2W, C')
         return rows.flatten(1, 2).permute(0, 3, 1, 2)

@@ -1,11 +1,11 @@
 """Linear layers that keep little for their backward pass.
 
-The products are PyTorch's own. oneDNN in place of its BLAS (MKL) was tried for float32 on the CPU,
-by Inductor's private ``mkldnn._linear_pointwise``, and left out again: on AMD's EPYC (Zen 5) it
-reaches 200 GFLOP/s a core where MKL, which leaves AVX-512 idle there, reaches 90, but on Intel's
-Xeon (Sapphire Rapids) it gains nothing forward and loses in training, and so did attention made of
-such products (1.4 to 2 times the time of PyTorch's own). ``scripts/benchmark_products.py``, CPU
-milliseconds of MKL / oneDNN on one thread of the Xeon:
+Matrix products are PyTorch's own. For float32 on the CPU, oneDNN (through Inductor's private
+`mkldnn._linear_pointwise`) was tried in place of PyTorch's BLAS (MKL) and rejected. On AMD's EPYC
+(Zen 5), oneDNN reaches 200 GFLOP/s per core, and MKL, which does not use AVX-512 there, 90. But on
+Intel's Xeon (Sapphire Rapids), oneDNN is no faster in the forward pass and slower in training, and
+attention built from such products takes 1.4 to 2 times as long as PyTorch's own. These are CPU
+milliseconds of MKL / oneDNN on one thread of the Xeon, from `scripts/benchmark_products.py`:
 
 =========================  ================  ==================  =============  ==================
 tokens x channels x out    forward, AVX-512  training, AVX-512   forward, AVX2  training, AVX2
@@ -19,36 +19,47 @@ tokens x channels x out    forward, AVX-512  training, AVX-512   forward, AVX2  
 =========================  ================  ==================  =============  ==================
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from vitadapter.layers.fast.recompute import Recipe, recipe_of
-from vitadapter.layers.fast.switch import are_plain_tensors, is_eager
+from vitadapter.layers.fast.switch import are_plain_tensors, is_eager, is_plain
 
-__all__ = ["Linear", "linear"]
+__all__ = ["linear", "run_linear"]
+
+
+class _Context(Protocol):
+    """What `_Linear` uses of autograd's context."""
+
+    recipe: Recipe
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 class _Linear(torch.autograd.Function):
-    """``F.linear`` that makes ``x`` again in the backward pass."""
+    """`F.linear` that computes `x` again in the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe
+        ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe
     ) -> Tensor:
         ctx.recipe = recipe
         ctx.save_for_backward(weight, *(recipe.inputs if ctx.needs_input_grad[1] else ()))
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *inputs = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         rows = grad.flatten(0, -2)
         grad_x = grad_weight = None
         if needs_x:
-            # Under autocast grad is of a half type, the weight float32.
+            # Under autocast, grad has a half-precision dtype and the weight is float32.
             grad_x = grad @ weight.to(grad.dtype)
         if needs_weight:
             x = ctx.recipe.run(inputs)
@@ -57,7 +68,7 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``, which keeps what ``x`` is made of instead of ``x``, where it is ``recomputed``.
+    """`F.linear`, which keeps the inputs of a `recomputed` `x` instead of `x` itself.
 
     Args:
         x: (..., K).
@@ -76,9 +87,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Linear.apply(x, weight, bias, recipe)
 
 
-class Linear(nn.Linear):
-    """``nn.Linear`` through ``linear``: same arguments, initialisation and state dict."""
+def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`, computed by `linear` if the layer is a plain `nn.Linear` (see `is_plain`).
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
-        return linear(x, self.weight, self.bias)
+    Args:
+        layer: (..., in_features) to (..., out_features): `nn.Linear` or what a user replaced it by.
+        x: (..., in_features), usually `recomputed`.
+
+    Returns:
+        (..., out_features).
+    """
+    if is_eager() and is_plain(layer, nn.Linear):
+        return linear(x, layer.weight, layer.bias)
+    return layer(x)

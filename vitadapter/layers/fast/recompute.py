@@ -1,7 +1,7 @@
-"""Cheap layers that run again in the backward pass instead of keeping what they made.
+"""Cheap layers that run again in the backward pass, so that their outputs need not be kept.
 
-The output of a norm or an activation is as large as its input, which is kept anyway; computing it
-a second time costs a few per cent of the layer that uses it.
+The output of a norm or an activation is as large as its input, which is kept anyway. Computing it
+a second time takes a few percent of the time of the layer that uses it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +19,9 @@ from vitadapter.layers.fast.switch import are_plain_tensors, is_eager, is_plain
 
 __all__ = ["Recipe", "recipe_of", "recomputed", "run_and_recompute"]
 
-# Of these `run_and_recompute` knows that they compute the same a second time, and that the batch
-# norms among them have no other state than running statistics.
-_REPEATABLE = (
+# These are known to compute the same when they run a second time. The only state of the batch norms
+# among them is their running statistics.
+_REPEATABLE: tuple[type[nn.Module], ...] = (
     nn.BatchNorm2d,
     nn.SyncBatchNorm,
     nn.GroupNorm,
@@ -30,16 +30,18 @@ _REPEATABLE = (
     nn.MaxPool2d,
     nn.Conv2d,
 )
+_RECIPE = "_recipe"  # the attribute of a tensor
 
 
 class Recipe(NamedTuple):
-    """How a tensor was made.
+    """How a tensor was computed.
 
     Attributes:
-        function: makes it of the inputs.
-        inputs: what it was made of; None for what the function can do without.
-        versions: of the tensor and its inputs at that time, which changes in place count up.
-        autocast: the autocast that it was made under.
+        function: computes it from the inputs.
+        inputs: the tensors it was computed from; None for optional ones that are missing.
+        versions: the versions that the tensor and its inputs had then; in-place changes increase
+            them.
+        autocast: makes a context with the state of autocast at that time.
     """
 
     function: Callable[..., Tensor]
@@ -48,7 +50,7 @@ class Recipe(NamedTuple):
     autocast: Callable[[], AbstractContextManager[object]]
 
     def run(self, inputs: Sequence[Tensor | None]) -> Tensor:
-        """The tensor once more, of the inputs as the backward pass has them."""
+        """Computes the tensor again, from the inputs that the backward pass has saved."""
         with self.autocast():
             return self.function(*inputs)
 
@@ -58,7 +60,7 @@ def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 def _autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
-    """Makes the present state of autocast for a type of device."""
+    """Returns what makes a context with the present state of autocast for a type of device."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -68,7 +70,7 @@ def _autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
 def _as_function(
     layer: Callable[..., Tensor], inputs: tuple[Tensor, ...]
 ) -> tuple[Callable[..., Tensor], tuple[Tensor | None, ...]] | None:
-    """A function and its inputs, parameters included; None for a module that is not known."""
+    """Returns a function and its inputs, parameters included; None for an unknown module."""
     if not isinstance(layer, nn.Module):
         return layer, inputs
     if is_plain(layer, nn.GELU):
@@ -84,16 +86,16 @@ def _as_function(
 
 
 def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``layer(*inputs)``, which a ``Linear`` that reads it does not keep for its backward pass.
+    """`layer(*inputs)`, which `linear` and `run_linear` need not keep for their backward passes.
 
-    The output carries the recipe by which the ``Linear`` makes it again. Whatever else reads it
-    keeps it as usual, and so does a ``Linear`` behind a view, a hook or anything else that gives
-    another tensor.
+    They recompute it by the recipe that is attached to it. Anything else that reads it keeps it as
+    usual. So do they if they are given another tensor instead, such as a view of it or what a hook
+    made of it.
 
     Args:
-        layer: ``nn.LayerNorm``, ``nn.GELU``, or a function that gives the same each time. Any other
-            module, or one that is more than its class (see ``is_plain``), is only called.
-        inputs: its inputs, of one device.
+        layer: `nn.LayerNorm`, `nn.GELU`, or a function that always gives the same result. Any other
+            module, and one that is not plain (see `is_plain`), is only called.
+        inputs: its inputs, on one device.
     """
     output = layer(*inputs)
     if not is_eager() or not torch.is_grad_enabled():
@@ -105,27 +107,29 @@ def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not are_plain_tensors(output, *tensors) or any(t.is_inference() for t in inputs):
         return output
     autocast = _autocast(output.device.type)
-    output._recipe = Recipe(function, tensors, _versions(output, *tensors), autocast)
+    recipe = Recipe(function, tensors, _versions(output, *tensors), autocast)
+    setattr(output, _RECIPE, recipe)
     return output
 
 
 def recipe_of(tensor: Tensor) -> Recipe | None:
-    """How to make a tensor again; None where it is not ``recomputed``, or has changed since."""
-    recipe: Recipe | None = getattr(tensor, "_recipe", None)
+    """Returns the recipe of a tensor; None if it is not `recomputed`, or has changed since."""
+    recipe: Recipe | None = getattr(tensor, _RECIPE, None)
     if recipe is None or _versions(tensor, *recipe.inputs) != recipe.versions:
         return None
     return recipe
 
 
 @contextmanager
-def _kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Batch norms use the batch's statistics without adding them to the running ones again."""
+def _kept_statistics(layers: nn.Sequential) -> Iterator[None]:
+    """Inside this context, batch norms do not update their running statistics (a second time)."""
     norms = [n for n in layers if isinstance(n, _BatchNorm) and n.track_running_stats]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
             norm.momentum = 0.0
-            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()
         yield
     finally:
         for norm, (momentum, batches) in zip(norms, kept, strict=True):
@@ -133,21 +137,21 @@ def _kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def run_and_recompute(
-    layers: Sequence[nn.Module], x: Tensor, repeatable: tuple[type[nn.Module], ...] = ()
+    layers: nn.Sequential, x: Tensor, repeatable: tuple[type[nn.Module], ...] = ()
 ) -> Tensor:
-    """Runs layers in order and keeps only ``x`` for the backward pass.
+    """Runs layers in order and keeps only `x` for the backward pass.
 
-    All but the last layer run again there; the last does not if it keeps nothing but its input, as
-    convolutions and linear layers do. Batch norms count each batch once. Where one of the layers is
-    not known to compute the same twice (see ``is_plain``), they run as usual.
+    The layers run again there, except for the last one if it keeps nothing but its input, as
+    convolutions and linear layers do. Batch norms count each batch once. If one of the layers is
+    not known to compute the same twice (see `is_plain`), all run as usual.
 
     Args:
         layers: norms, ReLU, pooling, convolutions.
-        x: input of the first.
-        repeatable: classes beside PyTorch's that compute the same twice.
+        x: input of the first layer.
+        repeatable: further classes, besides PyTorch's, that compute the same twice.
 
     Returns:
-        The output of the last.
+        The output of the last layer.
     """
 
     def run(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""The switch of the fast layers, and of which modules their other ways to compute are true."""
+"""The switch of the fast layers, and the test whether a module may be computed by them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,17 @@ _GLOBAL_HOOKS = (
     all_modules._global_forward_pre_hooks,
     all_modules._global_forward_hooks,
 )
+_Module = TypeVar("_Module", bound=nn.Module)
+
 _is_on = True
 
 
 @contextmanager
 def plain_layers() -> Iterator[None]:
-    """Inside, every layer computes as PyTorch's own does, and keeps what PyTorch's own keeps.
+    """Inside this context, every layer computes and keeps what PyTorch's own layer does.
 
-    For whoever doubts a result, and for benchmarks and tests. (The deformable attention is no
-    layer of PyTorch's; its plain form is ``MSDeformAttnReference``.)
+    This is for users who doubt a result, and for benchmarks and tests. (It does not change the
+    deformable attention, which PyTorch does not have; its plain form is `MSDeformAttnReference`.)
     """
     global _is_on
     before, _is_on = _is_on, False
@@ -35,28 +38,28 @@ def plain_layers() -> Iterator[None]:
 
 
 def is_switched_on() -> bool:
-    """Whether no ``plain_layers`` is around."""
+    """Whether this runs outside of `plain_layers`."""
     return _is_on
 
 
 def is_eager() -> bool:
-    """Whether operations run one by one: graphs (compiled, exported, traced) keep PyTorch's own."""
+    """Whether operations run one by one, not in a graph that is compiled, exported or traced."""
     return _is_on and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
-def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
-    """Whether calling a module is nothing more than what its class computes from its parameters.
+def is_plain(module: nn.Module, *types: type[_Module]) -> TypeGuard[_Module]:
+    """Whether calling a module does nothing but what its class computes from its parameters.
 
-    Not so for wrappers (LoRA), parametrisations, modules with hooks (weight norm, pruning,
-    observers) or another ``forward``, and parameters of another kind (quantised): their class, or
-    what they carry, may compute anything, so they are called as modules.
+    This is not so for wrappers (LoRA), parametrisations, modules with hooks (weight norm, pruning,
+    observers) or a `forward` of their own, and parameters of another class (quantised). All these
+    may compute anything, so they must be called as modules.
 
     Args:
-        module: any.
-        types: the classes that are known, without their subclasses.
+        module: any module.
+        types: the classes that are known; their subclasses are not.
 
     Returns:
-        bool: always False inside ``plain_layers``, so that modules are called there.
+        Whether it is one of them and plain. Always False inside `plain_layers`.
     """
     return (
         _is_on
@@ -74,5 +77,5 @@ def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
 
 
 def are_plain_tensors(*tensors: Tensor | None) -> bool:
-    """Whether these (None aside) are PyTorch's tensors, not of a subclass with rules of its own."""
+    """Whether all that are not None are ordinary tensors, not of a subclass with its own rules."""
     return all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)

@@ -1,4 +1,4 @@
-"""Backbones: plain ViTs (nets), what turns them into feature pyramids, and necks."""
+"""Backbones: plain ViTs (nets), the adapter and other ways to make feature pyramids, and necks."""
 
 from .necks import (
     ChannelMapper,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.cell_centres import cell_centres
-from vitadapter.layers.fast import Linear, recomputed
+from vitadapter.layers.fast import recomputed, run_linear
 
 __all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
 
@@ -21,7 +21,7 @@ class TokenGrids(NamedTuple):
         vit: (h, w) of the ViT tokens, stride 16.
         pyramid: (height, width) of the adapter's tokens at strides 8, 16 and 32, in the order in
             which they are concatenated.
-        vit_points: cell centres (1, h * w, 1, 2) of the ViT tokens, normalised (x, y) in [0, 1].
+        vit_points: cell centres (1, h * w, 1, 2) of the ViT tokens, as (x, y) in [0, 1].
         pyramid_points: cell centres (1, 21 * h * w / 4, 1, 2) of the adapter's tokens.
     """
 
@@ -32,18 +32,23 @@ class TokenGrids(NamedTuple):
 
     @classmethod
     def of(cls, vit: tuple[int, int], device: torch.device) -> "TokenGrids":
-        """The grids that belong to h x w ViT tokens, h and w even."""
+        """Returns the grids that belong to h x w ViT tokens, h and w even."""
         h, w = vit
         pyramid = ((2 * h, 2 * w), (h, w), (h // 2, w // 2))
         points = [cell_centres(hw, device) for hw in pyramid]
         return cls(vit, pyramid, points[1], torch.cat(points, dim=1))
 
+    def to_maps(self, tokens: Tensor) -> list[Tensor]:
+        """Views the adapter's tokens (B, N, C) as channels-last maps (B, C, h, w)."""
+        levels = tokens.split([h * w for h, w in self.pyramid], dim=1)
+        return [tokens_to_map(level, hw) for level, hw in zip(levels, self.pyramid, strict=True)]
+
 
 def tokens_to_map(tokens: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Tokens (B, h * w, C) as a channels-last map (B, C, h, w), without a copy.
+    """Views tokens (B, h * w, C) as a channels-last map (B, C, h, w).
 
-    Not by ``transpose`` before ``unflatten``: for one image that leaves a batch stride with which
-    the CPU backward of batch norm silently gives wrong gradients (seen in torch 2.14.1).
+    It does not use `transpose` before `unflatten`: for one image, that results in a batch stride
+    for which the CPU backward pass of batch norm has wrong gradients (seen in torch 2.14.1).
     """
     return tokens.unflatten(1, hw).permute(0, 3, 1, 2)
 
@@ -56,12 +61,8 @@ class DepthwiseConv(nn.Module):
         self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
-        """Tokens (B, N, C) to tokens of the same shape."""
-        levels = x.split([h * w for h, w in grids.pyramid], dim=1)
-        maps = [
-            self.dwconv(tokens_to_map(level, hw)).flatten(2).transpose(1, 2)
-            for level, hw in zip(levels, grids.pyramid, strict=True)
-        ]
+        """Maps tokens (B, N, C) to tokens of the same shape."""
+        maps = [self.dwconv(level).flatten(2).transpose(1, 2) for level in grids.to_maps(x)]
         return torch.cat(maps, dim=1)
 
 
@@ -75,24 +76,25 @@ class ConvFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.dwconv = DepthwiseConv(hidden_dim)
         self.act = nn.GELU()
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
-        """Tokens (B, N, C) to tokens of the same shape."""
-        return self.fc2(recomputed(self.act, self.dwconv(self.fc1(x), grids)))
+        """Maps tokens (B, N, C) to tokens of the same shape."""
+        hidden = self.dwconv(run_linear(self.fc1, x), grids)
+        return run_linear(self.fc2, recomputed(self.act, hidden))
 
 
 class Injector(nn.Module):
-    """Adds spatial priors to the ViT tokens: cross-attention with a learnt gate (equation 1).
+    """Adds spatial priors to the ViT tokens by cross-attention with a learnt gate (equation 1).
 
     Args:
         embed_dim: channels C.
-        attention: makes the sparse attention for a number of value levels.
-        norm_layer: makes a norm for a number of channels.
-        gamma_init: initial value of the gate; 0 leaves the pre-trained ViT undisturbed at first.
+        attention: makes the sparse attention for a given number of levels.
+        norm_layer: makes a norm for a given number of channels.
+        gamma_init: initial value of the gate; 0 does not change the pre-trained ViT at first.
     """
 
     def __init__(
@@ -109,19 +111,19 @@ class Injector(nn.Module):
         self.gamma = nn.Parameter(torch.full((embed_dim,), float(gamma_init)))
 
     def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
-        """ViT tokens x (B, h * w, C) attend to the adapter's tokens c (B, N, C); returns x."""
+        """Updates ViT tokens x (B, h * w, C), which attend to the adapter's tokens c (B, N, C)."""
         query, feat = recomputed(self.query_norm, x), recomputed(self.feat_norm, c)
         return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid)
 
 
 class Extractor(nn.Module):
-    """Gathers multi-scale features from the ViT tokens: cross-attention and FFN (equations 2, 3).
+    """Gathers multi-scale features from the ViT tokens by cross-attention (equations 2 and 3).
 
     Args:
         embed_dim: channels C.
-        attention: makes the sparse attention for a number of value levels.
-        norm_layer: makes a norm for a number of channels.
-        ffn_ratio: hidden width of the FFN over ``embed_dim``; 0 for no FFN.
+        attention: makes the sparse attention for a given number of levels.
+        norm_layer: makes a norm for a given number of channels.
+        ffn_ratio: hidden width of the FFN, relative to `embed_dim`; 0 for no FFN.
         drop_path_rate: stochastic depth of the FFN.
     """
 
@@ -144,7 +146,7 @@ class Extractor(nn.Module):
             self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
-        """The adapter's tokens c (B, N, C) attend to ViT tokens x (B, h * w, C); returns c."""
+        """Updates the adapter's tokens c (B, N, C), which attend to ViT tokens x (B, h * w, C)."""
         query, feat = recomputed(self.query_norm, c), recomputed(self.feat_norm, x)
         c = c + self.attn(query, grids.pyramid_points, feat, (grids.vit,))
         if self.ffn is None:
@@ -153,10 +155,10 @@ class Extractor(nn.Module):
 
 
 class InteractionBlock(nn.Module):
-    """Injector, the ViT blocks of one stage, extractor (paper figure 4).
+    """What surrounds the ViT blocks of one stage: an injector and an extractor (paper figure 4).
 
     Args:
-        injector: adds spatial priors to the ViT tokens; None leaves the ViT as it is.
+        injector: adds spatial priors to the ViT tokens; None for no injector.
         extractor: gathers features from the ViT tokens.
         extra_extractors: further extractors on the same ViT tokens (last interaction only).
         use_act_checkpoint: whether to recompute the adapter's parts in the backward pass.
@@ -176,13 +178,13 @@ class InteractionBlock(nn.Module):
         self.use_act_checkpoint = use_act_checkpoint
 
     def inject(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
-        """ViT tokens x (B, h, w, C) with the priors of c (B, N, C) added."""
+        """Adds the priors of c (B, N, C) to ViT tokens x (B, h, w, C)."""
         if self.injector is None:
             return x
         return self._run(self.injector, x.flatten(1, 2), c, grids).view(x.shape)
 
     def extract(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
-        """The adapter's tokens c (B, N, C) after gathering from ViT tokens x (B, h, w, C)."""
+        """Adds features of ViT tokens x (B, h, w, C) to the adapter's tokens c (B, N, C)."""
         x = x.flatten(1, 2)
         c = self._run(self.extractor, c, x, grids)
         for extractor in self.extra_extractors or ():

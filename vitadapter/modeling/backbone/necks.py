@@ -1,7 +1,8 @@
-"""Necks: what stands between a backbone and the heads of a detector, beside Detectron2's FPN."""
+"""Necks, which stand between a backbone and the heads of a detector, besides Detectron2's FPN."""
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +29,18 @@ __all__ = [
 
 
 class LastLevelConvs(nn.Module):
-    """A `top_block` of Detectron2's FPN: P6 and P7 by strided convolutions.
+    """A `top_block` for Detectron2's FPN, which makes P6 and P7 by strided convolutions.
 
-    Unlike Detectron2's `LastLevelP6P7` there is no ReLU before P7. Parameter names are the same.
+    Unlike in Detectron2's `LastLevelP6P7`, there is no ReLU before P7. Parameter names are the
+    same.
+
+    Args:
+        in_channels: channels of `in_feature`.
+        out_channels: channels of both levels.
+        in_feature: name of an output of FPN, or of its bottom-up network.
     """
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str = "p5") -> None:
-        """
-        Args:
-            in_channels: of `in_feature`.
-            out_channels: of both levels.
-            in_feature: an output of FPN, or of its bottom-up network.
-        """
         super().__init__()
         self.num_levels = 2
         self.in_feature = in_feature
@@ -49,16 +50,16 @@ class LastLevelConvs(nn.Module):
             weight_init.c2_xavier_fill(conv)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, H, W) to P6 and P7, each half the size of the level before."""
+        """Maps (B, in_channels, H, W) to P6 and P7, each half the size of the level before."""
         p6 = self.p6(x)
         return [p6, self.p7(p6)]
 
 
 class LastLevelMaxPool2x2(nn.Module):
-    """A further level by 2x2 max-pooling, for the ``top_block`` of ``FPN`` and ``ChannelMapper``.
+    """A `top_block` for `FPN` and `ChannelMapper`, which makes a level by 2x2 max-pooling.
 
-    Detectron2's ``LastLevelMaxPool`` takes every second value instead. An odd last row or column
-    is left out, a single one is kept.
+    Detectron2's `LastLevelMaxPool` takes every second value instead. If the number of rows or
+    columns is odd, the last one is left out, unless it is the only one.
     """
 
     def __init__(self) -> None:
@@ -67,41 +68,51 @@ class LastLevelMaxPool2x2(nn.Module):
         self.in_feature = "p5"
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """A map (B, C, h, w) to one of (B, C, h // 2, w // 2), at least 1 x 1."""
+        """Maps (B, C, h, w) to (B, C, h // 2, w // 2), at least 1 x 1."""
         kernel = (min(2, x.shape[2]), min(2, x.shape[3]))
         return [F.max_pool2d(x, kernel, stride=2)]
 
 
+class TopBlock(Protocol):
+    """A module that makes further levels of a feature pyramid."""
+
+    num_levels: int
+    in_feature: str
+
+    def __call__(self, x: Tensor) -> list[Tensor]: ...
+
+
 class _Neck(Backbone):
-    """Pads images as the backbone does that it wraps."""
+    """A neck, which pads images like the backbone that it wraps."""
 
     bottom_up: Backbone
 
     @property
     def size_divisibility(self) -> int:
-        """As the wrapped backbone's."""
+        """That of the wrapped backbone."""
         return self.bottom_up.size_divisibility
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """As the wrapped backbone's."""
+        """That of the wrapped backbone."""
         return self.bottom_up.padding_constraints
 
 
 class ChannelMapper(_Neck):
-    """Brings each feature of a backbone to the same channels: 1x1 convolution and ReLU.
+    """Maps each feature of a backbone to the same number of channels by a 1x1 convolution and a
+    ReLU.
 
-    A drop-in for ``FPN``: same outputs ``p2, p3, ...`` by stride, same ``top_block``.
+    It can replace `FPN`: the outputs are also `p2, p3, ...` by stride, and it takes a `top_block`.
 
     Args:
-        bottom_up: the backbone, as FPN takes it.
-        in_features: names of its maps, from high to low resolution.
+        bottom_up: the backbone, as for FPN.
+        in_features: names of its features, from high to low resolution.
         out_channels: channels of all outputs.
-        norm: Detectron2's norm name or a callable; "" for none, with a bias instead.
-        top_block: makes further levels of the output ``top_block.in_feature``, as in FPN.
+        norm: Detectron2's norm name or a callable; "" for a bias instead of a norm.
+        top_block: makes further levels from the output `top_block.in_feature`, as in FPN.
 
     Raises:
-        ValueError: no feature, one that ``bottom_up`` lacks, or no channel.
+        ValueError: there is no feature or channel, or `bottom_up` does not have a feature.
     """
 
     def __init__(
@@ -110,7 +121,7 @@ class ChannelMapper(_Neck):
         in_features: Sequence[str],
         out_channels: int = 256,
         norm: str | Callable[[int], nn.Module] = "",
-        top_block: nn.Module | None = None,
+        top_block: TopBlock | None = None,
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -143,7 +154,7 @@ class ChannelMapper(_Neck):
         self.bottom_up = bottom_up
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of images (B, 3, H, W): ``p<log2 stride>`` to (B, out_channels, h, w)."""
+        """Computes the features (B, out_channels, h, w) of images (B, 3, H, W), by name."""
         features = self.bottom_up(images)
         maps = [
             conv(features[name]) for name, conv in zip(self.in_features, self.convs, strict=True)
@@ -154,23 +165,23 @@ class ChannelMapper(_Neck):
 
 
 class ExtraAttention(_Neck):
-    """Passes the features of a backbone on, one of them through a transformer layer.
+    """Passes the features of a backbone on, one of them through a transformer layer and a norm.
 
-    Not in the paper; the official HTC++ models have it between ViT-Adapter and FPN. Without
-    position and layer scale; a norm follows the layer.
+    It is not in the paper, but the official HTC++ models have it between ViT-Adapter and FPN. The
+    layer has no position embedding and no layer scale.
 
     Args:
-        bottom_up: the backbone, as FPN takes it.
-        in_feature: name of the map that goes through the layer.
-        num_heads: attention heads; divides the map's channels.
-        ffn_ratio: hidden width of the FFN over the map's channels; 0 for no FFN.
+        bottom_up: the backbone, as for FPN.
+        in_feature: name of the feature that goes through the layer.
+        num_heads: attention heads; divides the feature's channels.
+        ffn_ratio: hidden width of the FFN, relative to the channels; 0 for no FFN.
         drop_path_rate: stochastic depth of both branches.
-        norm_layer: makes a norm for a number of channels.
+        norm_layer: makes a norm for a given number of channels.
         use_act_checkpoint: whether to recompute the layer in the backward pass.
 
     Raises:
-        ValueError: a feature that ``bottom_up`` lacks, heads that do not divide its channels, or a
-            rate or ratio out of range.
+        ValueError: `bottom_up` does not have the feature, `num_heads` does not divide its channels,
+            or a rate or ratio is out of range.
     """
 
     def __init__(
@@ -225,12 +236,12 @@ class ExtraAttention(_Neck):
         self.bottom_up = bottom_up
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of images (B, 3, H, W) by name, as the wrapped backbone's."""
+        """Computes the features of images (B, 3, H, W), by the names of the wrapped backbone."""
         features = self.bottom_up(images)
         return features | {self.in_feature: self.attend(features[self.in_feature])}
 
     def attend(self, feature: Tensor) -> Tensor:
-        """The layer and its norm on a map (B, C, h, w)."""
+        """Applies the layer and its norm to a map (B, C, h, w)."""
         hw = (feature.shape[2], feature.shape[3])
         x = feature.permute(0, 2, 3, 1).flatten(1, 2)
         if self.use_act_checkpoint and torch.is_grad_enabled():
@@ -240,23 +251,23 @@ class ExtraAttention(_Neck):
         return x.unflatten(1, hw).permute(0, 3, 1, 2)
 
     def _layer(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Tokens (B, h * w, C) to tokens of the same shape."""
+        """Maps tokens (B, h * w, C) to tokens of the same shape."""
         x = x + self.drop_path(self.attn(recomputed(self.norm1, x), hw))
         if self.ffn is not None:
             x = x + self.drop_path(self.ffn(recomputed(self.norm2, x)))
         return self.final_norm(x)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and strides of the features, as the wrapped backbone's."""
+        """Channels and strides of the features: those of the wrapped backbone."""
         return self.bottom_up.output_shape()
 
 
 class SimpleFeaturePyramid(Detectron2SimpleFeaturePyramid):
-    """Detectron2's ``SimpleFeaturePyramid``, with images padded to the coarsest stride.
+    """Detectron2's `SimpleFeaturePyramid`, with images padded to the coarsest stride.
 
-    Detectron2 misspells the key of its padding constraint, so that ``ImageList`` ignores it and
-    every image must come in a fixed square size (``square_pad``). That size is padded to here, as
-    ``ImageList`` crops without a word what is larger. Same arguments and state dict.
+    Detectron2 misspells the key of its padding constraint, so that `ImageList` ignores it and
+    every image must have a fixed square size (`square_pad`). Here, images are padded to that size,
+    and larger ones refused, which `ImageList` would crop. Arguments and state dict are the same.
     """
 
     @property
@@ -266,7 +277,7 @@ class SimpleFeaturePyramid(Detectron2SimpleFeaturePyramid):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's ``ImageList`` pads batches by these."""
+        """Detectron2's `ImageList` pads batches by these rules."""
         return {"size_divisibility": self._size_divisibility}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -275,14 +286,14 @@ class SimpleFeaturePyramid(Detectron2SimpleFeaturePyramid):
             x: images (B, 3, H, W).
 
         Returns:
-            dict: maps (B, C, h, w) by name.
+            Maps (B, C, h, w), by name.
 
         Raises:
             ValueError: the images do not fit into the square.
         """
-        return super().forward(self._in_square(x) if self._square_pad > 0 else x)
+        return super().forward(self._pad_to_square(x) if self._square_pad > 0 else x)
 
-    def _in_square(self, x: Tensor) -> Tensor:
+    def _pad_to_square(self, x: Tensor) -> Tensor:
         side = -(-self._square_pad // self._size_divisibility) * self._size_divisibility
         height, width = x.shape[-2:]
         if max(height, width) > side:

@@ -1,4 +1,4 @@
-"""What the backbones that turn a plain ViT into a feature pyramid have in common."""
+"""What the backbones that make a feature pyramid from a plain ViT have in common."""
 
 import torch.nn.functional as F
 from detectron2.modeling import Backbone
@@ -8,13 +8,13 @@ __all__ = ["PyramidBackbone", "pad_images"]
 
 
 class PyramidBackbone(Backbone):
-    """Publishes ``res2 .. res5`` (strides 4, 8, 16, 32) over a net of patch size 16.
+    """A backbone with outputs `res2 .. res5` (strides 4, 8, 16, 32) around a net of patch size 16.
 
     Args:
-        net: a plain ViT; the subclass keeps it.
+        net: a plain ViT, which the subclass keeps.
 
     Raises:
-        ValueError: another patch size.
+        ValueError: wrong patch size.
     """
 
     def __init__(self, net: Backbone) -> None:
@@ -32,7 +32,7 @@ class PyramidBackbone(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's ``ImageList`` pads batches by these."""
+        """Detectron2's `ImageList` pads batches by these rules."""
         return {"size_divisibility": self.size_divisibility}
 
 
@@ -41,15 +41,15 @@ def pad_images(images: Tensor, multiple: int) -> Tensor:
 
     Args:
         images: (B, 3, H, W), normalised, so that 0 is the mean colour.
-        multiple: what height and width become a multiple of, in pixels.
+        multiple: height and width are padded to a multiple of this, in pixels.
 
     Raises:
-        ValueError: another shape, or no pixel.
+        ValueError: wrong shape, or no pixel.
     """
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(
             f"images must be (B, 3, H, W) with H and W at least 1, got {tuple(images.shape)}"
         )
-    # Not "-size % multiple", which torch.compile cannot take for sizes that it does not know.
+    # Not "-size % multiple", which torch.compile does not support for symbolic sizes.
     bottom, right = ((multiple - size % multiple) % multiple for size in images.shape[2:])
     return F.pad(images, (0, right, 0, bottom))

@@ -1,4 +1,4 @@
-"""Spatial prior module (paper section 3.3)."""
+"""The spatial prior module (paper section 3.3)."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,16 @@ _NORMS = (FrozenBatchNorm2d, NaiveSyncBatchNorm, LayerNorm)
 
 
 class SpatialPriorModule(nn.Module):
-    """Convolutional stem that gives the adapter local spatial priors at strides 4, 8, 16 and 32.
+    """A convolutional stem that gives the adapter local spatial priors at strides 4, 8, 16 and 32.
 
-    Paper section 3.3; deviates: the paper names strides 8, 16 and 32 only, the official code also
-    projects the stride-4 map, which is added to the finest output.
+    The paper mentions only strides 8, 16 and 32. As in the official code, the map of stride 4 is
+    also projected; it is added to the finest output.
 
     Args:
         conv_dim: channels of the stem.
         embed_dim: channels C of the outputs.
-        norm: Detectron2's norm name or a callable that makes a norm for a number of channels.
+        norm: Detectron2's norm name, or a callable that makes a norm for a given number of
+            channels.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class SpatialPriorModule(nn.Module):
             return [
                 nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
                 norm_layer or nn.Identity(),
-                # In place only in what a norm has made, never in the convolution's own output.
+                # In place only in the output of a norm, never in the convolution's own output.
                 nn.ReLU(inplace=norm_layer is not None),
             ]
 
@@ -55,13 +56,13 @@ class SpatialPriorModule(nn.Module):
         self.fc4 = PointwiseConv2d(4 * conv_dim, embed_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Spatial priors of an image.
+        """Computes the spatial priors of images.
 
         Args:
             images: normalised images (B, 3, H, W), H and W multiples of 32.
 
         Returns:
-            Maps (B, C, H / s, W / s) for s = 4, 8, 16, 32.
+            Maps (B, C, H / s, W / s) for the strides s = 4, 8, 16, 32.
         """
         c1 = self._run_stem(images.contiguous(memory_format=torch.channels_last))
         c2 = self.conv2(c1)
@@ -73,7 +74,7 @@ class SpatialPriorModule(nn.Module):
         if not is_plain(self.stem, nn.Sequential):
             return self.stem(images)
         c1 = self.stem[0](images)
-        # Norm, ReLU, and the convolution or pooling behind them, at the largest size of the model.
+        # Norm, ReLU, and the convolution or pooling after them. These maps are the model's largest.
         for start in (1, 4, 7):
             c1 = run_and_recompute(self.stem[start : start + 3], c1, _NORMS)
         return c1

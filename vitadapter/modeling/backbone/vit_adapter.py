@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vitadapter.layers.fast import UpsampleConv2d
 from vitadapter.ops import MSDeformAttn
 
-from .interaction import Extractor, Injector, InteractionBlock, TokenGrids, tokens_to_map
+from .interaction import Extractor, Injector, InteractionBlock, TokenGrids
 from .nets import as_net
 from .pyramid import PyramidBackbone, pad_images
 from .spatial_prior import SpatialPriorModule
@@ -23,47 +24,48 @@ __all__ = ["ViTAdapter"]
 
 
 class ViTAdapter(PyramidBackbone):
-    """Wraps a plain ViT and gives ``res2, res3, res4, res5`` (strides 4, 8, 16, 32).
+    """A backbone around a plain ViT, with outputs `res2, res3, res4, res5` (strides 4, 8, 16, 32).
 
-    Paper section 3; deviates as the official code does: the stride-4 map of the spatial prior and
-    the ViT's own features are added to the outputs, which are then normalised.
+    It follows section 3 of the paper, except that, as in the official code, the stride-4 map of the
+    spatial prior and the ViT's own features are added to the outputs, which are then normalised.
 
-    ``net`` keeps its own settings (window attention, drop path, ...): ``ViTAdapter`` and ViTDet's
-    ``SimpleFeaturePyramid`` exchange over the same ``net``. It needs ``embed(images)``,
-    ``forward_blocks(x, prefix, start, stop)`` and the attributes ``embed_dim, depth, patch_size``
-    (see ``ViT``); Detectron2's own ViT becomes a ``Detectron2Net``.
+    `net` has its own settings (window attention, drop path, ...), so that `ViTAdapter` and ViTDet's
+    `SimpleFeaturePyramid` can take the same one. It needs `embed(images)`,
+    `forward_blocks(x, prefix, start, stop)` and the attributes `embed_dim, depth, patch_size` (see
+    `PlainNet`); Detectron2's own ViT becomes a `Detectron2Net`.
 
     Args:
-        net: the plain ViT, patch size 16.
+        net: the plain ViT, with patch size 16.
         num_interactions: number of interaction blocks; the net's blocks are split evenly.
-        interaction_indexes: (first, last) block of each interaction, both inclusive; overrides
-            ``num_interactions``. Together they cover the net's blocks in order.
+        interaction_indexes: (first, last) block of each interaction, both inclusive. They must
+            cover the net's blocks in order, and override `num_interactions`.
         conv_dim: channels of the spatial prior module's stem.
         num_points: sampling points per head and level of the deformable attention.
         deform_num_heads: its heads.
-        deform_ratio: its value channels over the net's channels.
-        ffn_ratio: hidden width of the extractors' FFN over the net's channels; 0 for no FFN.
+        deform_ratio: its value channels, relative to the net's channels.
+        ffn_ratio: hidden width of the extractors' FFN, relative to the net's channels; 0 for no
+            FFN.
         drop_path_rate: stochastic depth of every extractor's FFN.
         num_extra_extractors: further extractors in the last interaction.
-        norm: Detectron2's norm name ("SyncBN", "BN", "GN", "FrozenBN", ...) or a callable; of the
-            spatial prior module and the outputs. "SyncBN" is BN in one process, on any device.
-        norm_layer: norm of the injectors and extractors.
-        vit_feature: which ViT tokens are added to the outputs: "final" (the last block's, official
-            detection code), "stage" (those of interaction i to output i; four interactions,
-            official segmentation code) or None.
-        use_injector: whether the ViT sees the adapter's tokens.
+        norm: norm of the spatial prior module and of the outputs: Detectron2's norm name ("SyncBN",
+            "BN", "GN", "FrozenBN", ...) or a callable. With a single process, "SyncBN" is BN.
+        norm_layer: makes the norms of the injectors and extractors.
+        vit_feature: which ViT tokens are added to the outputs: "final" (those of the last block, as
+            in the official detection code), "stage" (those of interaction i to output i, of four,
+            as in the official segmentation code) or None.
+        use_injector: whether the adapter's tokens are injected into the ViT.
         injector_gamma_init: initial value of the injectors' gate.
-        freeze_net: keep the net in eval mode and its parameters untrained. Without injectors it
-            also runs without gradients and stores no activations.
-        attention: class of the sparse attention, called with ``embed_dim, num_heads, num_levels,
-            num_points, ratio``.
-        use_act_checkpoint: recompute the injectors and extractors in the backward pass; the
-            configs tie it to the net's setting of the same name.
+        freeze_net: whether to keep the net in eval mode and not train its parameters. Without
+            injectors, it then also runs without gradients and stores no activations.
+        attention: class of the sparse attention, called with `embed_dim, num_heads, num_levels,
+            num_points, ratio`.
+        use_act_checkpoint: whether to recompute the injectors and extractors in the backward pass.
+            In the configs, it follows the net's setting of the same name.
 
     Raises:
-        TypeError: ``net`` is no such ViT.
-        ValueError: interactions that do not cover the net, a patch size other than 16, an unknown
-            ``vit_feature`` or one that does not fit the interactions, a number out of range.
+        TypeError: `net` is not such a ViT.
+        ValueError: the interactions do not cover the net, the patch size is not 16, `vit_feature`
+            is unknown or does not fit the interactions, or a number is out of range.
     """
 
     def __init__(
@@ -128,7 +130,8 @@ class ViTAdapter(PyramidBackbone):
             )
 
         extractors = [1] * (len(self.stages) - 1) + [1 + num_extra_extractors]
-        self.interactions = nn.ModuleList(make_interaction(number) for number in extractors)
+        interactions = nn.ModuleList(make_interaction(number) for number in extractors)
+        self.interactions = cast(Sequence[InteractionBlock], interactions)
         self.up = UpsampleConv2d(dim, dim)
         for level in range(1, 5):
             self.add_module(f"norm{level}", get_norm(norm, dim) or nn.Identity())
@@ -149,18 +152,19 @@ class ViTAdapter(PyramidBackbone):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Multi-scale features of images.
+        """Computes multi-scale features of images.
 
         Args:
-            images: normalised images (B, 3, H, W) of any size. A size that is no multiple of 32 is
-                padded with zeros at the bottom and at the right.
+            images: normalised images (B, 3, H, W) of any size. They are padded with zeros at the
+                bottom and right to multiples of 32.
 
         Returns:
-            ``res2 .. res5``: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
+            `res2 .. res5`: (B, C, H' / s, W' / s), for s = 4, 8, 16, 32 and the padded size H' x
+            W'.
 
         Raises:
-            ValueError: another shape. In training, also batch norm of one single value per channel
-                (one image of at most 32 x 32 pixels in all processes): use ``norm="GN"`` there.
+            ValueError: wrong shape; or in training, batch norm has only one value per channel (all
+                processes together have one image of at most 32 x 32 pixels): use `norm="GN"`.
         """
         images = pad_images(images, self.size_divisibility)
         c1, *priors = self.spm(images)
@@ -185,17 +189,14 @@ class ViTAdapter(PyramidBackbone):
         return self._outputs(c1, c, features, grids)
 
     def _net_grad_mode(self) -> AbstractContextManager[None]:
-        """No gradients through a frozen net, unless the injectors need them."""
+        """Returns a context without gradients for a frozen net, unless the injectors need them."""
         return nullcontext() if self._net_has_grad else torch.no_grad()
 
     def _outputs(
         self, c1: Tensor, c: Tensor, features: list[Tensor], grids: TokenGrids
     ) -> dict[str, Tensor]:
-        """Tokens back to maps: c1 (B, C, H / 4, W / 4), c (B, N, C), ViT tokens (B, h, w, C)."""
-        levels = c.split([h * w for h, w in grids.pyramid], dim=1)
-        c2, c3, c4 = (
-            tokens_to_map(level, hw) for level, hw in zip(levels, grids.pyramid, strict=True)
-        )
+        """Makes maps of c1 (B, C, H / 4, W / 4), tokens c (B, N, C) and ViT tokens (B, h, w, C)."""
+        c2, c3, c4 = grids.to_maps(c)
         outputs = [self.up(c2) + c1, c2, c3, c4]
         if self.vit_feature is not None:
             sources = features if self.vit_feature == "stage" else [features[-1]] * 4
@@ -212,7 +213,7 @@ class ViTAdapter(PyramidBackbone):
         }
 
     def _init_weights(self) -> None:
-        """Initialisation of the official code; the net and the attention initialise themselves."""
+        """Initialises as the official code; the net and the attention initialise themselves."""
         attention = {
             module
             for part in self.modules()
@@ -235,14 +236,14 @@ class ViTAdapter(PyramidBackbone):
 
 
 def _resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (B, C, h, w) to ``size``; the identity when they agree."""
+    """Resizes (B, C, h, w) bilinearly to `size`, unless it has that size already."""
     if feature.shape[2:] == size:
         return feature
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
 
 
 def _split_evenly(depth: int, num_interactions: int) -> tuple[tuple[int, int], ...]:
-    """(start, stop) of each interaction's blocks."""
+    """Returns (start, stop) of each interaction's blocks."""
     if num_interactions < 1 or depth % num_interactions:
         raise ValueError(
             f"num_interactions must divide the net's depth {depth} (or give interaction_indexes), "
@@ -253,7 +254,7 @@ def _split_evenly(depth: int, num_interactions: int) -> tuple[tuple[int, int], .
 
 
 def _stages(depth: int, indexes: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
-    """(start, stop) of inclusive (first, last) block indexes, checked to cover the net."""
+    """Converts inclusive (first, last) block indexes to (start, stop), and checks them."""
     listed = [list(pair) for pair in indexes]
     blocks = [i for pair in listed if len(pair) == 2 for i in range(pair[0], pair[1] + 1)]
     if any(len(pair) != 2 or pair[0] > pair[1] for pair in listed) or blocks != [*range(depth)]:

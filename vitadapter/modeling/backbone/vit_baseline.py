@@ -1,4 +1,4 @@
-"""The plain-ViT baseline of the paper: four block outputs and a neck without interaction."""
+"""The plain-ViT baseline of the paper: the outputs of four blocks, resized."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,22 +14,23 @@ __all__ = ["ViTBaseline"]
 
 
 class ViTBaseline(PyramidBackbone):
-    """Plain ViT with resized block outputs ``res2 .. res5`` ("ViT" rows of paper table 1).
+    """A plain ViT whose resized block outputs are `res2 .. res5` ("ViT" in table 1 of the paper).
 
-    Each of four block outputs is normalised and brought to its stride: 4 by two deconvolutions, 8
-    by one, 16 as it is, 32 by max-pooling (the neck of arXiv 2111.11429).
+    Each of four block outputs is normalised and resized to its stride: 4 by two deconvolutions, 8
+    by one, 16 as it is, 32 by max-pooling (as in arXiv 2111.11429).
 
     Args:
-        net: the plain ViT, patch size 16 (see ``ViTAdapter`` for the contract).
-        block_indexes: the four blocks whose outputs are used, for strides 4, 8, 16, 32; one block
-            serves all four. None: the last block of each quarter of the net.
-        norm_layer: norm of each block output; None for none, as the official BEiT baseline.
-        norm: Detectron2's norm name or a callable, of the deconvolutions for stride 4: "GN", or
-            "SyncBN" in the official BEiT baseline.
+        net: the plain ViT, with patch size 16 (see `PlainNet` for what it needs).
+        block_indexes: the four blocks whose outputs are used, for strides 4, 8, 16 and 32, or one
+            block for all four. None for the last block of each quarter of the net.
+        norm_layer: makes the norm of each block output; None for none, as in the official BEiT
+            baseline.
+        norm: norm of the deconvolutions for stride 4: Detectron2's norm name or a callable. The
+            official BEiT baseline has "SyncBN".
 
     Raises:
-        TypeError: ``net`` is no plain ViT.
-        ValueError: a patch size other than 16, or block indexes outside the net or out of order.
+        TypeError: `net` is not a plain ViT.
+        ValueError: the patch size is not 16, or block indexes are outside the net or out of order.
     """
 
     def __init__(
@@ -61,17 +62,7 @@ class ViTBaseline(PyramidBackbone):
         self.net = net
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Multi-scale features of images.
-
-        Args:
-            images: normalised images (B, 3, H, W) of any size, padded as ``ViTAdapter`` does.
-
-        Returns:
-            ``res2 .. res5``: (B, C, H' / s, W' / s) for s = 4, 8, 16, 32 of the padded size H', W'.
-
-        Raises:
-            ValueError: another shape.
-        """
+        """Computes multi-scale features; see `ViTAdapter.forward`."""
         x, prefix = self.net.embed(pad_images(images, self.size_divisibility))
         features, start = {}, 0
         for index in sorted(set(self.block_indexes)):

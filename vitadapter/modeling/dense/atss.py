@@ -17,32 +17,31 @@ from .detector import DenseHead, count_samples, sum_by_level
 
 __all__ = ["ATSSHead", "ATSSMatcher", "centerness_targets"]
 
-_MIN_INSIDE = 0.01  # pixels; from the official release, the paper says "inside"
+_MIN_INSIDE = 0.01  # pixels, as in the official release; the paper only says "inside"
 
 
 def _ious(anchors: Boxes, gt_boxes: Boxes, candidates: Tensor) -> Tensor:
-    """(C, M) of each box with its candidates: all pairs would be a thousand times as many."""
+    """Returns the IoUs (C, M) of boxes with their candidates only, a thousandth of all pairs."""
     boxes = Boxes(gt_boxes.tensor.repeat(len(candidates), 1))  # (C * M, 4)
     return matched_pairwise_iou(anchors[candidates.flatten()], boxes).view_as(candidates)
 
 
 class ATSSMatcher:
-    """Assigns anchors to ground-truth boxes by statistics of each box's own surroundings.
+    """Assigns anchors to ground-truth boxes by statistics of the anchors around each box.
 
-    Of every level the `topk` anchors with the nearest centres are candidates of a box. Those with
-    an IoU of at least the candidates' mean plus standard deviation, and with their centre inside
-    the box, are its positives (paper algorithm 1). An anchor that several boxes want goes to the
-    one of highest IoU.
+    On every level, the `topk` anchors whose centres are nearest are candidates of a box. A
+    candidate is positive if its centre lies inside the box and its IoU is at least the candidates'
+    mean plus standard deviation (paper algorithm 1). An anchor that is positive for several boxes
+    is assigned to the one with the highest IoU.
+
+    Args:
+        topk: candidates per box and level; the default is the paper's.
+
+    Raises:
+        ValueError: `topk` is not positive.
     """
 
     def __init__(self, topk: int = 9) -> None:
-        """
-        Args:
-            topk: candidates per box and level; default from the paper.
-
-        Raises:
-            ValueError: it is not positive.
-        """
         if topk < 1:
             raise ValueError(f"topk must be at least 1, got {topk}")
         self.topk = topk
@@ -51,12 +50,11 @@ class ATSSMatcher:
     def __call__(self, anchors: Sequence[Boxes], gt_boxes: Boxes) -> Tensor:
         """
         Args:
-            anchors: per level, (R_l, 4) in pixels.
-            gt_boxes: M boxes of one image.
+            anchors: anchors of each level, (R_l, 4) in pixels.
+            gt_boxes: the M boxes of one image.
 
         Returns:
-            Tensor: (R,) index of the ground-truth box for the anchors of all levels, -1 for
-            background.
+            (R,) index of the ground-truth box for each anchor of all levels, -1 for background.
         """
         all_anchors = Boxes.cat(list(anchors))
         number, device = len(all_anchors), all_anchors.device
@@ -64,7 +62,7 @@ class ATSSMatcher:
             return torch.full((number,), -1, device=device)
         candidates = self._candidates(anchors, gt_boxes)  # (C, M)
         ious = _ious(all_anchors, gt_boxes, candidates)  # (C, M)
-        # One candidate has no deviation.
+        # A single candidate has no deviation.
         std = ious.std(0) if len(candidates) > 1 else 0.0
         centers, boxes = all_anchors.get_centers()[candidates], gt_boxes.tensor  # (C, M, 2), (M, 4)
         sides = torch.cat([centers - boxes[:, :2], boxes[:, 2:] - centers], dim=2)  # (C, M, 4)
@@ -72,7 +70,7 @@ class ATSSMatcher:
         ious = torch.where(positive, ious, -1.0)
         best = ious.new_full((number,), -1.0)
         best = best.scatter_reduce(0, candidates.flatten(), ious.flatten(), "amax")
-        # Of boxes that overlap an anchor equally, the first gets it.
+        # If several boxes overlap an anchor equally, it is assigned to the first.
         wins = positive & (ious == best[candidates])  # (C, M)
         index = torch.arange(len(gt_boxes), device=device).expand_as(candidates)
         matched = torch.full((number,), len(gt_boxes), device=device)
@@ -80,14 +78,15 @@ class ATSSMatcher:
         return torch.where(matched < len(gt_boxes), matched, -1)
 
     def _candidates(self, anchors: Sequence[Boxes], gt_boxes: Boxes) -> Tensor:
-        """(C, M) indexes, among the anchors of all levels, of each box's candidates."""
+        """Returns the indexes (C, M) of each box's candidates among the anchors of all levels."""
         gt_centers = gt_boxes.get_centers()
-        candidates, start = [], 0
+        candidates: list[Tensor] = []
+        start = 0
         for level in anchors:
             distances = torch.cdist(
                 level.get_centers(),
                 gt_centers,
-                compute_mode="donot_use_mm_for_euclid_dist",  # which rounds away pixels
+                compute_mode="donot_use_mm_for_euclid_dist",  # the other modes are off by pixels
             )
             nearest = distances.topk(min(self.topk, len(level)), dim=0, largest=False).indices
             candidates.append(nearest + start)
@@ -96,14 +95,14 @@ class ATSSMatcher:
 
 
 def centerness_targets(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-    """How central each anchor lies in its box (arXiv 1904.01355, equation 3).
+    """Computes how central each anchor lies in its box (arXiv 1904.01355, equation 3).
 
     Args:
         anchors: (n, 4), whose centres lie inside the boxes.
         gt_boxes: (n, 4).
 
     Returns:
-        Tensor: (n,) from 0 at the border to 1 in the middle.
+        (n,), from 0 at the border to 1 in the middle.
     """
     distances = Box2BoxTransformLinear(normalize_by_size=False).get_deltas(anchors, gt_boxes)
     opposite = distances.unflatten(1, (2, 2))  # (n, {left and top, right and bottom}, {x, y})
@@ -112,10 +111,16 @@ def centerness_targets(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
 
 
 class ATSSHead(DenseHead):
-    """Class, box deltas and, as a third kind of prediction, centerness logits (B, 1, H_l, W_l).
+    """Predicts classes, box deltas and, as a third kind, centerness logits (B, 1, H_l, W_l).
 
-    Losses as in the official release. The score is class score times centerness, without FCOS's
-    square root.
+    The losses are those of the official release. The score of a detection is its class score times
+    its centerness, without the square root of FCOS.
+
+    Args:
+        in_channels, num_levels, num_classes, conv_dims, norm: as in `DenseHead`.
+        box2box_transform: maps anchors and deltas to boxes.
+        focal_loss_alpha, focal_loss_gamma: parameters of the class loss.
+        box_loss_weight: weight of the GIoU loss.
     """
 
     def __init__(
@@ -131,13 +136,6 @@ class ATSSHead(DenseHead):
         focal_loss_gamma: float = 2.0,
         box_loss_weight: float = 2.0,
     ) -> None:
-        """
-        Args:
-            in_channels, num_levels, num_classes, conv_dims, norm: as in `DenseHead`.
-            box2box_transform: of anchors and deltas to boxes.
-            focal_loss_alpha, focal_loss_gamma: of the class loss.
-            box_loss_weight: of the GIoU loss.
-        """
         super().__init__(
             in_channels=in_channels,
             num_levels=num_levels,
@@ -147,30 +145,30 @@ class ATSSHead(DenseHead):
         )
         self.centerness = nn.Conv2d(self.bbox_pred.in_channels, 1, kernel_size=3, padding=1)
         nn.init.normal_(self.centerness.weight, std=0.01)
-        nn.init.zeros_(self.centerness.bias)
+        nn.init.zeros_(self.centerness.get_parameter("bias"))
         self.box2box_transform = box2box_transform
         self.focal_loss_alpha = focal_loss_alpha
         self.focal_loss_gamma = focal_loss_gamma
         self.box_loss_weight = box_loss_weight
 
     def predict(self, feature: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        """Logits, deltas and centerness of one level."""
+        """Returns logits, deltas and centerness of one level."""
         logits = self.cls_score(self.cls_subnet(feature))
         box_feature = self.bbox_subnet(feature)
         return logits, self.predict_boxes(box_feature, scale), self.centerness(box_feature)
 
     def decode(self, box_predictions: Tensor, anchors: Tensor) -> Tensor:
-        """Boxes (n, 4) from deltas (n, 4) and anchors (n, 4)."""
+        """Decodes deltas (n, 4) of anchors (n, 4) to boxes (n, 4)."""
         return self.box2box_transform.apply_deltas(box_predictions, anchors)
 
     def losses(
         self,
         anchors: Sequence[Boxes],
-        predictions: Sequence[Sequence[Tensor]],
+        predictions: Sequence[list[Tensor]],
         gt_labels: Tensor,
         gt_boxes: Tensor,
     ) -> dict[str, Tensor]:
-        """Focal loss, GIoU loss weighted by centerness, and centerness; see the base class."""
+        """Computes focal loss, GIoU loss weighted by centerness, and centerness loss."""
         logits, deltas, centerness = (torch.cat(kind, 1) for kind in predictions)
         positive = (gt_labels >= 0) & (gt_labels < self.num_classes)  # (N, R)
         targets = F.one_hot(gt_labels.clamp(min=0), self.num_classes + 1)[..., :-1]

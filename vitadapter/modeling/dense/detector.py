@@ -1,4 +1,4 @@
-"""What ATSS and GFL share: a head and a detector with one square anchor per location."""
+"""What ATSS and GFL share: a head, and a detector with one square anchor per location."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,35 +17,35 @@ from vitadapter.layers.nms import NMS, suppress_detections
 
 __all__ = ["DenseHead", "SingleAnchorDetector", "count_samples", "per_anchor", "sum_by_level"]
 
-_PRIOR_PROB = 0.01  # what the class scores are initially
+_PRIOR_PROB = 0.01  # the initial class scores
 
 
 def count_samples(positive: Tensor) -> Tensor:
-    """What a loss of all anchors is divided by: an image without positives counts as one.
+    """Counts the positive anchors, with an image that has none counting as one.
 
-    As in the official release: a batch without objects has the mean of its images' losses, not
-    their sum.
+    A loss over all anchors is divided by this, as in the official release: for a batch without
+    objects, it gives the mean of the images' losses, not their sum.
 
     Args:
         positive: (N, R).
 
     Returns:
-        Tensor: () of at least 1.
+        A scalar (), at least 1.
     """
     return positive.sum(1).clamp(min=1).sum()
 
 
 def sum_by_level(loss: Tensor, sizes: Sequence[int], where: Tensor | None = None) -> Tensor:
-    """Sums a loss per anchor over the images and the anchors of each level.
+    """Sums a loss per anchor over the images and over the anchors of each level.
 
     Args:
-        loss: (N, R), or (n,) for those anchors that `where` picks.
-        sizes: number of anchors of each level, R together.
-        where: (N, R) with n trues, or None.
+        loss: (N, R), or (n,) for the anchors that `where` selects.
+        sizes: number of anchors of each level, R in total.
+        where: (N, R), of which n are True, or None.
 
     Returns:
-        Tensor: (L,), connected to the predictions even where nothing is summed, because
-        distributed training stops at a parameter without gradient.
+        (L,), connected to the predictions even if nothing is summed, because distributed training
+        fails if a parameter has no gradient.
     """
     if where is not None:
         loss = torch.zeros_like(where, dtype=loss.dtype).masked_scatter(where, loss)
@@ -60,18 +60,27 @@ def _tower(
 
 
 def per_anchor(predictions: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """Predictions (N, D, H_l, W_l) as (N, R_l, D), in float32."""
+    """Rearranges predictions (N, D, H_l, W_l) to (N, R_l, D), in float32."""
     return [
         [level.flatten(2).transpose(1, 2).float() for level in levels] for levels in predictions
     ]
 
 
 class DenseHead(nn.Module, ABC):
-    """Class logits and box predictions of one anchor per location, on every pyramid level.
+    """Predicts class logits and boxes for one anchor per location, on every pyramid level.
 
-    Two towers and a scale per level. Detectron2's `RetinaNetHead` keeps a bias before each norm;
-    the official heads have none. Subclasses say what the predictions mean: how boxes are decoded
-    and what the losses are. N images, L levels of R_l anchors, R in all, K classes.
+    It has two towers and a scale per level. There is no bias before a norm, as in the official
+    heads and unlike in Detectron2's `RetinaNetHead`. Subclasses define what the predictions mean:
+    how boxes are decoded and what the losses are. There are N images, K classes and L levels of R_l
+    anchors, R in total.
+
+    Args:
+        in_channels: channels of every level.
+        num_levels: number of pyramid levels.
+        num_classes: number of foreground classes.
+        conv_dims: channels of the convolutions of each tower.
+        norm: the norm after each of them; Detectron2's name or a callable.
+        box_dim: how many numbers describe a box.
     """
 
     def __init__(
@@ -84,15 +93,6 @@ class DenseHead(nn.Module, ABC):
         norm: str | Callable[[int], nn.Module],
         box_dim: int = 4,
     ) -> None:
-        """
-        Args:
-            in_channels: of every level.
-            num_levels: number of pyramid levels.
-            num_classes: number of foreground classes.
-            conv_dims: channels of the convolutions of each tower.
-            norm: after each of them; Detectron2's name or a callable.
-            box_dim: numbers that describe a box.
-        """
         super().__init__()
         self.num_classes = num_classes
         self.cls_subnet = _tower(in_channels, conv_dims, norm)
@@ -106,16 +106,16 @@ class DenseHead(nn.Module, ABC):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - _PRIOR_PROB) / _PRIOR_PROB))
+        bias = -math.log((1 - _PRIOR_PROB) / _PRIOR_PROB)
+        nn.init.constant_(self.cls_score.get_parameter("bias"), bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[list[Tensor]]:
         """
         Args:
-            features: per level, (B, in_channels, H_l, W_l).
+            features: for each level, (B, in_channels, H_l, W_l).
 
         Returns:
-            list[list[Tensor]]: of each kind of prediction (logits, boxes, ...) one (B, D, H_l,
-            W_l) per level.
+            For each kind of prediction (logits, boxes, ...), one (B, D, H_l, W_l) per level.
         """
         levels = [
             self.predict(feature, scale)
@@ -124,13 +124,13 @@ class DenseHead(nn.Module, ABC):
         return [list(kind) for kind in zip(*levels, strict=True)]
 
     def predict(self, feature: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        """All predictions of one level, logits and boxes first."""
+        """Returns all predictions of one level, logits and boxes first."""
         logits = self.cls_score(self.cls_subnet(feature))
         return logits, self.predict_boxes(self.bbox_subnet(feature), scale)
 
     def predict_boxes(self, feature: Tensor, scale: Tensor) -> Tensor:
-        """Boxes (B, box_dim, H, W) from the box tower's feature."""
-        # In half precision the exponential of a box's size would lose pixels.
+        """Predicts boxes (B, box_dim, H, W) from the features of the box tower."""
+        # In half precision, the exponential of a box's size would be off by pixels.
         return (self.bbox_pred(feature) * scale).float()
 
     def check_anchors(self, anchor_generator: DefaultAnchorGenerator) -> None:
@@ -145,29 +145,48 @@ class DenseHead(nn.Module, ABC):
     def losses(
         self,
         anchors: Sequence[Boxes],
-        predictions: Sequence[Sequence[Tensor]],
+        predictions: Sequence[list[Tensor]],
         gt_labels: Tensor,
         gt_boxes: Tensor,
     ) -> dict[str, Tensor]:
-        """Losses by name, level by level.
+        """Computes the losses of each level.
 
         Args:
-            anchors: per level.
-            predictions: of each kind one (N, R_l, D) per level, in float32.
-            gt_labels: (N, R) class, K for background, -1 for anchors without a loss.
-            gt_boxes: (N, R, 4) boxes to predict, where there is one.
+            anchors: anchors of each level.
+            predictions: for each kind, one (N, R_l, D) per level, in float32.
+            gt_labels: classes (N, R), K for background, -1 for anchors without a loss.
+            gt_boxes: (N, R, 4) boxes to predict, for anchors that have one.
 
         Returns:
-            dict[str, Tensor]: (L,) for each loss.
+            (L,) for each loss, by name.
         """
 
     @abstractmethod
     def decode(self, box_predictions: Tensor, anchors: Tensor) -> Tensor:
-        """Boxes (n, 4) from n predictions of the head and their anchors (n, 4)."""
+        """Decodes n predictions of the head, with their anchors (n, 4), to boxes (n, 4)."""
 
 
 class SingleAnchorDetector(DenseDetector):
-    """Dense detector with one anchor per location; its head says what is predicted of it."""
+    """A dense detector with one anchor per location, whose head defines what is predicted.
+
+    Args:
+        backbone: the feature pyramid.
+        head: predicts from the features, decodes boxes and computes the losses, like `ATSSHead`.
+        head_in_features: names of the features that are used; None for all.
+        anchor_generator: makes one anchor per location.
+        anchor_matcher: maps anchors of each level and ground-truth boxes to (R,) indexes, -1 for
+            background.
+        num_classes: number of foreground classes.
+        test_score_thresh: only classes with a higher score become candidates.
+        test_topk_candidates: maximum number of candidates per level.
+        test_nms: how overlapping candidates are suppressed.
+        max_detections_per_image: maximum number of detections.
+        pixel_mean, pixel_std: mean and standard deviation of the input's channels.
+        input_format: channel order of the input, for the code that reads the images.
+
+    Raises:
+        ValueError: the head does not support the anchors, for example several per location.
+    """
 
     def __init__(
         self,
@@ -186,25 +205,6 @@ class SingleAnchorDetector(DenseDetector):
         pixel_std: Sequence[float],
         input_format: str | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: feature pyramid.
-            head: predicts from the features, decodes boxes and has the losses, as `ATSSHead`.
-            head_in_features: names of the features in use; None for all.
-            anchor_generator: one anchor per location.
-            anchor_matcher: (anchors per level, ground-truth boxes) to (R,) indexes, -1 for
-                background.
-            num_classes: number of foreground classes.
-            test_score_thresh: only classes of a higher score become candidates.
-            test_topk_candidates: at most so many candidates per level.
-            test_nms: suppression of the candidates.
-            max_detections_per_image: at most so many detections.
-            pixel_mean, pixel_std: of the input's channels.
-            input_format: channel order of the input, for who reads the images.
-
-        Raises:
-            ValueError: anchors that the head does not predict of, such as several per location.
-        """
         super().__init__(
             backbone,
             head,
@@ -229,7 +229,7 @@ class SingleAnchorDetector(DenseDetector):
         predictions: Sequence[Sequence[Tensor]],
         gt_instances: Sequence[Instances],
     ) -> dict[str, Tensor]:
-        """Losses by name, summed over the levels; see `DenseDetector`."""
+        """Returns the losses by name, summed over the levels; see `DenseDetector`."""
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, images.image_sizes)
         losses = self.head.losses(anchors, per_anchor(predictions), gt_labels, gt_boxes)
@@ -242,24 +242,24 @@ class SingleAnchorDetector(DenseDetector):
         gt_instances: Sequence[Instances],
         image_sizes: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
-        """What each anchor is to predict.
+        """Determines what each anchor should predict.
 
-        Anchors centred in what pads an image to the size of the batch have no loss.
+        Anchors whose centre lies in padding that comes only from the batch have no loss.
 
         Args:
-            anchors: per level.
-            gt_instances: per image.
+            anchors: anchors of each level.
+            gt_instances: ground truth of each image.
             image_sizes: (height, width) of each image without padding.
 
         Returns:
-            tuple[Tensor, Tensor]: gt_labels and gt_boxes as in `DenseHead.losses`.
+            `gt_labels` and `gt_boxes` as in `DenseHead.losses`.
         """
         labels, boxes = [], []
         for instances, image_size in zip(gt_instances, image_sizes, strict=True):
-            usable = [self._usable(level, image_size) for level in anchors]
-            kept = [level[mask] for level, mask in zip(anchors, usable, strict=True)]
+            usable_by_level = [self._usable(level, image_size) for level in anchors]
+            kept = [level[mask] for level, mask in zip(anchors, usable_by_level, strict=True)]
             matched = self.anchor_matcher(kept, instances.gt_boxes)
-            usable = torch.cat(usable)
+            usable = torch.cat(usable_by_level)
             gt_boxes = instances.gt_boxes.tensor.new_zeros(len(usable), 4)
             gt_labels = instances.gt_classes.new_full((len(usable),), -1)
             gt_labels[usable] = self.num_classes
@@ -272,7 +272,7 @@ class SingleAnchorDetector(DenseDetector):
         return torch.stack(labels), torch.stack(boxes)
 
     def _usable(self, anchors: Boxes, image_size: tuple[int, int]) -> Tensor:
-        """(R_l,) whether the centre lies in the image as it is padded when it is alone."""
+        """Whether each anchor's centre (R_l,) lies in the image or in the padding it has alone."""
         divisor = max(self.backbone.size_divisibility, 1)
         height, width = (-(-side // divisor) * divisor for side in image_size)
         x, y = anchors.get_centers().unbind(1)
@@ -284,7 +284,7 @@ class SingleAnchorDetector(DenseDetector):
         features: Sequence[Tensor],
         predictions: Sequence[Sequence[Tensor]],
     ) -> list[Instances]:
-        """Detections of each image; see `DenseDetector`."""
+        """Returns the detections of each image; see `DenseDetector`."""
         anchors = self.anchor_generator(features)
         predictions = per_anchor(predictions)
         return [
@@ -302,9 +302,9 @@ class SingleAnchorDetector(DenseDetector):
     ) -> Instances:
         """
         Args:
-            anchors: per level.
-            predictions: of each kind one (R_l, D) per level.
-            image_size: (height, width); boxes are cut to it.
+            anchors: anchors of each level.
+            predictions: for each kind, one (R_l, D) per level.
+            image_size: (height, width), to which boxes are clipped.
         """
         levels = [self._candidates(*level) for level in zip(anchors, *predictions, strict=True)]
         boxes, scores, classes = (torch.cat(kind) for kind in zip(*levels, strict=True))
@@ -325,9 +325,9 @@ class SingleAnchorDetector(DenseDetector):
         box_predictions: Tensor,
         quality_logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (n, 4), scores (n,) and classes (n,) of one level.
+        """Returns boxes (n, 4), scores (n,) and classes (n,) of one level.
 
-        As in the official release the class score alone decides who becomes a candidate.
+        As in the official release, the class score alone decides what becomes a candidate.
         """
         scores = logits.sigmoid()
         found = scores > self.test_score_thresh

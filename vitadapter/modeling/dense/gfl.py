@@ -17,21 +17,21 @@ from .detector import DenseHead, count_samples, sum_by_level
 
 __all__ = ["GFLHead", "distribution_focal_loss", "quality_focal_loss"]
 
-# How far the largest distance to learn stays below the last bin, so that there is a bin to its
-# right; from the official release.
+# The largest distance to learn is this far below the last bin, so that there is a bin to its right;
+# from the official release.
 _MARGIN = 0.1
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
     """`|y - sigmoid(x)| ** beta * BCE(sigmoid(x), y)` (equation 3), element by element.
 
-    With y in {0, 1} and without the class weight it is the focal loss.
+    For y in {0, 1}, this is the focal loss without the class weight.
 
     Args:
         logits: x, of any shape.
-        quality: y in [0, 1], of the same shape: the IoU of the prediction where the class is
-            there, else 0. It gets no gradient.
-        beta: focusing parameter; default from the paper.
+        quality: y in [0, 1], of the same shape: the IoU of the prediction for the class that is
+            present, and 0 for the others. It gets no gradient.
+        beta: focusing parameter; the default is the paper's.
     """
     quality = quality.detach()
     modulation = (quality - logits.sigmoid()).abs() ** beta
@@ -39,14 +39,14 @@ def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Te
 
 
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropies of the two bins beside the target, each weighted by its nearness (eq. 6).
+    """Cross-entropies of the two bins next to the target, weighted by their nearness (equation 6).
 
     Args:
         logits: (n, bins); bin i stands for the value i.
         target: (n,) values in [0, bins - 1).
 
     Returns:
-        Tensor: (n,).
+        (n,).
     """
     left = target.long()
     right_weight = target - left
@@ -57,11 +57,24 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class GFLHead(DenseHead):
-    """Class scores of graded quality, and boxes as 4 distributions over bins (B, 4 * bins, H, W).
+    """Predicts class scores with quality, and boxes as distributions (B, 4 * bins, H, W) over bins.
 
-    Anchors serve to assign samples; boxes are distances from their centres. Losses and scores are
-    those of the official release.
+    Anchors are used to assign samples; boxes are distances from their centres. Losses and scores
+    are those of the official release.
+
+    Args:
+        in_channels, num_levels, num_classes, conv_dims, norm: as in `DenseHead`.
+        num_bins: sides lie 0 .. num_bins - 1 strides from the anchor's centre.
+        anchor_scale: width in strides of the anchors that the anchor generator makes.
+        quality_focal_beta: `beta` of the class loss.
+        box_loss_weight: weight of the GIoU loss.
+        distribution_loss_weight: weight of the distribution focal loss.
+
+    Raises:
+        ValueError: fewer than two bins.
     """
+
+    bins: Tensor
 
     def __init__(
         self,
@@ -77,18 +90,6 @@ class GFLHead(DenseHead):
         box_loss_weight: float = 2.0,
         distribution_loss_weight: float = 0.25,
     ) -> None:
-        """
-        Args:
-            in_channels, num_levels, num_classes, conv_dims, norm: as in `DenseHead`.
-            num_bins: a side is at 0 .. num_bins - 1 strides from the anchor's centre.
-            anchor_scale: width of an anchor in strides, as the anchor generator makes them.
-            quality_focal_beta: of the class loss.
-            box_loss_weight: of the GIoU loss.
-            distribution_loss_weight: of the distribution focal loss.
-
-        Raises:
-            ValueError: fewer than two bins.
-        """
         if num_bins < 2:
             raise ValueError(f"num_bins must be at least 2, got {num_bins}")
         super().__init__(
@@ -99,7 +100,7 @@ class GFLHead(DenseHead):
             norm=norm,
             box_dim=4 * num_bins,
         )
-        # Official checkpoints hold it.
+        # A buffer because official checkpoints contain it.
         self.register_buffer("bins", torch.arange(num_bins, dtype=torch.float32))
         self.anchor_scale = anchor_scale
         self.quality_focal_beta = quality_focal_beta
@@ -108,7 +109,7 @@ class GFLHead(DenseHead):
         self._transform = Box2BoxTransformLinear(normalize_by_size=True)
 
     def check_anchors(self, anchor_generator: DefaultAnchorGenerator) -> None:
-        """Raises ValueError unless there is one anchor per location, as wide as it should be."""
+        """Raises ValueError unless there is one anchor per location, with the right width."""
         super().check_anchors(anchor_generator)
         cells = zip(anchor_generator.cell_anchors, anchor_generator.strides, strict=True)
         for box, stride in cells:
@@ -119,29 +120,29 @@ class GFLHead(DenseHead):
                 )
 
     def distances(self, box_predictions: Tensor) -> Tensor:
-        """Expected distances (n, 4) in strides, of distributions (n, 4 * bins)."""
+        """Returns the expected distances (n, 4) in strides of distributions (n, 4 * bins)."""
         return box_predictions.unflatten(1, (4, -1)).softmax(2) @ self.bins.to(box_predictions)
 
     def decode(self, box_predictions: Tensor, anchors: Tensor) -> Tensor:
-        """Boxes (n, 4) from distributions (n, 4 * bins) and anchors (n, 4)."""
+        """Decodes distributions (n, 4 * bins) at anchors (n, 4) to boxes (n, 4)."""
         distances = self.distances(box_predictions) / self.anchor_scale
         return self._transform.apply_deltas(distances, anchors)
 
     def _distance_targets(self, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-        """Distances (n, 4) in strides, cut to what the bins hold."""
+        """Returns the distances (n, 4) in strides, clipped to the range of the bins."""
         distances = self._transform.get_deltas(anchors, gt_boxes) * self.anchor_scale
         return distances.clamp(min=0, max=len(self.bins) - 1 - _MARGIN)
 
     def losses(
         self,
         anchors: Sequence[Boxes],
-        predictions: Sequence[Sequence[Tensor]],
+        predictions: Sequence[list[Tensor]],
         gt_labels: Tensor,
         gt_boxes: Tensor,
     ) -> dict[str, Tensor]:
-        """Quality focal, GIoU and distribution focal loss; see the base class.
+        """Computes quality focal, GIoU and distribution focal loss.
 
-        The box losses are weighted by the best class score.
+        The last two are weighted by the best class score of each anchor.
         """
         logits, distributions = (torch.cat(kind, 1) for kind in predictions)
         positive = (gt_labels >= 0) & (gt_labels < self.num_classes)  # (N, R)

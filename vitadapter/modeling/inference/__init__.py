@@ -1,4 +1,4 @@
-"""Inference beyond one forward pass: equal batches, sliding windows and test-time augmentation."""
+"""Inference in several passes: batches of one size, sliding windows, test-time augmentation."""
 
 from .detector_tta import DetectorWithTTA, ScaleRangeMapperTTA
 from .same_size_batches import predict_by_size

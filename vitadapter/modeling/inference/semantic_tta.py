@@ -1,21 +1,23 @@
-"""Test-time augmentation of semantic segmenters: several scales, and mirrored."""
+"""Test-time augmentation of semantic segmenters: several scales, each also mirrored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from detectron2.data import transforms as T
 from torch import Tensor, nn
 
+from vitadapter.modeling.image_record import ImageRecord, asked_size
+
 __all__ = ["SemanticSegmentorWithTTA"]
 
-_BAND = 64  # rows whose probabilities are held at once
+_BAND = 64  # rows whose probabilities are in memory at once
 
 
 def _add_probabilities(total: Tensor | None, logits: Tensor, mirrored: bool) -> Tensor:
     """Adds the softmax of logits (K, H, W), mirrored back, to a total in float32 at least.
 
-    At many classes each map of a large image is gigabytes: beside these two none is made.
+    With many classes, the map of a large image has gigabytes, so no third one is made.
     """
     if total is None:
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -27,7 +29,7 @@ def _add_probabilities(total: Tensor | None, logits: Tensor, mirrored: bool) -> 
 
 
 def _augmented(augmentation: T.Augmentation, image: np.ndarray) -> Tensor:
-    """An image (H, W, 3) after the augmentation, (3, h, w)."""
+    """Returns an image (H, W, 3) after the augmentation, (3, h, w)."""
     aug_input = T.AugInput(image)
     augmentation(aug_input)
     return torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
@@ -38,9 +40,9 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     Args:
         model: the segmenter.
-        resizes: one augmentation, or list of augmentations, for each scale; applied to the given
-            image, which is to be the whole one (``dataloader.test.mapper.augmentations=[]``).
-        flip: whether every scale is predicted mirrored, too.
+        resizes: one augmentation, or list of augmentations, for each scale. They are applied to the
+            given image, which must be in full size (`dataloader.test.mapper.augmentations=[]`).
+        flip: whether every scale is also predicted mirrored.
 
     Raises:
         ValueError: there is no scale.
@@ -63,35 +65,36 @@ class SemanticSegmentorWithTTA(nn.Module):
         ]
         self.flip = flip
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, object]]) -> list[dict[str, Tensor]]:
+    def forward(self, batched_inputs: Sequence[ImageRecord]) -> list[dict[str, Tensor]]:
         """
         Args:
-            batched_inputs: dicts with "image" (3, H, W), uint8, and optionally with "height" and
-                "width" of the output.
+            batched_inputs: the images, uint8.
 
         Returns:
             For each image a dict with "sem_seg", probabilities (K, height, width).
 
         Raises:
-            ValueError: the mapper has resized an image of the data set.
+            ValueError: an image of the data set has been resized by the mapper.
         """
         return [{"sem_seg": self._segment(record)} for record in batched_inputs]
 
-    def _segment(self, record: Mapping[str, object]) -> Tensor:
+    def _segment(self, record: ImageRecord) -> Tensor:
         image = record["image"].permute(1, 2, 0).numpy(force=True)
         height, width = image.shape[:2]
-        size = {"height": record.get("height", height), "width": record.get("width", width)}
-        if "file_name" in record and (size["height"], size["width"]) != (height, width):
+        asked_height, asked_width = asked_size(record)
+        if "file_name" in record and (asked_height, asked_width) != (height, width):
             raise ValueError(
                 "test-time augmentation makes its scales from the whole image, but "
-                f"{record['file_name']} of {size['width']} x {size['height']} pixels was resized "
+                f"{record['file_name']} of {asked_width} x {asked_height} pixels was resized "
                 f"to {width} x {height}: set dataloader.test.mapper.augmentations=[]"
             )
-        total = None
+        total: Tensor | None = None
         for resize in self.resizes:
             pixels = _augmented(resize, image)
             for mirrored in (False, True) if self.flip else (False,):
                 version = pixels.flip(-1) if mirrored else pixels
-                (output,) = self.model([{"image": version, **size}])
+                single = ImageRecord(image=version, height=asked_height, width=asked_width)
+                (output,) = self.model([single])
                 total = _add_probabilities(total, output.pop("sem_seg"), mirrored)
+        assert total is not None  # there is a scale
         return total.div_(len(self.resizes) * (2 if self.flip else 1))

@@ -1,4 +1,4 @@
-"""Inference on overlapping windows of the size that a segmenter was trained with."""
+"""Inference on overlapping windows, which have the size that a segmenter was trained with."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -10,22 +10,24 @@ __all__ = ["SlidingWindow", "window_starts"]
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """First pixel of each window along a side: multiples of the stride, the last shifted back.
+    """Returns the first pixel of each window along a side of an image.
+
+    These are multiples of the stride, except that the last window ends with the side.
 
     Args:
-        length: of the side in pixels.
-        crop: of a window.
-        stride: between windows.
+        length: length of the side in pixels.
+        crop: length of a window.
+        stride: distance of windows.
 
     Returns:
-        Starts, of which none reaches beyond the side; [0] for a side within one window.
+        The first pixels; [0] if the side fits into one window.
     """
     last = max(length - crop, 0)
     return [*range(0, last, stride), last]
 
 
 def _pad(images: Tensor, least: tuple[int, int], value: Tensor | float) -> Tensor:
-    """Images (B, 3, H, W) padded at the bottom and at the right to at least (height, width)."""
+    """Pads images (B, 3, H, W) at the bottom and right to at least (height, width)."""
     height, width = images.shape[-2:]
     if height >= least[0] and width >= least[1]:
         return images
@@ -38,17 +40,17 @@ def _pad(images: Tensor, least: tuple[int, int], value: Tensor | float) -> Tenso
 class SlidingWindow:
     """Predicts window by window and averages the logits where windows overlap.
 
-    The sum is the only map of the whole image that is held, beside one window's.
+    Only the sum over the whole image and the logits of one batch of windows are kept in memory.
 
     Args:
         crop_size: (height, width) of a window in pixels.
         stride: (vertical, horizontal) distance of windows in pixels.
-        pad_to_crop: whether an image smaller than a window is padded to one; the padding is cut
-            off the result. Else it is predicted as it is.
-        windows_per_batch: windows that are predicted at once.
+        pad_to_crop: whether an image that is smaller than a window is padded to its size, and the
+            result cropped. Otherwise, it is predicted as it is.
+        windows_per_batch: number of windows that are predicted at once.
 
     Raises:
-        ValueError: a size that is not positive, or windows that would leave gaps.
+        ValueError: a size is not positive, or the windows would leave gaps.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class SlidingWindow:
         Args:
             predict: maps images (B, 3, h, w) to logits (B, K, h, w).
             images: normalised images (B, 3, H, W).
-            pad_value: of padded pixels, (3, 1, 1) or the same for all channels.
+            pad_value: value of padding pixels, (3, 1, 1) or the same for all channels.
 
         Returns:
             Logits (B, K, H, W), in float32 at least.
@@ -96,19 +98,20 @@ class SlidingWindow:
             for side, crop, step in zip(size, self.crop_size, self.stride, strict=True)
         ]
         corners = list(product(*starts))
-        total = None
+        total: Tensor | None = None
         for first in range(0, len(corners), self.windows_per_batch):
             batch = corners[first : first + self.windows_per_batch]
             crops = [images[..., y : y + window[0], x : x + window[1]] for y, x in batch]
             logits = predict(torch.cat(crops))
             if total is None:
-                # In half precision averages of neighbouring classes would tie.
+                # In half precision, averages of similar classes would be equal.
                 dtype = torch.promote_types(logits.dtype, torch.float32)
                 total = logits.new_zeros(len(images), logits.shape[1], *size, dtype=dtype)
             for (y, x), part in zip(batch, logits.split(len(images)), strict=True):
                 total[..., y : y + window[0], x : x + window[1]] += part
-            del logits, part  # else they would be held while the next batch is predicted
-        # How many windows cover a pixel is a product, since windows form a grid.
+            del logits, part  # otherwise they would be kept while the next batch is predicted
+        assert total is not None  # there is a window
+        # Windows form a grid, so the number of windows that cover a pixel is a product.
         for axis in (0, 1):
             counts = total.new_zeros(size[axis])
             for start in starts[axis]:

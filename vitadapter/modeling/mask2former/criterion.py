@@ -1,7 +1,7 @@
 """Mask2Former's losses: class, binary cross entropy and dice, after every decoder layer.
 
-Predicted and true segments are matched first (DETR, arXiv 2005.12872, section 3.1). Masks are
-compared at points only (PointRend, arXiv 1912.08193).
+Predicted segments are first matched with true ones (DETR, arXiv 2005.12872, section 3.1). Masks are
+compared only at sampled points (PointRend, arXiv 1912.08193).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,16 @@ __all__ = [
 
 
 RandomPoints = Callable[[int, int, torch.device], Tensor]
-"""(number of masks N, points per mask P, device) to points (N, P, 2) as (x, y) in [0, 1]."""
+"""Maps (number of masks N, points per mask P, device) to points (N, P, 2), (x, y) in [0, 1]."""
 
 
 def uniform_points(num_masks: int, num_points: int, device: torch.device) -> Tensor:
-    """Independent uniform points (N, P, 2)."""
+    """Draws independent uniform points (N, P, 2)."""
     return torch.rand(num_masks, num_points, 2, device=device)
 
 
 def sample_at_points(masks: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of masks at points; 0 outside.
+    """Samples masks at points bilinearly; they are 0 outside.
 
     Args:
         masks: (N, h, w).
@@ -48,7 +48,7 @@ def sample_at_points(masks: Tensor, points: Tensor) -> Tensor:
     """
     grid = (2 * points - 1).to(masks.dtype)
     if len(points) == 1:
-        # One set of points for all masks: these are channels, so that nothing is repeated.
+        # The masks are channels if they share their points, so that these need not be repeated.
         return F.grid_sample(masks[None], grid[:, :, None], align_corners=False)[0, :, :, 0]
     return F.grid_sample(masks[:, None], grid[:, :, None], align_corners=False)[:, 0, :, 0]
 
@@ -61,13 +61,13 @@ def uncertain_points(
     importance_sample_ratio: float,
     random_points: RandomPoints,
 ) -> Tensor:
-    """Points of which a part lies where predictions are the least certain.
+    """Draws points, some of which lie where the predictions are least certain.
 
     Args:
         mask_logits: (N, h, w).
-        num_points: P, points per mask.
-        oversample_ratio: candidates, over P, that the uncertain points are chosen from.
-        importance_sample_ratio: uncertain points, over P; the others are uniform.
+        num_points: points per mask P.
+        oversample_ratio: the uncertain points are chosen from this many times P candidates.
+        importance_sample_ratio: fraction of uncertain points; the others are uniform.
         random_points: draws candidates and uniform points.
 
     Returns:
@@ -85,7 +85,9 @@ def uncertain_points(
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """One minus the dice coefficient of each mask, smoothed by 1 (arXiv 1606.04797, first powers).
+    """One minus the dice coefficient of each mask, with smoothing 1 and first powers.
+
+    The loss of arXiv 1606.04797 has squares instead.
 
     Args:
         logits: (M, P) at P points of M masks.
@@ -100,37 +102,37 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def _cross_entropy_costs(logits: Tensor, truth: Tensor) -> Tensor:
-    """(Q, P) and (N, P) to the mean binary cross entropy (Q, N) of all pairs.
+    """Mean binary cross entropy (Q, N) of all pairs of (Q, P) and (N, P).
 
-    -t log s(x) - (1 - t) log(1 - s(x)) = softplus(x) - t x, so one product serves.
+    Since -t log s(x) - (1 - t) log(1 - s(x)) = softplus(x) - t x, it needs only one product.
     """
     return (F.softplus(logits).sum(-1, keepdim=True) - logits @ truth.T) / logits.shape[-1]
 
 
 def _dice_costs(logits: Tensor, truth: Tensor) -> Tensor:
-    """(Q, P) and (N, P) to one minus the smoothed dice coefficient (Q, N) of all pairs."""
+    """One minus the smoothed dice coefficient (Q, N) of all pairs of (Q, P) and (N, P)."""
     probabilities = logits.sigmoid()
     intersection = probabilities @ truth.T
     total = probabilities.sum(-1)[:, None] + truth.sum(-1)[None]
     return 1 - (2 * intersection + 1) / (total + 1)
 
 
-def _non_finite(x: Tensor) -> int:
+def _count_non_finite(x: Tensor) -> int:
     return int((~x.isfinite()).sum())
 
 
 class HungarianMatcher:
-    """One-to-one matching of the lowest total cost: classification, cross entropy and dice.
+    """One-to-one matching with the lowest total cost of classes, cross entropy and dice.
 
     Args:
-        class_weight: of the negative probability of the true class.
-        mask_weight: of the mean binary cross entropy between masks.
-        dice_weight: of one minus the masks' dice coefficient.
-        num_points: points on which masks are compared, the same for all pairs.
-        random_points: draws them.
+        class_weight: weight of the negative probability of the true class.
+        mask_weight: weight of the mean binary cross entropy between masks.
+        dice_weight: weight of one minus the masks' dice coefficient.
+        num_points: number of points at which masks are compared; all pairs have the same points.
+        random_points: draws the points.
 
     Raises:
-        ValueError: no point, or a negative weight, or all of them zero.
+        ValueError: there is no point, a weight is negative, or all weights are zero.
     """
 
     def __init__(
@@ -162,12 +164,12 @@ class HungarianMatcher:
         Args:
             class_logits: (Q, K + 1) of one image.
             mask_logits: (Q, h, w).
-            classes: (N,) of the true segments; N may be 0, or more than Q.
+            classes: (N,), of the true segments; N may be 0, or more than Q.
             masks: (N, H, W), floating point.
 
         Returns:
-            Indices (M,) of queries and (M,) of the segments that they are matched with, with
-            M = min(Q, N). Where N > Q the segments that fit worst stay unmatched.
+            Indices (M,) of queries and (M,) of their segments, with M = min(Q, N). If N > Q, the
+            segments that fit worst have no query.
 
         Raises:
             FloatingPointError: a cost is not finite, because a prediction is not.
@@ -176,9 +178,10 @@ class HungarianMatcher:
         if not costs.isfinite().all():
             raise FloatingPointError(
                 "matching needs finite costs, but "
-                f"{_non_finite(class_logits)} class logits and {_non_finite(mask_logits)} mask "
-                "logits are NaN or infinite: the training has diverged, or half precision "
-                "overflowed; try a lower learning rate, gradient clipping or bfloat16"
+                f"{_count_non_finite(class_logits)} class logits and "
+                f"{_count_non_finite(mask_logits)} mask logits are NaN or infinite: the training "
+                "has diverged, or half precision overflowed; try a lower learning rate, gradient "
+                "clipping or bfloat16"
             )
         rows, columns = linear_sum_assignment(costs.numpy())
         device = class_logits.device
@@ -187,7 +190,7 @@ class HungarianMatcher:
     def costs(
         self, class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Tensor
     ) -> Tensor:
-        """Costs (Q, N) of all pairs; arguments as of the call."""
+        """Computes the costs (Q, N) of all pairs; the arguments are those of a call."""
         if len(classes) == 0:
             return class_logits.new_zeros(len(class_logits), 0)
         points = self.random_points(1, self.num_points, mask_logits.device)
@@ -202,24 +205,19 @@ class HungarianMatcher:
 
 
 class SetCriterion(nn.Module):
-    """Matches every layer's predictions with the truth and compares matched pairs.
+    """Matches every layer's predictions with the ground truth and compares matched pairs.
 
-    All of it is computed in float32 at least, whatever the type of the predictions.
+    Weights and points of the losses are those of the matcher. Everything is computed in float32 at
+    least, whatever the dtype of the predictions.
 
     Args:
-        num_classes: K, without "no object".
-        matcher: of queries and true segments.
-        class_weight: weight of the classes' cross entropy.
-        mask_weight: weight of the masks' binary cross entropy.
-        dice_weight: weight of the masks' dice loss.
-        no_object_weight: of queries without a match in the classes' cross entropy.
-        num_points: points per mask at which masks are compared.
-        oversample_ratio: see `uncertain_points`.
-        importance_sample_ratio: see `uncertain_points`.
-        random_points: draws them.
+        num_classes: number of classes K, without "no object".
+        matcher: matches queries with true segments.
+        no_object_weight: weight of queries without a match in the classes' cross entropy.
+        oversample_ratio, importance_sample_ratio: see `uncertain_points`.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a ratio is out of range.
     """
 
     def __init__(
@@ -227,44 +225,35 @@ class SetCriterion(nn.Module):
         *,
         num_classes: int,
         matcher: HungarianMatcher,
-        class_weight: float = 2.0,
-        mask_weight: float = 5.0,
-        dice_weight: float = 5.0,
         no_object_weight: float = 0.1,
-        num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
-        random_points: RandomPoints = uniform_points,
     ) -> None:
         super().__init__()
-        if not (num_points >= 1 and oversample_ratio >= 1 and 0 <= importance_sample_ratio <= 1):
+        if not (oversample_ratio >= 1 and 0 <= importance_sample_ratio <= 1):
             raise ValueError(
-                "num_points and oversample_ratio must be at least 1 and importance_sample_ratio "
-                f"lie in [0, 1], got {num_points=}, {oversample_ratio=}, {importance_sample_ratio=}"
+                "oversample_ratio must be at least 1 and importance_sample_ratio lie in [0, 1], "
+                f"got {oversample_ratio=}, {importance_sample_ratio=}"
             )
         self.num_classes = num_classes
         self.matcher = matcher
-        self.class_weight = class_weight
-        self.mask_weight = mask_weight
-        self.dice_weight = dice_weight
-        self.num_points = num_points
+        self.no_object_weight = no_object_weight
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
-        self.random_points = random_points
-        self.no_object_weight = no_object_weight
 
     def forward(
         self, predictions: Sequence[MaskPrediction], targets: Sequence[MaskTargets]
     ) -> dict[str, Tensor]:
         """
         Args:
-            predictions: of the decoder's layers, the final one last.
-            targets: of each image, masks at the size of the padded batch.
+            predictions: those of the decoder's layers, the final one last.
+            targets: ground truth of each image, with masks at the size of the padded batch.
 
         Returns:
-            Weighted losses "loss_ce", "loss_mask" and "loss_dice" of the final prediction, and of
-            the others with the number of the layer behind: "loss_ce_0" and so on. Without any
-            true segment the losses of masks are 0.
+            Weighted losses "loss_ce", "loss_mask" and "loss_dice" of the final prediction. The
+            names
+            of the others end in the number of their layer: "loss_ce_0" and so on. If there is no
+            true segment, the losses of masks are 0.
 
         Raises:
             FloatingPointError: a prediction is not finite.
@@ -272,11 +261,11 @@ class SetCriterion(nn.Module):
         dtype = torch.promote_types(predictions[-1].mask_logits.dtype, torch.float32)
         targets = [MaskTargets(x.classes, x.masks.to(dtype)) for x in targets]
         num_queries = predictions[-1].class_logits.shape[1]
-        # Queries that a worker matches with a true segment.
-        matched = float(sum(min(len(x.classes), num_queries) for x in targets))
-        matched = predictions[-1].mask_logits.new_tensor(matched, dtype=dtype)
-        num_pairs = mean_over_processes(matched).clamp(min=1)
-        losses = {}
+        matched = sum(min(len(x.classes), num_queries) for x in targets)
+        num_pairs = mean_over_processes(
+            predictions[-1].mask_logits.new_tensor(matched, dtype=dtype)
+        ).clamp(min=1)
+        losses: dict[str, Tensor] = {}
         with torch.autocast(predictions[-1].mask_logits.device.type, enabled=False):
             for i, prediction in enumerate(predictions):
                 suffix = "" if i == len(predictions) - 1 else f"_{i}"
@@ -311,23 +300,23 @@ class SetCriterion(nn.Module):
             torch.cat(matched_logits), torch.cat(matched_masks)
         )
         return {
-            "loss_ce": self.class_weight * loss_ce,
-            "loss_mask": self.mask_weight * loss_mask / num_pairs,
-            "loss_dice": self.dice_weight * loss_dice / num_pairs,
+            "loss_ce": self.matcher.class_weight * loss_ce,
+            "loss_mask": self.matcher.mask_weight * loss_mask / num_pairs,
+            "loss_dice": self.matcher.dice_weight * loss_dice / num_pairs,
         }
 
     def _mask_losses(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over M matched masks, (M, h, w) and (M, H, W), of cross entropy and dice loss."""
+        """Sums cross entropy and dice loss over M matched masks, (M, h, w) and (M, H, W)."""
         if len(logits) == 0:
-            # A sum of nothing, which still belongs to the graph of the parameters.
+            # This is 0, but belongs to the graph, so that parameters have gradients.
             return logits.sum(), logits.sum()
         with torch.no_grad():
             points = uncertain_points(
                 logits,
-                num_points=self.num_points,
+                num_points=self.matcher.num_points,
                 oversample_ratio=self.oversample_ratio,
                 importance_sample_ratio=self.importance_sample_ratio,
-                random_points=self.random_points,
+                random_points=self.matcher.random_points,
             )
             truth = sample_at_points(masks, points)
         logits = sample_at_points(logits, points)  # (M, P)

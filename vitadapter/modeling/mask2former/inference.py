@@ -28,32 +28,32 @@ class SegmentInfo(TypedDict):
 
 
 def first_classes(num_things: int) -> list[int]:
-    """Things where they are the first so many classes, for configs to call."""
+    """Returns the indexes of things, if these are the first classes; for configs."""
     return list(range(num_things))
 
 
 def semantic_scores(prediction: MaskPrediction) -> Tensor:
-    """Class probabilities times mask probabilities, summed over the queries.
+    """Computes class probabilities times mask probabilities, summed over the queries.
 
     Args:
         prediction: class logits (B, Q, K + 1) and mask logits (B, Q, h, w).
 
     Returns:
-        (B, K, h, w), not negative; they need not add up to 1.
+        (B, K, h, w), not negative; they do not always add up to 1.
     """
     classes = prediction.class_logits.softmax(-1)[..., :-1]
     masks = prediction.mask_logits.sigmoid()
-    # In half precision the sum over queries would make pixels' classes tie.
+    # In half precision, the sums over the queries would be equal for several classes.
     with torch.autocast(masks.device.type, enabled=False):
         return torch.einsum("bqk,bqhw->bkhw", classes, masks)
 
 
 class InstanceInference:
-    """The best pairs of query and class; a query may be an instance of several classes.
+    """Selects the best pairs of query and class; a query may be an instance of several classes.
 
     Args:
         thing_classes: classes that have instances; None for all.
-        max_per_image: pairs that are looked at, also of classes that have none.
+        max_per_image: number of pairs that are selected, including those of other classes.
 
     Raises:
         ValueError: `max_per_image` is not positive.
@@ -74,12 +74,12 @@ class InstanceInference:
         Args:
             class_logits: (Q, K + 1) of one image.
             mask_logits: (Q, h, w).
-            resize: mask logits (n, h, w) to the size of the output (n, height, width).
+            resize: resizes mask logits (n, h, w) to the size of the output (n, height, width).
 
         Returns:
-            Instances by falling class score, with `pred_masks` (N, height, width), bool,
-            `pred_boxes` around them, `pred_classes`, and `scores`: class probability times mean
-            probability of the mask's pixels.
+            Instances in the order of falling class probability, with `pred_masks` (N, height,
+            width), bool, `pred_boxes` around them, `pred_classes`, and `scores`: class probability
+            times mean probability of the mask's pixels.
         """
         probabilities = class_logits.softmax(-1)[:, :-1]
         num_classes = probabilities.shape[1]
@@ -89,8 +89,8 @@ class InstanceInference:
         if self.thing_classes is not None:
             things = torch.isin(classes, classes.new_tensor(self.thing_classes))
             scores, queries, classes = scores[things], queries[things], classes[things]
-        # A query that serves several classes is resized once, and by itself, since a hundred maps
-        # of a large image do not fit into memory.
+        # A query with several classes is resized only once. Queries are resized one by one, since a
+        # hundred maps of a large image do not fit into memory.
         queries, index = queries.unique(return_inverse=True)
         size = resize(mask_logits[:0]).shape[1:]
         masks = torch.zeros(len(queries), *size, dtype=torch.bool, device=mask_logits.device)
@@ -110,7 +110,8 @@ class InstanceInference:
 def _claims(
     scores: Tensor, mask_logits: Tensor, resize: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Each query's own mask (Q, height, width), and who claims a pixel the most (height, width).
+    """Returns each query's own mask (Q, height, width), and each pixel's best query (height,
+    width).
 
     Queries are resized one by one: all maps of a large image would not fit into memory.
     """
@@ -128,15 +129,15 @@ def _claims(
 
 
 class PanopticInference:
-    """Gives every pixel to the query that claims it the most, and drops what is left of few.
+    """Gives every pixel to the query with the highest score, and drops queries that lose most.
 
     Args:
-        thing_classes: classes whose segments are objects; segments of any other class are merged.
+        thing_classes: classes whose segments are objects; segments of each other class are merged.
         score_threshold: probability that a query's class must exceed.
-        overlap_threshold: part of its own mask that a query must win to be kept.
+        overlap_threshold: fraction of its own mask that a query must win to be kept.
 
     Raises:
-        ValueError: a threshold outside [0, 1].
+        ValueError: a threshold is outside [0, 1].
     """
 
     def __init__(
@@ -157,15 +158,11 @@ class PanopticInference:
     def __call__(
         self, class_logits: Tensor, mask_logits: Tensor, resize: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, list[SegmentInfo]]:
-        """
-        Args:
-            class_logits: (Q, K + 1) of one image.
-            mask_logits: (Q, h, w).
-            resize: mask logits (n, h, w) to the size of the output (n, height, width).
+        """Takes the arguments of `InstanceInference`.
 
         Returns:
-            Map of segment ids (height, width), int32, 0 where there is no segment; and what
-            the segments are.
+            A map of segment ids (height, width), int32, 0 where there is no segment; and the
+            segments.
         """
         scores, classes = class_logits.softmax(-1).max(-1)
         kept = (classes != class_logits.shape[1] - 1) & (scores > self.score_threshold)

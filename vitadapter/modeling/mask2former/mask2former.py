@@ -8,6 +8,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from vitadapter.modeling.image_record import ImageRecord, asked_size
 from vitadapter.modeling.semantic import SemanticSegmentor, WindowedInference
 from vitadapter.modeling.semantic.segmentor import check_size, name_of
 
@@ -23,14 +24,14 @@ Output = dict[str, Tensor | Instances | tuple[Tensor, list[SegmentInfo]]]
 
 
 class Mask2FormerHead(nn.Module):
-    """Maps a backbone's features to a class and a mask for each query.
+    """Maps the features of a backbone to a class and a mask for each query.
 
     Args:
-        pixel_decoder: features to mask features and memories.
-        predictor: these to predictions.
+        pixel_decoder: maps features to mask features and memories.
+        predictor: maps these to predictions.
 
     Raises:
-        ValueError: the two disagree on widths or on the number of levels.
+        ValueError: the two have different widths or numbers of levels.
     """
 
     def __init__(
@@ -51,33 +52,32 @@ class Mask2FormerHead(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> list[MaskPrediction]:
         """
         Args:
-            features: maps (B, C_l, h_l, w_l) by name.
+            features: maps (B, C_l, h_l, w_l), by name.
 
         Returns:
-            In training a prediction of the initial queries and of every decoder layer, the final
-            one last; else only the final one.
+            In training, a prediction of the initial queries and of every decoder layer, the final
+            one last; otherwise only the final one.
         """
         return self.predictor(*self.pixel_decoder(features))
 
 
 class Mask2Former(SemanticSegmentor):
-    """Backbone and head; predicts each image by itself, in up to three ways at once.
+    """A backbone and a head, which predict each image separately, in up to three ways at once.
 
     Args:
         backbone: maps images to features.
         sem_seg_head: maps features to a class and a mask for each query.
-        criterion: losses of these.
-        targets: makes the truth, on a device, from a record of the data set; see `targets.py`.
-        pixel_mean: of the images' channels.
-        pixel_std: of the images' channels.
+        criterion: computes the losses.
+        targets: makes the ground truth, on a device, from a record; see `targets.py`.
+        pixel_mean, pixel_std: mean and standard deviation of the images' channels.
         semantic_on: whether "sem_seg" is predicted.
         instance_inference: predicts "instances"; None for none.
         panoptic_inference: predicts "panoptic_seg"; None for none.
-        inference: how "sem_seg" is predicted, such as `SlidingWindow`; None predicts whole images,
-            as instances and panoptic segments always are.
+        inference: how "sem_seg" is predicted, such as `SlidingWindow`; None predicts whole images.
+            Instances and panoptic segments are always predicted on whole images.
 
     Raises:
-        ValueError: nothing is predicted, or head and criterion disagree on the classes, or
+        ValueError: nothing is predicted, head and criterion have different numbers of classes, or
             `inference` is given without `semantic_on`.
     """
 
@@ -87,7 +87,7 @@ class Mask2Former(SemanticSegmentor):
         backbone: Backbone,
         sem_seg_head: Mask2FormerHead,
         criterion: SetCriterion,
-        targets: Callable[[Mapping[str, object], torch.device], MaskTargets],
+        targets: Callable[[ImageRecord, torch.device], MaskTargets],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         semantic_on: bool = True,
@@ -119,22 +119,19 @@ class Mask2Former(SemanticSegmentor):
         self.instance_inference = instance_inference
         self.panoptic_inference = panoptic_inference
 
-    def forward(
-        self, batched_inputs: Sequence[Mapping[str, object]]
-    ) -> dict[str, Tensor] | list[Output]:
+    def forward(self, batched_inputs: Sequence[ImageRecord]) -> dict[str, Tensor] | list[Output]:
         """
         Args:
-            batched_inputs: dicts with "image" (3, H, W), in training with what `targets` reads, in
-                inference optionally with "height" and "width" of the output in pixels.
+            batched_inputs: the images, in training with what `targets` reads.
 
         Returns:
-            In training the losses; else for each image a dict with those that are switched on of
-            "sem_seg", scores (K, height, width), "instances", see `InstanceInference`, and
-            "panoptic_seg", see `PanopticInference`.
+            In training, the losses; otherwise for each image a dict with those of these that are
+            switched on: "sem_seg", scores (K, height, width), "instances" (`InstanceInference`)
+            and "panoptic_seg" (`PanopticInference`).
 
         Raises:
-            ValueError: an image has no truth in training, or of another size, or of a class that
-                the model does not have.
+            ValueError: in training, an image has no ground truth, or it has the wrong size or a
+                class that the model does not have.
             FloatingPointError: the training has diverged.
         """
         if not self.training:
@@ -145,7 +142,7 @@ class Mask2Former(SemanticSegmentor):
         size = (images.shape[-2], images.shape[-1])
         return self.criterion(predictions, [pad_masks(x, size) for x in targets])
 
-    def _checked_targets(self, record: Mapping[str, object]) -> MaskTargets:
+    def _checked_targets(self, record: ImageRecord) -> MaskTargets:
         targets = self.targets(record, self.device)
         check_size(record, targets.masks)
         if len(targets.classes) > 0:
@@ -157,7 +154,7 @@ class Mask2Former(SemanticSegmentor):
                 )
         return targets
 
-    def _predict(self, record: Mapping[str, object]) -> Output:
+    def _predict(self, record: ImageRecord) -> Output:
         images = self._normalised(record)[None]
         output: Output = {}
         if self.inference is not None:
@@ -171,7 +168,7 @@ class Mask2Former(SemanticSegmentor):
 
         def resize(mask_logits: Tensor) -> Tensor:
             if len(mask_logits) == 0:
-                return mask_logits.new_zeros(0, *self._output_size(record))
+                return mask_logits.new_zeros(0, *asked_size(record))
             return self._resized(self._upsampled(mask_logits[None], images), record)
 
         class_logits, mask_logits = prediction.class_logits[0], prediction.mask_logits[0]
@@ -182,18 +179,18 @@ class Mask2Former(SemanticSegmentor):
         return output
 
     def _queries(self, images: Tensor) -> MaskPrediction:
-        """Images (B, 3, h, w) of any size to the final prediction, in float32 at least."""
+        """Maps images (B, 3, h, w) of any size to the final prediction, in float32 at least."""
         (prediction,) = self.sem_seg_head(self.backbone(self._padded(images)))
         return MaskPrediction(
             *(x.to(torch.promote_types(x.dtype, torch.float32)) for x in prediction)
         )
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Images (B, 3, h, w) of any size to class scores (B, K, h, w)."""
+        """Maps images (B, 3, h, w) of any size to class scores (B, K, h, w)."""
         return self._upsampled(semantic_scores(self._queries(images)), images)
 
     def _upsampled(self, maps: Tensor, images: Tensor) -> Tensor:
-        """Maps (B, n, h, w) at the masks' stride to (B, n, H, W) at that of the images."""
+        """Resizes maps (B, n, h, w) at the stride of masks to (B, n, H, W) of the images."""
         scale = self.sem_seg_head.common_stride
         maps = F.interpolate(maps, scale_factor=scale, mode="bilinear", align_corners=False)
         return maps[..., : images.shape[-2], : images.shape[-1]]

@@ -38,7 +38,7 @@ class MSDeformAttnEncoderLayer(nn.Module):
     Args:
         embed_dim: channels C.
         num_heads: attention heads.
-        num_levels: scales that are attended to.
+        num_levels: number of scales that are attended to.
         num_points: sampling points per query, head and level.
         ffn_dim: hidden channels of the feed-forward network.
     """
@@ -66,7 +66,7 @@ class MSDeformAttnEncoderLayer(nn.Module):
         Args:
             x: tokens (B, N, C) of all levels.
             pos: their position embedding (1, N, C).
-            reference_points: their places (1, N, 1, 2) as (x, y) in [0, 1].
+            reference_points: their positions (1, N, 1, 2) as (x, y) in [0, 1].
             spatial_shapes: (height, width) of each level.
 
         Returns:
@@ -80,18 +80,18 @@ class MSDeformAttnPixelDecoder(nn.Module):
     """Refines the coarsest maps together and merges the finer ones top-down.
 
     Args:
-        input_shape: name, channels and stride of the features; all are read.
-        embed_dim: channels C inside and of the outputs.
+        input_shape: names, channels and strides of the features, which are all read.
+        embed_dim: channels C, inside and of the outputs.
         mask_dim: channels of the mask features.
         num_heads: attention heads.
         num_points: sampling points per query, head and level.
-        num_layers: encoder layers.
+        num_layers: number of encoder layers.
         ffn_dim: hidden channels of their feed-forward networks.
-        num_levels: how many of the maps, from the coarsest, the encoder refines.
-        norm: of the convolutions; see Detectron2's `get_norm`.
+        num_levels: number of maps that the encoder refines, starting with the coarsest.
+        norm: norm of the convolutions; see Detectron2's `get_norm`.
 
     Raises:
-        ValueError: fewer features than one more than `num_levels`, or `embed_dim` is no multiple
+        ValueError: there are not more features than `num_levels`, or `embed_dim` is not a multiple
             of 4, which the position embedding needs.
     """
 
@@ -145,8 +145,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _reset_convs(self) -> None:
         for conv in self.input_proj:
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            nn.init.xavier_uniform_(conv.get_parameter("weight"))
+            nn.init.zeros_(conv.get_parameter("bias"))
         for conv in (*self.lateral_convs, *self.output_convs, self.mask_features):
             nn.init.kaiming_uniform_(conv.weight, a=1)
             if conv.bias is not None:
@@ -155,7 +155,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> PixelDecoderOutput:
         """
         Args:
-            features: maps (B, C_l, h_l, w_l) by name.
+            features: maps (B, C_l, h_l, w_l), by name.
 
         Returns:
             Mask features and the encoder's maps.
@@ -171,7 +171,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return PixelDecoderOutput(self.mask_features(x), maps)
 
     def _encode(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """The coarsest features (B, C_l, h_l, w_l) to refined maps (B, C, h_l, w_l)."""
+        """Refines the coarsest features (B, C_l, h_l, w_l) to maps (B, C, h_l, w_l)."""
         maps = [
             project(features[name])
             for project, name in zip(self.input_proj, self.encoder_features, strict=True)

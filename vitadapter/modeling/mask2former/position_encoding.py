@@ -1,4 +1,4 @@
-"""Sine position embedding of feature maps (DETR, arXiv 2005.12872, appendix A.4)."""
+"""The sine position embedding of feature maps (DETR, arXiv 2005.12872, appendix A.4)."""
 
 import math
 
@@ -12,7 +12,7 @@ _EPS = 1e-6
 
 
 def _sine_of(positions: Tensor, channels: int) -> Tensor:
-    """Positions (N,) in (0, 2 pi] to (N, channels): sine in even channels, cosine in odd ones."""
+    """Embeds positions (N,) in (0, 2 pi]: sines in even channels, cosines in odd ones."""
     index = torch.arange(channels, dtype=torch.float32, device=positions.device)
     wavelengths = _TEMPERATURE ** (2 * (index // 2) / channels)
     angles = positions[:, None] / wavelengths
@@ -22,15 +22,15 @@ def _sine_of(positions: Tensor, channels: int) -> Tensor:
 def sine_position_embedding(
     hw: tuple[int, int], embed_dim: int, device: torch.device | str | None = None
 ) -> Tensor:
-    """Embeds the rows in the first half of the channels and the columns in the second.
+    """Embeds rows in the first half of the channels and columns in the second.
 
     Args:
         hw: height h and width w of the map.
         embed_dim: channels C, a multiple of 4.
-        device: of the result.
+        device: device of the result.
 
     Returns:
-        (1, h * w, C), float32 whatever the model's type is, as in the official code.
+        (1, h * w, C), always float32, as in the official code.
     """
     height, width = hw
     rows, columns = (

@@ -1,6 +1,5 @@
-"""Ground truth of an image as a class and a mask for each segment."""
+"""The ground truth of an image as a class and a mask for each segment."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
+from vitadapter.modeling.image_record import ImageRecord
 from vitadapter.modeling.semantic.segmentor import labels_of, name_of
 
 __all__ = ["MaskTargets", "SegmentTargets", "SemanticTargets", "pad_masks"]
@@ -18,7 +18,7 @@ class MaskTargets(NamedTuple):
 
     Attributes:
         classes: (N,), int64; N may be 0.
-        masks: (N, H, W); bool until the losses need numbers.
+        masks: (N, H, W); bool, until the losses need numbers.
     """
 
     classes: Tensor
@@ -26,7 +26,7 @@ class MaskTargets(NamedTuple):
 
 
 def pad_masks(targets: MaskTargets, size: tuple[int, int]) -> MaskTargets:
-    """Padded with nothing at the bottom and at the right to (height, width)."""
+    """Pads masks with zeros at the bottom and at the right to (height, width)."""
     height, width = targets.masks.shape[-2:]
     padding = (0, size[1] - width, 0, size[0] - height)
     return MaskTargets(targets.classes, F.pad(targets.masks, padding))
@@ -40,7 +40,7 @@ def _drop_empty(classes: Tensor, masks: Tensor) -> MaskTargets:
 class SemanticTargets:
     """One segment for each class in a label map.
 
-    A map with ignored labels only has no segment; it teaches the queries "no object".
+    A map in which all labels are ignored has no segment; from it, the queries learn "no object".
 
     Args:
         ignore_value: label of pixels that belong to no segment.
@@ -49,11 +49,11 @@ class SemanticTargets:
     def __init__(self, ignore_value: int = 255) -> None:
         self.ignore_value = ignore_value
 
-    def __call__(self, record: Mapping[str, object], device: torch.device) -> MaskTargets:
+    def __call__(self, record: ImageRecord, device: torch.device) -> MaskTargets:
         """
         Args:
-            record: with "sem_seg" (H, W), labels of the image's pixels.
-            device: of the result.
+            record: an image with "sem_seg".
+            device: device of the result.
 
         Raises:
             ValueError: there is no label map.
@@ -65,21 +65,21 @@ class SemanticTargets:
 
 
 class SegmentTargets:
-    """The "instances" of a record: objects, or for panoptic segmentation stuff as well.
+    """The "instances" of a record: objects, and for panoptic segmentation also stuff.
 
-    Segments without a pixel, which cropping leaves, are dropped.
+    Segments without a pixel, which can result from cropping, are dropped.
     """
 
-    def __call__(self, record: Mapping[str, object], device: torch.device) -> MaskTargets:
+    def __call__(self, record: ImageRecord, device: torch.device) -> MaskTargets:
         """
         Args:
-            record: with "instances", which have `gt_classes` and `gt_masks` (bit masks, polygons
-                or a tensor (N, H, W)).
-            device: of the result.
+            record: an image with "instances", which have `gt_classes` and `gt_masks` (bit masks,
+                polygons or a tensor (N, H, W)).
+            device: device of the result.
 
         Raises:
             ValueError: there are no instances, or they have no masks.
-            TypeError: masks of another kind.
+            TypeError: the masks are of another type.
         """
         instances = record.get("instances")
         if not isinstance(instances, Instances) or not instances.has("gt_classes"):
@@ -89,7 +89,7 @@ class SegmentTargets:
         if not instances.has("gt_masks"):
             if len(instances) > 0:
                 raise ValueError(f'the "instances" of {name_of(record)} have no gt_masks')
-            # Detectron2's mapper leaves masks out where there is no instance.
+            # Detectron2's mapper omits masks if there is no instance.
             masks = torch.zeros(0, *instances.image_size, dtype=torch.bool)
         else:
             masks = _bits(instances.gt_masks, instances.image_size)
@@ -97,7 +97,7 @@ class SegmentTargets:
 
 
 def _bits(masks: BitMasks | PolygonMasks | Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks of any kind as (N, H, W), bool."""
+    """Converts masks of any of these types to (N, H, W), bool."""
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks, *size)
     if isinstance(masks, BitMasks):

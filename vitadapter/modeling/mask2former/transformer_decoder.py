@@ -31,10 +31,10 @@ class MaskPrediction(NamedTuple):
 
 
 class MaskedAttention(nn.Module):
-    """`nn.MultiheadAttention` whose mask is shared by the heads instead of repeated for each.
+    """`nn.MultiheadAttention` with a mask that the heads share instead of one for each head.
 
-    Parameters have the names, layout and initial values of torch's module. At 32 heads and the
-    896-pixel crops of the official recipes its repeated mask would be 32 times as large.
+    Parameters have the names, layout and initial values of PyTorch's module. With the 32 heads and
+    896-pixel crops of the official recipes, its mask would be 32 times as large.
 
     Args:
         embed_dim: channels C.
@@ -69,7 +69,7 @@ class MaskedAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
-        projected = (
+        q, k, v = (
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in zip(
                 (query, key, value),
@@ -79,7 +79,7 @@ class MaskedAttention(nn.Module):
             )
         )  # (B, heads, Q or N, C / heads)
         mask = None if mask is None else mask[:, None]
-        x = F.scaled_dot_product_attention(*projected, attn_mask=mask)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
 
@@ -126,20 +126,20 @@ class MaskedTransformerDecoderLayer(nn.Module):
 
 
 class MaskedTransformerDecoder(nn.Module):
-    """Queries look at the maps by turns, each only where its last mask is, and predict again.
+    """Queries look at the maps in turn, each only inside its last mask, and predict again.
 
     Args:
-        num_classes: K, without "no object".
-        num_queries: Q, the most masks that an image can have.
+        num_classes: number of classes K, without "no object".
+        num_queries: number of queries Q, the maximum number of masks of an image.
         embed_dim: channels C of queries and memories.
         mask_dim: channels of the mask features.
         num_heads: attention heads.
-        num_layers: decoder layers.
+        num_layers: number of decoder layers.
         ffn_dim: hidden channels of their feed-forward networks.
-        num_levels: memories, which the layers read in turn.
+        num_levels: number of memories, which the layers read in turn.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: a number is not positive.
     """
 
     def __init__(
@@ -185,12 +185,13 @@ class MaskedTransformerDecoder(nn.Module):
             memories: maps (B, C, h_l, w_l), from coarse to fine.
 
         Returns:
-            In training a prediction of the initial queries and of every layer, the final one last;
-            else only the final one, as the masks of a large image are large.
+            In training, a prediction of the initial queries and of every layer, the final one last;
+            otherwise only the final one, since the masks of a large image are large.
         """
         tokens, positions = [], []
         for level, memory in enumerate(memories):
-            embedding = sine_position_embedding(memory.shape[-2:], memory.shape[1], memory.device)
+            _, channels, height, width = memory.shape
+            embedding = sine_position_embedding((height, width), channels, memory.device)
             positions.append(embedding.to(memory.dtype))
             level_embed = self.level_embed.weight[level]
             tokens.append(memory.flatten(2).transpose(1, 2) + level_embed)  # (B, h_l * w_l, C)
@@ -200,7 +201,8 @@ class MaskedTransformerDecoder(nn.Module):
         predictions = [self.predict(queries, mask_features)]
         for i, layer in enumerate(self.layers):
             level = i % self.num_levels
-            mask = attention_mask(predictions[-1].mask_logits, memories[level].shape[-2:])
+            _, _, height, width = memories[level].shape
+            mask = attention_mask(predictions[-1].mask_logits, (height, width))
             if not self.training:
                 predictions.clear()
             queries = layer(queries, query_pos, tokens[level], positions[level], mask)
@@ -208,18 +210,18 @@ class MaskedTransformerDecoder(nn.Module):
         return predictions
 
     def predict(self, queries: Tensor, mask_features: Tensor) -> MaskPrediction:
-        """Queries (B, Q, C) and mask features (B, mask_dim, h, w) to a class and mask of each."""
+        """Predicts from queries (B, Q, C) and mask features (B, mask_dim, h, w)."""
         x = self.decoder_norm(queries)
         masks = self.mask_embed(x) @ mask_features.flatten(2)  # (B, Q, h * w)
         return MaskPrediction(self.class_embed(x), masks.unflatten(2, mask_features.shape[-2:]))
 
 
 def attention_mask(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where each query may look: inside its mask, or everywhere if that is empty.
+    """Determines where each query may look: inside its mask, or everywhere if that is empty.
 
     Args:
         mask_logits: (B, Q, h, w).
-        size: (height, width) of the map that is looked at.
+        size: (height, width) of the map that queries look at.
 
     Returns:
         (B, Q, height * width), True where a query may look; no gradient flows through it.

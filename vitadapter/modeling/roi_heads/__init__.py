@@ -1,4 +1,4 @@
-"""Cascade R-CNN and Hybrid Task Cascade as in the official release."""
+"""Cascade R-CNN and Hybrid Task Cascade, as in the official release."""
 
 from .cascade import CascadeROIHeads
 from .htc import BestProposalMatcher, HTCMaskHead, HTCROIHeads, HybridTaskCascade

@@ -20,28 +20,48 @@ from .semantic_head import FusedSemanticHead
 
 __all__ = ["CascadeROIHeads"]
 
-_SEMANTIC = "semantic"  # the semantic head's features, among those of the pyramid
+_SEMANTIC = "semantic"  # name of the semantic head's features among those of the pyramid
 
 Features = Mapping[str, Tensor]
-# Logits (R, K + 1) and deltas (R, K * 4) or (R, 4) of all images together.
+# Logits (R, K + 1), and deltas (R, K * 4) or (R, 4), of all images together.
 Predictions = tuple[Tensor, Tensor]
 
 
 class CascadeROIHeads(_CascadeROIHeads):
-    """Detectron2's cascade, trained and extended as the official ViT-Adapter models.
+    """Detectron2's cascade, trained and extended like the official ViT-Adapter models.
 
-    In inference without masks it does what Detectron2's does; beyond that
+    In inference without masks, it is the same as Detectron2's. In addition,
 
-    - each stage has its own mask head, and the probabilities of all are averaged;
+    - each stage has its own mask head, and the probabilities of all stages are averaged;
     - class scores may be averaged as logits instead of as probabilities;
-    - boxes may be regressed per class: a stage hands on those of the matched class, or of the
-      likeliest one where there is no match;
+    - boxes may be regressed per class: a stage passes on those of the matched class, or of the most
+      likely one if there is no match;
     - the suppression of overlapping boxes can be exchanged;
-    - a semantic branch, as of Hybrid Task Cascade, may help boxes and masks.
+    - a semantic branch, like that of Hybrid Task Cascade, may help boxes and masks.
 
-    In training every stage matches, appends the ground truth and samples anew, where Detectron2
-    does so before the first only, and the losses of the stages are weighted, where Detectron2
-    divides the gradient of the features by the number of stages.
+    In training, every stage matches, appends the ground truth and samples again; Detectron2 does so
+    only before the first stage. The losses of the stages are weighted; Detectron2 divides the
+    gradient of the features by the number of stages instead.
+
+    Args:
+        num_classes: number of foreground classes.
+        box_in_features, box_pooler: features for boxes, shared by the stages.
+        box_heads, box_predictors, proposal_matchers: one of each per stage.
+        mask_in_features, mask_pooler: features for masks, shared by the stages; None without masks.
+        mask_heads: one Detectron2 `MaskRCNNConvUpsampleHead` per stage; None without masks.
+        batch_size_per_image: number of proposals that a stage samples.
+        positive_fraction: maximum fraction of them that is foreground.
+        proposal_append_gt: whether ground-truth boxes are proposals in every stage.
+        stage_loss_weights: factors of each stage's losses; the defaults are the paper's.
+        average_logits: whether class scores are averaged before the softmax, as in the
+            official models, or after it, as in Detectron2.
+        nms: how overlapping boxes of a class are suppressed; None for `HardNMS` with the last
+            predictor's `test_nms_thresh`.
+        semantic_head: a branch whose features are added to those for masks and, averaged to their
+            size, to those for boxes; None for no such branch.
+
+    Raises:
+        ValueError: the arguments have different numbers of stages, or there is no stage.
     """
 
     def __init__(
@@ -64,28 +84,6 @@ class CascadeROIHeads(_CascadeROIHeads):
         nms: NMS | None = None,
         semantic_head: FusedSemanticHead | None = None,
     ) -> None:
-        """
-        Args:
-            num_classes: number of foreground classes.
-            box_in_features, box_pooler: features of the boxes, shared by the stages.
-            box_heads, box_predictors, proposal_matchers: one of each per stage.
-            mask_in_features, mask_pooler: features of the masks, shared by the stages; None
-                without masks.
-            mask_heads: one Detectron2 `MaskRCNNConvUpsampleHead` per stage; None without masks.
-            batch_size_per_image: proposals that a stage samples.
-            positive_fraction: at most this part of them is foreground.
-            proposal_append_gt: whether ground truth boxes are proposals of every stage.
-            stage_loss_weights: factors of each stage's losses (default: the paper's).
-            average_logits: whether class scores are averaged before the softmax, as in the
-                official models, or after it, as in Detectron2.
-            nms: suppression within a class; None for the usual one at the last predictor's
-                `test_nms_thresh`.
-            semantic_head: a branch whose features are added to those of masks and, averaged to
-                their size, of boxes; None for none.
-
-        Raises:
-            ValueError: the stages of the arguments differ in number, or there is none.
-        """
         stages = {
             "box_heads": box_heads,
             "box_predictors": box_predictors,
@@ -125,22 +123,24 @@ class CascadeROIHeads(_CascadeROIHeads):
         """
         Args:
             images: not used.
-            features: maps by name, each (N, C, H, W).
-            proposals: of each image, with "proposal_boxes".
-            targets: of each image, with "gt_boxes", "gt_classes" and, for masks, "gt_masks"; in
-                training only.
-            sem_seg: (N, H, W) labels at the semantic head's stride, where there is such a head; in
-                training only.
+            features: maps (N, C, H, W), by name.
+            proposals: those of each image, with "proposal_boxes".
+            targets: the objects of each image, with "gt_boxes", "gt_classes" and, for masks,
+                "gt_masks"; only in training.
+            sem_seg: labels (N, H, W) at the stride of the semantic head, if there is one; only in
+                training.
 
         Returns:
-            tuple[list[Instances], dict[str, Tensor]]: in training no instances and the losses;
-            in inference the detections and no losses.
+            In training, no instances and the losses; in inference, the detections and no losses.
         """
         del images
         semantic_logits, features = self._with_semantic(features)
         if self.training:
+            assert targets is not None
             losses = self._losses(features, proposals, targets)
             if self.semantic_head is not None:
+                assert semantic_logits is not None
+                assert sem_seg is not None
                 losses["loss_sem_seg"] = self.semantic_head.loss(semantic_logits, sem_seg)
             return [], losses
         detections = self._detect(features, proposals)
@@ -149,11 +149,11 @@ class CascadeROIHeads(_CascadeROIHeads):
     def forward_with_given_boxes(
         self, features: Features, instances: list[Instances]
     ) -> list[Instances]:
-        """See :class:`StandardROIHeads`."""
+        """See `StandardROIHeads`."""
         return super().forward_with_given_boxes(self._with_semantic(features)[1], instances)
 
     def _with_semantic(self, features: Features) -> tuple[Tensor | None, Features]:
-        """Class logits of the semantic head, and the features with its own beside them."""
+        """Returns the class logits of the semantic head, and the features with its own added."""
         if self.semantic_head is None or _SEMANTIC in features:
             return None, features
         logits, semantic = self.semantic_head(features)
@@ -162,7 +162,7 @@ class CascadeROIHeads(_CascadeROIHeads):
     def _losses(
         self, features: Features, proposals: list[Instances], targets: list[Instances]
     ) -> dict[str, Tensor]:
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for stage, weight in enumerate(self.stage_loss_weights):
             with get_event_storage().name_scope(f"stage{stage}"):
                 sampled = self._label_and_sample(proposals, targets, stage)
@@ -180,7 +180,7 @@ class CascadeROIHeads(_CascadeROIHeads):
     def _label_and_sample(
         self, proposals: list[Instances], targets: list[Instances], stage: int
     ) -> list[Instances]:
-        """Samples with "proposal_boxes", "is_gt", "gt_classes" and, where matched, more "gt_*"."""
+        """Samples proposals, with "proposal_boxes", "is_gt" and the "gt_*" of their objects."""
         return [
             self._label_and_sample_image(boxes, target, stage)
             for boxes, target in zip(proposals, targets, strict=True)
@@ -191,13 +191,13 @@ class CascadeROIHeads(_CascadeROIHeads):
     ) -> Instances:
         boxes = proposals.proposal_boxes
         if len(boxes) == 0 and len(target) == 0:
-            # Batch norm cannot train on nothing: the whole image is background.
+            # Batch norm cannot train without data: the whole image becomes background.
             height, width = proposals.image_size
             boxes = Boxes(boxes.tensor.new_tensor([[0, 0, width, height]]))
         matches, labels = self.proposal_matchers[stage](pairwise_iou(target.gt_boxes, boxes))
         is_gt = torch.zeros_like(labels, dtype=torch.bool)
         if self.proposal_append_gt:
-            # Appended after the match, where each would compete with the proposals near it.
+            # Appended after the matching, where they would compete with the proposals near them.
             boxes = Boxes.cat([boxes, target.gt_boxes])
             own = torch.arange(len(target), device=matches.device)
             matches = torch.cat([matches, own])
@@ -225,7 +225,7 @@ class CascadeROIHeads(_CascadeROIHeads):
         x = self._box_features(features, [p.proposal_boxes for p in proposals])
         logits, deltas = self.box_predictor[stage](self.box_head[stage](x))
         if logits.dtype in (torch.float16, torch.bfloat16):
-            # In half precision the stages' mean scores would tie, and ties have no order.
+            # In half precision, many of the averaged scores would be equal and have no order.
             logits = logits.float()
         return logits, deltas
 
@@ -237,20 +237,20 @@ class CascadeROIHeads(_CascadeROIHeads):
     def _refine(
         self, predictions: Predictions, proposals: list[Instances], stage: int
     ) -> list[Instances]:
-        """The next stage's proposals: one class's regressed boxes, without the ground truth's."""
+        """Returns the next stage's proposals: boxes of one class, without the ground truth's."""
         scores, deltas = predictions
         predicted = self.box_predictor[stage].predict_boxes((scores, deltas), proposals)
         refined = []
-        for boxes, likeliest, given in zip(
+        for boxes, most_likely, given in zip(
             predicted,
             scores[:, :-1].argmax(dim=1).split([len(p) for p in proposals]),
             proposals,
             strict=True,
         ):
-            classes = likeliest
+            classes = most_likely
             if self.training:
                 matched = (given.gt_classes >= 0) & (given.gt_classes < self.num_classes)
-                classes = torch.where(matched, given.gt_classes, likeliest)
+                classes = torch.where(matched, given.gt_classes, most_likely)
             of_class = Boxes(_boxes_of(boxes, classes))
             of_class.clip(given.image_size)
             refined.append(Instances(given.image_size, proposal_boxes=of_class))
@@ -265,7 +265,7 @@ class CascadeROIHeads(_CascadeROIHeads):
         targets: list[Instances],
         stage: int,
     ) -> list[Instances]:
-        """What a stage's mask head trains on: the samples of its box head."""
+        """Returns what a stage's mask head trains on: the samples of its box head."""
         del refined, targets, stage
         return sampled
 
@@ -281,18 +281,18 @@ class CascadeROIHeads(_CascadeROIHeads):
         return self._add_semantic(x, features, boxes)
 
     def _add_semantic(self, x: Tensor, features: Features, boxes: list[Boxes]) -> Tensor:
-        """Pooled features (R, C, H, W), with those of the semantic head, averaged to their size."""
+        """Adds the averaged features of the semantic head to pooled features (R, C, H, W)."""
         if self.semantic_head is None:
             return x
         semantic = self.semantic_head.pooler([features[_SEMANTIC]], boxes)
-        return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
+        return x + F.adaptive_avg_pool2d(semantic, (x.shape[2], x.shape[3]))
 
     def _mask_logits(self, x: Tensor, stages: Sequence[int]) -> list[Tensor]:
-        """(R, K, 2H, 2W) of each of `stages`, from features (R, C, H, W)."""
+        """Computes the logits (R, K, 2H, 2W) of each of `stages`, from features (R, C, H, W)."""
         return [self.mask_head[stage].layers(x) for stage in stages]
 
     def _detect(self, features: Features, proposals: list[Instances]) -> list[Instances]:
-        all_predictions = []
+        all_predictions: list[Predictions] = []
         for stage in range(self.num_cascade_stages):
             if stage > 0:
                 proposals = self._refine(all_predictions[-1], proposals, stage - 1)
@@ -310,7 +310,7 @@ class CascadeROIHeads(_CascadeROIHeads):
     def _average_scores(
         self, predictions: Sequence[Predictions], proposals: list[Instances]
     ) -> list[Tensor]:
-        """Class probabilities (R, K + 1) of each image from those of all stages."""
+        """Averages the class probabilities (R, K + 1) of all stages, for each image."""
         if self.average_logits:
             mean = torch.stack([logits for logits, _ in predictions]).mean(dim=0)
             return list(self.box_predictor[-1].predict_probs((mean, predictions[-1][1]), proposals))
@@ -321,7 +321,7 @@ class CascadeROIHeads(_CascadeROIHeads):
         return [torch.stack(image).mean(dim=0) for image in zip(*stages, strict=True)]
 
     def _forward_mask(self, features: Features, instances: list[Instances]) -> list[Instances]:
-        """Adds "pred_masks" (R, 1, M, M) in [0, 1], the stages' mean, to detections."""
+        """Adds "pred_masks" (R, 1, M, M) in [0, 1], the mean of the stages, to detections."""
         if not self.mask_on:
             return instances
         x = self._mask_features(features, [detected.pred_boxes for detected in instances])
@@ -341,7 +341,7 @@ def _check_stages(arguments: Mapping[str, Sequence[object]]) -> None:
 
 
 def _boxes_of(boxes: Tensor, classes: Tensor) -> Tensor:
-    """(R, 4) of (R, K * 4): those of each row's class; (R, 4) of the same shape as they are."""
+    """Selects boxes (R, 4) of each row's class from (R, K * 4); boxes (R, 4) are kept."""
     if boxes.shape[1] == 4:
         return boxes
     rows = torch.arange(len(boxes), device=boxes.device)

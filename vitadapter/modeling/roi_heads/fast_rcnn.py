@@ -19,18 +19,18 @@ def fast_rcnn_inference(
     nms: NMS,
     topk_per_image: int,
 ) -> list[Instances]:
-    """Detectron2's function of this name for any :class:`~vitadapter.layers.nms.NMS`.
+    """Detectron2's function of the same name, with any `NMS`.
 
     Args:
-        boxes: of each image (R, K * 4) or, class-agnostic, (R, 4), as (x0, y0, x1, y1) in pixels.
-        scores: of each image (R, K + 1), in [0, 1]; the last is the background's.
-        image_shapes: (height, width) of each image, which boxes are clipped to.
-        score_thresh: boxes of a class enter the suppression if their score is above.
-        nms: suppression within each class.
-        topk_per_image: at most so many detections of an image; negative for all.
+        boxes: for each image, (R, K * 4) or, class-agnostic, (R, 4), as (x0, y0, x1, y1) in pixels.
+        scores: for each image, (R, K + 1) in [0, 1]; the last is the background's.
+        image_shapes: (height, width) of each image, to which boxes are clipped.
+        score_thresh: only boxes with a higher score become candidates.
+        nms: how overlapping candidates of a class are suppressed.
+        topk_per_image: maximum number of detections of an image; negative for all.
 
     Returns:
-        list[Instances]: of each image, with "pred_boxes", "scores" and "pred_classes", best first.
+        For each image, detections with "pred_boxes", "scores" and "pred_classes", best first.
     """
     return [
         _detect(*arguments, score_thresh, nms, topk_per_image)

@@ -1,7 +1,8 @@
-"""Hybrid Task Cascade (arXiv 1901.07518): a cascade of interleaved boxes and masks."""
+"""Hybrid Task Cascade (arXiv 1901.07518): a cascade with interleaved boxes and masks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
@@ -13,6 +14,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from vitadapter.layers.conv_norm_relu import conv_norm_relu
+from vitadapter.modeling.image_record import ImageRecord
 
 from .cascade import CascadeROIHeads
 
@@ -24,28 +26,25 @@ __all__ = [
     "rasterize_things",
 ]
 
-Input = Mapping[str, object]
-
 
 class BestProposalMatcher(Matcher):
-    """Detectron2's matcher, after which each ground truth takes the proposals nearest to it.
+    """Detectron2's matcher, after which each ground truth also gets its nearest proposals.
 
-    Detectron2's low-quality matches only label such a proposal as foreground and leave it with
-    the ground truth that it overlaps most; here it changes hands. A ground truth that no proposal
-    overlaps by `min_quality` takes none.
+    Detectron2's low-quality matches only label such a proposal as foreground, but leave it matched
+    with the ground truth that it overlaps most; here it is matched with the one whose nearest
+    proposal it is. A ground truth that no proposal overlaps by `min_quality` gets none.
+
+    Args:
+        thresholds, labels: as in Detectron2's matcher.
+        min_quality: minimum IoU of a ground truth with its nearest proposals.
+
+    Raises:
+        ValueError: `min_quality` is not in (0, 1].
     """
 
     def __init__(
         self, thresholds: Sequence[float], labels: Sequence[int], *, min_quality: float
     ) -> None:
-        """
-        Args:
-            thresholds, labels: as Detectron2's matcher.
-            min_quality: IoU that a ground truth's nearest proposal must reach to be taken.
-
-        Raises:
-            ValueError: `min_quality` is not in (0, 1].
-        """
         if not 0 < min_quality <= 1:
             raise ValueError(f"min_quality must be in (0, 1], got {min_quality}")
         super().__init__(list(thresholds), list(labels), allow_low_quality_matches=False)
@@ -54,25 +53,38 @@ class BestProposalMatcher(Matcher):
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
-            match_quality_matrix: (M, N) IoU of M ground truths with N proposals.
+            match_quality_matrix: IoUs (M, N) of M ground truths with N proposals.
 
         Returns:
-            tuple[Tensor, Tensor]: (N,) matched ground truths and (N,) labels, as Detectron2's.
+            Matched ground truths (N,) and labels (N,), as in Detectron2's matcher.
         """
         matches, labels = super().__call__(match_quality_matrix)
         if match_quality_matrix.numel() == 0:
             return matches, labels
         best = match_quality_matrix.max(dim=1, keepdim=True).values  # (M, 1)
         taken = (match_quality_matrix == best) & (best >= self.min_quality)
-        # Of several ground truths that want one proposal, the last gets it.
+        # If it is the nearest proposal of several ground truths, the last one gets it.
         order = torch.arange(1, len(taken) + 1, device=taken.device)[:, None]
-        taker = (taken * order).max(dim=0).values  # (N,), 0: nobody
+        taker = (taken * order).max(dim=0).values  # (N,), 0 for none
         matches = torch.where(taker > 0, taker - 1, matches)
         return matches, torch.where(taker > 0, labels.new_ones(()), labels)
 
 
 class HTCMaskHead(MaskRCNNConvUpsampleHead):
-    """Detectron2's mask head with an input from the head of the stage before."""
+    """Detectron2's mask head with an additional input from the head of the stage before.
+
+    Args:
+        input_shape: shape of the pooled features.
+        num_classes: number of foreground classes.
+        conv_dims: channels of the 3x3 convolutions and, last, of the upsampling.
+        conv_norm: Detectron2's norm name or a callable.
+        takes_previous: whether there is a stage before it.
+        loss_weight: factor of the loss.
+        vis_period: number of iterations between two pictures of the masks; 0 for none.
+
+    Raises:
+        ValueError: `conv_dims` has no 3x3 convolution, whose output the next stage needs.
+    """
 
     def __init__(
         self,
@@ -85,19 +97,6 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         loss_weight: float = 1.0,
         vis_period: int = 0,
     ) -> None:
-        """
-        Args:
-            input_shape: of the pooled features.
-            num_classes: number of foreground classes.
-            conv_dims: channels of the 3x3 convolutions and, last, of the upsampling.
-            conv_norm: Detectron2's norm name or a callable.
-            takes_previous: whether there is a stage before.
-            loss_weight: factor of the loss.
-            vis_period: iterations between two dumps of the masks; 0 for none.
-
-        Raises:
-            ValueError: `conv_dims` has no 3x3 convolution, whose output the next stage takes.
-        """
         if len(conv_dims) < 2:
             raise ValueError(f"conv_dims needs a convolution and the upsampling, got {conv_dims}")
         super().__init__(
@@ -113,11 +112,11 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
             self.conv_res = conv_norm_relu(conv_dims[-2], input_shape.channels, 1, conv_norm)
 
     def features(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Features (R, C, H, W) before the upsampling.
+        """Computes features (R, C, H, W), before the upsampling.
 
         Args:
             x: pooled features (R, C, H, W).
-            previous: the features of the stage before, for a head that takes them.
+            previous: the features of the stage before, if the head takes them.
         """
         if self.conv_res is not None and previous is not None:
             x = x + self.conv_res(previous)
@@ -126,22 +125,22 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         return x
 
     def predict(self, features: Tensor) -> Tensor:
-        """Logits (R, num_classes, 2H, 2W) from :meth:`features`."""
+        """Computes logits (R, num_classes, 2H, 2W) from the result of `features`."""
         return self.predictor(self.deconv_relu(self.deconv(features)))
 
     def layers(self, x: Tensor) -> Tensor:
-        """As :class:`MaskRCNNConvUpsampleHead`: logits without a stage before."""
+        """Computes logits like `MaskRCNNConvUpsampleHead`, without a stage before."""
         return self.predict(self.features(x))
 
 
 class HTCROIHeads(CascadeROIHeads):
     """A cascade whose box and mask branches are interleaved.
 
-    - In training a stage's mask head learns on the boxes that the stage has just refined, matched
-      and sampled anew.
-    - A mask head adds a convolved copy of the last features of the head before.
+    - In training, a stage's mask head learns from the boxes that the stage has just refined, which
+      are matched and sampled again.
+    - A mask head adds the last features of the head before, after a convolution.
 
-    Same arguments; the ``mask_heads`` are :class:`HTCMaskHead`.
+    The arguments are those of `CascadeROIHeads`; the `mask_heads` must be `HTCMaskHead`.
     """
 
     def _mask_proposals(
@@ -166,19 +165,19 @@ class HTCROIHeads(CascadeROIHeads):
 def rasterize_things(
     instances: Instances, *, stride: int, num_classes: int, background: int
 ) -> Tensor:
-    """A semantic map made of instance masks; smaller instances lie on top.
+    """Draws a semantic map from instance masks, with smaller instances on top.
 
     Args:
-        instances: of one image, with "gt_classes" and "gt_masks", polygons or bitmasks.
-        stride: the map has one label for so many pixels, that of its first.
-        num_classes: number of thing classes, labelled by their index.
+        instances: the objects of one image, with "gt_classes" and "gt_masks", polygons or bitmasks.
+        stride: the map has the label of every stride-th pixel in both directions.
+        num_classes: number of thing classes, whose labels are their indexes.
         background: label of all other pixels.
 
     Returns:
-        Tensor: (ceil(H / stride), ceil(W / stride)) int64, on the CPU if the masks are polygons.
+        (ceil(H / stride), ceil(W / stride)) int64, on the CPU if the masks are polygons.
 
     Raises:
-        ValueError: an instance is of no thing class, or there are no masks.
+        ValueError: the class of an instance is not that of a thing, or there are no masks.
     """
     height, width = (-(-side // stride) for side in instances.image_size)
     if len(instances) == 0:
@@ -200,8 +199,8 @@ def rasterize_things(
     return labels
 
 
-def _rasterize(polygons: Sequence[object], stride: int, height: int, width: int) -> Tensor:
-    # The first pixel of a cell is to be its centre.
+def _rasterize(polygons: Sequence[np.ndarray], stride: int, height: int, width: int) -> Tensor:
+    # The first pixel of a cell becomes its centre.
     scaled = [(polygon - 0.5) / stride + 0.5 for polygon in polygons]
     return torch.from_numpy(polygons_to_bitmask(scaled, height, width))
 
@@ -216,28 +215,28 @@ def _subsample(sem_seg: Tensor, image_size: tuple[int, int], stride: int) -> Ten
 
 
 class HybridTaskCascade(GeneralizedRCNN):
-    """Detectron2's R-CNN whose heads, :class:`HTCROIHeads`, also learn a semantic map.
+    """Detectron2's R-CNN with `HTCROIHeads`, which also learn a semantic map.
 
-    Same arguments. Heads without a semantic head learn boxes and masks only.
+    The arguments are the same. Without a semantic head, only boxes and masks are learned.
 
-    The labels are the data set's map, such as COCO-Stuff's, where every image of a batch has one
-    ("sem_seg"). Where none has, they are the instances' masks: the class index where a thing is,
-    and elsewhere the semantic branch's last class, which COCO-Stuff's maps leave free.
+    If all images of a batch have a semantic map of the data set ("sem_seg"), such as COCO-Stuff's,
+    it contains the labels. If none has one, the labels are drawn from the instances' masks: the
+    class index where a thing is, and elsewhere the last class of the semantic branch, which
+    COCO-Stuff's maps do not use.
     """
 
     def forward(
-        self, batched_inputs: Sequence[Input]
+        self, batched_inputs: Sequence[ImageRecord]
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """
         Args:
-            batched_inputs: as Detectron2's R-CNN; in training with "instances" and, in every image
-                or in none, "sem_seg" (H, W).
+            batched_inputs: the images, in training with "instances" and, in all or none, "sem_seg".
 
         Returns:
-            The losses in training, and as Detectron2's R-CNN in inference.
+            In training, the losses; in inference, what Detectron2's R-CNN returns.
 
         Raises:
-            ValueError: some images have a "sem_seg" and some not, or one of another size.
+            ValueError: only some images have a "sem_seg", or one has the wrong size.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -253,8 +252,8 @@ class HybridTaskCascade(GeneralizedRCNN):
             self.visualize_training(batched_inputs, proposals)
         return head_losses | losses
 
-    def _semantic_labels(self, batched_inputs: Sequence[Input], images: ImageList) -> Tensor:
-        """(N, H / stride, W / stride), where H and W are those of the padded images."""
+    def _semantic_labels(self, batched_inputs: Sequence[ImageRecord], images: ImageList) -> Tensor:
+        """Returns labels (N, H / stride, W / stride), for the size H x W of the padded images."""
         with_map = sum("sem_seg" in x for x in batched_inputs)
         if with_map not in (0, len(batched_inputs)):
             raise ValueError(

@@ -8,14 +8,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitadapter.layers.conv_norm_relu import conv_norm_relu
+from vitadapter.modeling.semantic.pixel_head import pixel_cross_entropy
 
 __all__ = ["FusedSemanticHead"]
 
 
 class FusedSemanticHead(nn.Module):
-    """Fuses all levels of a feature pyramid at one stride and segments the image from it.
+    """Fuses all levels of a feature pyramid at one stride and segments the image.
 
-    Its last features, not the segmentation, go to box and mask heads.
+    Box and mask heads use its last features, not the segmentation.
+
+    Args:
+        in_channels: channels of every level.
+        in_features: names of the levels, finest first.
+        pooler: pools its features for the other heads, to the size for masks.
+        fusion_level: index of the level to whose size the others are resized.
+        stride: stride of that level, in pixels.
+        num_convs: number of 3x3 convolutions after the fusion.
+        conv_dim: channels of these and of the features for other heads.
+        num_classes: number of semantic classes; COCO-Stuff has 183.
+        norm: Detectron2's norm name or a callable; "" for none.
+        ignore_value: label of pixels that are ignored in training.
+        loss_weight: factor of the loss.
+
+    Raises:
+        ValueError: `fusion_level` is not one of the levels.
     """
 
     def __init__(
@@ -33,23 +50,6 @@ class FusedSemanticHead(nn.Module):
         ignore_value: int = 255,
         loss_weight: float = 0.2,
     ) -> None:
-        """
-        Args:
-            in_channels: channels of every level.
-            in_features: names of the levels, finest first.
-            pooler: pools its features for the other heads, at the size of those of masks.
-            fusion_level: index of the level whose size the others take.
-            stride: of that level, in pixels.
-            num_convs: 3x3 convolutions after the fusion.
-            conv_dim: their channels, and those of the features for other heads.
-            num_classes: number of semantic classes; 183 are those of COCO-Stuff.
-            norm: Detectron2's norm name or a callable; the default is none.
-            ignore_value: label of pixels that are not trained on.
-            loss_weight: factor of the loss.
-
-        Raises:
-            ValueError: `fusion_level` is not one of the levels.
-        """
         super().__init__()
         num_levels = len(in_features)
         if not 0 <= fusion_level < num_levels:
@@ -72,16 +72,16 @@ class FusedSemanticHead(nn.Module):
         self.conv_embedding = conv_norm_relu(embedding_dim, conv_dim, 1, norm)
         self.conv_logits = nn.Conv2d(embedding_dim, num_classes, 1)
         nn.init.kaiming_normal_(self.conv_logits.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.conv_logits.bias)
+        nn.init.zeros_(self.conv_logits.get_parameter("bias"))
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """
         Args:
-            features: of each level (N, C, H_l, W_l), by name.
+            features: (N, C, H_l, W_l) of each level, by name.
 
         Returns:
-            tuple[Tensor, Tensor]: class logits (N, num_classes, H, W) and features for the other
-            heads (N, conv_dim, H, W), of the size of the fusion level.
+            Class logits (N, num_classes, H, W) and features for the other heads (N, conv_dim, H,
+            W), with the size of the fusion level.
         """
         levels = [features[name] for name in self.in_features]
         size = levels[self.fusion_level].shape[-2:]
@@ -98,21 +98,18 @@ class FusedSemanticHead(nn.Module):
         return F.interpolate(feature, size=size, mode="bilinear", align_corners=True)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy; ignored pixels count as 0 in the mean, as in the official release.
+        """Computes the mean cross entropy, in which ignored pixels count as 0, as officially.
 
         Args:
             logits: (N, num_classes, H, W).
             labels: (N, H, W) integers.
 
         Raises:
-            ValueError: the shapes do not fit.
+            ValueError: the shapes do not fit together.
         """
         if labels.shape != (len(logits), *logits.shape[-2:]):
             raise ValueError(
                 f"labels (N, H, W) are needed for logits {tuple(logits.shape)}, "
                 f"got {tuple(labels.shape)}"
             )
-        pixels = F.cross_entropy(
-            logits, labels.long(), reduction="none", ignore_index=self.ignore_value
-        )
-        return pixels.mean() * self.loss_weight
+        return pixel_cross_entropy(logits, labels, self.ignore_value) * self.loss_weight

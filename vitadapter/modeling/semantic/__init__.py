@@ -1,4 +1,4 @@
-"""Semantic segmenters: Detectron2's with the official release's heads, losses and inference."""
+"""Detectron2's semantic segmenter with the official release's heads, losses and inference."""
 
 from .auxiliary_head import FCNHead, HeadWithAuxiliary
 from .pixel_head import PixelHead

@@ -1,4 +1,4 @@
-"""Deep supervision: a second head that only adds a loss."""
+"""Deep supervision by a second head, which only adds a loss."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,22 +13,22 @@ __all__ = ["FCNHead", "HeadWithAuxiliary"]
 
 
 class FCNHead(PixelHead):
-    """Convolutions on one feature map (arXiv 1411.4038), used as an auxiliary head.
+    """An auxiliary head with convolutions on one feature map (arXiv 1411.4038).
 
     Args:
-        input_shape: name and shape of the features; the one of `in_feature` is read.
+        input_shape: names and shapes of the features, of which `in_feature` is read.
         in_feature: name of the map.
-        num_classes: K.
-        channels: of the convolutions.
+        num_classes: number of classes K.
+        channels: channels of the convolutions.
         num_convs: number of 3 x 3 convolutions before the classifier.
-        norm: of the convolutions; see Detectron2's `get_norm`.
-        dropout: before the classifier.
+        norm: norm of the convolutions; see Detectron2's `get_norm`.
+        dropout: dropout before the classifier.
         loss_weight: weight of the cross entropy.
         loss_name: name of the loss.
-        ignore_value: label of pixels that are not trained on.
+        ignore_value: label of pixels that are ignored in training.
 
     Raises:
-        ValueError: `in_feature` is not among the features, or a number out of range.
+        ValueError: `in_feature` is not among the features, or a number is out of range.
     """
 
     def __init__(
@@ -69,14 +69,15 @@ class FCNHead(PixelHead):
 
 
 class HeadWithAuxiliary(nn.Module):
-    """A head, and an auxiliary one beside it that is trained and not used in inference.
+    """A head with an auxiliary one, which is trained but not used in inference.
 
     Args:
-        head: predicts.
-        auxiliary_head: on the same features, with the same classes and ignored label.
+        head: the head that predicts.
+        auxiliary_head: a head on the same features, with the same classes and ignored label.
 
     Raises:
-        ValueError: the heads disagree on classes or ignored label, or name their losses alike.
+        ValueError: the heads differ in classes or ignored label, or their losses have the same
+            name.
     """
 
     def __init__(self, head: PixelHead, auxiliary_head: PixelHead) -> None:
@@ -95,7 +96,7 @@ class HeadWithAuxiliary(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """See `PixelHead.forward`; in training with the losses of both."""
+        """See `PixelHead.forward`; in training, returns the losses of both heads."""
         if not self.training:
             return self.head(features)
         _, losses = self.head(features, targets)

@@ -1,4 +1,4 @@
-"""What segmentation heads that classify pixels have in common."""
+"""What the segmentation heads that classify pixels have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ __all__ = ["PixelHead", "pixel_cross_entropy"]
 
 
 def pixel_cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
-    """Cross entropy over all pixels; ignored pixels add nothing but count in the mean.
+    """Computes the mean cross entropy of all pixels; ignored pixels count as 0.
 
-    So do the official recipes. A crop with ignored pixels only has loss 0, not NaN.
+    This is as in the official recipes. A crop in which all pixels are ignored has loss 0, not NaN.
 
     Args:
-        logits: (B, K, h, w), resized bilinearly to the size of the targets.
+        logits: (B, K, h, w); they are resized bilinearly to the size of the targets.
         targets: labels (B, H, W) of any integer type.
-        ignore_value: label of pixels that add nothing.
+        ignore_value: label of ignored pixels.
 
     Returns:
         A scalar.
@@ -30,19 +30,19 @@ def pixel_cross_entropy(logits: Tensor, targets: Tensor, ignore_value: int) -> T
 
 
 class PixelHead(nn.Module, ABC):
-    """Maps features to class logits; subclasses say how the features become one map.
+    """Maps features to class logits; subclasses define how the features are fused to one map.
 
     Args:
-        channels: of the map that the classifier reads.
-        num_classes: K.
+        channels: channels of the map that the classifier reads.
+        num_classes: number of classes K.
         common_stride: stride of that map in pixels.
-        dropout: probability with which the classifier's input channels are zeroed in training.
+        dropout: probability that a channel of the classifier's input is zeroed in training.
         loss_weight: weight of the cross entropy.
         loss_name: name of the loss.
-        ignore_value: label of pixels that are not trained on.
+        ignore_value: label of pixels that are ignored in training.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class PixelHead(nn.Module, ABC):
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(channels, num_classes, kernel_size=1)
         nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
+        nn.init.zeros_(self.predictor.get_parameter("bias"))
 
     @abstractmethod
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Features to one map (B, channels, H / common_stride, W / common_stride)."""
+        """Fuses features to one map (B, channels, H / common_stride, W / common_stride)."""
 
     def logits(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Features to class logits (B, K, H / common_stride, W / common_stride)."""
+        """Maps features to class logits (B, K, H / common_stride, W / common_stride)."""
         return self.predictor(self.dropout(self.fuse(features)))
 
     def forward(
@@ -85,19 +85,20 @@ class PixelHead(nn.Module, ABC):
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """
         Args:
-            features: maps (B, C, H / stride, W / stride) by name.
+            features: maps (B, C, H / stride, W / stride), by name.
             targets: labels (B, H, W), needed in training.
 
         Returns:
-            In training None and the loss; else logits (B, K, H, W) and no loss.
+            In training, None and the loss; otherwise logits (B, K, H, W) and no loss.
         """
         logits = self.logits(features)
         if self.training:
+            assert targets is not None
             return None, self.losses(logits, targets)
         scale = self.common_stride
         return F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False), {}
 
     def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The weighted cross entropy of logits (B, K, h, w) and labels (B, H, W)."""
+        """Returns the weighted cross entropy of logits (B, K, h, w) and labels (B, H, W)."""
         loss = pixel_cross_entropy(logits, targets, self.ignore_value)
         return {self.loss_name: loss * self.loss_weight}

@@ -1,4 +1,4 @@
-"""Semantic FPN's head (arXiv 1901.02446)."""
+"""The head of Semantic FPN (arXiv 1901.02446)."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,17 +15,17 @@ class SemanticFPNHead(SemSegFPNHead):
     """Detectron2's head, with dropout before the classifier and the official recipes' loss.
 
     Args:
-        input_shape: name and shape of the FPN's features.
-        num_classes: K.
+        input_shape: names and shapes of the FPN's features.
+        num_classes: number of classes K.
         conv_dims: channels of the convolutions.
-        common_stride: stride in pixels at which levels are summed and classified.
-        norm: of the convolutions; see Detectron2's `get_norm`.
-        dropout: before the classifier.
+        common_stride: stride in pixels at which the levels are summed and classified.
+        norm: norm of the convolutions; see Detectron2's `get_norm`.
+        dropout: dropout before the classifier.
         loss_weight: weight of the cross entropy.
-        ignore_value: label of pixels that are not trained on.
+        ignore_value: label of pixels that are ignored in training.
 
     Raises:
-        ValueError: there are no features, or dropout lies outside [0, 1).
+        ValueError: there are no features, or `dropout` is outside [0, 1).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SemanticFPNHead(SemSegFPNHead):
         self.dropout = nn.Dropout2d(dropout)
 
     def layers(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Features to class logits (B, K, H / common_stride, W / common_stride)."""
+        """Maps features to class logits (B, K, H / common_stride, W / common_stride)."""
         first, *others = (
             head(features[name])
             for head, name in zip(self.scale_heads, self.in_features, strict=True)
@@ -63,6 +63,6 @@ class SemanticFPNHead(SemSegFPNHead):
         return self.predictor(self.dropout(sum(others, first)))
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The weighted cross entropy of logits (B, K, h, w) and labels (B, H, W)."""
+        """Returns the weighted cross entropy of logits (B, K, h, w) and labels (B, H, W)."""
         loss = pixel_cross_entropy(predictions, targets, self.ignore_value)
         return {"loss_sem_seg": loss * self.loss_weight}

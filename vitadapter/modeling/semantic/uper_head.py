@@ -1,4 +1,4 @@
-"""UPerNet's head (arXiv 1807.10221)."""
+"""The head of UPerNet (arXiv 1807.10221)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,13 +19,13 @@ def _resize_to(x: Tensor, like: Tensor) -> Tensor:
 
 
 class PyramidPooling(nn.Module):
-    """Pyramid pooling module (arXiv 1612.01105): averages over coarse grids beside the map itself.
+    """Pyramid pooling module (arXiv 1612.01105): adds averages over coarse grids to a map.
 
     Args:
-        in_channels: of the map.
-        channels: of each grid's projection and of the output.
+        in_channels: channels of the map.
+        channels: channels of each grid's projection and of the output.
         pool_scales: cells per side of the grids.
-        norm: of the convolutions.
+        norm: norm of the convolutions.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class PyramidPooling(nn.Module):
 
 
 class UPerHead(PixelHead):
-    """Pyramid pooling on the coarsest map, a feature pyramid, and all levels fused.
+    """Pyramid pooling on the coarsest map, then a feature pyramid whose levels are fused.
 
     Args:
-        input_shape: name and shape of the features, read from fine to coarse.
-        num_classes: K.
-        channels: of every convolution.
-        pool_scales: grids of the pyramid pooling.
-        norm: of the convolutions; see Detectron2's `get_norm`. Batch norm needs more than one
+        input_shape: names and shapes of the features, read from fine to coarse.
+        num_classes: number of classes K.
+        channels: channels of every convolution.
+        pool_scales: cells per side of the grids of the pyramid pooling.
+        norm: norm of the convolutions; see Detectron2's `get_norm`. Batch norm needs more than one
             image in a training batch, because the coarsest pooled grid is one cell.
-        dropout: before the classifier.
+        dropout: dropout before the classifier.
         loss_weight: weight of the cross entropy.
-        ignore_value: label of pixels that are not trained on.
+        ignore_value: label of pixels that are ignored in training.
 
     Raises:
-        ValueError: fewer than two features, or a number out of range.
+        ValueError: there are fewer than two features, or a number is out of range.
     """
 
     def __init__(

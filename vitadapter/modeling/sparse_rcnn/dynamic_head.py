@@ -8,15 +8,15 @@ __all__ = ["DynamicConv", "DynamicHead"]
 
 
 class DynamicConv(nn.Module):
-    """Filters each region's feature with two 1x1 convolutions that its proposal makes."""
+    """Filters each region's feature with two 1x1 convolutions computed from its proposal.
+
+    Args:
+        feature_dim: channels of proposals and regions.
+        hidden_dim: channels between the two convolutions.
+        pooler_size: height and width of a region's features.
+    """
 
     def __init__(self, feature_dim: int = 256, hidden_dim: int = 64, pooler_size: int = 7) -> None:
-        """
-        Args:
-            feature_dim: channels of proposals and regions.
-            hidden_dim: channels between the two convolutions.
-            pooler_size: height and width of a region's feature.
-        """
         super().__init__()
         self.feature_dim = feature_dim
         self.hidden_dim = hidden_dim
@@ -34,7 +34,7 @@ class DynamicConv(nn.Module):
             regions: (n, feature_dim, pooler_size, pooler_size).
 
         Returns:
-            Tensor: (n, feature_dim).
+            (n, feature_dim).
         """
         first, second = self.dynamic_layer(proposals).chunk(2, dim=1)
         first = first.view(-1, self.feature_dim, self.hidden_dim)
@@ -59,7 +59,18 @@ def _fully_connected(feature_dim: int, number: int) -> nn.Sequential:
 
 
 class DynamicHead(nn.Module):
-    """One stage: proposals see each other, then their regions, and predict class and box."""
+    """One stage: proposals attend to each other, see their regions, and predict class and box.
+
+    Args:
+        num_classes: number of foreground classes.
+        feature_dim: channels of proposals and regions.
+        num_heads: attention heads of the self-attention.
+        feedforward_dim: hidden width of the feed-forward network.
+        dynamic_dim: hidden width of the dynamic convolution.
+        num_cls_fcs, num_reg_fcs: number of layers before the class and the box prediction.
+        pooler_size: height and width of a region's features.
+        prior_prob: the initial class scores.
+    """
 
     def __init__(
         self,
@@ -74,17 +85,6 @@ class DynamicHead(nn.Module):
         pooler_size: int = 7,
         prior_prob: float = 0.01,
     ) -> None:
-        """
-        Args:
-            num_classes: number of foreground classes.
-            feature_dim: channels of proposals and regions.
-            num_heads: of the self-attention.
-            feedforward_dim: hidden width of the feed-forward network.
-            dynamic_dim: hidden width of the dynamic convolution.
-            num_cls_fcs, num_reg_fcs: layers before the class and the box prediction.
-            pooler_size: height and width of a region's feature.
-            prior_prob: what the class scores are initially.
-        """
         super().__init__()
         self.attention = nn.MultiheadAttention(feature_dim, num_heads, batch_first=True)
         self.attention_norm = nn.LayerNorm(feature_dim)
@@ -108,12 +108,12 @@ class DynamicHead(nn.Module):
     def forward(self, proposals: Tensor, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
-            proposals: (B, P, feature_dim) of the stage before.
+            proposals: (B, P, feature_dim), of the stage before.
             regions: (B * P, feature_dim, pooler_size, pooler_size).
 
         Returns:
-            tuple[Tensor, Tensor, Tensor]: class logits (B, P, K), box deltas (B, P, 4) and the
-            proposals (B, P, feature_dim) for the next stage.
+            Class logits (B, P, K), box deltas (B, P, 4) and the proposals (B, P, feature_dim) for
+            the next stage.
         """
         attended, _ = self.attention(proposals, proposals, proposals, need_weights=False)
         proposals = self.attention_norm(proposals + attended)

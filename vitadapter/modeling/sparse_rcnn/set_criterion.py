@@ -1,4 +1,4 @@
-"""Set prediction loss of Sparse R-CNN: each object is learned by exactly one proposal."""
+"""The set prediction loss of Sparse R-CNN: each object is learned by exactly one proposal."""
 
 from collections.abc import Sequence
 
@@ -14,19 +14,26 @@ from vitadapter.layers.mean_over_processes import mean_over_processes
 
 __all__ = ["HungarianMatcher", "SetCriterion"]
 
-# In place of a cost that is not finite, which the assignment does not accept. The loss is not
-# finite then either, and stops the training with a message of its own.
+# It replaces costs that are not finite, which the assignment does not accept. The loss is not
+# finite then either, which stops the training with a message.
 _WORST = 1e6
 
 
 def _sizes(instances: Instances) -> Tensor:
-    """(width, height, width, height) of an image in pixels, without padding."""
+    """Returns (width, height, width, height) of an image in pixels, without padding."""
     height, width = instances.image_size
     return instances.gt_boxes.tensor.new_tensor([width, height, width, height])
 
 
 class HungarianMatcher:
-    """Assigns one proposal to each object so that the sum of costs is least."""
+    """Assigns one proposal to each object so that the sum of the costs is minimal.
+
+    Args:
+        cls_weight: weight of the class cost, which is the focal loss of "yes" minus that of "no".
+        box_weight: weight of the L1 distance of boxes, in image sizes.
+        giou_weight: weight of the negative generalised IoU.
+        focal_loss_alpha, focal_loss_gamma: parameters of the focal loss.
+    """
 
     def __init__(
         self,
@@ -36,13 +43,6 @@ class HungarianMatcher:
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
     ) -> None:
-        """
-        Args:
-            cls_weight: of the class cost, what the focal loss gains by saying yes.
-            box_weight: of the L1 distance of boxes, in image sizes.
-            giou_weight: of the negative generalised IoU.
-            focal_loss_alpha, focal_loss_gamma: of the class cost.
-        """
         self.cls_weight = cls_weight
         self.box_weight = box_weight
         self.giou_weight = giou_weight
@@ -57,10 +57,10 @@ class HungarianMatcher:
         Args:
             logits: (P, K) of one image.
             boxes: (P, 4) in pixels.
-            instances: M objects.
+            instances: the M objects of the image.
 
         Returns:
-            tuple[Tensor, Tensor]: (min(P, M),) indexes of proposals, and of their objects.
+            Indexes of proposals and of their objects, both (min(P, M),).
         """
         gt_boxes, size = instances.gt_boxes.tensor, _sizes(instances)
         cost = (
@@ -74,7 +74,7 @@ class HungarianMatcher:
         return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
 
     def _class_cost(self, logits: Tensor) -> Tensor:
-        """Focal loss of yes minus that of no, (P, K)."""
+        """Returns the focal loss of "yes" minus that of "no", (P, K)."""
         yes, no = torch.ones_like(logits), torch.zeros_like(logits)
         alpha, gamma = self.focal_loss_alpha, self.focal_loss_gamma
         return sigmoid_focal_loss(logits, yes, alpha, gamma) - sigmoid_focal_loss(
@@ -83,30 +83,14 @@ class HungarianMatcher:
 
 
 class SetCriterion:
-    """Focal, L1 and GIoU loss of one stage after the matching."""
+    """The focal, L1 and GIoU loss of one stage, between matched proposals and objects.
 
-    def __init__(
-        self,
-        matcher: HungarianMatcher,
-        *,
-        cls_weight: float = 2.0,
-        box_weight: float = 5.0,
-        giou_weight: float = 2.0,
-        focal_loss_alpha: float = 0.25,
-        focal_loss_gamma: float = 2.0,
-    ) -> None:
-        """
-        Args:
-            matcher: assigns proposals to objects.
-            cls_weight, box_weight, giou_weight: of the losses.
-            focal_loss_alpha, focal_loss_gamma: of the class loss.
-        """
+    Args:
+        matcher: assigns proposals to objects. Losses have the weights of its costs.
+    """
+
+    def __init__(self, matcher: HungarianMatcher) -> None:
         self.matcher = matcher
-        self.cls_weight = cls_weight
-        self.box_weight = box_weight
-        self.giou_weight = giou_weight
-        self.focal_loss_alpha = focal_loss_alpha
-        self.focal_loss_gamma = focal_loss_gamma
 
     def __call__(
         self, logits: Tensor, boxes: Tensor, gt_instances: Sequence[Instances]
@@ -115,29 +99,26 @@ class SetCriterion:
         Args:
             logits: (B, P, K).
             boxes: (B, P, 4) in pixels.
-            gt_instances: per image, with `gt_boxes` and `gt_classes`.
+            gt_instances: ground truth of each image, with `gt_boxes` and `gt_classes`.
 
         Returns:
-            dict[str, Tensor]: "loss_cls", "loss_box_reg" and "loss_giou", divided by the number
-            of matched proposals.
+            "loss_cls", "loss_box_reg" and "loss_giou", divided by the number of matched proposals.
         """
-        targets = torch.zeros_like(logits)
-        predicted, expected, sizes = [], [], []
+        matcher, targets, pairs = self.matcher, torch.zeros_like(logits), []
         for i, instances in enumerate(gt_instances):
-            rows, columns = self.matcher(logits[i], boxes[i], instances)
+            rows, columns = matcher(logits[i], boxes[i], instances)
             targets[i, rows, instances.gt_classes[columns]] = 1
-            predicted.append(boxes[i, rows])
-            expected.append(instances.gt_boxes.tensor[columns])
-            sizes.append(_sizes(instances).expand(len(rows), 4))
-        predicted, expected, sizes = (torch.cat(x) for x in (predicted, expected, sizes))
+            gt_boxes = instances.gt_boxes.tensor[columns]
+            pairs.append((boxes[i, rows], gt_boxes, _sizes(instances).expand_as(gt_boxes)))
+        predicted, expected, sizes = (torch.cat(x) for x in zip(*pairs, strict=True))
         cls_loss = sigmoid_focal_loss(
-            logits, targets, self.focal_loss_alpha, self.focal_loss_gamma, reduction="sum"
+            logits, targets, matcher.focal_loss_alpha, matcher.focal_loss_gamma, reduction="sum"
         )
         box_loss = F.l1_loss(predicted / sizes, expected / sizes, reduction="sum")
         giou_loss = generalized_box_iou_loss(predicted, expected, reduction="sum")
         number = mean_over_processes(logits.new_tensor(float(len(predicted)))).clamp(min=1)
         return {
-            "loss_cls": cls_loss * (self.cls_weight / number),
-            "loss_box_reg": box_loss * (self.box_weight / number),
-            "loss_giou": giou_loss * (self.giou_weight / number),
+            "loss_cls": cls_loss * (matcher.cls_weight / number),
+            "loss_box_reg": box_loss * (matcher.box_weight / number),
+            "loss_giou": giou_loss * (matcher.giou_weight / number),
         }

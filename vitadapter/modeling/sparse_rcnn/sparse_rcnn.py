@@ -1,4 +1,4 @@
-"""Sparse R-CNN (arXiv 2011.12450) as in the official release."""
+"""Sparse R-CNN (arXiv 2011.12450), as in the official release."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,17 +11,31 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-__all__ = ["SparseRCNN"]
+from vitadapter.modeling.image_record import ImageRecord, asked_size
 
-Input = dict[str, object]
+__all__ = ["SparseRCNN"]
 
 
 class SparseRCNN(nn.Module):
-    """Learned proposal boxes and features, refined by a sequence of heads.
+    """Learned proposal boxes and features, which a sequence of heads refines.
 
-    Every stage pools the regions of the boxes before it, and is trained by itself: no gradient
-    flows through a box into the stage before. The detections are the best pairs of a proposal and
-    a class of the last stage; nothing is suppressed.
+    Every stage pools the regions of the boxes of the stage before, and is trained separately: no
+    gradient flows through the boxes into the stage before. The detections are the best pairs of a
+    proposal and a class of the last stage; overlapping ones are not suppressed.
+
+    Args:
+        backbone: the feature pyramid.
+        head_in_features: names of the features that regions are pooled from.
+        box_pooler: pools the regions of boxes.
+        box_heads: one `DynamicHead` per stage.
+        num_proposals: number of proposals.
+        feature_dim: channels of a proposal.
+        box2box_transform: maps boxes and deltas to refined boxes.
+        criterion: computes the losses of a stage from logits, boxes and ground truth, like
+            `SetCriterion`.
+        max_detections_per_image: maximum number of detections.
+        pixel_mean, pixel_std: mean and standard deviation of the input's channels.
+        input_format: channel order of the input, for the code that reads the images.
     """
 
     def __init__(
@@ -40,25 +54,11 @@ class SparseRCNN(nn.Module):
         pixel_std: Sequence[float],
         input_format: str | None = None,
     ) -> None:
-        """
-        Args:
-            backbone: feature pyramid.
-            head_in_features: its features to pool from.
-            box_pooler: boxes to regions.
-            box_heads: one `DynamicHead` per stage.
-            num_proposals: number of proposals.
-            feature_dim: channels of a proposal.
-            box2box_transform: of boxes and deltas to refined boxes.
-            criterion: (logits, boxes, ground truth) to the losses of a stage, as `SetCriterion`.
-            max_detections_per_image: at most so many detections.
-            pixel_mean, pixel_std: of the input's channels.
-            input_format: channel order of the input, for who reads the images.
-        """
         super().__init__()
         self.backbone = backbone
         self.head_in_features = list(head_in_features)
         self.box_pooler = box_pooler
-        # (x, y, width, height) of the box and its centre, in [0, 1]: initially the whole image
+        # (x, y) of the centre, width and height, in [0, 1]: initially the whole image
         self.init_proposal_boxes = nn.Embedding(num_proposals, 4)
         self.init_proposal_features = nn.Embedding(num_proposals, feature_dim)
         nn.init.constant_(self.init_proposal_boxes.weight[:, :2], 0.5)
@@ -72,14 +72,15 @@ class SparseRCNN(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     def forward(
-        self, batched_inputs: Sequence[Input]
+        self, batched_inputs: Sequence[ImageRecord]
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """
         Args:
-            batched_inputs: Detectron2's standard inputs; "instances" in training.
+            batched_inputs: the images, in training with "instances".
 
         Returns:
-            In training the losses of all stages by name, else {"instances": ...} for each image.
+            In training, the losses of all stages by name; otherwise {"instances": ...} for each
+            image.
         """
         images = self._preprocess(batched_inputs)
         pyramid = self.backbone(images.tensor)
@@ -93,16 +94,14 @@ class SparseRCNN(nn.Module):
             }
         *_, (logits, boxes) = self._stages(features, images.image_sizes)
         results = []
-        for i, (single, image_size) in enumerate(
+        for i, (record, image_size) in enumerate(
             zip(batched_inputs, images.image_sizes, strict=True)
         ):
             found = self._detections(logits[i], boxes[i], image_size)
-            height = single.get("height", image_size[0])
-            width = single.get("width", image_size[1])
-            results.append({"instances": detector_postprocess(found, height, width)})
+            results.append({"instances": detector_postprocess(found, *asked_size(record))})
         return results
 
-    def _preprocess(self, batched_inputs: Sequence[Input]) -> ImageList:
+    def _preprocess(self, batched_inputs: Sequence[ImageRecord]) -> ImageList:
         images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
         return ImageList.from_tensors(
             [(image - self.pixel_mean) / self.pixel_std for image in images],
@@ -111,7 +110,7 @@ class SparseRCNN(nn.Module):
         )
 
     def _initial_boxes(self, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """(B, P, 4) in pixels of each image."""
+        """Returns the proposals (B, P, 4) in pixels of each image."""
         center, size = self.init_proposal_boxes.weight.split(2, dim=1)
         boxes = torch.cat([center - size / 2, center + size / 2], dim=1)  # (P, 4)
         scale = boxes.new_tensor([[width, height] * 2 for height, width in image_sizes])
@@ -120,7 +119,7 @@ class SparseRCNN(nn.Module):
     def _stages(
         self, features: list[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Class logits (B, P, K) and boxes (B, P, 4) after each stage."""
+        """Returns class logits (B, P, K) and boxes (B, P, 4) of each stage."""
         boxes = self._initial_boxes(image_sizes)
         proposals = self.init_proposal_features.weight.expand(len(boxes), -1, -1)
         outputs = []
@@ -135,7 +134,7 @@ class SparseRCNN(nn.Module):
         return outputs
 
     def _detections(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Instances:
-        """The best (proposal, class) pairs of one image."""
+        """Returns the best pairs of a proposal and a class of one image."""
         finite = boxes.isfinite().all(1) & logits.isfinite().all(1)
         boxes, scores = boxes[finite], logits[finite].sigmoid()
         number = min(self.max_detections_per_image, scores.numel())

@@ -18,4 +18,4 @@ model.targets.ignore_value = "${dataset.ignore_label}"
 # Masks of 64 x 64 cells need fewer points, and small data sets fewer queries, than the paper's.
 model.sem_seg_head.pixel_decoder.update(embed_dim=128, ffn_dim=512, num_layers=3)
 model.sem_seg_head.predictor.update(num_queries=50, ffn_dim=512, num_layers=3)
-model.criterion.num_points = 3136
+model.criterion.matcher.num_points = 3136

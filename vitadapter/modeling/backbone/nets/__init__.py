@@ -1,4 +1,4 @@
-"""Nets: plain Vision Transformers that ``ViTAdapter`` wraps."""
+"""Nets, which are the plain Vision Transformers that `ViTAdapter` wraps."""
 
 from .beit import BEiT
 from .detectron2_net import Detectron2Net, as_net

@@ -8,8 +8,6 @@ import torch
 from detectron2.modeling.backbone.utils import PatchEmbed
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import Linear
-
 from .plain_net import (
     Block,
     PlainNet,
@@ -25,15 +23,15 @@ __all__ = ["BEiT"]
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention with a relative position bias; queries and values have a bias, keys none.
+    """Self-attention with a relative position bias; queries and values have a bias, keys have none.
 
     Args:
         dim: channels C of the tokens.
-        num_heads: attention heads; divides ``dim``.
-        grid: (h, w) in tokens whose offsets the table holds; the window's for windows.
-        window_size: side of the attention windows in tokens; 0 is global attention.
-        has_cls_token: whether the first token is a class token, with three table rows of its own:
-            class token to token, token to class token, class token to itself.
+        num_heads: attention heads; divides `dim`.
+        grid: (h, w) in tokens for whose offsets the table has entries; that of a window, if any.
+        window_size: side of the attention windows in tokens; 0 for global attention.
+        has_cls_token: whether the first token is a class token, for which the table has three more
+            rows: class token to token, token to class token, class token to itself.
     """
 
     def __init__(
@@ -51,14 +49,14 @@ class RelativeAttention(nn.Module):
         self.offsets = (2 * grid[0] - 1, 2 * grid[1] - 1)
         rows = math.prod(self.offsets) + (3 if has_cls_token else 0)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
-        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Attends over tokens (B, N, C) of an h x w grid and returns the same shape."""
-        # With a class token, which only global attention has, the sequence is its own grid.
+        # With a class token, the sequence is its own grid; there are no windows then.
         grid = (1, x.shape[1]) if self.has_cls_token else hw
         qkv = project_padded(x, self.qkv, grid, self.window_size)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -70,7 +68,7 @@ class RelativeAttention(nn.Module):
         return self.proj(x.flatten(1, 2))
 
     def relative_position_bias(self, hw: tuple[int, int]) -> Tensor:
-        """Logit bias (heads, N, N) for N = h * w tokens, plus one if there is a class token."""
+        """Returns the logit bias (heads, N, N), with N = h * w plus 1 for a class token."""
         table = self.relative_position_bias_table.transpose(0, 1)
         offsets = table[:, : math.prod(self.offsets)].unflatten(1, self.offsets)
         size = (2 * hw[0] - 1, 2 * hw[1] - 1)
@@ -85,35 +83,35 @@ class RelativeAttention(nn.Module):
 
 
 class BEiTBlock(Block):
-    """``Block`` whose layer scale has BEiT's names."""
+    """A `Block` in which layer scale has the names of BEiT."""
 
     gamma_names = ("gamma_1", "gamma_2")
 
 
 class BEiT(PlainNet):
-    """BEiT or BEiTv2 as a *net*: relative position bias in each block, no absolute position.
+    """BEiT or BEiTv2 as a *net*, with a relative position bias in each block.
 
-    The official detectors attend inside windows everywhere, small ones and some large ones
-    (``window_size=14, global_window_size=56``), without class token. The official segmenters
-    attend globally with the class token (``use_cls_token=True``). They take images of exactly
-    ``img_size``; this net takes any: the bias of another grid comes from the same table
-    (``resize_relative_positions``) and is the trained one at the trained size.
+    It has no absolute positions. The official detectors have windows in all blocks, mostly small
+    and some large ones (`window_size=14, global_window_size=56`), and no class token. The official
+    segmenters have global attention and the class token (`use_cls_token=True`). They need images of
+    exactly `img_size`; this net takes any size, because the bias for another grid is made from the
+    same table (`resize_relative_positions`).
 
     Args:
-        img_size: image side or (height, width) in pixels for which global blocks hold offsets.
-        use_cls_token: whether a class token runs along; it needs global attention.
-        window_size: side in tokens of the windows of ``window_block_indexes``, one for all or one
-            for each.
-        window_block_indexes: blocks that attend inside small windows.
-        global_window_size: side in tokens of the windows of all other blocks; 0 is global
+        img_size: image side or (height, width) in pixels for which global blocks have offsets.
+        use_cls_token: whether there is a class token, which needs global attention.
+        window_size: side in tokens of the windows of `window_block_indexes`, one number for all or
+            one for each.
+        window_block_indexes: the blocks with small windows.
+        global_window_size: side in tokens of the windows of all other blocks; 0 for global
             attention. A smaller image is padded to one window.
-        layer_scale_init: initial value of the layer scale; None for no layer scale. Pre-trained
-            weights bring their own.
-        others: see ``ViT``.
+        layer_scale_init: initial value of layer scale, which pre-trained weights replace; None for
+            no layer scale.
+        others: see `ViT`.
 
     Raises:
-        ValueError: an index outside the net, a missing window size, a class token with windows,
-            heads that do not divide the channels, or non-positive sizes.
+        ValueError: an index is outside the net, a window size is missing, there are windows and a
+            class token, the heads do not divide the channels, or a size is not positive.
     """
 
     def __init__(
@@ -141,7 +139,7 @@ class BEiT(PlainNet):
         check_net_arguments(sizes, drop_path_rate)
         check_heads(embed_dim, num_heads)
         super().__init__()
-        self._describe(
+        self._set_attributes(
             embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
         )
         windows = block_window_sizes(depth, window_size, window_block_indexes, global_window_size)
@@ -171,36 +169,29 @@ class BEiT(PlainNet):
         self._init_weights()
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch embedding.
-
-        Args:
-            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
-
-        Returns:
-            Tokens (B, H / patch_size, W / patch_size, C) and the class token (B, 1, C), or
-            (B, 0, C) without one.
-        """
+        """See `PlainNet.embed`."""
         x = self.patch_embed(images)
         if self.cls_token is None:
             return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
         return x, self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)
 
     def _init_weights(self) -> None:
-        """BEiT's: residual branches start smaller the deeper they lie."""
+        """Initialises as BEiT does: deeper residual branches have smaller weights."""
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
         for depth, block in enumerate(self.blocks, start=1):
-            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-                nn.init.trunc_normal_(linear.weight, std=0.02)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+            for module in block.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
             with torch.no_grad():
-                for linear in (block.attn.proj, block.mlp.fc2):
-                    linear.weight.div_(math.sqrt(2.0 * depth))
+                for name in ("attn.proj.weight", "mlp.fc2.weight"):
+                    block.get_parameter(name).div_(math.sqrt(2.0 * depth))
 
 
 def _grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    """(h, w) in tokens of an image."""
+    """Returns (h, w) of an image in tokens."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
         raise ValueError(f"img_size must be a multiple of {patch_size=}, got {img_size}")

@@ -44,7 +44,7 @@ class Detectron2Net(Detectron2Embedding):
             )
         ((out_feature, shape),) = vit.output_shape().items()
         is_wrapped = [_unwrap(block) for block in vit.blocks]
-        self._describe(
+        self._set_attributes(
             shape.channels,
             len(is_wrapped),
             shape.stride,

@@ -1,4 +1,4 @@
-"""What nets have in common: the net contract, and the parts that several of them are made of."""
+"""What nets have in common: the interface of a net, and parts that several of them use."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast import Linear, is_plain, recomputed
+from vitadapter.layers.fast import is_plain, recomputed, run_linear
 
 __all__ = [
     "Block",
@@ -31,10 +31,10 @@ __all__ = [
 
 
 class PlainNet(Backbone):
-    """A plain transformer as a *net*, which ``ViTAdapter`` wraps.
+    """The interface of a *net*, the plain transformer that `ViTAdapter` wraps.
 
-    Subclasses make ``blocks``, which take and return tokens (B, P + h * w, C), prefix tokens
-    first, call :meth:`_describe`, and say how they ``embed``.
+    Subclasses make `blocks`, which map tokens (B, P + h * w, C), prefix tokens first, to the same
+    shape. They call `_set_attributes` and define `embed`.
 
     Attributes:
         embed_dim: channels C of the tokens.
@@ -46,7 +46,7 @@ class PlainNet(Backbone):
 
     blocks: nn.ModuleList
 
-    def _describe(
+    def _set_attributes(
         self,
         embed_dim: int,
         depth: int,
@@ -55,12 +55,12 @@ class PlainNet(Backbone):
         out_feature: str,
         offload_to_cpu: bool,
     ) -> None:
-        """Sets the attributes; ``out_feature`` names the output of ``forward``.
+        """Sets the attributes, and the name `out_feature` of the output of `forward`.
 
-        No constructor, so that ``ViT`` can be a subclass of Detectron2's as well.
+        This is not a constructor, so that `ViT` can also be a subclass of Detectron2's.
 
         Raises:
-            ValueError: ``offload_to_cpu`` without ``use_act_checkpoint``.
+            ValueError: `offload_to_cpu` without `use_act_checkpoint`.
         """
         if offload_to_cpu and not use_act_checkpoint:
             raise ValueError(
@@ -78,21 +78,29 @@ class PlainNet(Backbone):
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) to tokens (B, h, w, C) and prefix tokens (B, P, C)."""
+        """Embeds patches and positions.
+
+        Args:
+            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
+
+        Returns:
+            Tokens (B, H / patch_size, W / patch_size, C), and prefix tokens (B, P, C) such as class
+            and register tokens, where P may be 0.
+        """
 
     def forward_blocks(
         self, x: Tensor, prefix: Tensor, start: int, stop: int
     ) -> tuple[Tensor, Tensor]:
-        """Runs blocks ``start`` to ``stop - 1``.
+        """Runs blocks `start` to `stop - 1`.
 
         Args:
             x: tokens (B, h, w, C).
-            prefix: prefix tokens (B, P, C), P may be 0.
-            start: first block.
-            stop: the block behind the last.
+            prefix: prefix tokens (B, P, C), where P may be 0.
+            start: index of the first block.
+            stop: index after that of the last block.
 
         Returns:
-            x and prefix after the blocks.
+            `x` and `prefix` after the blocks.
         """
         hw = (x.shape[1], x.shape[2])
         tokens = x.flatten(1, 2)
@@ -111,48 +119,48 @@ class PlainNet(Backbone):
     def _block_calls(
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:
-        """Tokens to tokens (B, P + h * w, C), for each block from ``start`` to ``stop - 1``."""
+        """Returns the blocks as functions of tokens (B, P + h * w, C) only."""
         return [partial(block, hw=hw) for block in self.blocks[start:stop]]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to ``{out_feature: (B, C, H / patch_size, W / patch_size)}``."""
+        """Maps images (B, 3, H, W) to `{out_feature: (B, C, H / patch_size, W / patch_size)}`."""
         x, prefix = self.embed(x)
         x, _ = self.forward_blocks(x, prefix, 0, self.depth)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
 
 
 def split_prefix(tokens: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Tokens (B, P + h * w, C) to (B, h, w, C) and prefix tokens (B, P, C)."""
+    """Splits tokens (B, P + h * w, C) into (B, h, w, C) and prefix tokens (B, P, C)."""
     num_patches = hw[0] * hw[1]
     prefix, x = tokens.split([tokens.shape[1] - num_patches, num_patches], dim=1)
-    # One copy here instead of one in every norm of the adapter.
+    # One copy here saves one in every norm of the adapter.
     return x.contiguous().unflatten(1, hw), prefix
 
 
 def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size: int) -> Tensor:
-    """Projects the tokens of a grid, filled up with zero tokens to whole windows.
+    """Projects the tokens of a grid after padding it with zero tokens to whole windows.
 
-    The zeros lie at the bottom and at the right, as Detectron2 and the official BEiT and
-    Uni-Perceiver put them.
+    The zeros are at the bottom and at the right, as in Detectron2 and the official BEiT and
+    Uni-Perceiver.
 
     Args:
         x: tokens (B, h, w, C) or (B, h * w, C).
-        layer: the projection, (..., C) to (..., D).
+        layer: the projection from (..., C) to (..., D).
         hw: the grid (h, w).
         window_size: side of the windows in tokens; 0 for none.
 
     Returns:
-        (B, H, W, D), H and W multiples of ``window_size``.
+        (B, H, W, D), where H and W are multiples of `window_size`.
     """
     bottom, right = (-side % window_size if window_size > 0 else 0 for side in hw)
     padding = (0, 0, 0, right, 0, bottom)
-    if any(padding) and not is_plain(layer, nn.Linear, Linear):
-        return layer(F.pad(x.view(x.shape[0], *hw, -1), padding))
-    projected = layer(x).view(x.shape[0], *hw, -1)
+    shape = (x.shape[0], *hw, -1)
     if not any(padding):
-        return projected
-    # A zero token is projected to the bias: only tokens that exist went through the product.
-    projected = F.pad(projected, padding)
+        return run_linear(layer, x).view(shape)
+    if not is_plain(layer, nn.Linear):
+        return layer(F.pad(x.view(shape), padding))
+    # A zero token is projected to the bias, so only the real tokens go through the product.
+    projected = F.pad(run_linear(layer, x).view(shape), padding)
     if layer.bias is None:
         return projected
     outside = F.pad(projected.new_zeros(*hw, 1), padding, value=1.0)
@@ -166,16 +174,16 @@ def attend_in_windows(
     window_size: int,
     logit_bias: Callable[[Tensor, tuple[int, int]], Tensor] | None = None,
 ) -> Tensor:
-    """Multi-head self-attention between its projections, inside the windows of a token grid.
+    """Multi-head self-attention without its projections, inside the windows of a token grid.
 
     Args:
-        qkv: queries, keys and values (B, H, W, 3C) of a grid that is filled up to whole windows, or
-            is here with zeros.
+        qkv: queries, keys and values (B, H, W, 3C) of a grid, which is padded to whole windows with
+            zeros if it has not been padded yet.
         num_heads: attention heads.
-        hw: the grid (h, w) without what fills it up.
+        hw: the grid (h, w) without padding.
         window_size: side of the windows in tokens; 0 for one window of the whole grid.
-        logit_bias: makes what is added to the logits, (N or 1, heads, L, L), of the queries
-            (N, heads, L, head_dim) and the size (height, width) of a window of L tokens.
+        logit_bias: makes what is added to the logits, (N or 1, heads, L, L), from the queries
+            (N, heads, L, head_dim) and the (height, width) of a window with L tokens.
 
     Returns:
         (B, h, w, C).
@@ -205,29 +213,29 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, act_layer: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = act_layer()
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (..., C) to tokens of the same shape."""
-        return self.fc2(recomputed(self.act, self.fc1(x)))
+        """Maps tokens (..., C) to tokens of the same shape."""
+        return run_linear(self.fc2, recomputed(self.act, run_linear(self.fc1, x)))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with optional layer scale, whose names are the official ViT's.
+    """Pre-norm transformer block with optional layer scale; names as in the official ViT.
 
     Args:
         attn: the attention, called with tokens and grid.
         dim: channels C of the tokens.
-        mlp_ratio: hidden width of the MLP over ``dim``.
+        mlp_ratio: hidden width of the MLP, relative to `dim`.
         drop_path: stochastic depth of both branches.
-        norm_layer: makes a norm for a number of channels.
+        norm_layer: makes a norm for a given number of channels.
         act_layer: makes the activation of the MLP.
-        layer_scale_init: initial value of the layer scale; None for no layer scale.
+        layer_scale_init: initial value of layer scale; None for no layer scale.
     """
 
-    # Names of the two vectors of the layer scale.
+    # Names of the two vectors of layer scale.
     gamma_names = ("gamma1", "gamma2")
 
     def __init__(
@@ -251,11 +259,11 @@ class Block(nn.Module):
             if layer_scale_init is not None:
                 gamma = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
             self.register_parameter(name, gamma)
-        # Maps (B, C, h, w) to their like: Detectron2's convolutional block behind some of ViT's.
+        # Detectron2's convolutional block after some blocks of a ViT, on maps (B, C, h, w).
         self.residual: nn.Module | None = None
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Tokens (B, N, C) of an h x w grid to tokens of the same shape."""
+        """Maps tokens (B, N, C) of an h x w grid to tokens of the same shape."""
         gamma1, gamma2 = (getattr(self, name) for name in self.gamma_names)
         attn = self.attn(recomputed(self.norm1, x), hw)
         x = x + self.drop_path(attn if gamma1 is None else gamma1 * attn)
@@ -268,14 +276,14 @@ class Block(nn.Module):
 
 
 def check_net_arguments(sizes: Mapping[str, float | None], drop_path_rate: float) -> None:
-    """Refuses arguments that no net can have.
+    """Refuses arguments that are invalid for all nets.
 
     Args:
-        sizes: those that must be positive, by name; None stands for the net's own.
+        sizes: arguments that must be positive, by name; None for the net's own value.
         drop_path_rate: must lie in [0, 1).
 
     Raises:
-        ValueError: one of these does not hold.
+        ValueError: an argument is invalid.
     """
     wrong = {name: size for name, size in sizes.items() if size is not None and not size > 0}
     if wrong:
@@ -285,13 +293,13 @@ def check_net_arguments(sizes: Mapping[str, float | None], drop_path_rate: float
 
 
 def check_heads(embed_dim: int, num_heads: int) -> None:
-    """Raises ValueError unless the channels split into heads."""
+    """Raises ValueError unless the number of heads divides that of channels."""
     if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
         raise ValueError(f"num_heads must divide {embed_dim=}, got {num_heads=}")
 
 
 def check_block_indexes(name: str, indexes: Sequence[int], depth: int) -> None:
-    """Raises ValueError unless the argument ``name`` holds different blocks of a net."""
+    """Raises ValueError unless the argument `name` contains different blocks of a net."""
     if len(set(indexes)) != len(indexes) or not set(indexes) <= set(range(depth)):
         raise ValueError(f"{name} must be distinct and lie in 0..{depth - 1}, got {list(indexes)}")
 
@@ -302,22 +310,22 @@ def block_window_sizes(
     indexes: Sequence[int],
     global_window_size: int = 0,
 ) -> list[int]:
-    """Side of each block's attention windows in tokens; 0 for a global block.
+    """Returns the side of each block's attention windows in tokens; 0 for global attention.
 
     Args:
         depth: number of blocks.
-        window_size: of the blocks ``indexes``, one for all or one for each.
-        indexes: ``window_block_indexes``, the blocks that attend inside windows.
-        global_window_size: of all other blocks.
+        window_size: window size of the blocks `indexes`, one number for all or one for each.
+        indexes: `window_block_indexes`, the blocks that attend inside windows.
+        global_window_size: window size of all other blocks.
 
     Raises:
-        ValueError: blocks that the net does not have, a window without a token, or sizes that do
+        ValueError: the net does not have the blocks, a window size is not positive, or the sizes do
             not fit the indexes.
     """
     check_block_indexes("window_block_indexes", indexes, depth)
-    one_for_all = isinstance(window_size, int)
-    sizes = [window_size] * len(indexes) if one_for_all else list(window_size)
-    negative = global_window_size < 0 or (one_for_all and window_size < 0)
+    given = [window_size] if isinstance(window_size, int) else list(window_size)
+    sizes = given * len(indexes) if isinstance(window_size, int) else given
+    negative = min(global_window_size, *given, 0) < 0
     if len(sizes) != len(indexes) or negative or any(size < 1 for size in sizes):
         raise ValueError(
             "window_size must be at least 1 token (0 if no block has windows), one for all or one "

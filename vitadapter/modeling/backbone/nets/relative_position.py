@@ -1,4 +1,4 @@
-"""Relative position bias from a table of offsets, at the table's grid and at others."""
+"""The relative position bias from a table of offsets, for the table's grid and for others."""
 
 from functools import lru_cache
 
@@ -11,17 +11,17 @@ __all__ = ["relative_position_bias", "resize_relative_positions", "spline_matrix
 
 
 def relative_position_bias(table: Tensor) -> Tensor:
-    """Logit bias between all tokens of a grid.
+    """Returns the logit bias between all tokens of a grid.
 
-    Views of the table take the place of an index as large as the result, and of the scattered
-    additions in its backward pass.
+    It uses views of the table instead of an index, which would be as large as the result and need
+    scattered additions in the backward pass.
 
     Args:
-        table: (heads, 2h - 1, 2w - 1), a value for each offset query minus key (dy, dx), from
-            (1 - h, 1 - w) on.
+        table: (heads, 2h - 1, 2w - 1), with a value for each offset (dy, dx) of query minus key,
+            starting at (1 - h, 1 - w).
 
     Returns:
-        (heads, h * w, h * w): row-major queries by row-major keys.
+        (heads, h * w, h * w), for queries and keys in row-major order.
     """
     num_heads, rows, columns = table.shape
     h, w = (rows + 1) // 2, (columns + 1) // 2
@@ -31,18 +31,18 @@ def relative_position_bias(table: Tensor) -> Tensor:
 
 
 def resize_relative_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """A table for another grid; the identity for the table's own.
+    """Resizes a table for another grid.
 
-    Offsets that the table lacks are interpolated as BEiT's fine-tuning does it: the known ones are
-    moved to a geometric progression that reaches the farthest new offset, so that near offsets
-    nearly keep their values. A smaller grid takes the offsets that it has, unchanged.
+    Offsets that the table does not have are interpolated as in the fine-tuning of BEiT: the known
+    ones are moved to a geometric progression that reaches the farthest new offset, so that near
+    offsets nearly keep their values. For a smaller grid, offsets are selected, not interpolated.
 
     Args:
         table: (heads, 2h - 1, 2w - 1).
         size: the new (2h - 1, 2w - 1).
 
     Returns:
-        (heads, *size), differentiable.
+        (heads, *size), differentiable; the table itself if the size is the same.
     """
     for dim, side in enumerate(size, start=1):
         excess = table.shape[dim] - side
@@ -58,19 +58,19 @@ def resize_relative_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def spline_matrix(source: int, target: int, lowest_ratio: float = 1.0) -> np.ndarray:
-    """Cubic spline through geometrically spaced points, evaluated at integers.
+    """Returns the matrix of a cubic spline through geometrically spaced points, at integers.
 
-    The source points lie at 0, +-1, +-(1 + q), +-(1 + q + q^2), ...; the ratio q makes the last of
-    them ``target // 2``. The spline ends "not a knot", as FITPACK's interpolating splines do;
-    targets beyond the last source point take its value.
+    The source points are 0, +-1, +-(1 + q), +-(1 + q + q^2), ..., with the ratio q for which the
+    last one is `target // 2`. The spline has "not a knot" ends, like FITPACK's interpolating
+    splines. Targets beyond the last source point have its value.
 
     Args:
         source: number of source points, odd.
         target: number of targets -(target // 2) .. target // 2, odd.
-        lowest_ratio: least q. The official loader has 1.01, which nearly equal sizes do not reach.
+        lowest_ratio: minimum of q. The official loader has 1.01, too much for nearly equal sizes.
 
     Returns:
-        (target, source), float64, read-only: interpolated = matrix @ values.
+        (target, source), float64, read-only. The interpolated values are `matrix @ values`.
     """
     ratio = _geometric_ratio(source // 2, target // 2, lowest_ratio)
     positive = np.cumsum(ratio ** np.arange(source // 2))
@@ -85,7 +85,7 @@ def spline_matrix(source: int, target: int, lowest_ratio: float = 1.0) -> np.nda
 
 
 def _geometric_ratio(terms: int, total: float, lowest: float) -> float:
-    """The ratio in [lowest, 1.5] whose first powers add up to ``total``, to 1e-6 like BEiT's."""
+    """Finds the ratio in [lowest, 1.5] whose first powers add up to `total`, to 1e-6 as in BEiT."""
     low, high = lowest, 1.5
     ratio = (low + high) / 2
     while high - low > 1e-6:

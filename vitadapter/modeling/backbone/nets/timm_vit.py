@@ -1,12 +1,13 @@
-"""Any plain ViT of timm, by name, behind the net contract."""
+"""Any plain ViT of timm, by its name, as a net."""
 
 import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias, cast
 
 import timm
 import torch
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import PatchEmbed, RotaryEmbeddingCat, resample_abs_pos_embed
 from timm.models import is_model, is_model_in_modules
 from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
@@ -18,54 +19,56 @@ from .plain_net import (
     check_net_arguments,
     split_prefix,
 )
-from .timm_windows import WINDOWED_BLOCKS, run_block_in_windows
+from .timm_windows import WINDOWED_BLOCKS, WindowedBlock, run_block_in_windows
 
 __all__ = ["TimmViT"]
 
-# timm's modules in which plain ViTs are defined.
+TimmModel: TypeAlias = VisionTransformer | Eva
+
+# The modules of timm that define plain ViTs.
 _MODULES = ("vision_transformer", "deit", "eva")
 _COMMON = ("patch_embed", "cls_token", "reg_token", "pos_embed", "no_embed_class", "norm_pre")
 _NEEDED = {VisionTransformer: _COMMON, Eva: (*_COMMON, "rope", "rope_mixed")}
 
 
 class TimmViT(PlainNet):
-    """A plain ViT of timm as a *net*: the transformer that ``ViTAdapter`` wraps.
+    """A plain ViT of timm as a *net*.
 
-    DINOv3, EVA-02, BEiT-3, DINOv2 with registers, SigLIP, CLIP, DeiT III, AugReg and further
-    models of timm's classes ``VisionTransformer`` and ``Eva``. The blocks are timm's own. Class and
-    register tokens run along as prefix tokens, positions are timm's own for any image size:
-    absolute embeddings are resized to the token grid (bicubic with antialias), rotary ones are
-    computed for it.
+    These are DINOv3, EVA-02, BEiT-3, DINOv2 with registers, SigLIP, CLIP, DeiT III, AugReg and all
+    other models of timm's classes `VisionTransformer` and `Eva`. Blocks and positions are timm's
+    own. Class and register tokens are prefix tokens. For any image size, absolute embeddings are
+    resized to the token grid (bicubic with antialias), and rotary ones are computed for it.
 
     Parameters keep timm's names, so that a timm state dict fits. What comes after the last block
-    (final norm, attention pool, classifier) is left out: ``ViTAdapter`` takes the outputs of
-    blocks, and parameters without use stop distributed training. Models that are used frozen, such
-    as DINOv3, are often read through their final norm; here the norms of the extractors and of the
-    outputs follow instead.
+    (final norm, attention pool, classifier) is left out, since `ViTAdapter` uses the outputs of
+    blocks, and unused parameters break distributed training. Models that are used frozen, such as
+    DINOv3, often have their final norm applied to the features; here, the norms of the extractors
+    and of the outputs replace it.
 
-    No weights are loaded: ``train.init_checkpoint="timm://..."`` does that.
+    No weights are loaded: `train.init_checkpoint="timm://..."` does that.
 
     Args:
         model_name: timm's name of an architecture, without a tag for weights.
         patch_size: side of a patch in pixels. Weights of other patch sizes are resized on loading.
-        pretrain_img_size: image side in pixels that sizes the absolute position embedding. None
-            keeps timm's token grid: for 37 x 37 patches of 14 pixels, 592 with patches of 16.
-        embed_dim: channels C of the tokens; None for the model's own, as in the next two.
-        depth: number of blocks.
-        num_heads: attention heads of each block; divides ``embed_dim``.
-        drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
-        window_size: side of the attention windows in tokens, one for all blocks that have them or
-            one for each (see ``run_block_in_windows`` for incomplete windows, prefix tokens and
-            rotary positions).
+        pretrain_img_size: image side in pixels for which there are absolute positions. None keeps
+            timm's token grid: for example, 37 x 37 patches of 14 pixels become 592 pixels.
+        embed_dim: channels C of the tokens; None for the model's own.
+        depth: number of blocks; None for the model's own.
+        num_heads: attention heads of each block, which divide `embed_dim`; None for the model's
+            own.
+        drop_path_rate: stochastic depth of the last block; block i has `rate * i / (depth - 1)`.
+        window_size: side of the attention windows in tokens, one number for all blocks that have
+            them or one for each (see `run_block_in_windows` for incomplete windows, prefix tokens
+            and rotary positions).
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         use_act_checkpoint: whether to recompute each block in the backward pass.
         offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, which frees GPU
             memory and costs transfers.
-        out_feature: name of the output of ``forward``.
+        out_feature: name of the output of `forward`.
 
     Raises:
-        ValueError: a name that timm does not know or that is no plain ViT, or arguments that do
-            not fit the model or each other.
+        ValueError: timm does not know the name, it is not that of a plain ViT, or arguments do not
+            fit the model or each other.
     """
 
     def __init__(
@@ -98,9 +101,12 @@ class TimmViT(PlainNet):
             raise ValueError(
                 f"pretrain_img_size must be a multiple of {patch_size=}, got {pretrain_img_size}"
             )
-        with torch.device("meta"):  # refuse before memory is spent
-            outline = timm.create_model(model_name, num_classes=0, depth=depth)
-        _check_model(model_name, outline, len(window_block_indexes) > 0)
+        with torch.device("meta"):  # to refuse a model before it takes memory
+            outline = _checked(
+                timm.create_model(model_name, num_classes=0, depth=depth),
+                model_name,
+                len(window_block_indexes) > 0,
+            )
         _check_heads(outline, embed_dim, num_heads)
         block_window_sizes(len(outline.blocks), window_size, window_block_indexes)
         if pretrain_img_size is None:
@@ -118,7 +124,8 @@ class TimmViT(PlainNet):
             drop_path_rate=drop_path_rate,
             dynamic_img_size=True,
         )
-        self._describe(
+        model = cast(TimmModel, model)
+        self._set_attributes(
             model.embed_dim,
             len(model.blocks),
             patch_size,
@@ -134,28 +141,17 @@ class TimmViT(PlainNet):
         self.register_parameter("reg_token", model.reg_token)
         self.register_parameter("pos_embed", model.pos_embed)
         self._prefix_has_position = not model.no_embed_class
-        self.rope = model.rope if isinstance(model, Eva) else None
+        self.rope = cast(RotaryEmbeddingCat, model.rope) if isinstance(model, Eva) else None
         self._rope_differs_by_block = isinstance(model, Eva) and model.rope_mixed
         self.norm_pre = model.norm_pre
         self.blocks = nn.ModuleList(model.blocks)
         for module in self.blocks.modules():
             if isinstance(module, EvaAttention):
-                # Else timm takes qkv's weight without calling it: a wrapper (LoRA) would not count.
+                # Otherwise, timm uses qkv's weight without calling it, ignoring a wrapper (LoRA).
                 module.qkv_bias_separate = True
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch and position embedding.
-
-        Args:
-            images: normalised images (B, 3, H, W), H and W multiples of ``patch_size``.
-
-        Returns:
-            Tokens (B, H / patch_size, W / patch_size, C), and the class and register tokens
-            (B, P, C) of the model, in timm's order.
-
-        Raises:
-            ValueError: another size.
-        """
+        """See `PlainNet.embed`; raises ValueError unless H and W are multiples of `patch_size`."""
         sides = images.shape[2:]
         if images.dim() != 4 or any(side < 1 or side % self.patch_size for side in sides):
             raise ValueError(
@@ -183,21 +179,26 @@ class TimmViT(PlainNet):
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:
         # (h * w, D), or (depth, heads, h * w, D)
-        rope = None if self.rope is None else self.rope.get_embed(shape=hw)
+        rope = None if self.rope is None else self.rope.get_embed(shape=list(hw))
         windows = block_window_sizes(self.depth, self.window_size, self.window_block_indexes)
-        calls = []
+        calls: list[Callable[[Tensor], Tensor]] = []
         for index in range(start, stop):
-            block, window_size = self.blocks[index], windows[index]
+            block: Callable[..., Tensor] = self.blocks[index]
             arguments = {}
             if rope is not None:
                 arguments["rope"] = rope[index] if self._rope_differs_by_block else rope
-            if window_size > 0:
-                block = partial(run_block_in_windows, block, hw=hw, window_size=window_size)
+            if windows[index] > 0:
+                block = partial(
+                    run_block_in_windows,
+                    cast(WindowedBlock, block),
+                    hw=hw,
+                    window_size=windows[index],
+                )
             calls.append(partial(block, **arguments))
         return calls
 
     def _position(self, hw: tuple[int, int], num_prefix: int) -> Tensor:
-        """Absolute position embedding (1, num_prefix + h * w, C) of a token grid."""
+        """Returns the absolute position embedding (1, num_prefix + h * w, C) of a token grid."""
         return resample_abs_pos_embed(
             self.pos_embed,
             new_size=hw,
@@ -228,9 +229,9 @@ def _not_plain(model_name: str, found: str) -> ValueError:
     )
 
 
-def _check_model(model_name: str, model: nn.Module, windowed: bool) -> None:
-    """That a model of timm has what ``TimmViT`` takes from it."""
-    if type(model) not in _NEEDED:
+def _checked(model: nn.Module, model_name: str, windowed: bool) -> TimmModel:
+    """Returns a model of timm after checking that it has what `TimmViT` needs."""
+    if not isinstance(model, VisionTransformer | Eva) or type(model) not in _NEEDED:
         raise _not_plain(model_name, f"a {type(model).__name__}")
     missing = [name for name in _NEEDED[type(model)] if not hasattr(model, name)]
     if missing:
@@ -246,15 +247,17 @@ def _check_model(model_name: str, model: nn.Module, windowed: bool) -> None:
             f"window_block_indexes must be empty for {model_name!r}: its {type(block).__name__} "
             "does not attend in windows"
         )
+    return model
 
 
-def _check_heads(outline: nn.Module, embed_dim: int | None, num_heads: int | None) -> None:
-    """That the channels split into heads, for which ``None`` is the model's own number."""
+def _check_heads(outline: TimmModel, embed_dim: int | None, num_heads: int | None) -> None:
+    """Raises ValueError unless the heads divide the channels; None is the model's own number."""
     block = outline.blocks[0]
-    attn = block.attn if hasattr(block, "attn") else block  # parallel blocks attend themselves
+    attn = block.attn if hasattr(block, "attn") else block  # parallel blocks have no `attn`
     dim = embed_dim or outline.embed_dim
-    heads = num_heads or getattr(attn, "num_heads", 1)
-    # A rotary embedding turns pairs of channels, in both directions of the image.
+    own_heads: int = getattr(attn, "num_heads", 1)
+    heads = num_heads or own_heads
+    # A rotary embedding rotates pairs of channels, for both directions of the image.
     least = 4 if getattr(outline, "rope", None) is not None else 1
     if dim % heads or dim // heads % least:
         raise ValueError(

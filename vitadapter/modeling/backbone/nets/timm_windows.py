@@ -1,45 +1,47 @@
 """Window attention for the blocks of timm's plain ViTs, with prefix tokens and rotary positions."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-__all__ = ["WINDOWED_BLOCKS", "run_block_in_windows"]
+__all__ = ["WINDOWED_BLOCKS", "WindowedBlock", "run_block_in_windows"]
 
 # Blocks whose residual branches are written out below.
 WINDOWED_BLOCKS = (Block, EvaBlock)
+WindowedBlock: TypeAlias = Block | EvaBlock
 
 
 def run_block_in_windows(
-    block: nn.Module,
+    block: WindowedBlock,
     tokens: Tensor,
     hw: tuple[int, int],
     window_size: int,
     rope: Tensor | None = None,
 ) -> Tensor:
-    """One of timm's pre-norm blocks whose attention sees windows only.
+    """Runs one of timm's pre-norm blocks with attention inside windows.
 
-    Norms, MLP and stochastic depth act on whole images as in ViTDet; only attention is windowed:
+    Norms, MLP and stochastic depth act on whole images, as in ViTDet; only attention has windows:
 
-    - The windows at the bottom and at the right are as small as the grid leaves them. There is no
-      padding and no mask; softmax over the tokens that exist is what masked padding would give.
+    - The windows at the bottom and at the right are smaller if the grid ends there. There is no
+      padding and no mask; the result is the same as with masked padding.
     - Every window attends to its own tokens and to a copy of all prefix tokens. A prefix token's
       update is the mean of its copies' updates, weighted by the number of tokens of the windows.
-      So class and register tokens still gather from the whole image and pass it on to all windows,
-      at linear cost and with timm's attention as it is.
-    - Rotary embeddings are those of the tokens' places in the image, not in the window.
+      So class and register tokens still collect information from the whole image and pass it on to
+      all windows, at linear cost and with timm's unchanged attention.
+    - Rotary embeddings are those of the tokens' positions in the image, not in the window.
 
-    With a window that covers the grid this equals the block itself.
+    With a window that covers the grid, the result is that of the block itself.
 
     Args:
-        block: one of ``WINDOWED_BLOCKS``.
+        block: one of `WINDOWED_BLOCKS`.
         tokens: (B, P + h * w, C), prefix tokens first.
         hw: the grid (h, w).
         window_size: side of the windows in tokens.
-        rope: rotary embedding (h * w, D) or, with an own one for each head, (heads, h * w, D).
+        rope: rotary embedding (h * w, D) or, if it differs between heads, (heads, h * w, D).
 
     Returns:
         Tokens of the same shape.
@@ -49,7 +51,7 @@ def run_block_in_windows(
     return tokens + block.drop_path2(_layer_scale(block, 2, block.mlp(block.norm2(tokens))))
 
 
-def _layer_scale(block: nn.Module, branch: int, x: Tensor) -> Tensor:
+def _layer_scale(block: WindowedBlock, branch: int, x: Tensor) -> Tensor:
     if isinstance(block, EvaBlock):
         gamma = block.gamma_1 if branch == 1 else block.gamma_2
         return x if gamma is None else gamma * x
@@ -59,12 +61,12 @@ def _layer_scale(block: nn.Module, branch: int, x: Tensor) -> Tensor:
 def _attend_in_windows(
     attn: nn.Module, tokens: Tensor, hw: tuple[int, int], window_size: int, rope: Tensor | None
 ) -> Tensor:
-    """timm's attention over (B, P + h * w, C) in windows; returns the same shape."""
+    """Applies timm's attention to (B, P + h * w, C) in windows; returns the same shape."""
     h, w = hw
     prefix, x = tokens.split([tokens.shape[1] - h * w, h * w], dim=1)
     x = x.unflatten(1, hw)
     rope = None if rope is None else rope.unflatten(-2, hw)
-    bands, prefix_update = [], 0.0
+    bands, prefix_update = [], torch.zeros_like(prefix)
     for rows, window_h in _bands(h, window_size):
         band = []
         for columns, window_w in _bands(w, window_size):
@@ -84,7 +86,7 @@ def _attend_in_windows(
 
 
 def _bands(size: int, window_size: int) -> Iterator[tuple[slice, int]]:
-    """Slices of ``size`` tokens and their window sides: whole windows, then the rest."""
+    """Yields slices of `size` tokens and their window sides: whole windows, then the rest."""
     whole = size - size % window_size
     if whole > 0:
         yield slice(0, whole), window_size
@@ -95,7 +97,7 @@ def _bands(size: int, window_size: int) -> Iterator[tuple[slice, int]]:
 def _attend(
     attn: nn.Module, prefix: Tensor, windows: Tensor, rope: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention in n windows of one size.
+    """Applies attention to n windows of one size.
 
     Args:
         attn: timm's attention.
@@ -104,7 +106,7 @@ def _attend(
         rope: (n, L, D) or (heads, n, L, D).
 
     Returns:
-        Prefix copies (B, n, P, C) and windows (B, n, L, C), both attended.
+        Prefix copies (B, n, P, C) and windows (B, n, L, C) after the attention.
     """
     batch, n, length = windows.shape[:3]
     copies = prefix.unsqueeze(1).expand(-1, n, -1, -1)
@@ -122,13 +124,13 @@ def _attend(
 
 
 def _partition(grid: Tensor, window: tuple[int, int]) -> Tensor:
-    """(..., h, w, C) to (..., n, L, C) for n whole windows of L tokens, both row-major."""
+    """Splits (..., h, w, C) into n whole windows of L tokens (..., n, L, C), in row-major order."""
     grid = grid.unflatten(-2, (-1, window[1])).unflatten(-4, (-1, window[0]))
     # (..., vertical windows, window height, horizontal windows, window width, C)
     return grid.transpose(-4, -3).flatten(-3, -2).flatten(-4, -3)
 
 
 def _unpartition(windows: Tensor, hw: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """(B, n, L, C) back to (B, h, w, C)."""
+    """Joins windows (B, n, L, C) to a grid (B, h, w, C)."""
     grid = windows.unflatten(2, window).unflatten(1, (hw[0] // window[0], hw[1] // window[1]))
     return grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""The image encoder of Uni-Perceiver (arXiv 2112.01522) as a net."""
+"""The image encoder of Uni-Perceiver (arXiv 2112.01522), as a net."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.utils import PatchEmbed, get_abs_pos
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import Linear, recomputed
+from vitadapter.layers.fast import recomputed, run_linear
 
 from .plain_net import (
     PlainNet,
@@ -21,7 +21,7 @@ from .plain_net import (
 
 __all__ = ["UniPerceiver"]
 
-# The encoder is trained on videos of so many frames; an image is the first.
+# The encoder was trained on videos with this many frames; an image is the first frame.
 _NUM_FRAMES = 8
 
 
@@ -32,7 +32,7 @@ class VideoPatchEmbed(PatchEmbed):
         patch_size: side of a patch in pixels.
         in_chans: channels of the image.
         embed_dim: channels C of the tokens.
-        num_patches: spatial positions, of a square grid.
+        num_patches: number of spatial positions, which form a square grid.
     """
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int, num_patches: int) -> None:
@@ -42,17 +42,17 @@ class VideoPatchEmbed(PatchEmbed):
         self.temporal_pos_embed = nn.Embedding(_NUM_FRAMES, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to tokens (B, h, w, C)."""
+        """Maps images (B, 3, H, W) to tokens (B, h, w, C)."""
         x = super().forward(x)
         spatial = get_abs_pos(self.spatial_pos_embed.weight.unsqueeze(0), False, x.shape[1:3])
         return x + spatial + self.temporal_pos_embed.weight[0]
 
 
 class VisualEmbed(nn.Module):
-    """Patch embedding followed by a norm; the official names.
+    """Patch embedding followed by a norm, with the official names.
 
     Args:
-        patch_embed: images to tokens.
+        patch_embed: maps images to tokens.
         norm: norm of the tokens.
     """
 
@@ -62,25 +62,25 @@ class VisualEmbed(nn.Module):
         self.embeddings_norm = norm
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to tokens (B, h, w, C)."""
+        """Maps images (B, 3, H, W) to tokens (B, h, w, C)."""
         return self.embeddings_norm(self.patch_embed(images))
 
 
 class SelfAttention(nn.Module):
-    """Self-attention with a joint projection, global or inside windows; the official names.
+    """Self-attention with a joint projection, global or inside windows, with the official names.
 
     Args:
         dim: channels C of the tokens.
-        num_heads: attention heads; divides ``dim``.
-        window_size: side of the attention windows in tokens; 0 is global attention.
+        num_heads: attention heads; divides `dim`.
+        window_size: side of the attention windows in tokens; 0 for global attention.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
-        self.in_proj = Linear(dim, 3 * dim)
-        self.out_proj = Linear(dim, dim)
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Attends over tokens (B, h * w, C) and returns the same shape."""
@@ -90,16 +90,16 @@ class SelfAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm transformer layer with layer scale; the official names.
+    """Pre-norm transformer layer with layer scale, with the official names.
 
     Args:
         dim: channels C of the tokens.
-        num_heads: attention heads; divides ``dim``.
-        mlp_ratio: hidden width of the MLP over ``dim``.
-        window_size: side of the attention windows in tokens; 0 is global attention.
+        num_heads: attention heads; divides `dim`.
+        mlp_ratio: hidden width of the MLP, relative to `dim`.
+        window_size: side of the attention windows in tokens; 0 for global attention.
         drop_path: stochastic depth of both branches.
-        norm_layer: makes a norm for a number of channels.
-        layer_scale_init: initial value of the layer scale.
+        norm_layer: makes a norm for a given number of channels.
+        layer_scale_init: initial value of layer scale.
     """
 
     def __init__(
@@ -117,37 +117,38 @@ class EncoderLayer(nn.Module):
         self.self_attn = SelfAttention(dim, num_heads, window_size)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.linear1 = Linear(dim, int(dim * mlp_ratio))
+        self.linear1 = nn.Linear(dim, int(dim * mlp_ratio))
         self.act = nn.GELU()
-        self.linear2 = Linear(int(dim * mlp_ratio), dim)
+        self.linear2 = nn.Linear(int(dim * mlp_ratio), dim)
         self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
         self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Tokens (B, h * w, C) to tokens of the same shape."""
+        """Maps tokens (B, h * w, C) to tokens of the same shape."""
         attn = self.self_attn(recomputed(self.norm1, x), hw)
         x = x + self.gamma_1 * self.drop_path(attn)
-        mlp = self.linear2(recomputed(self.act, self.linear1(recomputed(self.norm2, x))))
+        hidden = run_linear(self.linear1, recomputed(self.norm2, x))
+        mlp = run_linear(self.linear2, recomputed(self.act, hidden))
         return x + self.gamma_2 * self.drop_path(mlp)
 
 
 class UniPerceiver(PlainNet):
     """Uni-Perceiver's image encoder as a *net*.
 
-    Official names, except that its ``layers`` are called ``blocks`` as in every other net. The
-    positions are those of one grid and resized (bicubic) to the image's.
+    Names are the official ones, except that `layers` are called `blocks` as in every other net. The
+    positions of one grid are resized (bicubic) to that of the image.
 
     Args:
-        norm_layer: makes a norm for a number of channels. The official adapter takes the same one
-            for its injectors and extractors.
-        layer_scale_init: initial value of the layer scale. Officially 0, which only suits
-            pre-trained weights: they bring their own.
-        pretrain_img_size: image side in pixels of the pre-training (sizes the positions).
-        others: see ``ViT``.
+        norm_layer: makes a norm for a given number of channels. The official adapter has the same
+            one in its injectors and extractors.
+        layer_scale_init: initial value of layer scale. The official 0 is only useful with
+            pre-trained weights, which replace it.
+        pretrain_img_size: image side in pixels of the pre-training, for which there are positions.
+        others: see `ViT`.
 
     Raises:
-        ValueError: an index outside the net, a missing window size, heads that do not divide the
-            channels, or non-positive sizes.
+        ValueError: an index is outside the net, a window size is missing, the heads do not divide
+            the channels, or a size is not positive.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class UniPerceiver(PlainNet):
         check_net_arguments(sizes, drop_path_rate)
         check_heads(embed_dim, num_heads)
         super().__init__()
-        self._describe(
+        self._set_attributes(
             embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
         )
         windows = block_window_sizes(depth, window_size, window_block_indexes)
@@ -197,14 +198,7 @@ class UniPerceiver(PlainNet):
         self.apply(_init_weights)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch and position embedding.
-
-        Args:
-            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
-
-        Returns:
-            Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
-        """
+        """See `PlainNet.embed`."""
         x = self.visual_embed(images)
         return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
 

@@ -1,4 +1,4 @@
-"""Plain Vision Transformer: Detectron2's ViT (arXiv 2203.16527) behind the net contract."""
+"""The plain Vision Transformer: Detectron2's ViT (arXiv 2203.16527) as a net."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.utils import get_abs_pos, get_rel_pos
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import Linear
+from vitadapter.layers.fast import run_linear
 
 from .plain_net import (
     Block,
@@ -29,15 +29,15 @@ class Attention(nn.Module):
 
     Args:
         dim: channels C of the tokens.
-        num_heads: attention heads; divides ``dim``.
+        num_heads: attention heads; divides `dim`.
         qkv_bias: whether the joint projection has a bias.
         use_rel_pos: whether to add Detectron2's decomposed relative positions to the logits.
         rel_pos_zero_init: whether they start at zero.
-        input_size: (height, width) in tokens for which relative positions are stored.
-        window_size: side of the attention windows in tokens; 0 is global attention.
-        pad_after_qkv: what incomplete windows are filled up with. False (Detectron2): zero tokens
-            that are projected, so that padded keys and values equal the projection bias. True
-            (official ViT-Adapter): zero queries, keys and values.
+        input_size: (height, width) in tokens for which there are relative positions.
+        window_size: side of the attention windows in tokens; 0 for global attention.
+        pad_after_qkv: how incomplete windows are padded. False (Detectron2): with zero tokens
+            before the projection, so that padded keys and values equal its bias. True (official
+            ViT-Adapter): with zero queries, keys and values.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.pad_after_qkv = pad_after_qkv
-        self.qkv = Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.use_rel_pos = use_rel_pos
         if use_rel_pos:
             height, width = (window_size, window_size) if window_size > 0 else input_size
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """Attends over tokens (B, h * w, C) and returns the same shape."""
         if self.pad_after_qkv:
-            qkv = self.qkv(x).unflatten(1, hw)
+            qkv = run_linear(self.qkv, x).unflatten(1, hw)
         else:
             qkv = project_padded(x, self.qkv, hw, self.window_size)
         bias = self._relative_position_bias if self.use_rel_pos else None
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         return self.proj(x.flatten(1, 2))
 
     def _relative_position_bias(self, q: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Logit bias (N, heads, H*W, H*W) of queries (N, heads, H*W, head_dim)."""
+        """Returns the logit bias (N, heads, H*W, H*W) for queries (N, heads, H*W, head_dim)."""
         h, w = hw
         q = q.unflatten(2, hw)
         rel_h = torch.einsum("nahwc,hkc->nahwk", q, get_rel_pos(h, h, self.rel_pos_h))
@@ -97,7 +97,7 @@ class Detectron2Embedding(PlainNet):
         """Patch and position embedding.
 
         Args:
-            images: normalised images (B, 3, H, W), H and W at least ``patch_size``.
+            images: normalised images (B, 3, H, W), H and W at least `patch_size`.
 
         Returns:
             Tokens (B, H / patch_size, W / patch_size, C), and no prefix tokens (B, 0, C).
@@ -109,51 +109,53 @@ class Detectron2Embedding(PlainNet):
 
 
 class ViT(Detectron2Embedding, Detectron2ViT):
-    """Detectron2's ViT as a *net*: the plain transformer that ``ViTAdapter`` wraps.
+    """Detectron2's ViT as a *net*: the plain transformer that `ViTAdapter` wraps.
 
-    Same arguments, state dict and outputs as ``detectron2.modeling.ViT``, plus
+    Arguments, state dict and outputs are those of `detectron2.modeling.ViT`. It adds
 
-    - the net contract, see ``PlainNet``;
-    - ``F.scaled_dot_product_attention``;
-    - ``pad_after_qkv`` and ``layer_scale_init``, which the official ViT-Adapter models need, and
-      ``offload_to_cpu``.
+    - the interface of a net, see `PlainNet`;
+    - `F.scaled_dot_product_attention`;
+    - `pad_after_qkv` and `layer_scale_init`, which the official ViT-Adapter models need, and
+      `offload_to_cpu`.
 
-    Like the official models it drops the pre-trained class token and final norm.
+    Like the official models, it has no class token and no final norm.
 
     Args:
-        img_size: image side in pixels that sizes the relative positions of global blocks.
+        img_size: image side in pixels for which global blocks have relative positions.
         patch_size: side of a patch in pixels.
         in_chans: channels of the image.
         embed_dim: channels C of the tokens.
         depth: number of blocks.
-        num_heads: attention heads of each block; divides ``embed_dim``.
-        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
+        num_heads: attention heads of each block; divides `embed_dim`.
+        mlp_ratio: hidden width of the MLPs, relative to `embed_dim`.
         qkv_bias: whether query, key and value have a bias.
-        drop_path_rate: stochastic depth of the last block; block i has ``rate * i / (depth - 1)``.
-        norm_layer: makes a norm for a number of channels (pre-trained ViTs mostly need
-            ``partial(nn.LayerNorm, eps=1e-6)``).
+        drop_path_rate: stochastic depth of the last block; block i has `rate * i / (depth - 1)`.
+        norm_layer: makes a norm for a given number of channels (most pre-trained ViTs need
+            `partial(nn.LayerNorm, eps=1e-6)`).
         act_layer: makes the activation of the MLPs.
-        use_abs_pos: whether to add absolute position embeddings (bicubic to the token grid).
+        use_abs_pos: whether to add absolute position embeddings, resized (bicubic) to the token
+            grid.
         use_rel_pos: whether to add Detectron2's decomposed relative positions.
         rel_pos_zero_init: whether relative positions start at zero.
-        window_size: side of the attention windows in tokens, one for all blocks that have them or
-            one for each.
+        window_size: side of the attention windows in tokens, one number for all blocks that have
+            them or one for each.
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         residual_block_indexes: blocks followed by a convolutional residual block.
         use_act_checkpoint: whether to recompute each block in the backward pass.
         offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, which frees GPU
             memory and costs transfers.
-        pretrain_img_size: image side in pixels of the pre-training (sizes ``pos_embed``).
-        pretrain_use_cls_token: whether ``pos_embed`` starts with a row for the class token.
-        out_feature: name of the output of ``forward``.
-        pad_after_qkv: fill incomplete windows with zero queries, keys and values (official
-            ViT-Adapter) rather than with projected zero tokens (Detectron2).
-        layer_scale_init: initial value of the layer scale vectors; None for no layer scale.
+        pretrain_img_size: image side in pixels of the pre-training, which sets the size of
+            `pos_embed`.
+        pretrain_use_cls_token: whether `pos_embed` starts with a row for the class token.
+        out_feature: name of the output of `forward`.
+        pad_after_qkv: whether to pad incomplete windows with zero queries, keys and values
+            (official ViT-Adapter), not with projected zero tokens (Detectron2).
+        layer_scale_init: initial value of layer scale; None for no layer scale.
 
     Raises:
-        ValueError: an index outside the net, a window size that is missing, heads that do not
-            divide the channels, non-positive sizes, or ``offload_to_cpu`` without
-            ``use_act_checkpoint``.
+        ValueError: an index is outside the net, a window size is missing, the heads do not divide
+            the channels, a size is not positive, or `offload_to_cpu` is set without
+            `use_act_checkpoint`.
     """
 
     def __init__(
@@ -200,7 +202,7 @@ class ViT(Detectron2Embedding, Detectron2ViT):
         check_heads(embed_dim, num_heads)
         check_block_indexes("residual_block_indexes", residual_block_indexes, depth)
         windows = block_window_sizes(depth, window_size, window_block_indexes)
-        # Depth 0: Detectron2 builds the embeddings, the blocks are ours.
+        # With depth 0, Detectron2 builds only the embeddings; the blocks are ours.
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -213,7 +215,7 @@ class ViT(Detectron2Embedding, Detectron2ViT):
             pretrain_use_cls_token=pretrain_use_cls_token,
             out_feature=out_feature,
         )
-        self._describe(
+        self._set_attributes(
             embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
         )
         grid = img_size // patch_size
