@@ -14,10 +14,9 @@ class ImageRecord(TypedDict, total=False):
     Attributes:
         image: (3, H, W), always present.
         height, width: size of the output in pixels; by default, that of the image.
-        file_name: for messages.
+        file_name, sem_seg_file_name: names for messages.
         instances: ground truth at the size of `image`.
         sem_seg: labels (H, W).
-        sem_seg_file_name: for messages.
     """
 
     image: Tensor

@@ -120,9 +120,7 @@ class Extractor(nn.Module):
     """Gathers multi-scale features from the ViT tokens by cross-attention (equations 2 and 3).
 
     Args:
-        embed_dim: channels C.
-        attention: makes the sparse attention for a given number of levels.
-        norm_layer: makes a norm for a given number of channels.
+        embed_dim, attention, norm_layer: see `Injector`.
         ffn_ratio: hidden width of the FFN, relative to `embed_dim`; 0 for no FFN.
         drop_path_rate: stochastic depth of the FFN.
     """

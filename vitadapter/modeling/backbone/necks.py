@@ -18,6 +18,7 @@ from vitadapter.layers.fast import recomputed
 
 from .nets.plain_net import Mlp
 from .nets.vit import Attention
+from .pyramid import PyramidBackbone
 
 __all__ = [
     "ChannelMapper",
@@ -275,10 +276,7 @@ class SimpleFeaturePyramid(Detectron2SimpleFeaturePyramid):
         """Image height and width are padded to a multiple of this, in pixels."""
         return self._size_divisibility
 
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's `ImageList` pads batches by these rules."""
-        return {"size_divisibility": self._size_divisibility}
+    padding_constraints = PyramidBackbone.padding_constraints
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """

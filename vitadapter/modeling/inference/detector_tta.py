@@ -22,13 +22,7 @@ __all__ = ["DetectorWithTTA", "ScaleRangeMapperTTA"]
 
 
 class Version(ImageRecord, total=False):
-    """An image as an augmentation has changed it.
-
-    Attributes:
-        transforms: how it was changed.
-        area_range: (above, up to) square pixels, in the original image, of the boxes that are kept.
-        boxes: boxes and classes whose masks are predicted.
-    """
+    """An augmented image, with the boxes whose masks are to be predicted."""
 
     transforms: TransformList
     area_range: tuple[float, float] | None

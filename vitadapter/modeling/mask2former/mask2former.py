@@ -69,7 +69,7 @@ class Mask2Former(SemanticSegmentor):
         sem_seg_head: maps features to a class and a mask for each query.
         criterion: computes the losses.
         targets: makes the ground truth, on a device, from a record; see `targets.py`.
-        pixel_mean, pixel_std: mean and standard deviation of the images' channels.
+        pixel_mean, pixel_std: see `SemanticSegmentor`.
         semantic_on: whether "sem_seg" is predicted.
         instance_inference: predicts "instances"; None for none.
         panoptic_inference: predicts "panoptic_seg"; None for none.

@@ -22,10 +22,7 @@ class FCNHead(PixelHead):
         channels: channels of the convolutions.
         num_convs: number of 3 x 3 convolutions before the classifier.
         norm: norm of the convolutions; see Detectron2's `get_norm`.
-        dropout: dropout before the classifier.
-        loss_weight: weight of the cross entropy.
-        loss_name: name of the loss.
-        ignore_value: label of pixels that are ignored in training.
+        dropout, loss_weight, loss_name, ignore_value: see `PixelHead`.
 
     Raises:
         ValueError: `in_feature` is not among the features, or a number is out of range.

@@ -20,9 +20,7 @@ class SemanticFPNHead(SemSegFPNHead):
         conv_dims: channels of the convolutions.
         common_stride: stride in pixels at which the levels are summed and classified.
         norm: norm of the convolutions; see Detectron2's `get_norm`.
-        dropout: dropout before the classifier.
-        loss_weight: weight of the cross entropy.
-        ignore_value: label of pixels that are ignored in training.
+        dropout, loss_weight, ignore_value: see `PixelHead`.
 
     Raises:
         ValueError: there are no features, or `dropout` is outside [0, 1).

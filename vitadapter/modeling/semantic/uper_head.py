@@ -62,9 +62,7 @@ class UPerHead(PixelHead):
         pool_scales: cells per side of the grids of the pyramid pooling.
         norm: norm of the convolutions; see Detectron2's `get_norm`. Batch norm needs more than one
             image in a training batch, because the coarsest pooled grid is one cell.
-        dropout: dropout before the classifier.
-        loss_weight: weight of the cross entropy.
-        ignore_value: label of pixels that are ignored in training.
+        dropout, loss_weight, ignore_value: see `PixelHead`.
 
     Raises:
         ValueError: there are fewer than two features, or a number is out of range.

@@ -1,5 +1,6 @@
 """The image encoder of Uni-Perceiver (arXiv 2112.01522), as a net."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -48,24 +49,6 @@ class VideoPatchEmbed(PatchEmbed):
         return x + spatial + self.temporal_pos_embed.weight[0]
 
 
-class VisualEmbed(nn.Module):
-    """Patch embedding followed by a norm, with the official names.
-
-    Args:
-        patch_embed: maps images to tokens.
-        norm: norm of the tokens.
-    """
-
-    def __init__(self, patch_embed: nn.Module, norm: nn.Module) -> None:
-        super().__init__()
-        self.patch_embed = patch_embed
-        self.embeddings_norm = norm
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps images (B, 3, H, W) to tokens (B, h, w, C)."""
-        return self.embeddings_norm(self.patch_embed(images))
-
-
 class SelfAttention(nn.Module):
     """Self-attention with a joint projection, global or inside windows, with the official names.
 
@@ -93,10 +76,8 @@ class EncoderLayer(nn.Module):
     """Pre-norm transformer layer with layer scale, with the official names.
 
     Args:
-        dim: channels C of the tokens.
-        num_heads: attention heads; divides `dim`.
+        dim, num_heads, window_size: see `SelfAttention`.
         mlp_ratio: hidden width of the MLP, relative to `dim`.
-        window_size: side of the attention windows in tokens; 0 for global attention.
         drop_path: stochastic depth of both branches.
         norm_layer: makes a norm for a given number of channels.
         layer_scale_init: initial value of layer scale.
@@ -180,8 +161,9 @@ class UniPerceiver(PlainNet):
         )
         windows = block_window_sizes(depth, window_size, window_block_indexes)
         num_patches = (pretrain_img_size // patch_size) ** 2
-        self.visual_embed = VisualEmbed(
-            VideoPatchEmbed(patch_size, in_chans, embed_dim, num_patches), norm_layer(embed_dim)
+        patch_embed = VideoPatchEmbed(patch_size, in_chans, embed_dim, num_patches)
+        self.visual_embed = nn.Sequential(
+            OrderedDict(patch_embed=patch_embed, embeddings_norm=norm_layer(embed_dim))
         )
         self.blocks = nn.ModuleList(
             EncoderLayer(
