@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitadapter.engine.building import build
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.settings import AmpDtype, check_value
+from vitadapter.modeling.image_record import ImageRecord
 from vitadapter.modeling.inference import predict_by_size
 
 __all__ = ["InferenceModel", "apply_tta", "build_inference"]
@@ -52,7 +53,7 @@ class InferenceModel(nn.Module):
         # Whatever evaluates a model restores the mode that it found.
         self.train(model.training)
 
-    def forward(self, batched_inputs: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    def forward(self, batched_inputs: Sequence[ImageRecord]) -> list[dict[str, object]]:
         """Returns the outputs for any number of images of any sizes, in their order."""
         device = next(self.model.parameters()).device
         dtype = None if self.amp_dtype is None else getattr(torch, self.amp_dtype)
