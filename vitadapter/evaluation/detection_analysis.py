@@ -17,8 +17,8 @@ from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import CocoData
 from vitadapter.data.coco.results import Instance, coco_api, load_results
+from vitadapter.visualization.figures import plot_precision_recall
 from vitadapter.visualization.markdown import figure_cell, markdown_table
-from vitadapter.visualization.precision_recall import plot_precision_recall
 
 __all__ = [
     "COLUMNS",

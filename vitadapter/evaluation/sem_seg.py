@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from vitadapter.data.dataset_source import Record
 from vitadapter.data.sem_seg import LabelReader, register_sem_seg
 from vitadapter.evaluation.boundary_iou import BoundaryIoU
-from vitadapter.visualization.confusion_matrix import draw_confusion_matrix
+from vitadapter.visualization.figures import draw_confusion_matrix
 from vitadapter.visualization.markdown import figure_cell, markdown_table
 
 __all__ = ["sem_seg_evaluator"]

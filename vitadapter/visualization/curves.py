@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from vitadapter.visualization.figures import COLORS, TEXT_COLOR, figure_file
 from vitadapter.visualization.metrics_file import RunMetrics, RunSummary, summarize
-from vitadapter.visualization.plot_style import COLORS, TEXT_COLOR, figure_file
 
 __all__ = ["plot_comparison", "plot_convergence", "plot_loss_against_time", "plot_training"]
 

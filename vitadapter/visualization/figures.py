@@ -1,0 +1,165 @@
+"""Figures of evaluations, and the common style of all figures of this package."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+__all__ = [
+    "COLORS",
+    "TEXT_COLOR",
+    "draw_confusion_matrix",
+    "figure_file",
+    "plot_precision_recall",
+]
+
+_DPI = 100
+TEXT_COLOR = "#333333"
+# The colours of Okabe and Ito, which colour-blind people can distinguish, without light yellow.
+COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#999999",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": TEXT_COLOR,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 14,
+    "axes.titlesize": 16,
+    "axes.titleweight": "bold",
+    "figure.dpi": _DPI,
+    "font.size": 13,
+    "grid.color": "#E8E8E8",
+    "lines.linewidth": 2.4,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": _DPI,
+    "text.color": TEXT_COLOR,
+    "xtick.color": TEXT_COLOR,
+    "ytick.color": TEXT_COLOR,
+}
+
+
+@contextmanager
+def figure_file(
+    output: str | Path, width: int, height: int, title: str | None = None
+) -> Iterator[Figure]:
+    """An empty figure in this style, which is written at the end of the `with` statement.
+
+    Args:
+        output: the .png file; its folder is made if necessary.
+        width: in pixels.
+        height: in pixels.
+        title: a line above the figure.
+
+    Raises:
+        ValueError: `output` is not a .png file.
+    """
+    path = Path(output)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"the figure must be written to a .png file, got {path}")
+    with style.context(_STYLE):
+        layout = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.15, wspace=0.04)
+        figure = Figure(figsize=(width / _DPI, height / _DPI), layout=layout)
+        if title:
+            figure.suptitle(title, fontsize=18, fontweight="bold")
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", pil_kwargs={"optimize": True})
+
+
+def _draw_precision_recall(
+    axes: Axes, recall: np.ndarray, curves: Mapping[str, np.ndarray], title: str
+) -> None:
+    for (name, precision), color in zip(curves.items(), COLORS, strict=False):
+        mean = float(precision.mean())
+        label = f"{name}: no objects" if math.isnan(mean) else f"{name}: AP {100 * mean:.1f}"
+        axes.plot(recall, precision, color=color, label=label)
+    axes.set_title(title)
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, loc="best")
+
+
+def plot_precision_recall(
+    recall_levels: np.ndarray,
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    output: str | Path,
+) -> None:
+    """Draws precision against recall in panels side by side, 1400x650 pixels in all.
+
+    Args:
+        recall_levels: (R,).
+        panels: for each title, the curves, which have a precision (R,) for each name, NaN if there
+            are no objects.
+        output: the .png file to write.
+
+    Raises:
+        ValueError: `output` is not a .png file.
+    """
+    with figure_file(output, 1400, 650) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, (title, curves) in zip(axes, panels.items(), strict=True):
+            _draw_precision_recall(panel, recall_levels, curves, title)
+
+
+# Limits of the picture: more classes have no names, longer names are cut, and only a few classes
+# have numbers in their cells.
+_MAX_NAMED = 200
+_MAX_LETTERS = 24
+_MAX_WITH_NUMBERS = 20
+
+
+def _label(name: str) -> str:
+    if len(name) > _MAX_LETTERS:
+        name = f"{name[: _MAX_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return name.replace("$", "\\$")
+
+
+def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Draws the share of each true class that was predicted as each class.
+
+    Args:
+        confusion: pixels (K, K) by predicted and true class.
+        class_names: K names.
+        path: of the picture.
+    """
+    by_truth = confusion.T.astype(float)
+    shares = by_truth / np.maximum(by_truth.sum(axis=1, keepdims=True), 1)
+    count = len(class_names)
+    side = float(np.clip(2.5 + 0.3 * count, 5, 20))  # inches
+    figure = Figure(figsize=(side, side), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if count <= _MAX_NAMED:
+        font = float(np.clip(55 * (side - 2.5) / count, 4, 10))  # points; an inch has 72
+        labels = [_label(name) for name in class_names]
+        axes.set_xticks(range(count), labels, rotation=90, fontsize=font)
+        axes.set_yticks(range(count), labels, fontsize=font)
+    if count <= _MAX_WITH_NUMBERS:
+        for row, column in np.argwhere(shares >= 0.005):
+            share = shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{100 * share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if share > 0.5 else "black",
+            )
+    figure.savefig(path, bbox_inches="tight")
