@@ -23,7 +23,7 @@ def test_named_files_exist(page: str, repository: Path) -> None:
     assert [name for name in named if not (repository / name).exists()] == []
 
 
-def test_readme_opens_with_the_two_commands(repository: Path) -> None:
-    first_block = (repository / "README.md").read_text().split("```")[1]
-    commands = [line.split("#")[0].strip() for line in first_block.splitlines()[1:] if line]
+def test_readme_has_the_two_commands_of_a_clone(repository: Path) -> None:
+    clone = (repository / "README.md").read_text().partition("## From a clone")[2]
+    commands = [line.split("#")[0].strip() for line in clone.split("```")[1].splitlines()[1:]]
     assert commands == ["./scripts/quickstart.sh", "./scripts/test.sh"]

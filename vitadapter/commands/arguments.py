@@ -1,11 +1,10 @@
 """What the commands' arguments have in common: a config by name or file, weights, overrides."""
 
 import argparse
-from pathlib import Path
 
-from vitadapter.model_zoo import get_config_path, zoo_address
+from vitadapter.model_zoo import zoo_address
 
-__all__ = ["CONFIG", "OVERRIDES", "WEIGHTS", "command_parser", "config_file", "weights_of"]
+__all__ = ["CONFIG", "OVERRIDES", "WEIGHTS", "command_parser", "weights_of"]
 
 CONFIG = "name of an experiment (`vitadapter zoo` lists them), or a LazyConfig file"
 OVERRIDES = "set a key of the config; +key=value adds a key, and ~key deletes one"
@@ -30,31 +29,11 @@ def command_parser(prog: str, description: str, examples: str) -> argparse.Argum
     return parser
 
 
-def config_file(config: str) -> Path:
-    """The file of a config.
-
-    Args:
-        config: a file, or the name of an experiment such as
-            "COCO/mask_rcnn_vit_adapter_s_deit_3x".
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if Path(config).is_file():
-        return Path(config)
-    try:
-        return get_config_path(config)
-    except ValueError as error:
-        raise ValueError(
-            f"{config} does not exist or is a folder, and is no experiment: {error}"
-        ) from error
-
-
 def weights_of(config: str, weights: str) -> str:
     """What `train.init_checkpoint` has to be to load the weights of `--weights`.
 
     Args:
-        config: see :func:`config_file`.
+        config: see `model_zoo.config_file`.
         weights: of the command line.
 
     Raises:

@@ -34,10 +34,11 @@ from vitadapter.checkpoint import (
 )
 from vitadapter.checkpoint.fitting import check_dense, check_finite
 from vitadapter.checkpoint.reading import StateDict
-from vitadapter.commands.arguments import CONFIG, config_file
+from vitadapter.commands.arguments import CONFIG
 from vitadapter.engine.building import build
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.run_checks import setup_errors
+from vitadapter.model_zoo import config_file
 
 SUFFIXES = (".pth", ".safetensors")
 

@@ -22,13 +22,13 @@ from vitadapter.commands.arguments import (
     OVERRIDES,
     WEIGHTS,
     command_parser,
-    config_file,
     weights_of,
 )
 from vitadapter.data.image_files import IMAGE_SUFFIXES, is_image_name, read_image
 from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.model_zoo import config_file
 
 WRITABLE_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4"}  # with the codec below
 VIDEO_SUFFIXES = {*WRITABLE_VIDEO_SUFFIXES, ".mpeg", ".mpg", ".webm"}

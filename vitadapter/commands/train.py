@@ -14,13 +14,13 @@ from vitadapter.commands.arguments import (
     OVERRIDES,
     WEIGHTS,
     command_parser,
-    config_file,
     weights_of,
 )
 from vitadapter.engine.launch import Place, launch
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.run_checks import SetupError, check_device, check_run, setup_errors
 from vitadapter.engine.trainer import do_eval_only, do_train
+from vitadapter.model_zoo import config_file
 
 __all__ = ["evaluate", "script", "train"]
 

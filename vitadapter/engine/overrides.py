@@ -14,9 +14,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vitadapter import model_zoo
 from vitadapter.data.folders import resolve_root
 from vitadapter.engine.settings import check_value, fill_defaults, settings_group
-from vitadapter.model_zoo import load_experiment
 
 __all__ = ["apply_overrides", "load_config"]
 
@@ -250,12 +250,13 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Runs a LazyConfig file, fills in settings that it lacks, applies overrides and reads
     `dataset.root`.
 
     Args:
-        config_file: Python or YAML; both can execute code.
+        config_file: Python or YAML, both of which can execute code; or the name of an experiment
+            of the model zoo, such as "COCO/mask_rcnn_vit_adapter_s_deit_3x".
         overrides: as for :func:`apply_overrides`.
 
     Raises:
@@ -263,7 +264,7 @@ def load_config(config_file: str, overrides: Sequence[str]) -> DictConfig:
             `resolve_root`. Errors that a Python file raises are passed on.
     """
     try:
-        cfg = load_experiment(config_file)
+        cfg = model_zoo.load_experiment(model_zoo.config_file(config_file))
     except (SyntaxError, YAMLError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error

@@ -21,6 +21,7 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
 from vitadapter.model_zoo.configs import (
+    config_file,
     get_config_path,
     is_experiment,
     load_experiment,
@@ -31,7 +32,15 @@ from vitadapter.model_zoo.trained_models import zoo_address
 if TYPE_CHECKING:
     from vitadapter.engine.predictor import LazyPredictor
 
-__all__ = ["get_config", "get_config_path", "list", "load_experiment", "predictor", "zoo_address"]
+__all__ = [
+    "config_file",
+    "get_config",
+    "get_config_path",
+    "list",
+    "load_experiment",
+    "predictor",
+    "zoo_address",
+]
 
 
 def get_config(name: str, trained: bool = False) -> DictConfig:

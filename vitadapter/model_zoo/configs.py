@@ -15,6 +15,7 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 __all__ = [
+    "config_file",
     "experiment_name",
     "get_config_path",
     "is_experiment",
@@ -79,6 +80,26 @@ def get_config_path(name: str) -> Path:
             f"no shared config {name!r}; there are {', '.join(shared)}, and Detectron2's"
         )
     raise ValueError(f"no config {name!r}; near names: {near_names(name, list_experiments())}")
+
+
+def config_file(config: str | Path) -> Path:
+    """The file of a config.
+
+    Args:
+        config: a file, or the name of an experiment such as
+            "COCO/mask_rcnn_vit_adapter_s_deit_3x".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if Path(config).is_file():
+        return Path(config)
+    try:
+        return get_config_path(str(config))
+    except ValueError as error:
+        raise ValueError(
+            f"{config} does not exist or is a folder, and is no experiment: {error}"
+        ) from error
 
 
 def is_experiment(path: Path) -> bool:
