@@ -1,0 +1,1 @@
+"""What `make_sample_dataset.py` is made of."""
