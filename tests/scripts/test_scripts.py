@@ -54,6 +54,13 @@ def calls(tree: Path) -> list[str]:
     return [line.removeprefix("scripts/") for line in lines]
 
 
+def test_folders_of_modules_are_packages(repository: Path) -> None:
+    """Others install packages of the same names: fairscale has a `benchmarks`, which would win."""
+    folders = {path.parent for path in (repository / "scripts").glob("*/*.py")}
+    assert folders
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_syntax(script: str, repository: Path) -> None:
     path = repository / "scripts" / script
