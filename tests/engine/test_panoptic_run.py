@@ -35,7 +35,7 @@ def small(name: str, tmp_path: Path) -> DictConfig:
     head = cfg.model.sem_seg_head
     head.pixel_decoder.update(embed_dim=32, num_heads=4, ffn_dim=32, num_layers=1)
     head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
-    cfg.model.criterion.num_points = 64
+    cfg.model.criterion.matcher.num_points = 64
     loader = cfg.dataloader
     loader.train.mapper.augmentations = [
         L(T.ResizeScale)(min_scale=0.1, max_scale=2.0, target_height=SIZE, target_width=SIZE),
