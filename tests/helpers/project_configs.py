@@ -124,7 +124,7 @@ def shrink_mask2former(cfg: DictConfig) -> None:
     head = cfg.model.sem_seg_head
     head.pixel_decoder.update(embed_dim=CHANNELS, num_heads=4, ffn_dim=32, num_layers=1)
     head.predictor.update(num_layers=2, ffn_dim=32, num_queries=8)
-    cfg.model.criterion.num_points = 64
+    cfg.model.criterion.matcher.num_points = 64
 
 
 def shrink_windows(net: DictConfig) -> None:

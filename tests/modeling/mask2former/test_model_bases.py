@@ -29,7 +29,7 @@ def test_tasks(name: str) -> None:
     config.backbone.update(deform_num_heads=4, norm="BN")
     config.sem_seg_head.pixel_decoder.update(embed_dim=32, num_heads=2, num_layers=1, ffn_dim=16)
     config.sem_seg_head.predictor.update(num_queries=7, num_layers=3, ffn_dim=16)
-    config.criterion.num_points = 64
+    config.criterion.matcher.num_points = 64
     model = build(config)
     losses = model.train()([record_of(64, 96), record_of(50, 70, seed=1)])
     assert len(losses) == 3 * 4
