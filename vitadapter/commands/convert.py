@@ -107,8 +107,9 @@ def convert(args: argparse.Namespace) -> tuple[LoadReport, str]:
     family = recognise(state_dict, families)
     conversion = family.convert(state_dict)
     check_finite(conversion.tensors)
-    implied = {"implied": {}}  # only known where there is a net
-    report = LoadReport(**(vars(conversion) | implied), source=args.input, family=family.name)
+    # What is implied is only known where there is a net.
+    fields = vars(conversion) | {"implied": {}}
+    report = LoadReport(**fields, source=args.input, family=family.name)
     return report, conversion.scope
 
 

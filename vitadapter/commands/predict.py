@@ -200,7 +200,7 @@ def draw_video(predictor: LazyPredictor, source: Path, target: Path, threshold: 
             drawn, _ = draw(predictor, frame, threshold)
             if writer is None:
                 size = (drawn.shape[1], drawn.shape[0])
-                codec = cv2.VideoWriter_fourcc(*CODEC)
+                codec = cv2.VideoWriter.fourcc(*CODEC)
                 writer = cv2.VideoWriter(str(target), codec, fps, size)
                 if not writer.isOpened():
                     raise OSError(f"{target} cannot be written as video")

@@ -1,14 +1,18 @@
 """Predictions for single images, for any LazyConfig with a model and a test mapper."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
 from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
+from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.data.dataset_source import Segment
 from vitadapter.data.panoptic import panoptic_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.data.transforms import augment
@@ -18,7 +22,17 @@ from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 
-__all__ = ["LazyPredictor"]
+__all__ = ["LazyPredictor", "Prediction"]
+
+
+class Prediction(TypedDict, total=False):
+    """What the model finds in an image, in its pixels; a model has some of these."""
+
+    instances: Instances
+    sem_seg: Tensor
+    """(K, H, W), a map for each class."""
+    panoptic_seg: tuple[Tensor, list[Segment]]
+    """(H, W), a map of the numbers of segments, and their descriptions."""
 
 
 def _check_image(image: object) -> None:
@@ -86,7 +100,7 @@ class LazyPredictor:
         self._inference = build_inference(cfg, self.model)
         self.metadata = _test_metadata(cfg)
 
-    def __call__(self, image: np.ndarray) -> dict[str, object]:
+    def __call__(self, image: np.ndarray) -> Prediction:
         """
         Args:
             image: `(H, W, 3)` uint8 in BGR order, as
@@ -94,8 +108,7 @@ class LazyPredictor:
                 which however reads images of more than 8 bits differently from training.)
 
         Returns:
-            dict: the model's output for this image, in its pixels: "instances", "sem_seg" with a
-            map for each class, or "panoptic_seg" with a map of segments and their descriptions.
+            The model's output for this image.
 
         Raises:
             ValueError: `image` is not such an array.
@@ -103,14 +116,14 @@ class LazyPredictor:
         return self.predict([image])[0]
 
     @torch.no_grad()
-    def predict(self, images: Sequence[np.ndarray]) -> list[dict[str, object]]:
+    def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Predicts several images; those of the same padded size form a batch.
 
         Args:
             images: each as in :meth:`__call__`.
 
         Returns:
-            list[dict]: one output per image.
+            One output per image.
 
         Raises:
             ValueError: one of the images is not such an array.
