@@ -177,7 +177,7 @@ def _to_tensor(
         data: the numbers one after the other.
         dtype: their type, which says the byte order too.
         shape: of the array before its axes are permuted.
-        order: "C" if the last axis is contiguous, "F" if the first is, "K" with ``axes``.
+        order: "C" if the last axis is contiguous, "F" if the first is, "K" with `axes`.
         axes: by which the axes are permuted; None for not at all.
     """
     is_ordered = order in ("C", "F") if axes is None else order == "K"

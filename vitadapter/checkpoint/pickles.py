@@ -1,6 +1,6 @@
 """Pickles as data: nothing that they name is imported or called.
 
-PyTorch's ``weights_only`` calls some constructors with the file's arguments and trusts the shape of
+PyTorch's `weights_only` calls some constructors with the file's arguments and trusts the shape of
 what it builds: a file of 2 MB can end the process or keep it busy for ever. Here a pickle is a list
 of instructions, and only those that make plain data and tensors are followed. A name stands for
 plain data, for a tensor, or for something that is not read.
@@ -109,8 +109,8 @@ class PickleReader:
             file: at the beginning of the pickle; it is left at the end of it.
 
         Returns:
-            Numbers, strings, bytes, ``None``, tensors (which share the memory of the storages, or
-            are copies of NumPy's arrays) and :class:`Unread`, in dicts, lists, tuples and sets.
+            Numbers, strings, bytes, `None`, tensors (which share the memory of the storages, or
+            are copies of NumPy's arrays) and `Unread`, in dicts, lists, tuples and sets.
 
         Raises:
             ValueError: the pickle is damaged, names something that would be run, or exceeds a

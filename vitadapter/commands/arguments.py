@@ -54,7 +54,7 @@ def weights_of(config: str, weights: str) -> str:
     """What `train.init_checkpoint` has to be to load the weights of `--weights`.
 
     Args:
-        config: see :func:`config_file`.
+        config: see `config_file`.
         weights: of the command line.
 
     Raises:

@@ -116,7 +116,7 @@ def convert(args: argparse.Namespace) -> tuple[LoadReport, str]:
 def convert_for_config(
     args: argparse.Namespace, state_dict: StateDict, families: Sequence[Family]
 ) -> LoadReport:
-    """As ``train.init_checkpoint`` converts it for the config's model."""
+    """As `train.init_checkpoint` converts it for the config's model."""
     with setup_errors():
         cfg = load_config(args.config_file, args.overrides)
         model = build(cfg.get("model"), "model")
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         prog: name of the command in messages.
 
     Returns:
-        int: the exit status.
+        The exit status.
     """
     args = parse_args(arguments, prog)
     try:

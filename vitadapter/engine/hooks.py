@@ -61,7 +61,7 @@ class StateKeeper(HookBase):
         self._before = [statistic.clone() for statistic in self._statistics]
 
     def after_backward(self) -> None:
-        """Marks the weights as possibly half updated, until :meth:`after_step`."""
+        """Marks the weights as possibly half updated, until `after_step`."""
         self._is_updating = True
 
     def after_step(self) -> None:

@@ -24,7 +24,7 @@ class InferenceModel(nn.Module):
     """Wraps a model for evaluation and prediction, as `train.inference` of a config says.
 
     Results do not depend on which images share a batch, see
-    :mod:`vitadapter.modeling.inference`.
+    `vitadapter.modeling.inference`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class InferenceModel(nn.Module):
             model: has Detectron2's standard input and output, and a `backbone`.
             amp_dtype: "float16" or "bfloat16" for mixed precision; None for the model's own type.
             tta: the same model wrapped for test-time augmentation, such as
-                :class:`~vitadapter.modeling.inference.DetectorWithTTA`; None for no augmentation.
+                `DetectorWithTTA`; None for no augmentation.
 
         Raises:
             ValueError: any other `amp_dtype`.

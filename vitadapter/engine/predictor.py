@@ -104,7 +104,7 @@ class LazyPredictor:
         """
         Args:
             image: `(H, W, 3)` uint8 in BGR order, as
-                :func:`vitadapter.data.image_files.read_image` returns it. (So does `cv2.imread`,
+                `vitadapter.data.image_files.read_image` returns it. (So does `cv2.imread`,
                 which however reads images of more than 8 bits differently from training.)
 
         Returns:
@@ -120,7 +120,7 @@ class LazyPredictor:
         """Predicts several images; those of the same padded size form a batch.
 
         Args:
-            images: each as in :meth:`__call__`.
+            images: each as in `__call__`.
 
         Returns:
             One output per image.

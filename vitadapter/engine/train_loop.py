@@ -118,7 +118,7 @@ class AccumulatingTrainer(SimpleTrainer):
         """Trains like Detectron2's trainers; Ctrl-C and SIGTERM stop it between two updates.
 
         Raises:
-            KeyboardInterrupt, SystemExit: a signal, see :class:`StopSignals`.
+            KeyboardInterrupt, SystemExit: a signal, see `StopSignals`.
         """
         with self.stop_signals.active():
             super().train(start_iter, max_iter)

@@ -212,7 +212,7 @@ def check_dataset(
     most a number of evenly spread ones of each split are.
 
     Args:
-        prepared: of :func:`prepare`.
+        prepared: of `prepare`.
         labels: of label maps.
         limit: largest number of images; None for all.
 
