@@ -101,7 +101,10 @@ def wrap(body: bytes) -> bytes:
         (wrap(b"ccollections\nOrderedDict\nK\x01R"), "it calls a Name"),
         (wrap(b"ctorch\nFloatStorage\n)R"), "it calls torch.FloatStorage"),
         (wrap(b"K\x01K\x02\x93"), "whose name is no text"),
-        (wrap(b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))N}tR"), "storage of a tensor has the type int"),
+        (
+            wrap(b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))N}tR"),
+            "storage of a tensor has the type int",
+        ),
         (wrap(b"ctorch\nSize\n](" + b"K\x01" * 33 + b"e\x85R"), "has 33 sizes"),
         (b"\x80\x02I1\n.", r"not made of tensors alone \(INT\)"),
         (b"\x80\x02N", "exhausted"),

@@ -42,13 +42,12 @@ class StateKeeper(HookBase):
     reverted, so that a batch with NaN leaves nothing in the checkpoint. Register this hook directly
     after those that belong to an update (the schedule, the average of the weights): an iteration
     counts as complete after them.
+
+    Args:
+        checkpointer: saves the model, and the trainer as one of its checkpointables.
     """
 
     def __init__(self, checkpointer: AtomicCheckpointer) -> None:
-        """
-        Args:
-            checkpointer: saves the model, and the trainer as one of its checkpointables.
-        """
         self._checkpointer = checkpointer
         self._completed: int | None = None
         self._is_updating = False

@@ -54,28 +54,27 @@ class LazyPredictor:
         predictor = LazyPredictor(cfg, "output/model_final.pth")
         instances = predictor(read_image("image.jpg", "BGR"))["instances"]
 
+    Args:
+        cfg: the whole config. The model, `train`, the test mapper's augmentations and image
+            format, and the class names of the test data set are used; the images need not
+            exist. Missing settings are filled in.
+        weights: checkpoint file or URL; None for `train.init_checkpoint`, "" for random weights
+            (to measure time and memory).
+        device: None for `train.device`.
+
     Attributes:
         model: in evaluation mode.
         metadata: of the test data set, with `thing_classes` or, for a semantic or panoptic
             segmenter, `stuff_classes` if they are known.
+
+    Raises:
+        ValueError: there are no weights, or they are incomplete or those of another model; the
+            device does not exist; or the image format is neither RGB nor BGR.
     """
 
     def __init__(
         self, cfg: DictConfig, weights: str | None = None, device: str | None = None
     ) -> None:
-        """
-        Args:
-            cfg: the whole config. The model, `train`, the test mapper's augmentations and image
-                format, and the class names of the test data set are used; the images need not
-                exist. Missing settings are filled in.
-            weights: checkpoint file or URL; None for `train.init_checkpoint`, "" for random weights
-                (to measure time and memory).
-            device: None for `train.device`.
-
-        Raises:
-            ValueError: there are no weights, or they are incomplete or those of another model; the
-                device does not exist; or the image format is neither RGB nor BGR.
-        """
         fill_defaults(cfg)
         if weights is None:
             weights = cfg.train.init_checkpoint
