@@ -57,7 +57,7 @@ def _requirements() -> list[str]:
 
 
 def _name(requirement: str) -> str:
-    return re.match(r"[\w.-]+", requirement)[0]
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 def _numbers(version: str) -> list[int]:
@@ -179,8 +179,8 @@ def _ask(names: Sequence[str]) -> dict[str, dict[str, str]]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
         said, end = done.stdout, f"ends Python with exit status {done.returncode}"
     except subprocess.TimeoutExpired as error:
-        said = error.stdout or b""
-        said = said if isinstance(said, str) else said.decode(errors="replace")
+        output = error.stdout or b""  # bytes, although `text` is set, in most versions of Python
+        said = output if isinstance(output, str) else output.decode(errors="replace")
         end = f"no answer within {TIMEOUT} seconds"
     answers, asked = {}, names[0]
     for line in said.splitlines():

@@ -49,8 +49,8 @@ def _make_own(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """The user's folder for downloads: ``$VITADAPTER_CACHE``, else ``vitadapter`` in
-    ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """The user's folder for downloads: `$VITADAPTER_CACHE`, else `vitadapter` in
+    `$XDG_CACHE_HOME` or `~/.cache`."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vitadapter")
     return Path(os.environ.get(_VARIABLE) or base).expanduser().absolute()
 
@@ -159,7 +159,7 @@ def _get(url: str, kept: Path, size: int | None, sha256: str | None) -> None:
 
 
 def fetch_url(url: str, size: int | None = None, sha256: str | None = None) -> Path:
-    """The checkpoint of a URL, downloaded at the first call and kept in :func:`cache_folder`.
+    """The checkpoint of a URL, downloaded at the first call and kept in `cache_folder`.
 
     A zip archive is unpacked. Several processes may ask for the same file at the same time: one
     downloads it, the others wait.
@@ -170,7 +170,7 @@ def fetch_url(url: str, size: int | None = None, sha256: str | None = None) -> P
         sha256: of the checkpoint; None for any.
 
     Returns:
-        Path: the checkpoint.
+        The checkpoint.
 
     Raises:
         ValueError: it cannot be downloaded, is no checkpoint or another one, or the folder is not

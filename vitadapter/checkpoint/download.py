@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 
 from tqdm import tqdm
@@ -50,6 +51,10 @@ PATIENCE = Patience()
 """Of all downloads."""
 
 
+# An answer, or that nothing is left to come (`_OUT_OF_RANGE`).
+_Response = http.client.HTTPResponse | urllib.error.HTTPError
+
+
 class _InterruptedError(Exception):
     """The connection was lost, or the server asks to come again."""
 
@@ -58,7 +63,7 @@ class _UnreachableError(_InterruptedError):
     """There was no connection."""
 
 
-def _open(url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+def _open(url: str, headers: Mapping[str, str]) -> _Response:
     request = urllib.request.Request(url, headers=dict(headers))
     try:
         response = urllib.request.urlopen(request, timeout=PATIENCE.seconds)
@@ -101,7 +106,7 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
             began, received = time.monotonic(), 0
 
 
-def _version(headers: Mapping[str, str]) -> str:
+def _version(headers: Message) -> str:
     """What tells this version of the file from another, as `If-Range` takes it; "" if nothing."""
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")
@@ -139,7 +144,7 @@ class _Partial:
         self._version_file.unlink(missing_ok=True)
 
 
-def _begin(response: http.client.HTTPResponse, partial: _Partial) -> int | None:
+def _begin(response: _Response, partial: _Partial) -> int | None:
     """Prepares the partial file for what the server sends; returns the size of the whole."""
     headers = response.headers
     if headers.get_content_type() == "text/html":
@@ -149,8 +154,8 @@ def _begin(response: http.client.HTTPResponse, partial: _Partial) -> int | None:
         length = headers.get("Content-Length", "")
         return int(length) if length.isdecimal() else None
     found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-    first = None if found is None else int(found[1] or found[2])
-    if first != partial.size or (response.status == 206 and _version(headers) != partial.version):
+    is_other = response.status == 206 and _version(headers) != partial.version
+    if found is None or int(found[1] or found[2]) != partial.size or is_other:
         partial.remove()
         raise _InterruptedError("the server has another version of the file by now")
     return int(found[2])
@@ -171,7 +176,7 @@ def _attempt(url: str, partial: _Partial, size: int | None) -> None:
         start = partial.size
         if size is not None and total is not None and total != size:
             raise ValueError(f"the server has a file of {total} bytes, it should have {size}")
-        if response.status == _OUT_OF_RANGE:  # all is there
+        if isinstance(response, urllib.error.HTTPError):  # all is there
             return
         _check_room(partial.path.parent, 0 if total is None else total - start)
         bar = tqdm(

@@ -107,10 +107,14 @@ def to_set(items: list[object]) -> set[object]:
     return {_checked_key(item) for item in items}
 
 
-def as_size(sizes: tuple[int, ...] | list[int]) -> tuple[int, ...]:
-    """The tuple of the sizes, which need not be numbers."""
+def as_size(sizes: object) -> tuple[int, ...]:
+    """The tuple of the sizes, strides or axes of a tensor."""
     if not isinstance(sizes, tuple | list):
         raise ValueError(f"it has a {type(sizes).__name__} as size")
+    if len(sizes) > _MOST_PARTS:
+        raise ValueError(f"a tensor has {len(sizes)} sizes")
+    if not all(type(size) is int and 0 <= size < 2**62 for size in sizes):
+        raise ValueError("sizes of a tensor are not whole numbers, or out of range")
     return tuple(sizes)
 
 
@@ -173,7 +177,7 @@ def _to_tensor(
         data: the numbers one after the other.
         dtype: their type, which says the byte order too.
         shape: of the array before its axes are permuted.
-        order: "C" if the last axis is contiguous, "F" if the first is, "K" with ``axes``.
+        order: "C" if the last axis is contiguous, "F" if the first is, "K" with `axes`.
         axes: by which the axes are permuted; None for not at all.
     """
     is_ordered = order in ("C", "F") if axes is None else order == "K"
@@ -181,15 +185,14 @@ def _to_tensor(
         raise ValueError("an array of it is damaged")
     if not _NUMBER_CODES.fullmatch(dtype.code.removeprefix(">")):
         return Unread(f"an array of NumPy's {dtype.code!a:.20}")
-    shape = as_size(shape)
+    size = as_size(shape)
     if isinstance(data, str):  # of Python 2
         data = data.encode("latin1")
     kind = np.dtype(dtype.code)
-    is_whole = isinstance(data, bytes | bytearray) and all(type(n) is int and n >= 0 for n in shape)
-    if not is_whole or math.prod(shape) * kind.itemsize != len(data):
+    if not isinstance(data, bytes | bytearray) or math.prod(size) * kind.itemsize != len(data):
         raise ValueError("the content of an array does not have the size of its shape")
     array = np.frombuffer(data, kind).astype(kind.newbyteorder("="))
-    array = array.reshape(shape, order="F" if order == "F" else "C")
+    array = array.reshape(size, order="F" if order == "F" else "C")
     if axes is not None:
         if sorted(as_size(axes)) != [*range(array.ndim)]:
             raise ValueError("the axes of an array are no permutation")

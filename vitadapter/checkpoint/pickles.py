@@ -1,6 +1,6 @@
 """Pickles as data: nothing that they name is imported or called.
 
-PyTorch's ``weights_only`` calls some constructors with the file's arguments and trusts the shape of
+PyTorch's `weights_only` calls some constructors with the file's arguments and trusts the shape of
 what it builds: a file of 2 MB can end the process or keep it busy for ever. Here a pickle is a list
 of instructions, and only those that make plain data and tensors are followed. A name stands for
 plain data, for a tensor, or for something that is not read.
@@ -34,7 +34,6 @@ __all__ = ["PickleReader"]
 
 # Far more than a training state has, and few enough to be read in seconds.
 _MOST_INSTRUCTIONS = 4_000_000
-_MOST_DIMENSIONS = 32
 _DEEPEST_NESTING = 64
 # Tensors may share memory, as tied weights do, or repeat it, but not without end.
 _MOST_SHARING = 16
@@ -110,8 +109,8 @@ class PickleReader:
             file: at the beginning of the pickle; it is left at the end of it.
 
         Returns:
-            Numbers, strings, bytes, ``None``, tensors (which share the memory of the storages, or
-            are copies of NumPy's arrays) and :class:`Unread`, in dicts, lists, tuples and sets.
+            Numbers, strings, bytes, `None`, tensors (which share the memory of the storages, or
+            are copies of NumPy's arrays) and `Unread`, in dicts, lists, tuples and sets.
 
         Raises:
             ValueError: the pickle is damaged, names something that would be run, or exceeds a
@@ -139,8 +138,9 @@ class PickleReader:
             stack.append(_NEW[name]())
         elif name in ("BINGET", "LONG_BINGET"):
             value = self._memo[argument]
-            is_built = isinstance(value, PickledArray) and value.value is not None
-            stack.append(value.value if is_built else value)
+            if isinstance(value, PickledArray) and value.value is not None:
+                value = value.value
+            stack.append(value)
         elif name in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -177,7 +177,10 @@ class PickleReader:
                 raise ValueError(f"it adds to a {type(stack[-1]).__name__}")
             stack[-1].update(to_set(items))
         elif name == "STACK_GLOBAL":
-            stack.append(resolve_name(".".join(items)))
+            module, attribute = items
+            if not isinstance(module, str) or not isinstance(attribute, str):
+                raise ValueError("it mentions something whose name is no text")
+            stack.append(resolve_name(f"{module}.{attribute}"))
         elif name == "BINPERSID":
             stack.append(self._load_storage(items[0]))
         elif name == "BUILD":
@@ -210,40 +213,40 @@ class PickleReader:
         self._count_copies(arguments)
         if name.text == REBUILD_FROM_TYPE:
             return self._make(arguments[0], arguments[2])
-        if name.text == "torch._utils._rebuild_tensor_v3":
-            return self._tensor(*arguments[:4], *arguments[6:])
         if name.text in REBUILD_TENSOR:
-            return self._tensor(*arguments[:4], None, *arguments[6:])
+            has_dtype = name.text.endswith("_v3")  # before its metadata
+            return self._tensor(*arguments[:4], *(() if has_dtype else (None,)), *arguments[6:])
         return make_object(name, arguments)
 
     def _tensor(
         self,
-        storage: Storage,
-        offset: int,
-        size: tuple[int, ...],
-        stride: tuple[int, ...],
-        dtype: torch.dtype | None = None,
+        storage: object,
+        offset: object,
+        size: object,
+        stride: object,
+        dtype: object = None,
         metadata: object = None,
     ) -> Tensor | Unread:
         """A view of a storage, within its bounds."""
         if metadata:
             return Unread("a conjugate or negated tensor", is_tensor=True)
-        dtype = dtype or storage.dtype
-        size, stride = as_size(size), as_size(stride)
-        if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
-            raise ValueError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
-        numbers = (offset, *size, *stride)
-        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
-            raise ValueError("sizes of a tensor are not whole numbers, or out of range")
+        if not isinstance(storage, Storage):
+            raise ValueError(f"the storage of a tensor has the type {type(storage).__name__}")
+        dtype = storage.dtype if dtype is None else dtype
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"the dtype of a tensor has the type {type(dtype).__name__}")
+        (start,), sizes, strides = as_size((offset,)), as_size(size), as_size(stride)
+        if len(sizes) != len(strides):
+            raise ValueError(f"a tensor has {len(sizes)} sizes and {len(strides)} strides")
         item = dtype.itemsize
-        self._bytes_left -= math.prod(max(n, 1) for n in size) * item
+        self._bytes_left -= math.prod(max(n, 1) for n in sizes) * item
         if self._bytes_left < 0:
             raise ValueError(f"its tensors are over {_MOST_SHARING} times as large as the file")
-        if 0 in size:
-            return torch.empty(size, dtype=dtype)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if 0 in sizes:
+            return torch.empty(sizes, dtype=dtype)
+        last = start + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
         if (last + 1) * item > storage.data.nbytes():
             raise ValueError(
                 f"a tensor of {(last + 1) * item} bytes is in a storage of {storage.data.nbytes()}"
             )
-        return torch.empty(0, dtype=dtype).set_(storage.data, offset, size, stride)
+        return torch.empty(0, dtype=dtype).set_(storage.data, start, sizes, strides)

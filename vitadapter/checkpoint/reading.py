@@ -1,6 +1,6 @@
 """Checkpoint files as plain state dicts, read without executing what is in them.
 
-Reads ``.safetensors``, ``.npz``, the files of ``torch.save`` (today's zip archives, and the format
+Reads `.safetensors`, `.npz`, the files of `torch.save` (today's zip archives, and the format
 from before PyTorch 1.6), and pickles of NumPy's arrays, such as those of Detectron2's model zoo.
 """
 
@@ -119,7 +119,7 @@ def _parse_storage_id(persistent_id: object, length: int) -> tuple[torch.dtype, 
 
 
 class _ZipFile:
-    """A folder with ``data.pkl`` and ``data/KEY`` for each storage, not compressed."""
+    """A folder with `data.pkl` and `data/KEY` for each storage, not compressed."""
 
     def __init__(self, path: Path, memory: mmap.mmap, is_mapped: bool) -> None:
         self._path, self._memory, self._is_mapped = path, memory, is_mapped
@@ -244,7 +244,7 @@ class _PickleFile:
 
 
 def read_torch_file(path: Path, *, is_mapped: bool) -> object:
-    """Like :func:`read_checkpoint_file`, but takes any content and lets all errors through."""
+    """Like `read_checkpoint_file`, but takes any content and lets all errors through."""
     with path.open("rb") as file:
         # Private: a write into a tensor does not reach the file.
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -298,7 +298,7 @@ def check_file(path: Path) -> None:
 
 
 def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[str, object]:
-    """Reads a training state that ``torch.save`` has written; nothing in it is executed.
+    """Reads a training state that `torch.save` has written; nothing in it is executed.
 
     Args:
         path: of any name.
@@ -307,7 +307,7 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
 
     Returns:
         As it was saved: numbers, strings, None and tensors (on the CPU; also for NumPy's arrays) in
-        dicts, lists and tuples. Others are :class:`~vitadapter.checkpoint.pickled_objects.Unread`.
+        dicts, lists and tuples. Others are `Unread`.
 
     Raises:
         ValueError: the file is missing, empty, cut off or not a checkpoint, or asks to run code.
@@ -327,12 +327,12 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
     """Reads the weights of a checkpoint file; nothing in it is executed.
 
     Args:
-        path: ``.safetensors``, ``.npz``, or what ``torch.save`` has written or a pickle of NumPy's
+        path: `.safetensors`, `.npz`, or what `torch.save` has written or a pickle of NumPy's
             arrays (any other suffix).
-        averaged: as of :func:`unwrap_state_dict`.
+        averaged: as of `unwrap_state_dict`.
 
     Returns:
-        Tensors on the CPU by name, as :func:`unwrap_state_dict` finds them.
+        Tensors on the CPU by name, as `unwrap_state_dict` finds them.
 
     Raises:
         ValueError: the file is missing, empty, cut off or not a checkpoint, or asks to run code.
@@ -368,9 +368,9 @@ def _dense_tensors(content: Mapping[object, object]) -> StateDict:
 def unwrap_state_dict(content: object, *, averaged: bool = False) -> StateDict:
     """Finds the state dict in what a training code has saved.
 
-    Follows ``state_dict``, ``model``, ``module``, ``model_state``, ``teacher`` and, if it has none
-    of them, the averages ``state_dict_ema``, ``model_ema``, ``ema_state_dict`` and ``ema``. Removes
-    the ``module.`` of data parallel and the ``_orig_mod.`` of compiled models, and the ``ema_*``
+    Follows `state_dict`, `model`, `module`, `model_state`, `teacher` and, if it has none
+    of them, the averages `state_dict_ema`, `model_ema`, `ema_state_dict` and `ema`. Removes
+    the `module.` of data parallel and the `_orig_mod.` of compiled models, and the `ema_*`
     copies that mmcv keeps beside the weights (like the official code, this uses the weights
     themselves).
 

@@ -26,7 +26,7 @@ def check_source(source: str) -> None:
     """Refuses, before anything is downloaded, a name that the model zoo has no weights of.
 
     Args:
-        source: as of :func:`fetch`; those that are not of the model zoo are not checked.
+        source: as of `fetch`; those that are not of the model zoo are not checked.
 
     Raises:
         ValueError: names the experiments that are like it.
@@ -42,22 +42,22 @@ def fetch(source: str) -> Path:
         source: one of
 
             - a local path;
-            - ``zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x``: the published weights of an
+            - `zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x`: the published weights of an
               experiment;
-            - ``https://host/file``, ``http://host/file``, or ``detectron2://file`` for those of
+            - `https://host/file`, `http://host/file`, or `detectron2://file` for those of
               Detectron2's model zoo;
-            - ``hf://org/repo/path/to/file``, with ``@revision`` after ``repo`` for another than
+            - `hf://org/repo/path/to/file`, with `@revision` after `repo` for another than
               the newest;
-            - ``timm://name`` for the weights of a timm model, with or without the tag
-              (``timm://vit_small_patch14_dinov2.lvd142m``);
-            - another URL that is registered with Detectron2's ``PathManager``.
+            - `timm://name` for the weights of a timm model, with or without the tag
+              (`timm://vit_small_patch14_dinov2.lvd142m`);
+            - another URL that is registered with Detectron2's `PathManager`.
 
-            The first two kinds of downloads are kept in ``VITADAPTER_CACHE`` (see
-            :func:`vitadapter.checkpoint.cache.cache_folder`), the others in the caches of the
-            Hugging Face hub (``HF_HOME``) and of Detectron2 (``FVCORE_CACHE``).
+            The first two kinds of downloads are kept in `VITADAPTER_CACHE` (see
+            `vitadapter.checkpoint.cache.cache_folder`), the others in the caches of the
+            Hugging Face hub (`HF_HOME`) and of Detectron2 (`FVCORE_CACHE`).
 
     Returns:
-        Path: of the file on this machine.
+        The path of the file on this machine.
 
     Raises:
         ValueError: there is no such file, it cannot be downloaded, or huggingface_hub is missing.
@@ -85,7 +85,7 @@ def fetch(source: str) -> Path:
 
 
 def _parse_hub(source: str) -> tuple[str, str, str | None]:
-    """(repository, file in it, revision) of ``hf://org/repo@revision/file``."""
+    """(repository, file in it, revision) of `hf://org/repo@revision/file`."""
     parts = source.removeprefix(_HUB).split("/", 2)
     if len(parts) < 3 or not all(parts):
         raise ValueError(f"weights on the hub are written hf://org/repo/file, got {source}")

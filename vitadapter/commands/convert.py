@@ -108,15 +108,16 @@ def convert(args: argparse.Namespace) -> tuple[LoadReport, str]:
     family = recognise(state_dict, families)
     conversion = family.convert(state_dict)
     check_finite(conversion.tensors)
-    implied = {"implied": {}}  # only known where there is a net
-    report = LoadReport(**(vars(conversion) | implied), source=args.input, family=family.name)
+    # What is implied is only known where there is a net.
+    fields = vars(conversion) | {"implied": {}}
+    report = LoadReport(**fields, source=args.input, family=family.name)
     return report, conversion.scope
 
 
 def convert_for_config(
     args: argparse.Namespace, state_dict: StateDict, families: Sequence[Family]
 ) -> LoadReport:
-    """As ``train.init_checkpoint`` converts it for the config's model."""
+    """As `train.init_checkpoint` converts it for the config's model."""
     with setup_errors():
         cfg = load_config(args.config_file, args.overrides)
         model = build(cfg.get("model"), "model")
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         prog: name of the command in messages.
 
     Returns:
-        int: the exit status.
+        The exit status.
     """
     args = parse_args(arguments, prog)
     try:

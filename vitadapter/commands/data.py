@@ -139,7 +139,7 @@ def convert(arguments: Sequence[str], prog: str = "vitadapter data convert") -> 
     Label maps become numbers of classes, with links to the images.
 
     Returns:
-        int: the exit status.
+        The exit status.
     """
     parser = _folder_parser(
         prog, "Writes a data set of any format that dataset.root reads as COCO json."
@@ -160,7 +160,7 @@ def check(arguments: Sequence[str], prog: str = "vitadapter data check") -> int:
     """Prints what is in a folder, and what would make training wrong.
 
     Returns:
-        int: the exit status, 1 if training is refused.
+        The exit status, 1 if training is refused.
     """
     parser = _folder_parser(prog, "Looks at all images and annotations of a data set.")
     parser.add_argument("--images", type=int, help="how many of a split to read, instead of all")

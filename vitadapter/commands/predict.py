@@ -200,7 +200,7 @@ def draw_video(predictor: LazyPredictor, source: Path, target: Path, threshold: 
             drawn, _ = draw(predictor, frame, threshold)
             if writer is None:
                 size = (drawn.shape[1], drawn.shape[0])
-                codec = cv2.VideoWriter_fourcc(*CODEC)
+                codec = cv2.VideoWriter.fourcc(*CODEC)
                 writer = cv2.VideoWriter(str(target), codec, fps, size)
                 if not writer.isOpened():
                     raise OSError(f"{target} cannot be written as video")
@@ -220,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
         args: with `config_file`, `inputs`, `output`, `weights`, `score_threshold` and `overrides`.
 
     Returns:
-        int: the exit status, see the top of this file.
+        The exit status, see the top of this file.
     """
     inputs = find_inputs(args.inputs, args.output)
     if not inputs:
@@ -255,7 +255,7 @@ def script(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None for those of the process.
 
     Returns:
-        int: the exit status, see the top of this file.
+        The exit status, see the top of this file.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -279,7 +279,7 @@ def predict(arguments: Sequence[str], prog: str = "vitadapter predict") -> int:
         prog: name of the command in messages.
 
     Returns:
-        int: the exit status, see the top of this file.
+        The exit status, see the top of this file.
     """
     parser = command_parser(prog, __doc__.partition("\n\n")[2], _EXAMPLES)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUTS)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -67,6 +67,8 @@ class Record(TypedDict, total=False):
     not_exhaustive_category_ids: list[int | str]
 
 
+T = TypeVar("T")
+
 _ROLES = ("train", "test")
 # A wrong folder or setting affects nearly every image.
 _NUM_IMAGES_READ = 10
@@ -88,10 +90,10 @@ def first_few(values: Sequence[object], limit: int = 3) -> str:
     return ", ".join([*map(str, values[:limit]), *(["..."] * (len(values) > limit))])
 
 
-def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` records, evenly spread."""
-    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
-    return [records[i] for i in chosen]
+def spread(values: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the values, evenly spread."""
+    chosen = np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)
+    return [values[i] for i in chosen]
 
 
 def catalog_name(label: str, paths: Iterable[str], *settings: object) -> str:

@@ -31,6 +31,14 @@ class BestCheckpointer(HookBase):
     - it ignores training that was stopped in its very last iteration, before the evaluation.
 
     Register it after the hook that evaluates, and in every process.
+
+    Args:
+        eval_period: of the evaluating hook.
+        checkpointer: writes the file, into its folder.
+        model: whose weights are evaluated.
+        results: what the last evaluation gave; empty in all processes but the first.
+        metric: name of the value that counts, such as "segm/AP".
+        mode: "max" or "min": whether it is good when it is high or low.
     """
 
     def __init__(
@@ -42,15 +50,6 @@ class BestCheckpointer(HookBase):
         metric: str,
         mode: str,
     ) -> None:
-        """
-        Args:
-            eval_period: of the evaluating hook.
-            checkpointer: writes the file, into its folder.
-            model: whose weights are evaluated.
-            results: what the last evaluation gave; empty in all processes but the first.
-            metric: name of the value that counts, such as "segm/AP".
-            mode: "max" or "min": whether it is good when it is high or low.
-        """
         self._period = eval_period
         self._checkpointer = checkpointer
         self._model = model

@@ -41,13 +41,13 @@ def _seed_of(seed: int, iteration: int) -> int:
 
 
 class IterationSeed(HookBase):
-    """Seeds each iteration by its number, in every process."""
+    """Seeds each iteration by its number, in every process.
+
+    Args:
+        seed: the run's seed, not negative.
+    """
 
     def __init__(self, seed: int) -> None:
-        """
-        Args:
-            seed: the run's seed, not negative.
-        """
         self._seed = seed
 
     def before_step(self) -> None:

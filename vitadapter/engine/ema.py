@@ -31,20 +31,19 @@ class WeightEMA:
     `AveragedModel`, which has no ramp and waits for the device in each iteration. timm's
     `ModelEmaV3` would update a shared weight twice and leave out non-persistent buffers.
 
+    Args:
+        model: on its device; not the wrapper of a distributed one.
+        decay: the share of itself that the average keeps after the ramp, in [0, 1).
+        ramp_iters: time constant of the ramp in iterations; 0 for no ramp.
+
     Attributes:
         module: a copy of the model with the averaged weights, in evaluation mode.
+
+    Raises:
+        ValueError: `decay` is outside of [0, 1), or `ramp_iters` is negative.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, ramp_iters: int) -> None:
-        """
-        Args:
-            model: on its device; not the wrapper of a distributed one.
-            decay: the share of itself that the average keeps after the ramp, in [0, 1).
-            ramp_iters: time constant of the ramp in iterations; 0 for no ramp.
-
-        Raises:
-            ValueError: `decay` is outside of [0, 1), or `ramp_iters` is negative.
-        """
         check_value("decay", Decay, decay)
         check_value("ramp_iters", NotNegativeInt, ramp_iters)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
@@ -95,14 +94,13 @@ class EMAHook(HookBase):
     """Updates the average of the weights after each iteration.
 
     Register it before the hook that marks the iteration as complete.
+
+    Args:
+        ema: the average of the weights of `model`.
+        model: the model that is trained.
     """
 
     def __init__(self, ema: WeightEMA, model: nn.Module) -> None:
-        """
-        Args:
-            ema: the average of the weights of `model`.
-            model: the model that is trained.
-        """
         self._ema = ema
         self._model = model
 

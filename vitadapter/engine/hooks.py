@@ -42,13 +42,12 @@ class StateKeeper(HookBase):
     reverted, so that a batch with NaN leaves nothing in the checkpoint. Register this hook directly
     after those that belong to an update (the schedule, the average of the weights): an iteration
     counts as complete after them.
+
+    Args:
+        checkpointer: saves the model, and the trainer as one of its checkpointables.
     """
 
     def __init__(self, checkpointer: AtomicCheckpointer) -> None:
-        """
-        Args:
-            checkpointer: saves the model, and the trainer as one of its checkpointables.
-        """
         self._checkpointer = checkpointer
         self._completed: int | None = None
         self._is_updating = False
@@ -61,7 +60,7 @@ class StateKeeper(HookBase):
         self._before = [statistic.clone() for statistic in self._statistics]
 
     def after_backward(self) -> None:
-        """Marks the weights as possibly half updated, until :meth:`after_step`."""
+        """Marks the weights as possibly half updated, until `after_step`."""
         self._is_updating = True
 
     def after_step(self) -> None:

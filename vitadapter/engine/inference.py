@@ -24,8 +24,16 @@ logger = logging.getLogger(__name__)
 class InferenceModel(nn.Module):
     """Wraps a model for evaluation and prediction, as `train.inference` of a config says.
 
-    Results do not depend on which images share a batch, see
-    :mod:`vitadapter.modeling.inference`.
+    Results do not depend on which images share a batch, see `vitadapter.modeling.inference`.
+
+    Args:
+        model: has Detectron2's standard input and output, and a `backbone`.
+        amp_dtype: "float16" or "bfloat16" for mixed precision; None for the model's own type.
+        tta: the same model wrapped for test-time augmentation, such as `DetectorWithTTA`;
+            None for no augmentation.
+
+    Raises:
+        ValueError: any other `amp_dtype`.
     """
 
     def __init__(
@@ -35,16 +43,6 @@ class InferenceModel(nn.Module):
         amp_dtype: AmpDtype | None = None,
         tta: nn.Module | None = None,
     ) -> None:
-        """
-        Args:
-            model: has Detectron2's standard input and output, and a `backbone`.
-            amp_dtype: "float16" or "bfloat16" for mixed precision; None for the model's own type.
-            tta: the same model wrapped for test-time augmentation, such as
-                :class:`~vitadapter.modeling.inference.DetectorWithTTA`; None for no augmentation.
-
-        Raises:
-            ValueError: any other `amp_dtype`.
-        """
         super().__init__()
         check_value("amp_dtype", AmpDtype | None, amp_dtype)
         self.model = model

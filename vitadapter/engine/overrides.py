@@ -218,7 +218,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Sets values of `cfg` in place from `key=value` strings in hydra's grammar.
 
     Like Detectron2's `LazyConfig.apply_overrides`, except that a key must exist, be a setting of
-    :mod:`vitadapter.engine.settings`, or be an argument in the signature of its lazy call.
+    `vitadapter.engine.settings`, or be an argument in the signature of its lazy call.
     `+key=value` adds any other key, and `~key` deletes one. A key below an interpolation changes
     what the interpolation refers to. Where the config has a class, such as that of an attention,
     the dotted name of another class replaces it. A value that hydra's grammar cannot read, such as
@@ -229,7 +229,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         overrides: applied in this order.
 
     Returns:
-        DictConfig: `cfg`.
+        `cfg`.
 
     Raises:
         ValueError: a malformed override; an unknown key (the message names the nearest ones); a
@@ -257,7 +257,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     Args:
         config_file: Python or YAML, both of which can execute code; or the name of an experiment
             of the model zoo, such as "COCO/mask_rcnn_vit_adapter_s_deit_3x".
-        overrides: as for :func:`apply_overrides`.
+        overrides: as for `apply_overrides`.
 
     Raises:
         ValueError: the file is neither of these, or for the reasons of `apply_overrides` and

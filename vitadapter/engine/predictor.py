@@ -1,14 +1,18 @@
 """Predictions for single images, for any LazyConfig with a model and a test mapper."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
 from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
+from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.data.dataset_source import Segment
 from vitadapter.data.panoptic import panoptic_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.data.transforms import augment
@@ -18,7 +22,17 @@ from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 
-__all__ = ["LazyPredictor"]
+__all__ = ["LazyPredictor", "Prediction"]
+
+
+class Prediction(TypedDict, total=False):
+    """What the model finds in an image, in its pixels; a model has some of these."""
+
+    instances: Instances
+    sem_seg: Tensor
+    """(K, H, W), a map for each class."""
+    panoptic_seg: tuple[Tensor, list[Segment]]
+    """(H, W), a map of the numbers of segments, and their descriptions."""
 
 
 def _check_image(image: object) -> None:
@@ -40,28 +54,27 @@ class LazyPredictor:
         predictor = LazyPredictor(cfg, "output/model_final.pth")
         instances = predictor(read_image("image.jpg", "BGR"))["instances"]
 
+    Args:
+        cfg: the whole config. The model, `train`, the test mapper's augmentations and image
+            format, and the class names of the test data set are used; the images need not
+            exist. Missing settings are filled in.
+        weights: checkpoint file or URL; None for `train.init_checkpoint`, "" for random weights
+            (to measure time and memory).
+        device: None for `train.device`.
+
     Attributes:
         model: in evaluation mode.
         metadata: of the test data set, with `thing_classes` or, for a semantic or panoptic
             segmenter, `stuff_classes` if they are known.
+
+    Raises:
+        ValueError: there are no weights, or they are incomplete or those of another model; the
+            device does not exist; or the image format is neither RGB nor BGR.
     """
 
     def __init__(
         self, cfg: DictConfig, weights: str | None = None, device: str | None = None
     ) -> None:
-        """
-        Args:
-            cfg: the whole config. The model, `train`, the test mapper's augmentations and image
-                format, and the class names of the test data set are used; the images need not
-                exist. Missing settings are filled in.
-            weights: checkpoint file or URL; None for `train.init_checkpoint`, "" for random weights
-                (to measure time and memory).
-            device: None for `train.device`.
-
-        Raises:
-            ValueError: there are no weights, or they are incomplete or those of another model; the
-                device does not exist; or the image format is neither RGB nor BGR.
-        """
         fill_defaults(cfg)
         if weights is None:
             weights = cfg.train.init_checkpoint
@@ -86,16 +99,15 @@ class LazyPredictor:
         self._inference = build_inference(cfg, self.model)
         self.metadata = _test_metadata(cfg)
 
-    def __call__(self, image: np.ndarray) -> dict[str, object]:
+    def __call__(self, image: np.ndarray) -> Prediction:
         """
         Args:
             image: `(H, W, 3)` uint8 in BGR order, as
-                :func:`vitadapter.data.image_files.read_image` returns it. (So does `cv2.imread`,
+                `vitadapter.data.image_files.read_image` returns it. (So does `cv2.imread`,
                 which however reads images of more than 8 bits differently from training.)
 
         Returns:
-            dict: the model's output for this image, in its pixels: "instances", "sem_seg" with a
-            map for each class, or "panoptic_seg" with a map of segments and their descriptions.
+            The model's output for this image.
 
         Raises:
             ValueError: `image` is not such an array.
@@ -103,14 +115,14 @@ class LazyPredictor:
         return self.predict([image])[0]
 
     @torch.no_grad()
-    def predict(self, images: Sequence[np.ndarray]) -> list[dict[str, object]]:
+    def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Predicts several images; those of the same padded size form a batch.
 
         Args:
-            images: each as in :meth:`__call__`.
+            images: each as in `__call__`.
 
         Returns:
-            list[dict]: one output per image.
+            One output per image.
 
         Raises:
             ValueError: one of the images is not such an array.

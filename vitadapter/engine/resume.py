@@ -238,10 +238,10 @@ def resume_training(
         trainer: the trainer, with its hooks registered.
         ema: the average of the weights, if there is one.
         path: the file name of the checkpoint, for messages.
-        content: the content of the checkpoint, from :func:`find_checkpoint`.
+        content: the content of the checkpoint, from `find_checkpoint`.
 
     Returns:
-        int: the iteration to continue with.
+        The iteration to continue with.
 
     Raises:
         ValueError: the checkpoint belongs to another model or optimizer.

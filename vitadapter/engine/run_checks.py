@@ -37,7 +37,7 @@ class SetupError(ValueError):
 
 @contextlib.contextmanager
 def setup_errors() -> Iterator[None]:
-    """Turns errors that the user can correct into a :class:`SetupError`."""
+    """Turns errors that the user can correct into a `SetupError`."""
     try:
         yield
     except OmegaConfBaseException as error:

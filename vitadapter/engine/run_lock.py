@@ -114,15 +114,14 @@ class RunLock:
     whatever reason. A lock from another machine, or on a file system without locks, counts as
     abandoned if its owner has not renewed it for `patience` seconds. A SIGINT or SIGTERM that
     nothing else handles frees the lock before it ends the process.
+
+    Args:
+        folder: the output folder; created if it does not exist.
+        beat: seconds between two signs of life.
+        patience: seconds to wait for a sign of life of an owner on another machine.
     """
 
     def __init__(self, folder: str | Path, *, beat: float = 10.0, patience: float = 90.0) -> None:
-        """
-        Args:
-            folder: the output folder; created if it does not exist.
-            beat: seconds between two signs of life.
-            patience: seconds to wait for a sign of life of an owner on another machine.
-        """
         self._path = Path(folder, _NAME)
         self._beat, self._patience = beat, patience
         self._descriptor: int | None = None

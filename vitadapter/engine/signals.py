@@ -24,7 +24,7 @@ def set_handlers(handler: Handler) -> dict[int, Handler]:
     """Sets the handler of SIGINT and SIGTERM, unless they are ignored.
 
     Returns:
-        dict: the handlers from before, by signal; empty in a thread that may not set handlers.
+        The handlers from before, by signal; empty in a thread that may not set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -82,9 +82,9 @@ class StopSignals:
     """Remembers a signal that is to stop training, and raises an exception when that is harmless.
 
     Python may run a handler between any two instructions, even in the middle of an update of the
-    weights or while a checkpoint is written. The exception is therefore raised by :meth:`check`, or
-    inside of :meth:`at_once`. Python loses the exception of a handler that interrupts a destructor
-    or a callback of the garbage collector, so call :meth:`check` often inside of :meth:`at_once`,
+    weights or while a checkpoint is written. The exception is therefore raised by `check`, or
+    inside of `at_once`. Python loses the exception of a handler that interrupts a destructor
+    or a callback of the garbage collector, so call `check` often inside of `at_once`,
     too. Further signals change nothing, since a scheduler, a launcher and a terminal may each send
     one. PyTorch also raises from a handler when a worker of a data loader dies. Here, this is found
     when its next batch is needed.
@@ -99,7 +99,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Handles the signals, if Python allows it; raises on leaving, like :meth:`check`."""
+        """Handles the signals, if Python allows it; raises on leaving, like `check`."""
         self._process = os.getpid()
         before = set_handlers(self._note)
         self._is_active = bool(before) and hasattr(signal, "SIGCHLD")  # not on Windows
@@ -132,7 +132,7 @@ class StopSignals:
         """Lets a signal raise at once inside of what takes long and changes no state of training.
 
         Raises:
-            KeyboardInterrupt, SystemExit: like :meth:`check`, also instead of an error that
+            KeyboardInterrupt, SystemExit: like `check`, also instead of an error that
                 followed the signal, such as that of a worker that received it, too.
         """
         try:

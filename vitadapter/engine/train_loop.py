@@ -77,9 +77,20 @@ class AccumulatingTrainer(SimpleTrainer):
     stop all processes before the update, with a message that names the images. With float16,
     gradients may overflow. Such updates are skipped, until the scale of the loss has become tiny.
 
+    Args:
+        model: the model, on its device and possibly distributed; returns a dict of losses.
+        data_loader: yields micro-batches.
+        optimizer: the optimizer of the model's parameters.
+        accumulate_steps: number of micro-batches in an iteration.
+        amp_dtype: `torch.float16` or `torch.bfloat16` for mixed precision; None for none.
+        init_scale: the factor of the loss that float16 starts with.
+
     Attributes:
         grad_scaler: scales the loss with float16; otherwise does nothing.
         stop_signals: the signals that stop training.
+
+    Raises:
+        ValueError: `accumulate_steps` is not positive.
     """
 
     def __init__(
@@ -92,18 +103,6 @@ class AccumulatingTrainer(SimpleTrainer):
         amp_dtype: torch.dtype | None = None,
         init_scale: float = AmpSettings.init_scale,
     ) -> None:
-        """
-        Args:
-            model: the model, on its device and possibly distributed; returns a dict of losses.
-            data_loader: yields micro-batches.
-            optimizer: the optimizer of the model's parameters.
-            accumulate_steps: number of micro-batches in an iteration.
-            amp_dtype: `torch.float16` or `torch.bfloat16` for mixed precision; None for none.
-            init_scale: the factor of the loss that float16 starts with.
-
-        Raises:
-            ValueError: `accumulate_steps` is not positive.
-        """
         check_value("accumulate_steps", PositiveInt, accumulate_steps)
         super().__init__(model, data_loader, optimizer)
         self.accumulate_steps = accumulate_steps
@@ -118,7 +117,7 @@ class AccumulatingTrainer(SimpleTrainer):
         """Trains like Detectron2's trainers; Ctrl-C and SIGTERM stop it between two updates.
 
         Raises:
-            KeyboardInterrupt, SystemExit: a signal, see :class:`StopSignals`.
+            KeyboardInterrupt, SystemExit: a signal, see `StopSignals`.
         """
         with self.stop_signals.active():
             super().train(start_iter, max_iter)

@@ -228,7 +228,7 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
         model: the model, on its device; its training mode is restored.
 
     Returns:
-        dict: metrics by task, for instance `{"bbox": {"AP": ...}}`; empty without an evaluator
+        Metrics by task, for instance `{"bbox": {"AP": ...}}`; empty without an evaluator
         and in all processes but the first.
     """
     return _build_evaluation(cfg)(build_inference(cfg, model))
@@ -243,7 +243,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
         cfg: the whole config.
 
     Returns:
-        dict: as :func:`do_test`.
+        As `do_test`.
 
     Raises:
         SetupError: the weights are incomplete or those of another model, or the data is unusable.
@@ -263,7 +263,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
 
 
 def _train(cfg: DictConfig, resume: bool) -> Results:
-    """The part of :func:`do_train` for which the output folder is locked."""
+    """The part of `do_train` for which the output folder is locked."""
     results: Results = {}
 
     def evaluate_and_keep() -> Results:
@@ -307,7 +307,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     averaged weights, and these are evaluated. With `train.best_checkpoint`, `model_best.pth` has
     the weights of the best evaluation. When an error, Ctrl-C or SIGTERM stops training early, the
     last complete iteration is saved. With `train.seed`, a resumed run continues as if it had never
-    been stopped, within the limits that :mod:`vitadapter.engine.data_order` names.
+    been stopped, within the limits that `vitadapter.engine.data_order` names.
 
     Args:
         cfg: the whole config, with model, dataloader.{train,test,evaluator}, optimizer,
@@ -316,7 +316,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
             checkpoints.
 
     Returns:
-        dict: as :func:`do_test`, of the last evaluation.
+        As `do_test`, of the last evaluation.
 
     Raises:
         SetupError: something cannot work; raised before training starts.

@@ -8,7 +8,7 @@ Example::
     cfg = model_zoo.get_config("COCO/mask_rcnn_vit_adapter_s_deit_3x.py", trained=True)
     predictor = model_zoo.predictor("COCO/mask_rcnn_vit_adapter_s_deit_3x")
 
-``vitadapter zoo`` prints the experiments and their trained models.
+`vitadapter zoo` prints the experiments and their trained models.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def get_config(name: str, trained: bool = False) -> DictConfig:
     """Loads a config afresh, so that edits do not leak between experiments.
 
     Args:
-        name: see :func:`get_config_path`.
+        name: see `get_config_path`.
         trained: whether `train.init_checkpoint` is to be the published weights of the experiment,
             which are downloaded when they are loaded.
 
@@ -69,7 +69,7 @@ def predictor(
 
     Args:
         name: of the experiment, such as "COCO/mask_rcnn_vit_adapter_s_deit_3x".
-        overrides: ``key=value``, as on the command line.
+        overrides: `key=value`, as on the command line.
         device: None for a GPU where there is one.
 
     Raises:

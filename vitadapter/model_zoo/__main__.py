@@ -1,6 +1,6 @@
 """Lists the experiments of the model zoo, and prints sizes and hashes of trained models.
 
-It is the command ``vitadapter zoo``, or ``python -m vitadapter.model_zoo``.
+It is the command `vitadapter zoo`, or `python -m vitadapter.model_zoo`.
 """
 
 import argparse

@@ -62,7 +62,7 @@ def get_config_path(name: str) -> Path:
     """Path of a config: a shared one of ours, an experiment, or a shared one of Detectron2.
 
     Args:
-        name: relative path below ``vitadapter.configs`` or Detectron2's model zoo, such as
+        name: relative path below `vitadapter.configs` or Detectron2's model zoo, such as
             "common/models/mask_rcnn_vit_adapter.py" or "common/models/mask_rcnn_fpn.py"; or an
             experiment such as "COCO/mask_rcnn_vit_adapter_s_deit_3x", with or without ".py".
 

@@ -1,7 +1,7 @@
 """Where the trained models of our experiments are: one entry for each that has been published.
 
 The files are those of the official ViT-Adapter release and of Detectron2's ViTDet; the figures are
-theirs too. To add a model, add its entry; ``python -m vitadapter.model_zoo --hash FILE`` prints the
+theirs too. To add a model, add its entry; `python -m vitadapter.model_zoo --hash FILE` prints the
 size and the hash that it should have.
 """
 
@@ -41,7 +41,7 @@ class TrainedModel:
 
     Attributes:
         url: of the file; one that ends in ".zip" holds the checkpoint.
-        published: metrics of the test set in percent, such as ``{"bbox/AP": 48.2}``, by the
+        published: metrics of the test set in percent, such as `{"bbox/AP": 48.2}`, by the
             overrides that they were measured with ("" for none).
         size: of the checkpoint in bytes, unpacked; None where nobody has measured it yet.
         sha256: of the checkpoint, as 64 hexadecimal digits; None where nobody has computed it yet.
@@ -303,10 +303,10 @@ def zoo_address(config: str) -> str:
         config: name of the experiment, with or without ".py", or path of its file.
 
     Returns:
-        str: such as "zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x".
+        Such as "zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x".
 
     Raises:
-        ValueError: see :func:`find_trained_model`.
+        ValueError: see `find_trained_model`.
     """
     name = "/".join(Path(experiment_name(config)).absolute().parts[-2:])
     find_trained_model(name)

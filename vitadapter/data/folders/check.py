@@ -2,14 +2,26 @@
 
 import csv
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from vitadapter.data.coco.annotations import coco_classes
-from vitadapter.data.coco.json_entries import Entry, Findings, image_path, read_json
-from vitadapter.data.coco.objects import all_numbers
+from vitadapter.data.coco.json_entries import (
+    Entry,
+    Findings,
+    Id,
+    by_id,
+    check_image,
+    checked_at,
+    find_id,
+    image_path,
+    listed,
+    read_json,
+)
+from vitadapter.data.coco.objects import all_numbers, is_number
 from vitadapter.data.dataset_source import first_few, spread
 from vitadapter.data.folders.image_checks import ListedImage, check_images
 from vitadapter.data.folders.listing import image_facts
@@ -34,10 +46,29 @@ def _files(values: Values, role: str, *keys: str) -> list[str]:
     return [str(values[f"dataset.{role}.{key}"]) for key in keys]
 
 
-def _box_line(annotation: Entry, size: tuple[int, int]) -> str:
+@dataclass(frozen=True)
+class _Box:
+    """The box of an object, as the file has it."""
+
+    image_size: tuple[int, int]
+    sides: Sequence[float]
+    area: float
+    is_crowd: bool
+
+
+def _box_of(annotation: Entry, image_size: tuple[int, int]) -> _Box | None:
+    box, area = annotation.get("bbox"), annotation.get("area")
+    if not isinstance(box, list) or len(box) != 4 or not all_numbers(box):
+        return None
+    if not is_number(area) or not area > 0:
+        area = box[2] * box[3]
+    return _Box(image_size, box, area, bool(annotation.get("iscrowd")))
+
+
+def _box_line(box: _Box) -> str:
     """The line of the table that a box outside its image, or without area, counts in, or ""."""
-    height, width = size
-    x, y, w, h = annotation["bbox"]
+    height, width = box.image_size
+    x, y, w, h = box.sides
     if not (w > 0 and h > 0):
         return "boxes_without_area"
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
@@ -47,65 +78,58 @@ def _box_line(annotation: Entry, size: tuple[int, int]) -> str:
     return ""
 
 
-def _size_line(annotation: Entry) -> str:
-    if annotation.get("iscrowd"):
+def _size_line(box: _Box) -> str:
+    if box.is_crowd:
         return "crowds"
-    area = annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3]
-    return f"{'small' if area < _SMALL else 'medium' if area < _MEDIUM else 'large'}_objects"
+    size = "small" if box.area < _SMALL else "medium" if box.area < _MEDIUM else "large"
+    return f"{size}_objects"
 
 
-def _check_boxes(
-    report: CheckReport,
-    role: str,
-    annotations: Sequence[Entry],
-    sizes: Mapping[object, tuple[int, int]],
-) -> None:
+def _check_boxes(report: CheckReport, role: str, boxes: Sequence[_Box]) -> None:
     lines = ("crowds", "small_objects", "medium_objects", "large_objects")
     faults = ("boxes_without_area", "boxes_outside_the_image", "boxes_that_reach_out_of_the_image")
     counts = Counter(dict.fromkeys(lines + faults, 0))
-    for annotation in annotations:
-        counts[_size_line(annotation)] += 1
-        counts[_box_line(annotation, sizes[annotation["image_id"]])] += 1
+    for box in boxes:
+        counts[_size_line(box)] += 1
+        counts[_box_line(box)] += 1
     counts.pop("", None)
     report.set(role, **counts)
     unusable = sum(counts[line] for line in faults[:2])
     if unusable:
-        text = f"{unusable} of the {len(annotations)} boxes of dataset.{role} have no area in their"
-        much = 2 * unusable > len(annotations)
+        text = f"{unusable} of the {len(boxes)} boxes of dataset.{role} have no area in their"
+        much = 2 * unusable > len(boxes)
         (report.refusals if much else report.warnings).append(f"{text} image and are left out")
 
 
 def _check_instances(values: Values, report: CheckReport, role: str) -> list[ListedImage]:
     source, root = _files(values, role, "json_file", "image_root")
     content = read_json(source)
-    classes = coco_classes(content, source, Findings())
+    classes, _ = coco_classes(content, source, Findings())
     numbers = {category["id"]: number for number, category in enumerate(classes)}
-    report.class_names = [str(category["name"]) for category in classes]
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    # The loader tells of the others, with the file and the place.
-    known = [
-        a
-        for a in content["annotations"]
-        if a.get("image_id") in sizes and a.get("category_id") in numbers and _has_box(a)
-    ]
-    shown = defaultdict(list)
-    for annotation in known:
-        objects = shown[annotation["image_id"]]
-        if not annotation.get("iscrowd"):
-            objects.append(numbers[annotation["category_id"]])
+    report.class_names = [category["name"] for category in classes]
+    images = by_id(listed(content, "images", source), "images", source, "file_name")
+    sizes = {i: checked_at(f"{source}: image {i!r}", check_image, images[i]) for i in images}
+    annotations = listed(content, "annotations", source, may_be_empty=True)
+    shown: dict[Id, list[int]] = {}
+    boxes: list[_Box] = []
+    for position, annotation in enumerate(annotations):
+        where = f"{source}: annotations[{position}]"
+        image = checked_at(where, find_id, annotation, "image_id", sizes, "images")
+        kind = checked_at(where, find_id, annotation, "category_id", numbers, "categories")
+        box = None if image is None else _box_of(annotation, sizes[image])
+        if image is None or kind is None or box is None:
+            continue  # the loader tells of it
+        objects = shown.setdefault(image, [])
+        objects += [] if box.is_crowd else [numbers[kind]]
+        boxes.append(box)
     report.count_classes(role, shown.values())
     report.set(role, images=len(sizes), images_without_objects=len(sizes) - len(shown))
-    _check_boxes(report, role, known, sizes)
+    _check_boxes(report, role, boxes)
     return [
-        ListedImage(image_path(root, image["file_name"]), sizes[image["id"]])
-        for image in content["images"]
-        if image.get("file_name")
+        ListedImage(image_path(root, name), sizes[id_])
+        for id_, image in images.items()
+        if isinstance(name := image.get("file_name"), str) and name
     ]
-
-
-def _has_box(annotation: Entry) -> bool:
-    box = annotation.get("bbox")
-    return isinstance(box, list) and len(box) == 4 and all_numbers(box)
 
 
 def _note_unusable(
@@ -127,9 +151,10 @@ def _check_semantic(
     report.class_names = numbers if names is None else read_class_names(str(names))
     report.unit = "pixels"
     read = LabelReader(num_classes, labels.ignore_label, labels.reduce_zero_label)
-    roots = _files(values, role, "image_root", "label_root")
-    pairs, _, _ = find_pairs(SemSegLayout(*roots, report.class_names, False, None))
-    chosen, faults = spread(pairs, limit or len(pairs)), []
+    images, maps = _files(values, role, "image_root", "label_root")
+    pairs, _, _ = find_pairs(SemSegLayout(images, maps, report.class_names, False, None))
+    chosen = spread(pairs, limit or len(pairs))
+    faults: list[str] = []
     pixels = np.zeros((2, num_classes), np.int64)
     for image, label in chosen:
         try:
@@ -156,7 +181,8 @@ def _check_panoptic(
     report.class_names = read_panoptic_json(files[0])[1].names
     report.unit = "segments"
     records = read_panoptic_records(*files)
-    chosen, faults = spread(records, limit or len(records)), []
+    chosen = spread(records, limit or len(records))
+    faults: list[str] = []
     for record in chosen:
         try:
             read_record_map(record, np.empty((record["height"], record["width"], 0)))
@@ -186,7 +212,7 @@ def check_dataset(
     most a number of evenly spread ones of each split are.
 
     Args:
-        prepared: of :func:`prepare`.
+        prepared: of `prepare`.
         labels: of label maps.
         limit: largest number of images; None for all.
 
@@ -194,7 +220,8 @@ def check_dataset(
         ValueError: a file contradicts itself so that it cannot be read.
     """
     report = CheckReport()
-    values, images = prepared.values, {}
+    values = prepared.values
+    images: dict[str, list[ListedImage]] = {}
     for role in ROLES:
         if prepared.kind == "semantic":
             images[role] = _check_semantic(values, report, role, limit, labels)

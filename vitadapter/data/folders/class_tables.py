@@ -40,7 +40,7 @@ class ClassTable:
 
     Attributes:
         names: of the classes.
-        values: class of each number or, with `coloured`, :func:`packed` colour; None where it is
+        values: class of each number or, with `coloured`, `packed` colour; None where it is
             to be ignored.
         coloured: whether label maps hold colours.
     """

@@ -5,10 +5,11 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import cast
 from unicodedata import normalize
 
 from vitadapter.data.coco.annotations import CocoData, parse_coco
-from vitadapter.data.coco.json_entries import Entry, read_json
+from vitadapter.data.coco.json_entries import Entry, Id, find_id, read_json
 from vitadapter.data.dataset_source import first_few
 from vitadapter.data.folders.found import (
     FoundDataset,
@@ -56,7 +57,7 @@ class _SplitFile:
     """From "file_name" to the path relative to the root; without files that do not exist."""
 
     @property
-    def names(self) -> dict[object, str]:
+    def names(self) -> dict[Id, str]:
         """The "file_name" of each image id."""
         return {record["image_id"]: str(record["file_name"]) for record in self.data.records}
 
@@ -118,7 +119,7 @@ def _equal_end(one: Sequence[str], other: Sequence[str]) -> int:
     return count
 
 
-def _split_file(listing: Listing, file: str, content: Mapping[str, Sequence[Entry]]) -> _SplitFile:
+def _split_file(listing: Listing, file: str, content: object) -> _SplitFile:
     data = parse_coco(content, str(listing.path(file)))
     names = [str(record["file_name"]) for record in data.records]
     places = {name: place for name in names if (place := place_of(listing, file, name))}
@@ -128,7 +129,8 @@ def _split_file(listing: Listing, file: str, content: Mapping[str, Sequence[Entr
         len(names),
         "set dataset.root=... to the folder that holds images and json files",
     )
-    return _SplitFile(file, content, data, places)
+    # `parse_coco` has checked it.
+    return _SplitFile(file, cast(Mapping[str, Sequence[Entry]], content), data, places)
 
 
 def _by_split(listing: Listing) -> dict[str | None, _SplitFile]:
@@ -154,18 +156,20 @@ def _by_split(listing: Listing) -> dict[str | None, _SplitFile]:
     return found
 
 
-def _images(one: _SplitFile, split: str | None, ids: Mapping[str, object]) -> list[FoundImage]:
+def _images(one: _SplitFile, split: str | None, ids: Mapping[str, Id]) -> list[FoundImage]:
     """The images that are in the folder, with what the file says of them and their objects.
 
     `parse_coco` has checked the file; what it mends or leaves out, it will do again when the data
     set is loaded, so that a check can count it until then.
     """
     numbers, names = one.data.dataset_ids, one.names
-    objects: dict[object, list[dict[str, object]]] = defaultdict(list)
+    objects: dict[Id, list[dict[str, object]]] = defaultdict(list)
     for annotation in one.content["annotations"]:
-        if annotation["image_id"] in names:  # else of no image of the file
-            name = one.data.class_names[numbers[annotation["category_id"]]]
-            objects[annotation["image_id"]].append({**annotation, "category_id": ids[name]})
+        image_id = find_id(annotation, "image_id", names, "images")
+        category_id = find_id(annotation, "category_id", numbers, "categories")
+        if image_id is not None and category_id is not None:  # else of no image of the file
+            name = one.data.class_names[numbers[category_id]]
+            objects[image_id].append({**annotation, "category_id": ids[name]})
     entries = {entry["id"]: entry for entry in one.content["images"]}
     images = []
     for id_, name in names.items():
@@ -213,4 +217,4 @@ def read_coco_folder(listing: Listing) -> FoundDataset:
         same = one.data.class_names == first.data.class_names
         if split is not None and root is not None and same:
             as_it_is[split] = (str(listing.path(one.file)), str(listing.path(root)))
-    return FoundDataset("COCO", list(first.data.categories), images, as_it_is)
+    return FoundDataset("COCO", first.data.categories, images, as_it_is)

@@ -1,11 +1,11 @@
 """What the readers of a folder find, and what all formats have in common from there on."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vitadapter.data.coco.annotations import distinct
-from vitadapter.data.coco.json_entries import Findings
+from vitadapter.data.coco.annotations import Category, distinct
+from vitadapter.data.coco.json_entries import Entry, Findings
 from vitadapter.data.dataset_source import first_few
 from vitadapter.data.folders.listing import ImageFacts, Listing
 
@@ -55,7 +55,7 @@ class FoundDataset:
     """
 
     kind: str
-    categories: list[dict[str, object]]
+    categories: Sequence[Entry]
     images: list[FoundImage]
     as_it_is: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -178,22 +178,21 @@ def numbered(kind: str, images: Sequence[FoundImage], names: Sequence[str] | Non
     return FoundDataset(kind, categories(names), list(images))
 
 
-def categories(names: Iterable[str]) -> list[dict[str, object]]:
+def categories(names: Iterable[str]) -> list[Category]:
     """COCO's entries of classes, numbered from 1, with names of their own."""
-    entries = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    entries: list[Category] = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     findings = Findings()
     entries = distinct(entries, findings)
     findings.warn(logger, "dataset.root")
     return entries
 
 
-def coco_content(
-    images: Sequence[FoundImage], categories: Sequence[Mapping[str, object]]
-) -> dict[str, object]:
+def coco_content(images: Sequence[FoundImage], categories: Sequence[Entry]) -> dict[str, object]:
     """The content of a json file in COCO's instances format, with paths relative to the root."""
-    entries, annotations = [], []
+    entries: list[Entry] = []
+    annotations: list[Entry] = []
     for number, image in enumerate(images, start=1):
-        entry = {"id": number, **image.entry, "file_name": image.file}
+        entry: Entry = {"id": number, **image.entry, "file_name": image.file}
         entries.append(entry)
         for annotation in image.annotations or ():
             identity = {"id": len(annotations) + 1, "image_id": entry["id"], "iscrowd": 0}

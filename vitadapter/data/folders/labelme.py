@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from vitadapter.data.coco.json_entries import Findings, read_json
+from vitadapter.data.coco.json_entries import Findings, check_image, read_json
 from vitadapter.data.coco.objects import all_numbers
 from vitadapter.data.folders.class_tables import NO_OBJECTS, find_class_names
 from vitadapter.data.folders.found import (
@@ -155,8 +155,8 @@ def read_labelme(listing: Listing) -> FoundDataset:
     faults = []
     for image in images:
         if image.label is not None:
-            size = (int(image.entry["height"]), int(image.entry["width"]))
             try:
+                size = check_image(image.entry)
                 content = read_json(listing.path(image.label))
                 image.annotations = _objects(content, size, image.file, findings)
             except ValueError as error:

@@ -236,7 +236,7 @@ def pair_labels(
     Args:
         images: paths relative to the root.
         labels: likewise.
-        label_suffixes: as in :func:`image_key`.
+        label_suffixes: as in `image_key`.
 
     Returns:
         From images to label files, and the label files without an image.

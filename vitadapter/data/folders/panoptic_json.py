@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from vitadapter.data.coco.json_entries import Entry, by_id, checked_at, file_name_of, find_id
+from vitadapter.data.coco.json_entries import Entry, Id, by_id, checked_at, file_name_of, find_id
 from vitadapter.data.dataset_source import first_few
 from vitadapter.data.folders.coco_json import is_panoptic, place_of
 from vitadapter.data.folders.found import FoundDataset, FoundImage, check_most
@@ -30,17 +30,19 @@ def _images(
     """The images of a file that have a map, both of which are in the folder."""
     source = str(listing.path(json_file))
     entries = by_id(content["images"], "images", source, "file_name")
-    maps = []
+    maps: list[tuple[Id, str | None]] = []
     for position, annotation in enumerate(content["annotations"]):
         where = f"{source}: annotations[{position}]"
-        if checked_at(where, find_id, annotation, "image_id", entries, "images") is None:
+        id_ = checked_at(where, find_id, annotation, "image_id", entries, "images")
+        if id_ is None:
             raise ValueError(f"{where} has the unknown image_id {annotation['image_id']!r}")
-        maps.append(_map_place(listing, json_file, checked_at(where, file_name_of, annotation)))
-    taken = set(filter(None, maps))
+        name = checked_at(where, file_name_of, annotation)
+        maps.append((id_, _map_place(listing, json_file, name)))
+    taken = {label for _, label in maps if label}
     found, missing = [], []
-    for annotation, label in zip(content["annotations"], maps, strict=True):
-        entry = entries[annotation["image_id"]]
-        name = checked_at(f"{source}: image {entry['id']!r}", file_name_of, entry)
+    for annotation, (id_, label) in zip(content["annotations"], maps, strict=True):
+        entry = entries[id_]
+        name = checked_at(f"{source}: image {id_!r}", file_name_of, entry)
         place = place_of(listing, json_file, name, taken)
         if label is None or place is None:
             missing.append(name if place is None else str(annotation["file_name"]))
@@ -64,7 +66,7 @@ def read_panoptic_folder(listing: Listing) -> tuple[FoundDataset, PanopticClasse
     """
     images: list[FoundImage] = []
     known: dict[str | None, tuple[str, PanopticClasses]] = {}
-    entries: list[dict[str, object]] = []
+    entries: Sequence[Entry] = ()
     for file in panoptic_files(listing):
         content, classes = read_panoptic_json(str(listing.path(file)))
         split = split_of(file, by_name=True)
@@ -80,7 +82,7 @@ def read_panoptic_folder(listing: Listing) -> tuple[FoundDataset, PanopticClasse
                     f"{first_few(other_classes.names)} and {first_few(classes.names)}"
                 )
         known[split] = (file, classes)
-        entries = [dict(category) for category in content["categories"]]
+        entries = content["categories"]
         images += _images(listing, file, content, split)
     return FoundDataset("COCO panoptic", entries, images), classes
 

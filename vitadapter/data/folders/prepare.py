@@ -68,7 +68,7 @@ class Prepared:
     """A folder that can be loaded.
 
     Attributes:
-        kind: one of :data:`KINDS`.
+        kind: one of `KINDS`.
         root: the user's folder.
         folder: in the cache, of what was made.
         values: of the keys of a config, such as "dataset.num_classes".
@@ -218,7 +218,7 @@ def write_prepared(
 
     Args:
         listing: of the user's folder.
-        kind: one of :data:`KINDS`.
+        kind: one of `KINDS`.
         settings: of the folder.
         labels: of label maps.
         folder: that exists and is empty.
@@ -226,7 +226,7 @@ def write_prepared(
             instead of writing others.
 
     Returns:
-        dict: values of the keys of a config; paths in `folder` are relative to it.
+        Values of the keys of a config; paths in `folder` are relative to it.
 
     Raises:
         ValueError: the folder cannot be trained on.
@@ -260,7 +260,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def located(values: Values, folder: Path) -> Values:
-    """Values of :func:`write_prepared` with absolute paths."""
+    """Values of `write_prepared` with absolute paths."""
     return {
         key: str(folder / str(value))
         if value is not None and key.endswith(("_root", "json_file", "class_names"))
@@ -306,7 +306,7 @@ def prepare(
 
     Args:
         root: the user's folder.
-        kind: one of :data:`KINDS`.
+        kind: one of `KINDS`.
         settings: of the folder.
         labels: of label maps.
         check: is called in the same way, with the result.

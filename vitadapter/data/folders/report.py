@@ -46,7 +46,7 @@ class CheckReport:
         """Counts classes.
 
         Args:
-            role: one of :data:`ROLES`.
+            role: one of `ROLES`.
             images: of each image the classes of its objects.
         """
         self.classes[role], self.class_images[role] = Counter(), Counter()

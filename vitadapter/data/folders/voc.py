@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import PurePosixPath
+from typing import cast
 from xml.etree import ElementTree as ET
 
 from vitadapter.data.folders.class_tables import find_class_names
@@ -27,7 +28,7 @@ def voc_files(listing: Listing) -> list[str]:
 
 def listed_splits(listing: Listing, folder: str) -> dict[str, str]:
     """The split of the names that `ImageSets/FOLDER/{train,val,test}.txt` list."""
-    splits = {}
+    splits: dict[str, str] = {}
     for name in listing.named(".txt"):
         path = PurePosixPath(name)
         split = split_of(path.name, by_name=True)
@@ -86,12 +87,13 @@ def _set_boxes(images: Iterable[FoundImage]) -> None:
     pixels show that the program that has written the data set does not: it means coordinates.
     """
     objects = [a for image in images for a in image.annotations or () if "corners" in a]
-    corners = [value for found in objects for value in found["corners"]]
-    first = 1 if all(value.is_integer() and value >= 1 for value in corners) else 0
-    for found in objects:
-        left, top, right, bottom = found.pop("corners")
-        found["bbox"] = [left - first, top - first, right - left + first, bottom - top + first]
-        found["area"] = max(0.0, found["bbox"][2]) * max(0.0, found["bbox"][3])
+    corners = [cast(list[float], found.pop("corners")) for found in objects]  # as `_object` has it
+    values = [value for four in corners for value in four]
+    first = 1 if all(value.is_integer() and value >= 1 for value in values) else 0
+    for found, (left, top, right, bottom) in zip(objects, corners, strict=True):
+        width, height = right - left + first, bottom - top + first
+        found["bbox"] = [left - first, top - first, width, height]
+        found["area"] = max(0.0, width) * max(0.0, height)
 
 
 def read_voc(listing: Listing) -> FoundDataset:

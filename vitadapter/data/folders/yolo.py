@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 import yaml
 
+from vitadapter.data.coco.json_entries import check_image
 from vitadapter.data.folders.found import (
     FoundDataset,
     FoundImage,
@@ -196,7 +197,7 @@ def _read_labels(
         if image.label is None:
             continue
         image.annotations = []
-        size = (int(image.entry["height"]), int(image.entry["width"]))
+        size = check_image(image.entry)
         text = listing.path(image.label).read_text(encoding="utf-8-sig", errors="replace")
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip():
