@@ -29,7 +29,9 @@ def check_unpacked(unpacked: int, packed: int) -> None:
         ValueError: it says more than weights could.
     """
     if unpacked > max(_MOST_UNPACKING * packed, _SMALL_BYTES):
-        raise ValueError(f"it unpacks to {unpacked} bytes, over {_MOST_UNPACKING} times its own")
+        raise ValueError(
+            f"it unpacks to {unpacked} bytes, over {_MOST_UNPACKING} times its own size"
+        )
 
 
 def _is_outside(name: str) -> bool:

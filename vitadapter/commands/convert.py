@@ -73,7 +73,7 @@ def parse_args(
         try:
             args.config_file = str(config_file(args.config_file))
         except ValueError as error:
-            parser.error(str(error))
+            parser.error(f"--config-file {error}")
     if args.output.suffix not in SUFFIXES:
         parser.error(f"output must end in {' or '.join(SUFFIXES)}, got {args.output}")
     if args.output.is_dir():

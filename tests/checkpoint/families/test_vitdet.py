@@ -145,9 +145,11 @@ def test_a_model_of_another_size(tmp_path: Path) -> None:
     other = small("mask_rcnn")
     other.backbone.net.update(embed_dim=64)
     model = instantiate(other)
-    with pytest.raises(ValueError, match=r"w\.pkl \(vitdet\) is of another size than the net: "):
+    with pytest.raises(ValueError, match=r"w\.pkl \(vitdet\) differs in size from the net: "):
         load(model, read_state_dict(path))
-    with pytest.raises(ValueError, match=r"w\.pkl is of another model: .*missing or of another sh"):
+    with pytest.raises(
+        ValueError, match=r"w\.pkl is of another model: .*missing or have the wrong shape"
+    ):
         load(model, read_state_dict(path), complete=True)
 
 
@@ -190,7 +192,7 @@ def test_the_detectors_of_eva02(adapted: bool) -> None:
     assert report.unexpected == []
     assert not report.wrong_shape
     assert [n for n in report.missing if ".net." in n] == ["backbone.net.cls_token"]
-    reasons = {"rotary positions, which the net computes", OTHER_PYRAMID}
+    reasons = {"rotary positions, which the net computes itself", OTHER_PYRAMID}
     assert set(report.dropped.values()) == (reasons if adapted else reasons - {OTHER_PYRAMID})
     for ours, theirs in (
         ("mlp.fc1_g.weight", "mlp.w1.weight"),
