@@ -213,7 +213,9 @@ def write_label_maps(
                 return
             coloured = found.table is not None and found.table.coloured
             values = _read(listing, str(image.label), coloured)
-            labels = values if found.is_plain else _converted(values, found.table, ignore_label)
+            labels = values
+            if found.table is not None and not found.is_plain:
+                labels = _converted(values, found.table, ignore_label)
         except ValueError as error:
             faults.append(f"{image.label} {error}")
             return
