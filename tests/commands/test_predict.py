@@ -227,4 +227,4 @@ def test_the_command_takes_overrides_and_no_other_weights_than_asked(
     assert predict.predict([*arguments, *others, *changes]) == 2
     assert "train.device" in capsys.readouterr().err
     assert predict.predict(arguments) == 2
-    assert "give --weights FILE" in capsys.readouterr().err
+    assert "--weights FILE takes your own" in capsys.readouterr().err
