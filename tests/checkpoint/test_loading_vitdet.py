@@ -98,7 +98,7 @@ def test_relative_positions_of_another_image_size_are_those_that_detectron2_comp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(embed_dim=48), r"of another size than the net: .*pos_embed is \(1, 17, 48\) in the"),
+        (dict(embed_dim=48), r"differs in size from the net: .*pos_embed is \(1, 17, 48\) in the"),
         (dict(num_heads=4), r"rel_pos_h is \(5, 8\) in the file, \(5, 16\) here \(relative pos"),
         (dict(depth=6), r"tensors that the net does not have: .*blocks\.4\."),
         (dict(residual_block_indexes=[1]), r"does not have: .*blocks\.1\.residual\.conv1"),

@@ -288,7 +288,7 @@ def _fit_bias_table(tensor: Tensor, shape: torch.Size, file: _State, net: _State
 def _fit_relative_position(tensor: Tensor, shape: torch.Size, file: _State, net: _State) -> Tensor:
     """As Detectron2's ViT resizes (2 * side - 1, head_dim) for another window or image."""
     if tensor.shape[1] != shape[1]:
-        raise ValueError("it is for heads of another width")
+        raise ValueError("relative positions have the wrong width")
     return F.interpolate(tensor.float().T[None], shape[0], mode="linear")[0].T
 
 
