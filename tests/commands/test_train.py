@@ -79,7 +79,7 @@ def test_a_config_that_is_not_there(arguments: list[str], message: str, capsys) 
 def test_published_weights_are_those_of_an_experiment(tiny_config: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         train.evaluate([str(tiny_config)])
-    assert "give --weights FILE" in capsys.readouterr().err
+    assert "--weights FILE takes your own" in capsys.readouterr().err
 
 
 def test_a_stop_is_no_traceback(tiny_config: Path, overrides: list[str], monkeypatch) -> None:
