@@ -5,7 +5,6 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,13 +14,13 @@ from omegaconf import DictConfig
 from training_samples import metrics_of
 
 from vitadapter.checkpoint.cache import cached_path
+from vitadapter.commands import predict
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.published import log_published
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_eval_only, do_train
 from vitadapter.model_zoo.trained_models import TRAINED_MODELS, TTA, TrainedModel
 
-SCRIPT = "demo.py"
 NAME = "COCO/mask_rcnn_vit_adapter_t_deit_1x"
 FIGURES = {"": {"bbox/AP": 41.1, "segm/AP": 37.5}, TTA: {"bbox/AP": 43.0}}
 
@@ -120,7 +119,7 @@ def test_weights_that_were_damaged(cfg: DictConfig, publish: Publish, server: Fi
 
 
 def test_the_demo(
-    script: ModuleType, cfg: DictConfig, publish: Publish, tiny_config: Path, tmp_path: Path, capsys
+    cfg: DictConfig, publish: Publish, tiny_config: Path, tmp_path: Path, capsys
 ) -> None:
     publish()
     config = tmp_path / f"{NAME}.py"
@@ -128,7 +127,7 @@ def test_the_demo(
     shutil.copy(tiny_config, config)
     images, output = cfg.dataset.train.image_root, tmp_path / "drawn"
     arguments = ["--weights", "zoo", "--input", str(images), "--output", str(output)]
-    assert script.main(["--config-file", str(config), *arguments]) == 0
+    assert predict.script(["--config-file", str(config), *arguments]) == 0
     assert len(list(output.iterdir())) == 4
-    assert script.main(["--config-file", str(tiny_config), *arguments]) == 2
+    assert predict.script(["--config-file", str(tiny_config), *arguments]) == 2
     assert "no experiment 'helpers/tiny_mask_rcnn'" in capsys.readouterr().err
