@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from without_editable_installs import WITHOUT_EDITABLE_INSTALLS
 
 # Packages of the wheel that lie elsewhere in the repository.
 MAPPED = {
@@ -164,6 +165,7 @@ print(*(package.__file__ for package in packages), cfg.dataset.class_names, desc
 """
     # Without what PyTorch and Detectron2 say of their own old functions.
     python = (sys.executable, "-W", "ignore")
+    program = WITHOUT_EDITABLE_INSTALLS + program
     said = run(*python, "-c", program, cwd=tmp_path, PYTHONPATH=str(target))
     *places, build = said.rstrip().split(" ", 5)
     assert all(Path(place).is_relative_to(target) for place in places)

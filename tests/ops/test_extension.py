@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from ms_deform_attn_cases import SHAPES, assert_same, gradients, make_inputs
+from without_editable_installs import WITHOUT_EDITABLE_INSTALLS
 
 import vitadapter
 from vitadapter.ops import ms_deform_attn
@@ -23,13 +24,6 @@ def _copy_without_extension(folder: Path) -> Path:
         source, folder / "vitadapter", ignore=shutil.ignore_patterns("_C*", "__pycache__")
     )
     return folder
-
-
-# An editable install would find the compiled extension in the source tree nevertheless.
-WITHOUT_EDITABLE_INSTALLS = """
-import sys
-sys.meta_path[:] = [f for f in sys.meta_path if not f.__module__.startswith("__editable__")]
-"""
 
 
 def _run_beside(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
