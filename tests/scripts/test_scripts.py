@@ -182,8 +182,9 @@ def test_segmenters_are_compared(tree: Path) -> None:
 def test_setup_refuses_an_unusable_python(tmp_path: Path, repository: Path) -> None:
     for name in ("scripts", "kernels"):
         shutil.copytree(repository / name, tmp_path / name)
-    for name in ("setup.py", "pyproject.toml"):
-        shutil.copy(repository / name, tmp_path)
+    (tmp_path / "vitadapter").mkdir()
+    for name in ("setup.py", "pyproject.toml", "vitadapter/install_detectron2.py"):
+        shutil.copy(repository / name, tmp_path / name)
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("bash", "dirname", "find", "sort", "xargs", "cat", "cksum"):
