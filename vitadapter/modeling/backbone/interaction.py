@@ -8,8 +8,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.cell_centres import cell_centres
 from vitadapter.layers.fast import recomputed, run_linear
+from vitadapter.ops import cell_centres
 
 __all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
 

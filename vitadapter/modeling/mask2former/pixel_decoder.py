@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
-from vitadapter.layers.cell_centres import cell_centres
 from vitadapter.layers.conv_norm_relu import conv_norm_relu
-from vitadapter.ops import MSDeformAttn
+from vitadapter.ops import MSDeformAttn, cell_centres
 
 from .position_encoding import sine_position_embedding
 
