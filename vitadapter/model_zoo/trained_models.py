@@ -308,6 +308,8 @@ def zoo_address(config: str) -> str:
     Raises:
         ValueError: see `find_trained_model`.
     """
-    name = "/".join(Path(experiment_name(config)).absolute().parts[-2:])
+    path = Path(config)
+    parts = (path.absolute() if path.is_file() else path).parts
+    name = experiment_name("/".join(parts[-2:]))
     find_trained_model(name)
     return SCHEME + name
