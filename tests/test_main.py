@@ -64,3 +64,10 @@ def test_help_shows_no_default_where_there_is_none(arguments: list[str], capsys)
     shown = capsys.readouterr().out
     assert f"usage: vitadapter {' '.join(arguments)}" in shown
     assert not any(f"(default: {value})" in shown for value in (None, False, []))
+
+
+@pytest.mark.parametrize(("name", "missing"), [("train", "CONFIG"), ("convert", "input, output")])
+def test_overrides_are_not_required(name: str, missing: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([name])
+    assert capsys.readouterr().err.endswith(f"are required: {missing}\n")

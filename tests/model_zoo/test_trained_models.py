@@ -135,6 +135,7 @@ def test_file_in_the_working_directory(monkeypatch) -> None:
             "no experiment .*near .*/mask_rcnn_vit_adapter_s_",
         ),
         ("", "no experiment ''; near names: none"),
+        ("a" * 300, "no experiment 'a+'; near names: none"),
         (
             "COCO/mask_rcnn_vit_adapter_s_dinov3_3x",
             r"no trained model of COCO/mask_rcnn_vit_adapter_s_dinov3_3x has been published; the "
