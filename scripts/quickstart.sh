@@ -48,7 +48,7 @@ step() { printf '\n==> %s\n' "$*"; }
 ./scripts/setup_env.sh
 
 step "sample data set in $data"
-$python scripts/make_sample_dataset.py --out "$data" --train 800 --val 160 --size 128 --seed 0
+$python scripts/make_sample_dataset.py --output "$data" --train 800 --val 160 --size 128 --seed 0
 
 # train NAME [overrides]: starts or resumes a run, or skips it if it is finished
 train() {

@@ -5,13 +5,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from vitadapter.commands.arguments import DefaultsHelpFormatter
 from vitadapter.visualization.gallery import draw_gallery
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsHelpFormatter)
     parser.add_argument("--json-file", required=True, help="annotations in COCO's format")
     parser.add_argument("--image-root", required=True, help="folder of the images")
     parser.add_argument(

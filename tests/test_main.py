@@ -51,3 +51,23 @@ def test_help_needs_no_torch(repository: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=repository, check=False)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [*([name] for name in COMMANDS), *(["data", name] for name in ("check", "convert", "sample"))],
+)
+def test_help_shows_no_default_where_there_is_none(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: vitadapter {' '.join(arguments)}" in shown
+    assert not any(f"(default: {value})" in shown for value in (None, False, []))
+
+
+@pytest.mark.parametrize(("name", "missing"), [("train", "CONFIG"), ("convert", "input, output")])
+def test_overrides_are_not_required(name: str, missing: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([name])
+    assert capsys.readouterr().err.endswith(f"are required: {missing}\n")

@@ -120,9 +120,14 @@ def test_failures_are_named_and_the_rest_goes_on(
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
 
 
-def test_nothing_found(options: list[str], tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("names", [("empty", "*.jpg"), ("nowhere.jpg", "nowhere.mp4")])
+def test_nothing_found(
+    options: list[str], tmp_path: Path, capsys, monkeypatch, names: tuple[str, ...]
+) -> None:
+    """It is said before the weights are loaded, which may be a long download."""
+    monkeypatch.delattr(predict, "LazyPredictor")
     (tmp_path / "empty").mkdir()
-    inputs = ["--input", str(tmp_path / "empty"), str(tmp_path / "*.jpg")]
+    inputs = ["--input", *(str(tmp_path / name) for name in names)]
     assert predict.script([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 1
     assert "no image or video found" in capsys.readouterr().out
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vitadapter.model_zoo import load_experiment
+from vitadapter.model_zoo import config_file, get_config_path, load_experiment
 
 DEFAULT = """
 from vitadapter.model_zoo import get_config
@@ -41,3 +41,9 @@ def test_a_config_may_name_its_folder(tmp_path: Path) -> None:
     assert load_experiment(write(tmp_path / "COCO/b.py", "model = dict(a=1)")) == {
         "model": {"a": 1}
     }
+
+
+@pytest.mark.parametrize("find", [config_file, get_config_path])
+def test_a_name_longer_than_file_names_may_be_is_unknown(find) -> None:
+    with pytest.raises(ValueError, match=r"no config 'a+'; near names: none"):
+        find("a" * 300)

@@ -120,6 +120,12 @@ def test_names() -> None:
         assert zoo_address(config) == f"zoo://{name}"
 
 
+def test_file_in_the_working_directory(monkeypatch) -> None:
+    monkeypatch.chdir(PROJECT / "configs" / "COCO")
+    name = "mask_rcnn_vit_adapter_s_deit_3x"
+    assert zoo_address(f"{name}.py") == f"zoo://COCO/{name}"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -129,6 +135,7 @@ def test_names() -> None:
             "no experiment .*near .*/mask_rcnn_vit_adapter_s_",
         ),
         ("", "no experiment ''; near names: none"),
+        ("a" * 300, "no experiment 'a+'; near names: none"),
         (
             "COCO/mask_rcnn_vit_adapter_s_dinov3_3x",
             r"no trained model of COCO/mask_rcnn_vit_adapter_s_dinov3_3x has been published; the "
@@ -137,5 +144,6 @@ def test_names() -> None:
     ],
 )
 def test_names_without_weights(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        find_trained_model(name)
+    for find in (find_trained_model, zoo_address):
+        with pytest.raises(ValueError, match=message):
+            find(name)

@@ -124,7 +124,7 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_script(tmp_path: Path) -> None:
-    arguments = ("--out", str(tmp_path / "set"), "--train", "2", "--val", "1", "--size", "64")
+    arguments = ("--output", str(tmp_path / "set"), "--train", "2", "--val", "1", "--size", "64")
     first = run_script(*arguments)
     assert first.returncode == 0, first.stderr
     assert "written to" in first.stdout
@@ -140,7 +140,7 @@ def test_script(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match=r"^error: .*file"):
-        sample(["--out", str(tmp_path / "file" / "set"), "--train", "1", "--val", "1"])
+        sample(["--output", str(tmp_path / "file" / "set"), "--train", "1", "--val", "1"])
 
 
 def test_defaults_are_those_of_the_script() -> None:

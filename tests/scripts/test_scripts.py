@@ -83,7 +83,7 @@ def test_quickstart_trains_once_and_shows_every_time(tree: Path) -> None:
     first = run(script)
     assert first.returncode == 0, first.stderr
     made, trained, *shown = calls(tree)
-    assert made.startswith("make_sample_dataset.py --out datasets/digits")
+    assert made.startswith("make_sample_dataset.py --output datasets/digits")
     assert trained.startswith("lazyconfig_train_net.py --resume")
     assert f"train.output_dir={ADAPTER}" in trained
     names = [call.split()[0] for call in shown]

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from vitadapter.commands.arguments import DefaultsHelpFormatter
 from vitadapter.evaluation.detection_analysis import analyze_results
 
 
@@ -11,7 +12,7 @@ def parse_args(
     arguments: Sequence[str] | None = None, prog: str | None = None
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog=prog, description=__doc__, formatter_class=DefaultsHelpFormatter
     )
     parser.add_argument("--json-file", required=True, help="annotations in COCO's format")
     parser.add_argument(

@@ -4,11 +4,26 @@ import argparse
 
 from vitadapter.model_zoo import zoo_address
 
-__all__ = ["CONFIG", "OVERRIDES", "WEIGHTS", "command_parser", "weights_of"]
+__all__ = [
+    "CONFIG",
+    "OVERRIDES",
+    "WEIGHTS",
+    "DefaultsHelpFormatter",
+    "command_parser",
+    "weights_of",
+]
 
 CONFIG = "name of an experiment (`vitadapter zoo` lists them), or a LazyConfig file"
 OVERRIDES = "set a key of the config; +key=value adds a key, and ~key deletes one"
 WEIGHTS = "checkpoint file or URL, or zoo for the published weights of the experiment"
+
+
+class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of the options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default not in (None, False, [])
+        return super()._get_help_string(action) if has_default else action.help
 
 
 def command_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:

@@ -64,7 +64,11 @@ def parse_args(
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change the config; must come last"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="change the config; must come last",
     )
     args = parser.parse_intermixed_args(arguments)
     if args.config_file is None and args.overrides:

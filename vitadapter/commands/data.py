@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vitadapter.commands.arguments import DefaultsHelpFormatter
 from vitadapter.data.folders.check import check_dataset
 from vitadapter.data.folders.listing import Listing
 from vitadapter.data.folders.prepare import (
@@ -40,9 +41,9 @@ def sample(arguments: Sequence[str] | None = None, prog: str | None = None) -> N
         prog: name of the command in messages.
     """
     parser = argparse.ArgumentParser(
-        prog=prog, description=_SAMPLE, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog=prog, description=_SAMPLE, formatter_class=DefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--train", type=int, default=800, help="number of training images")
     parser.add_argument("--val", type=int, default=160, help="number of held-out images")
     parser.add_argument(
@@ -61,7 +62,7 @@ def sample(arguments: Sequence[str] | None = None, prog: str | None = None) -> N
     ) as bar:
         try:
             written = make_sample_dataset(
-                args.out,
+                args.output,
                 args.train,
                 args.val,
                 args.size,
@@ -72,14 +73,14 @@ def sample(arguments: Sequence[str] | None = None, prog: str | None = None) -> N
         except (ImportError, OSError, ValueError) as error:
             sys.exit(f"error: {error}")
     state = "written to" if written else "already in"
-    print(f"sample data set ({args.train} train, {args.val} val images) {state} {args.out}")
+    print(f"sample data set ({args.train} train, {args.val} val images) {state} {args.output}")
 
 
 def _folder_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsHelpFormatter,
     )
     default = FolderSettings()
     parser.add_argument("root", help="folder of the data set, as dataset.root")
@@ -120,11 +121,11 @@ def _run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace)
 def _convert(args: argparse.Namespace) -> int:
     settings, labels = _settings(args)
     listing = Listing(args.root, settings.exclude)
-    out = Path(args.out).expanduser().resolve()
+    out = Path(args.output).expanduser().resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {args.out} must be a new or an empty folder")
+        raise ValueError(f"--output {args.output} must be a new or an empty folder")
     if out.is_relative_to(listing.root.resolve()):
-        raise ValueError(f"--out {args.out} must not lie in the folder that is read")
+        raise ValueError(f"--output {args.output} must not lie in the folder that is read")
     kind = args.kind or kind_of(listing)
     with made_whole(out) as making:
         values = write_prepared(listing, kind, settings, labels, making, reuse=False)
@@ -144,7 +145,7 @@ def convert(arguments: Sequence[str], prog: str = "vitadapter data convert") -> 
     parser = _folder_parser(
         prog, "Writes a data set of any format that dataset.root reads as COCO json."
     )
-    parser.add_argument("--out", required=True, help="new folder to write")
+    parser.add_argument("--output", required=True, help="new folder to write")
     return _run(_convert, parser.parse_args(arguments))
 
 

@@ -223,7 +223,7 @@ def run(args: argparse.Namespace) -> int:
         The exit status, see the top of this file.
     """
     inputs = find_inputs(args.inputs, args.output)
-    if not inputs:
+    if not any(path.exists() for path, _ in inputs):  # before weights are downloaded
         print(f"no image or video found in {', '.join(args.inputs)}")
         return 1
     try:

@@ -128,7 +128,7 @@ def _parser(prog: str, description: str, examples: str) -> argparse.ArgumentPars
     parser.add_argument(
         "--dist-url", default="auto", help="where the machines meet: tcp://FIRST_MACHINE:PORT"
     )
-    parser.add_argument("opts", metavar="key=value", nargs="*", help=OVERRIDES)
+    parser.add_argument("opts", metavar="key=value", nargs="*", default=[], help=OVERRIDES)
     return parser
 
 

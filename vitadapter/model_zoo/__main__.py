@@ -11,7 +11,7 @@ from pathlib import Path
 from vitadapter.checkpoint.cache import sha256_of
 from vitadapter.checkpoint.reading import check_file
 from vitadapter.checkpoint.sources import fetch
-from vitadapter.model_zoo.configs import list_experiments
+from vitadapter.model_zoo.configs import is_file, list_experiments
 from vitadapter.model_zoo.trained_models import TRAINED_MODELS, TTA, zoo_address
 from vitadapter.visualization.markdown import markdown_table
 
@@ -59,7 +59,7 @@ def _table(pattern: str) -> str:
 
 def _hash(name: str) -> str:
     path = Path(name)
-    if not path.is_file():
+    if not is_file(path):
         path = fetch(zoo_address(name))
     check_file(path)
     return f'size={path.stat().st_size},\nsha256="{sha256_of(path)}",'

@@ -19,6 +19,7 @@ __all__ = [
     "experiment_name",
     "get_config_path",
     "is_experiment",
+    "is_file",
     "list_experiments",
     "load_experiment",
     "near_names",
@@ -34,6 +35,14 @@ def _shared_roots() -> list[Path]:
     if detectron2 is not None and detectron2.origin is not None:
         roots.append(Path(detectron2.origin).parent / "model_zoo" / "configs")
     return roots
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; a name that is too long for one is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
 
 
 def experiment_name(name: str) -> str:
@@ -72,7 +81,7 @@ def get_config_path(name: str) -> Path:
     experiment = _EXPERIMENTS / f"{experiment_name(name)}.py"
     ours, *others = _shared_roots()
     for path in (ours / name, experiment, *(root / name for root in others)):
-        if path.is_file():
+        if is_file(path):
             return path
     if name.startswith("common/"):
         shared = sorted(path.relative_to(ours).as_posix() for path in ours.glob("common/**/*.py"))
@@ -92,7 +101,7 @@ def config_file(config: str | Path) -> Path:
     Raises:
         ValueError: it is neither.
     """
-    if Path(config).is_file():
+    if is_file(config):
         return Path(config)
     try:
         return get_config_path(str(config))

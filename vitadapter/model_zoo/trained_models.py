@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitadapter.model_zoo.configs import experiment_name, list_experiments, near_names
+from vitadapter.model_zoo.configs import experiment_name, is_file, list_experiments, near_names
 
 __all__ = [
     "FLIP",
@@ -308,6 +308,8 @@ def zoo_address(config: str) -> str:
     Raises:
         ValueError: see `find_trained_model`.
     """
-    name = "/".join(Path(experiment_name(config)).absolute().parts[-2:])
+    path = Path(config)
+    parts = (path.absolute() if is_file(path) else path).parts
+    name = experiment_name("/".join(parts[-2:]))
     find_trained_model(name)
     return SCHEME + name

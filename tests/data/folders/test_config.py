@@ -118,13 +118,13 @@ def test_cache_that_cannot_be_written(
 
 def test_convert(yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "converted"
-    assert convert([str(yolo), "--out", str(out)]) == 0
+    assert convert([str(yolo), "--output", str(out)]) == 0
     overrides = [line.strip("'") for line in capsys.readouterr().out.splitlines()]
     assert f"dataset.train.json_file={out / 'train.json'}" in overrides
     assert load(load_config(str(TINY_CONFIG), overrides)) == load(tiny_config(yolo))
-    assert convert([str(yolo), "--out", str(out)]) == 1
+    assert convert([str(yolo), "--output", str(out)]) == 1
     assert "must be a new or an empty folder" in capsys.readouterr().err
-    assert convert([str(yolo), "--out", str(yolo / "x")]) == 1
+    assert convert([str(yolo), "--output", str(yolo / "x")]) == 1
     assert "must not lie in the folder that is read" in capsys.readouterr().err
 
 
@@ -133,7 +133,7 @@ def test_convert_leaves_nothing_behind(
 ) -> None:
     (yolo / "train" / "labels" / "000.txt").write_text("9 0.5 0.5 0.1 0.1")
     before = sorted(tmp_path.iterdir())
-    assert convert([str(yolo), "--out", str(tmp_path / "converted")]) == 1
+    assert convert([str(yolo), "--output", str(tmp_path / "converted")]) == 1
     assert "has the class 9" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
