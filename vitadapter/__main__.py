@@ -1,6 +1,7 @@
 """The command line: `vitadapter COMMAND ...`, or `python -m vitadapter COMMAND ...`."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -78,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         from vitadapter.engine.signals import exit_on_signals
 
         exit_on_signals()  # before the imports, which take seconds
+    # Detectron2 and fvcore use what PyTorch deprecates; nobody who runs a command can change that.
+    warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
     module, function = COMMANDS[name].function.split(":")
     run = getattr(import_module(f"vitadapter.{module}"), function)
     return run(rest, prog=f"vitadapter {name}")

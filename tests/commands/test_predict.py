@@ -231,5 +231,9 @@ def test_the_command_takes_overrides_and_no_other_weights_than_asked(
     changes = ["--overrides", "train.device=gpu"]
     assert predict.predict([*arguments, *others, *changes]) == 2
     assert "train.device" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        predict.predict([*arguments, "train.device=cpu"])
+    assert stopped.value.code == 2
+    assert "overrides come after --overrides" in capsys.readouterr().err
     assert predict.predict(arguments) == 2
     assert "--weights FILE takes your own" in capsys.readouterr().err

@@ -287,4 +287,8 @@ def predict(arguments: Sequence[str], prog: str = "vitadapter predict") -> int:
     parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS} (default: zoo)")
     _add_threshold(parser)
     parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=OVERRIDES)
-    return run(_check(parser, parser.parse_args(arguments)))
+    args = _check(parser, parser.parse_args(arguments))
+    for text in args.inputs:
+        if "=" in text and not glob.has_magic(text) and not Path(text).exists():
+            parser.error(f"the input {text} does not exist; overrides come after --overrides")
+    return run(args)
