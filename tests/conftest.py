@@ -1,5 +1,9 @@
 """Fixtures of the whole suite: devices, and the data that lies beside the repository."""
 
+# First, because it refuses to be imported after Python's own distutils, which some package may use.
+import setuptools  # noqa: F401
+
+# isort: split
 import gc
 import importlib.util
 import json
