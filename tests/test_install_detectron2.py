@@ -147,7 +147,17 @@ def test_environment_without_pip(environment: Environment) -> None:
 
 # Rooms, and modules of those that work without Detectron2.
 NEED_DETECTRON2 = [
-    *("checkpoint", "commands", "data", "engine", "evaluation", "model_zoo", "modeling", "solver"),
+    *(
+        "analysis",
+        "checkpoint",
+        "commands",
+        "data",
+        "engine",
+        "evaluation",
+        "model_zoo",
+        "modeling",
+        "solver",
+    ),
     *("visualization", "layers.conv_norm_relu", "layers.mean_over_processes", "layers.nms"),
 ]
 WITHOUT_DETECTRON2 = ["doctor", "install_detectron2", "layers.fast", "ops", "sample_data"]
