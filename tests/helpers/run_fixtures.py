@@ -12,6 +12,15 @@ from detectron2.config import LazyConfig
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+__all__ = [
+    "cfg",
+    "default_signals",
+    "one_thread",
+    "overrides",
+    "restored_logging",
+    "tiny_config",
+]
+
 TINY_CONFIG = Path(__file__).with_name("tiny_mask_rcnn.py")
 
 
