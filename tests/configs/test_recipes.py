@@ -26,8 +26,8 @@ from vitadapter.solver import PerEpoch
 
 Recipe = dict[str, object]
 
-# Rows without a recipe: paper table 4 (AugReg-B), and nets newer than the official release.
-OURS = re.compile(r"_b_augreg_3x$|_dinov3_|_eva02_|_finetune$")
+# Rows without a recipe: paper tables 4 (AugReg-B) and 6, and nets newer than the official release.
+OURS = re.compile(r"_b_augreg_3x$|_dinov3_|_eva02_|_finetune$|_variant[12]$")
 # Millions of parameters: backbone and whole detector, of the official models.
 PARAMETERS = {
     "vit_adapter_t_deit": ("7.967", "28.069"),

@@ -35,6 +35,9 @@ CONFIGS = [path for path in ALL_CONFIGS if not path.stem.startswith(_SEGMENTERS)
 # How the zoo's rows test the weights of an experiment beside its own test: the overrides that they
 # name, by what these tests append to the experiment's name.
 TESTS = {"_ms": TTA, "_flip": FLIP}
+# The same for experiments that differ from another in a key, as those of the paper's table 6.
+VARIANTS = {f"_n{n}": f"model.backbone.bottom_up.num_interactions={n}" for n in (1, 2, 6)}
+ROW_OVERRIDES = TESTS | VARIANTS
 
 CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
 
@@ -46,14 +49,14 @@ def split_test(name: str) -> tuple[str, str]:
 
 
 def load(path: Path, test: str = "") -> DictConfig:
-    """An experiment as `--eval-only` runs it with the overrides of a key of `TESTS`."""
+    """An experiment as `--eval-only` runs it with the overrides of a key of `ROW_OVERRIDES`."""
     return pickle.loads(_pickled(path, test))
 
 
 @functools.cache
 def _pickled(path: Path, test: str) -> bytes:
     """Loading takes half a second, and there are thousands of loads in the suite."""
-    cfg = apply_overrides(load_experiment(path), TESTS[test].split() if test else [])
+    cfg = apply_overrides(load_experiment(path), ROW_OVERRIDES[test].split() if test else [])
     apply_tta(cfg)
     check_settings(cfg)
     return pickle.dumps(cfg)
@@ -68,10 +71,13 @@ def net_wrapper(cfg: DictConfig) -> DictConfig:
 
 
 @functools.cache
-def full_size_model(path: Path) -> nn.Module:
-    """The model of a config with parameters on the meta device; do not change it."""
+def full_size_model(path: Path, variant: str = "") -> nn.Module:
+    """The model of a config with parameters on the meta device; do not change it.
+
+    `variant` is a key of `VARIANTS`, or "" for the config as it is.
+    """
     with torch.device("meta"):
-        return instantiate(load(path).model)
+        return instantiate(load(path, variant).model)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from project_configs import PROJECT, TESTS
+from project_configs import PROJECT, ROW_OVERRIDES
 
 __all__ = ["LINK", "PAGE", "ROWS", "Row"]
 
@@ -15,11 +15,11 @@ Row = dict[str, str]
 
 
 def _test_of(row: Row) -> str:
-    """The key of `TESTS` whose overrides a row names, which are taken out of its cell; or ""."""
+    """The key of `ROW_OVERRIDES` that a row names, which is taken out of its cell; or ""."""
     for column in {"schedule", "settings"} & set(row):
         if found := _OVERRIDES.search(row[column]):
             row[column] = row[column].removesuffix(found[0])
-            return {overrides: test for test, overrides in TESTS.items()}[found[1]]
+            return {overrides: test for test, overrides in ROW_OVERRIDES.items()}[found[1]]
     return ""
 
 
@@ -40,5 +40,5 @@ def _rows() -> list[tuple[Path, str, Row]]:
     return rows
 
 
-# Config, key of `TESTS` or "", and cells by column.
+# Config, key of `ROW_OVERRIDES` or "", and cells by column.
 ROWS = _rows()

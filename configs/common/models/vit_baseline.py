@@ -2,7 +2,8 @@
 
 from detectron2.config import LazyCall as L
 
-from vitadapter.modeling.backbone import ViTBaseline
+from vitadapter.modeling.backbone import ViTBaseline, ViTSpatialPrior
+from vitadapter.ops import MSDeformAttn
 
 from .vit import vit_base, vit_large, vit_small, vit_tiny
 
@@ -23,3 +24,16 @@ vitdet_tiny, vitdet_small, vitdet_base, vitdet_large = (
 for _vitdet in (vitdet_tiny, vitdet_small, vitdet_base, vitdet_large):
     _vitdet.net.residual_block_indexes = _vitdet.block_indexes
     _vitdet.block_indexes = [_vitdet.net.depth - 1]
+
+# "Variant 2" of the paper's table 6; attention=None makes it "variant 1". The baseline's net.
+vit_spatial_prior_small = L(ViTSpatialPrior)(
+    net=vit_baseline_small.net.copy(),
+    block_indexes=[2, 5, 8, 11],
+    num_interactions=4,
+    conv_dim=64,
+    num_points=4,
+    deform_num_heads=6,
+    deform_ratio=1.0,
+    prior_norm="SyncBN",
+    attention=MSDeformAttn,
+)

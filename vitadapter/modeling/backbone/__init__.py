@@ -10,6 +10,7 @@ from .necks import (
 from .nets import BEiT, Detectron2Net, TimmViT, UniPerceiver, ViT
 from .vit_adapter import ViTAdapter
 from .vit_baseline import ViTBaseline
+from .vit_spatial_prior import ViTSpatialPrior
 
 __all__ = [
     "BEiT",
@@ -24,4 +25,5 @@ __all__ = [
     "ViT",
     "ViTAdapter",
     "ViTBaseline",
+    "ViTSpatialPrior",
 ]

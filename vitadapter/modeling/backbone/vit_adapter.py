@@ -93,7 +93,7 @@ class ViTAdapter(PyramidBackbone):
         net = as_net(net)
         super().__init__(net)
         self.stages = (
-            _split_evenly(net.depth, num_interactions)
+            split_evenly(net.depth, num_interactions)
             if interaction_indexes is None
             else _stages(net.depth, interaction_indexes)
         )
@@ -135,7 +135,8 @@ class ViTAdapter(PyramidBackbone):
         self.up = UpsampleConv2d(dim, dim)
         for level in range(1, 5):
             self.add_module(f"norm{level}", get_norm(norm, dim) or nn.Identity())
-        self._init_weights()
+        init_weights(self)
+        nn.init.normal_(self.level_embed)
 
         # Last, so that the initialisation above leaves a pre-trained net alone.
         self.net = net
@@ -168,14 +169,7 @@ class ViTAdapter(PyramidBackbone):
         """
         images = pad_images(images, self.size_divisibility)
         c1, *priors = self.spm(images)
-        # (B, 21 * h * w / 4, C): strides 8, 16, 32
-        c = torch.cat(
-            [
-                prior.flatten(2).transpose(1, 2) + embed
-                for prior, embed in zip(priors, self.level_embed, strict=True)
-            ],
-            dim=1,
-        )
+        c = prior_tokens(priors, self.level_embed)
         with self._net_grad_mode():
             x, prefix = self.net.embed(images)
         grids = TokenGrids.of(x.shape[1:3], images.device)
@@ -203,7 +197,7 @@ class ViTAdapter(PyramidBackbone):
             h, w = grids.vit
             sizes = ((4 * h, 4 * w), (2 * h, 2 * w), (h, w), (h // 2, w // 2))
             outputs = [
-                out + _resize(x.permute(0, 3, 1, 2), size)
+                out + resize(x.permute(0, 3, 1, 2), size)
                 for out, x, size in zip(outputs, sources, sizes, strict=True)
             ]
         norms = (self.norm1, self.norm2, self.norm3, self.norm4)
@@ -212,37 +206,51 @@ class ViTAdapter(PyramidBackbone):
             for name, norm, out in zip(self._out_features, norms, outputs, strict=True)
         }
 
-    def _init_weights(self) -> None:
-        """Initialises as the official code; the net and the attention initialise themselves."""
-        attention = {
-            module
-            for part in self.modules()
-            if isinstance(part, Injector | Extractor)
-            for module in part.attn.modules()
-        }
-        for module in self.modules():
-            if module in attention:
-                continue
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+
+def prior_tokens(priors: Sequence[Tensor], level_embed: Tensor) -> Tensor:
+    """Makes tokens (B, 21 * h * w / 4, C) of the maps of strides 8, 16 and 32."""
+    return torch.cat(
+        [
+            prior.flatten(2).transpose(1, 2) + embed
+            for prior, embed in zip(priors, level_embed, strict=True)
+        ],
+        dim=1,
+    )
+
+
+def init_weights(adapter: nn.Module) -> None:
+    """Initialises the parts of an adapter as the official code.
+
+    The attention, which initialises itself, is left alone.
+    """
+    attention = {
+        module
+        for part in adapter.modules()
+        if isinstance(part, Injector | Extractor)
+        for module in part.attn.modules()
+    }
+    for module in adapter.modules():
+        if module in attention:
+            continue
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            kernel = math.prod(module.kernel_size)
+            fan_out = kernel * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                kernel = math.prod(module.kernel_size)
-                fan_out = kernel * module.out_channels // module.groups
-                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.normal_(self.level_embed)
 
 
-def _resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes (B, C, h, w) bilinearly to `size`, unless it has that size already."""
     if feature.shape[2:] == size:
         return feature
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
 
 
-def _split_evenly(depth: int, num_interactions: int) -> tuple[tuple[int, int], ...]:
+def split_evenly(depth: int, num_interactions: int) -> tuple[tuple[int, int], ...]:
     """Returns (start, stop) of each interaction's blocks."""
     if num_interactions < 1 or depth % num_interactions:
         raise ValueError(

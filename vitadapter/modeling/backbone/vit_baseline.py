@@ -1,6 +1,6 @@
 """The plain-ViT baseline of the paper: the outputs of four blocks, resized."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from detectron2.layers import get_norm
@@ -68,6 +68,10 @@ class ViTBaseline(PyramidBackbone):
         for index in sorted(set(self.block_indexes)):
             x, prefix = self.net.forward_blocks(x, prefix, start, index + 1)
             features[index], start = x, index + 1
+        return self._outputs(features)
+
+    def _outputs(self, features: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Makes maps of the tokens (B, h, w, C) that leave the blocks."""
         f1, f2, f3, f4 = (
             norm(features[index]).permute(0, 3, 1, 2)
             for norm, index in zip(
