@@ -33,9 +33,10 @@ class Model(nn.Module):
         self.head = nn.Linear(8, classes)
 
 
-def make_model(classes: int = 5, **arguments: object) -> Model:
+def make_model(classes: int = 5, feature_norm: str | None = None, **arguments: object) -> Model:
     net = ViT(**(SIZE | {"pretrain_img_size": 64} | arguments))
-    return Model(ViTAdapter(net, conv_dim=8, deform_num_heads=2), classes)
+    adapter = ViTAdapter(net, conv_dim=8, deform_num_heads=2, feature_norm=feature_norm)
+    return Model(adapter, classes)
 
 
 def make_timm(name: str = "vit_tiny_patch16_224", **arguments: object) -> dict[str, Tensor]:
@@ -50,6 +51,16 @@ def plan(model: nn.Module, state: dict[str, Tensor], **arguments: bool) -> LoadP
     planned = plan_load(model, state, "w.pth", resize=not arguments.get("complete", False))
     check_plan(planned, model, **arguments)
     return planned
+
+
+def test_the_final_norm_reaches_a_net_that_has_one() -> None:
+    model, state = make_model(feature_norm="net"), make_timm()
+    planned = plan(model, state)
+    planned.apply(model)
+    assert torch.equal(model.backbone.bottom_up.net.norm.weight, state["norm.weight"])
+    assert not any("norm" in name for name in planned.report.dropped)
+    del state["norm.weight"], state["norm.bias"]
+    assert "backbone.bottom_up.net.norm.bias" in plan(model, state).report.missing
 
 
 def test_a_pre_trained_vit_reaches_the_net_and_nothing_else() -> None:
@@ -68,8 +79,8 @@ def test_a_pre_trained_vit_reaches_the_net_and_nothing_else() -> None:
     assert report.net_share == 1.0
     assert set(report.loaded) == {n for n in before if n.startswith(net)}
     assert report.dropped.keys() == {
-        "norm.weight",
-        "norm.bias",
+        f"{net}norm.weight",
+        f"{net}norm.bias",
         "head.weight",
         "head.bias",
         f"{net}cls_token",

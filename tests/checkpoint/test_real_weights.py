@@ -76,7 +76,7 @@ def test_vit_has_timms_tokens(weights: dict[str, Tensor], pretrain_img_size: int
     report = load(net, weights).report
     assert (report.family, report.net_share) == ("dinov2", 1.0)
     assert len(report.loaded) == len(weights) - 3 == 171
-    assert report.dropped.keys() == {"norm.weight", "norm.bias", "net.cls_token"}
+    assert report.dropped.keys() == {"net.norm.weight", "net.norm.bias", "net.cls_token"}
     resized = {"net.patch_embed.proj.weight"}
     if pretrain_img_size != 592:
         resized.add("net.pos_embed")
@@ -94,7 +94,7 @@ def test_timm_vit_has_timms_tokens(weights: dict[str, Tensor]) -> None:
     report = load(net, weights).report
     assert (report.family, report.net_share) == ("dinov2", 1.0)
     assert len(report.loaded) == len(weights) - 2
-    assert report.dropped.keys() == {"norm.weight", "norm.bias"}
+    assert report.dropped.keys() == {"net.norm.weight", "net.norm.bias"}
     assert report.resized.keys() == {"net.patch_embed.proj.weight"}
     assert not report.renamed
     images = torch.randn(1, 3, IMAGE_SIDE, IMAGE_SIDE, generator=torch.Generator().manual_seed(0))

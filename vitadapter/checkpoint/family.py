@@ -8,7 +8,6 @@ from torch import Tensor
 
 __all__ = [
     "BIAS_INDEX",
-    "FINAL_NORM",
     "HEAD",
     "HEADS",
     "PYRAMID",
@@ -25,13 +24,10 @@ __all__ = [
     "implied_layer_scale",
 ]
 
-# Why entries are left out. The final norm has the width of the adapter's own norms and must never
-# be loaded into them.
-FINAL_NORM = "final norm, which the adapter does not use"
+# Why entries are left out.
 HEAD = "head of the pre-training task"
 HEADS = {
-    r"(norm|fc_norm)\.": FINAL_NORM,
-    r"(head|head_dist|pre_logits|attn_pool)\.": HEAD,
+    r"(fc_norm|head|head_dist|pre_logits|attn_pool)\.": HEAD,
     r"mask_token$": "token of the pre-training task",
 }
 """Reasons by regular expression of the beginning of a name, for `convert_names`."""

@@ -33,8 +33,13 @@ _LOWEST_RATIO = 1.01
 # Rows that follow the offsets: class token to token, token to class token, class token to itself.
 _CLS_ROWS = 3
 # Tokens that pre-training kept beside the patches. A net without them does not need them.
-_TOKENS = re.compile(r"(^|\.)(cls_token|dist_token|reg_token|register_tokens|storage_tokens)$")
-_NO_SUCH_TOKEN = "the net has no such token"
+_TOKENS = re.compile(r"(.*\.)?(cls_token|dist_token|reg_token|register_tokens|storage_tokens)$")
+# What followed the blocks. It has the width of the adapter's own norms, but is none of them.
+_FINAL_NORM = re.compile(r"norm\.(weight|bias)")
+_UNUSED = {
+    _TOKENS: "the net has no such token",
+    _FINAL_NORM: 'final norm of the net, which ViTAdapter(feature_norm="net") uses',
+}
 
 _State = Mapping[str, Tensor]
 
@@ -346,8 +351,9 @@ def fit(conversion: Conversion, state: _State, prefix: str | None, *, resize: bo
     for name, tensor in found.items():
         inner = None if prefix is None or not name.startswith(prefix) else name[len(prefix) :]
         if name not in state:
-            if inner is not None and _TOKENS.search(inner):
-                conversion.dropped[name] = _NO_SUCH_TOKEN
+            reasons = [why for pattern, why in _UNUSED.items() if inner and pattern.match(inner)]
+            if reasons:
+                conversion.dropped[name] = reasons[0]
             else:
                 conversion.unexpected.append(name)
             continue

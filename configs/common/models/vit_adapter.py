@@ -19,6 +19,7 @@ vit_adapter_tiny = L(ViTAdapter)(
     num_extra_extractors=2,
     norm="SyncBN",
     vit_feature="final",
+    feature_norm=None,
     use_injector=True,
     freeze_net=False,
     attention=MSDeformAttn,

@@ -33,6 +33,7 @@ def _pretrained(shared_table: bool = False) -> dict[str, Tensor]:
             # BEiTv2's decoder of the class token
             "cls_pt_layers.0.attn.qkv.weight": torch.zeros(3 * DIM, DIM),
             "norm.weight": torch.zeros(DIM),
+            "norm.bias": torch.zeros(DIM),
         }
     return state | {f"blocks.{i}.attn.relative_position_index": index for i in range(DEPTH)}
 
@@ -55,6 +56,7 @@ def test_a_shared_table_goes_to_every_block() -> None:
     state = _pretrained(shared_table=True)
     converted = convert_beit(state).tensors
     net = _net()
+    net.add_final_norm()
     net.load_state_dict(converted, strict=True)
     tables = [converted[f"blocks.{i}.attn.relative_position_bias_table"] for i in range(DEPTH)]
     for table in tables:

@@ -11,10 +11,13 @@ from vitadapter.modeling.backbone import TimmViT
 
 DIM, HIDDEN = 48, {False: 192, True: 288}
 SMALL = dict(embed_dim=DIM, num_heads=4)
-OUTSIDE = {  # the net does without
-    "norm.weight",
-    "norm.bias",
-}
+
+
+def make_net(name: str, depth: int = 2) -> TimmViT:
+    """The whole of a DINOv3, its final norm included."""
+    net = TimmViT(name, **SMALL, depth=depth)
+    net.add_final_norm()
+    return net
 
 
 def _shapes_of_a_block(gated: bool) -> dict[str, tuple[int, ...]]:
@@ -120,8 +123,8 @@ def test_equals_timms_filter_and_fits_the_net(gated):
         }
     expected = checkpoint_filter_fn(dict(state), model)
     found = convert_dinov3(state).tensors
-    assert_same(found, {n: t for n, t in expected.items() if n not in OUTSIDE})
-    TimmViT(name, **settings).load_state_dict(found)
+    assert_same(found, expected)
+    make_net(name).load_state_dict(found)
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
@@ -133,11 +136,10 @@ def test_transformers_names_give_the_same_tensors(gated, prefix):
 
 
 def test_timms_names_stay_as_they_are():
-    net = TimmViT("vit_small_patch16_dinov3_qkvb", **SMALL, depth=2)
+    net = make_net("vit_small_patch16_dinov3_qkvb")
     generator = torch.Generator().manual_seed(0)
     state = {n: torch.randn(t.shape, generator=generator) for n, t in net.state_dict().items()}
-    norms = {name: torch.randn(DIM) for name in OUTSIDE}
-    assert_same(convert_dinov3(state | norms).tensors, state)
+    assert_same(convert_dinov3(state).tensors, state)
 
 
 def test_nothing_is_changed_in_place():
@@ -153,7 +155,7 @@ def test_biases_that_are_all_zero_are_left_out():
     for name, tensor in state.items():
         if name.endswith("qkv.bias"):
             tensor.zero_()
-    net = TimmViT("vit_small_patch16_dinov3", **SMALL, depth=2)
+    net = make_net("vit_small_patch16_dinov3")
     net.load_state_dict(convert_dinov3(state).tensors)
     state["blocks.1.attn.qkv.bias"][-1] = 1e-3
     assert "blocks.0.attn.q_bias" in convert_dinov3(state).tensors
@@ -163,13 +165,12 @@ def test_converted_weights_give_timms_outputs():
     state = original()
     model = timm.create_model("vit_small_patch16_dinov3_qkvb", num_classes=0, depth=2, **SMALL)
     model.load_state_dict(checkpoint_filter_fn(dict(state), model))
-    model.norm = torch.nn.Identity()
-    net = TimmViT("vit_small_patch16_dinov3_qkvb", depth=2, **SMALL)
+    net = make_net("vit_small_patch16_dinov3_qkvb")
     net.load_state_dict(convert_dinov3(as_transformers(state)).tensors)
     model, net = model.eval().double(), net.eval().double()
     images = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     x, prefix = net.forward_blocks(*net.embed(images), 0, 2)
-    found = torch.cat([prefix, x.flatten(1, 2)], dim=1)
+    found = net.norm(torch.cat([prefix, x.flatten(1, 2)], dim=1))
     torch.testing.assert_close(found, model.forward_features(images), rtol=1e-9, atol=1e-9)
 
 

@@ -1,5 +1,7 @@
 """convert_eva02 against timm's own filter and the published lists of names."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -59,6 +61,13 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
 
 
+def make_net(name: str) -> TimmViT:
+    """The whole of an EVA-02, its final norm included."""
+    net = TimmViT(name, **SMALL, depth=2)
+    net.add_final_norm()
+    return net
+
+
 def test_the_layout_of_this_test_is_the_published_one():
     assert len(original(separate=False, depth=12)) == 191
     assert len(original(separate=True, depth=12)) == 263
@@ -72,17 +81,19 @@ def test_equals_timms_filter_and_fits_the_net(name, separate):
     state = original(separate)
     expected = checkpoint_filter_fn(dict(state), model)
     found = convert_eva02(state).tensors
-    assert_same(found, {n: t for n, t in expected.items() if not n.startswith("fc_norm.")})
-    TimmViT(name, **settings).load_state_dict(found)
+    assert_same(found, {n.replace("fc_norm.", "norm."): t for n, t in expected.items()})
+    make_net(name).load_state_dict(found)
 
 
 @pytest.mark.parametrize("name", [FUSED, SEPARATE])
 def test_timms_names_stay_as_they_are(name):
-    net = TimmViT(name, **SMALL, depth=2)
+    net = make_net(name)
     generator = torch.Generator().manual_seed(0)
     state = {n: torch.randn(t.shape, generator=generator) for n, t in net.state_dict().items()}
-    rest = {"fc_norm.weight": torch.ones(DIM), "head.weight": torch.ones(2, DIM)}
+    rest = {"head.weight": torch.ones(2, DIM)}
     assert_same(convert_eva02(state | rest).tensors, state)
+    timms = {re.sub("^norm", "fc_norm", name): tensor for name, tensor in state.items()}
+    assert_same(convert_eva02(timms).tensors, state)
 
 
 @pytest.mark.parametrize("prefix", ["visual.", "visual.trunk."])
@@ -102,8 +113,8 @@ def test_the_image_tower_of_clip(prefix):
     family = recognise(tower)
     assert family.name == "eva02"
     found = family.converters[0](tower).tensors
-    assert_same(found, {n: t for n, t in expected.items() if not n.startswith("norm.")})
-    TimmViT(name, **settings).load_state_dict(found)
+    assert_same(found, expected)
+    make_net(name).load_state_dict(found)
 
 
 def test_converted_weights_give_timms_outputs():
@@ -113,7 +124,7 @@ def test_converted_weights_give_timms_outputs():
         SEPARATE, num_classes=0, patch_size=16, img_size=256, dynamic_img_size=True, **settings
     )
     model.load_state_dict(checkpoint_filter_fn(dict(state), model))
-    net = TimmViT(SEPARATE, **settings)
+    net = make_net(SEPARATE)
     net.load_state_dict(convert_eva02(state).tensors)
     model, net = model.eval().double(), net.eval().double()
     images = torch.randn(1, 3, 64, 96, dtype=torch.float64)

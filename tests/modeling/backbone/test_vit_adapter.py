@@ -7,7 +7,7 @@ from detectron2.modeling import FPN, Backbone
 from detectron2.structures import ImageList
 from torch import nn
 
-from vitadapter.modeling.backbone import ViT, ViTAdapter
+from vitadapter.modeling.backbone import UniPerceiver, ViT, ViTAdapter
 from vitadapter.ops import MSDeformAttn
 
 
@@ -237,6 +237,61 @@ def test_no_ffn_in_the_light_variant():
 def test_bad_arguments(wrong, message):
     with pytest.raises(ValueError, match=message):
         make_adapter(**wrong)
+
+
+@pytest.mark.parametrize("vit_feature", ["final", "stage"])
+def test_new_norms_of_the_features(vit_feature):
+    """Against the tokens of the net alone, which no injector changes."""
+    adapter = make_adapter(vit_feature=vit_feature, feature_norm="LN", use_injector=False)
+    for i, norm in enumerate(adapter.feature_norms):
+        nn.init.constant_(norm.weight, i + 2.0)
+        nn.init.constant_(norm.bias, i - 1.0)
+    images = torch.randn(2, 3, 64, 96)
+    tokens, stages = adapter.net.embed(images), []
+    for block in range(4):
+        tokens = adapter.net.forward_blocks(*tokens, block, block + 1)
+        stages.append(tokens[0].permute(0, 3, 1, 2))
+    weights = [2, 3, 4, 5] if vit_feature == "stage" else [2] * 4
+    sources = stages if vit_feature == "stage" else stages[-1:] * 4
+    _, found = adapter.forward_maps(images)
+    for x, weight, feature in zip(sources, weights, found, strict=True):
+        normalised = (x - x.mean(1, True)) / (x.var(1, False, True) + 1e-6).sqrt()
+        expected = nn.functional.interpolate(
+            normalised * weight + weight - 3,
+            size=feature.shape[2:],
+            mode="bilinear",
+            align_corners=False,
+        )
+        torch.testing.assert_close(feature, expected)
+
+
+@pytest.mark.parametrize("freeze_net", [False, True])
+def test_the_final_norm_of_the_net_normalises_all_stages(freeze_net):
+    adapter = make_adapter(vit_feature="stage", feature_norm="net", freeze_net=freeze_net, norm="")
+    assert [name for name, _ in adapter.named_parameters() if "net.norm" in name] == [
+        "net.norm.weight",
+        "net.norm.bias",
+    ]
+    assert adapter.feature_norms is None
+    nn.init.zeros_(adapter.net.norm.weight)
+    nn.init.constant_(adapter.net.norm.bias, 3.0)
+    maps, features = adapter.forward_maps(torch.randn(1, 3, 64, 64))
+    for feature in features:
+        torch.testing.assert_close(feature, torch.full_like(feature, 3.0))
+    sum(feature.sum() for feature in (*maps, *features)).backward()
+    assert (adapter.net.norm.bias.grad is None) == freeze_net
+
+
+@pytest.mark.parametrize("feature_norm", ["net", "LN"])
+def test_a_norm_of_features_that_are_not_used(feature_norm):
+    with pytest.raises(ValueError, match="nothing to normalise"):
+        make_adapter(feature_norm=feature_norm, vit_feature=None)
+
+
+def test_a_net_without_final_norm_is_named():
+    net = UniPerceiver(embed_dim=32, depth=4, num_heads=2, pretrain_img_size=32)
+    with pytest.raises(ValueError, match="UniPerceiver has no final norm"):
+        make_adapter(net, feature_norm="net")
 
 
 def test_bad_patch_size():

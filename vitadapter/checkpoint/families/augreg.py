@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from vitadapter.checkpoint.family import (
-    FINAL_NORM,
     HEAD,
     Conversion,
     Family,
@@ -23,7 +22,6 @@ _ATTENTION = "MultiHeadDotProductAttention_1"
 _PARTS = ("query", "key", "value")
 _KINDS = {"kernel": "weight", "bias": "bias"}
 _DROPPED = {
-    r"(opt/target/)?Transformer/encoder_norm/": FINAL_NORM,
     r"(opt/target/)?(head|pre_logits)/": HEAD,
     r"opt/(?!target/)": "state of the optimizer",
 }
@@ -49,6 +47,8 @@ _RENAMED = (
     ("^embedding/kernel$", "patch_embed.proj.weight"),
     ("^embedding/bias$", "patch_embed.proj.bias"),
     ("^cls$", "cls_token"),
+    ("^Transformer/encoder_norm/scale$", "norm.weight"),
+    ("^Transformer/encoder_norm/bias$", "norm.bias"),
     ("^Transformer/posembed_input/pos_embedding$", "pos_embed"),
     *((rf"^{_BLOCK}(\d+)/{jax}$", rf"blocks.\1.{ours}") for jax, ours in _IN_BLOCK.items()),
 )

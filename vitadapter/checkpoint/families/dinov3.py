@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vitadapter.checkpoint.family import (
-    FINAL_NORM,
+    HEAD,
     HEADS,
     ROPE,
     Conversion,
@@ -20,7 +20,7 @@ __all__ = ["DINOV3", "convert_dinov3"]
 _DROPPED = {
     r"(rope|rope_embed|rope_embeddings)\.": ROPE,
     r"blocks\.\d+\.attn\.qkv\.bias_mask$": "applied to the bias",
-    r"local_cls_norm\.": FINAL_NORM,
+    r"local_cls_norm\.": HEAD,
     r"embeddings\.mask_token$": HEADS["mask_token$"],
     **HEADS,
 }

@@ -44,6 +44,8 @@ def convert_eva02(state_dict: Mapping[str, Tensor]) -> Conversion:
     """
     is_separate = "blocks.0.attn.q_proj.weight" in state_dict
     rename = RENAMED_SEPARATE if is_separate else _RENAMED
+    if "norm.weight" not in state_dict:  # timm's name of the norm that follows the blocks
+        state_dict = {re.sub("^fc_norm\\.", "norm.", n): t for n, t in state_dict.items()}
     conversion = convert_names(state_dict, drop=_DROPPED, rename=rename)
     check_names("an EVA-02 ViT", _NEEDED, state_dict, conversion.tensors)
     return conversion

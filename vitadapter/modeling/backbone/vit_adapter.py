@@ -17,6 +17,7 @@ from vitadapter.ops import MSDeformAttn
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids
 from .nets import as_net
+from .nets.plain_net import PlainNet
 from .pyramid import PyramidBackbone, pad_images
 from .spatial_prior import SpatialPriorModule
 
@@ -53,6 +54,11 @@ class ViTAdapter(PyramidBackbone):
         vit_feature: which ViT tokens are added to the outputs: "final" (those of the last block, as
             in the official detection code), "stage" (those of interaction i to output i, of four,
             as in the official segmentation code) or None.
+        feature_norm: what normalises these tokens before they are added: None for nothing, as in
+            the official code; "net" for the final norm of the net's pre-training, which is loaded
+            with the net and the same for all stages, as in DINOv3's own adapter; or, for a new norm
+            of each stage, the same as for `norm`, such as "LN". Without a norm, the maps of some
+            nets are so small that they add nothing (`vitadapter analyze-model --images`).
         use_injector: whether the adapter's tokens are injected into the ViT.
         injector_gamma_init: initial value of the injectors' gate.
         freeze_net: whether to keep the net in eval mode and not train its parameters. Without
@@ -65,7 +71,8 @@ class ViTAdapter(PyramidBackbone):
     Raises:
         TypeError: `net` is not such a ViT.
         ValueError: the interactions do not cover the net, the patch size is not 16, `vit_feature`
-            is unknown or does not fit the interactions, or a number is out of range.
+            is unknown or does not fit the interactions, `feature_norm` has nothing to normalise or
+            is a norm that the net does not have, or a number is out of range.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class ViTAdapter(PyramidBackbone):
         norm: str | Callable[[int], nn.Module] = "SyncBN",
         norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
         vit_feature: str | None = "final",
+        feature_norm: str | Callable[[int], nn.Module] | None = None,
         use_injector: bool = True,
         injector_gamma_init: float = 0.0,
         freeze_net: bool = False,
@@ -104,6 +112,7 @@ class ViTAdapter(PyramidBackbone):
                 f"needed, got {drop_path_rate=}, {ffn_ratio=}, {num_extra_extractors=}"
             )
         self.vit_feature = vit_feature
+        self.feature_norm = feature_norm
         self.freeze_net = freeze_net
 
         dim = net.embed_dim
@@ -140,6 +149,7 @@ class ViTAdapter(PyramidBackbone):
 
         # Last, so that the initialisation above leaves a pre-trained net alone.
         self.net = net
+        self.feature_norms = self._make_feature_norms(feature_norm)
         self._net_has_grad = use_injector or not freeze_net
         if freeze_net:
             net.requires_grad_(False)
@@ -167,6 +177,23 @@ class ViTAdapter(PyramidBackbone):
             ValueError: wrong shape; or in training, batch norm has only one value per channel (all
                 processes together have one image of at most 32 x 32 pixels): use `norm="GN"`.
         """
+        maps, vit_maps = self.forward_maps(images)
+        norms = (self.norm1, self.norm2, self.norm3, self.norm4)
+        return {
+            name: norm(own if vit is None else own + vit)
+            for name, norm, own, vit in zip(self._out_features, norms, maps, vit_maps, strict=True)
+        }
+
+    def forward_maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Computes what `forward` adds and normalises.
+
+        Args:
+            images: see `forward`.
+
+        Returns:
+            For each output, the adapter's map, and that of the ViT in the same shape, which is None
+            with `vit_feature=None`.
+        """
         images = pad_images(images, self.size_divisibility)
         c1, *priors = self.spm(images)
         c = prior_tokens(priors, self.level_embed)
@@ -180,31 +207,47 @@ class ViTAdapter(PyramidBackbone):
                 x, prefix = self.net.forward_blocks(x, prefix, start, stop)
             c = interaction.extract(c, x, grids)
             features.append(x)
-        return self._outputs(c1, c, features, grids)
+        c2, c3, c4 = grids.to_maps(c)
+        return [self.up(c2) + c1, c2, c3, c4], self._vit_maps(features, grids.vit)
 
     def _net_grad_mode(self) -> AbstractContextManager[None]:
         """Returns a context without gradients for a frozen net, unless the injectors need them."""
         return nullcontext() if self._net_has_grad else torch.no_grad()
 
-    def _outputs(
-        self, c1: Tensor, c: Tensor, features: list[Tensor], grids: TokenGrids
-    ) -> dict[str, Tensor]:
-        """Makes maps of c1 (B, C, H / 4, W / 4), tokens c (B, N, C) and ViT tokens (B, h, w, C)."""
-        c2, c3, c4 = grids.to_maps(c)
-        outputs = [self.up(c2) + c1, c2, c3, c4]
-        if self.vit_feature is not None:
-            sources = features if self.vit_feature == "stage" else [features[-1]] * 4
-            h, w = grids.vit
-            sizes = ((4 * h, 4 * w), (2 * h, 2 * w), (h, w), (h // 2, w // 2))
-            outputs = [
-                out + resize(x.permute(0, 3, 1, 2), size)
-                for out, x, size in zip(outputs, sources, sizes, strict=True)
-            ]
-        norms = (self.norm1, self.norm2, self.norm3, self.norm4)
-        return {
-            name: norm(out)
-            for name, norm, out in zip(self._out_features, norms, outputs, strict=True)
-        }
+    def _make_feature_norms(
+        self, feature_norm: str | Callable[[int], nn.Module] | None
+    ) -> nn.ModuleList | None:
+        """Makes the norms of the ViT's features; those of the net are its own."""
+        if feature_norm in (None, ""):
+            return None
+        if self.vit_feature is None:
+            raise ValueError(f"{feature_norm=} has nothing to normalise with vit_feature=None")
+        if feature_norm == "net":
+            if not isinstance(self.net, PlainNet):
+                raise ValueError(
+                    f'feature_norm="net" needs a net with `add_final_norm`, such as those of '
+                    f"vitadapter.modeling.backbone, got {type(self.net).__name__}"
+                )
+            self.net.add_final_norm()
+            return None
+        number = len(self.stages) if self.vit_feature == "stage" else 1
+        norms = [get_norm(feature_norm, self.net.embed_dim) for _ in range(number)]
+        return nn.ModuleList(norm for norm in norms if norm is not None)
+
+    def _vit_maps(self, features: list[Tensor], hw: tuple[int, int]) -> list[Tensor | None]:
+        """Resizes the ViT tokens (B, h, w, C) of each stage to the outputs that they belong to."""
+        if self.vit_feature is None:
+            return [None] * 4
+        used = features if self.vit_feature == "stage" else features[-1:]
+        if self.feature_norm == "net":
+            used = [self.net.norm(x) for x in used]
+        maps = [x.permute(0, 3, 1, 2) for x in used]
+        if self.feature_norms is not None:
+            maps = [norm(x) for norm, x in zip(self.feature_norms, maps, strict=True)]
+        h, w = hw
+        sizes = ((4 * h, 4 * w), (2 * h, 2 * w), (h, w), (h // 2, w // 2))
+        sources = maps if len(maps) == 4 else maps * 4
+        return [resize(x, size) for x, size in zip(sources, sizes, strict=True)]
 
 
 def prior_tokens(priors: Sequence[Tensor], level_embed: Tensor) -> Tensor:

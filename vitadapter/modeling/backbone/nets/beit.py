@@ -140,7 +140,13 @@ class BEiT(PlainNet):
         check_heads(embed_dim, num_heads)
         super().__init__()
         self._set_attributes(
-            embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
+            embed_dim,
+            depth,
+            patch_size,
+            use_act_checkpoint,
+            out_feature,
+            offload_to_cpu,
+            final_norm=partial(norm_layer, embed_dim),
         )
         windows = block_window_sizes(depth, window_size, window_block_indexes, global_window_size)
         if use_cls_token and any(windows):

@@ -7,6 +7,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling import ViT as Detectron2ViT
 from torch import Tensor, nn
 
+from .plain_net import new_norm_like
 from .vit import Detectron2Embedding
 
 __all__ = ["Detectron2Net", "as_net"]
@@ -51,6 +52,7 @@ class Detectron2Net(Detectron2Embedding):
             any(is_wrapped),
             out_feature,
             offload_to_cpu,
+            final_norm=partial(new_norm_like, vit.blocks[-1].norm2),
         )
         self.pretrain_use_cls_token = vit.pretrain_use_cls_token
         self.patch_embed = vit.patch_embed

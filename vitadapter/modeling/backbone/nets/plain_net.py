@@ -1,5 +1,6 @@
 """What nets have in common: the interface of a net, and parts that several of them use."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ __all__ = [
     "check_block_indexes",
     "check_heads",
     "check_net_arguments",
+    "new_norm_like",
     "project_padded",
     "split_prefix",
 ]
@@ -42,9 +44,11 @@ class PlainNet(Backbone):
         patch_size: side of a patch in pixels.
         use_act_checkpoint: whether to recompute each block in the backward pass.
         offload_to_cpu: whether what it is recomputed from, its input, waits on the CPU.
+        norm: the final norm of pre-training, for those who call `add_final_norm`; else None.
     """
 
     blocks: nn.ModuleList
+    norm: nn.Module | None
 
     def _set_attributes(
         self,
@@ -54,10 +58,12 @@ class PlainNet(Backbone):
         use_act_checkpoint: bool,
         out_feature: str,
         offload_to_cpu: bool,
+        final_norm: Callable[[], nn.Module] | None,
     ) -> None:
         """Sets the attributes, and the name `out_feature` of the output of `forward`.
 
         This is not a constructor, so that `ViT` can also be a subclass of Detectron2's.
+        `final_norm` makes what followed the blocks in pre-training; None if nothing did.
 
         Raises:
             ValueError: `offload_to_cpu` without `use_act_checkpoint`.
@@ -72,9 +78,23 @@ class PlainNet(Backbone):
         self.patch_size = patch_size
         self.use_act_checkpoint = use_act_checkpoint
         self.offload_to_cpu = offload_to_cpu
+        self._make_final_norm = final_norm
+        self.norm = None
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
+
+    def add_final_norm(self) -> None:
+        """Adds `norm`, the final norm of pre-training, which checkpoints are then loaded into.
+
+        Nets are made without it: parameters that are not used break distributed training.
+
+        Raises:
+            ValueError: there was no such norm.
+        """
+        if self._make_final_norm is None:
+            raise ValueError(f"{type(self).__name__} has no final norm of its pre-training")
+        self.norm = self._make_final_norm()
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +147,20 @@ class PlainNet(Backbone):
         x, prefix = self.embed(x)
         x, _ = self.forward_blocks(x, prefix, 0, self.depth)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
+
+
+def new_norm_like(norm: nn.Module) -> nn.Module:
+    """Returns a norm of the same kind and size as initialised.
+
+    Raises:
+        TypeError: it cannot be initialised again.
+    """
+    new = copy.deepcopy(norm)
+    reset = getattr(new, "reset_parameters", None)
+    if reset is None:
+        raise TypeError(f"a norm with `reset_parameters` is needed, got {type(norm).__name__}")
+    reset()
+    return new
 
 
 def split_prefix(tokens: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:

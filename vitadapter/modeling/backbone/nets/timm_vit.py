@@ -17,6 +17,7 @@ from .plain_net import (
     PlainNet,
     block_window_sizes,
     check_net_arguments,
+    new_norm_like,
     split_prefix,
 )
 from .timm_windows import WINDOWED_BLOCKS, WindowedBlock, run_block_in_windows
@@ -42,8 +43,7 @@ class TimmViT(PlainNet):
     Parameters keep timm's names, so that a timm state dict fits. What comes after the last block
     (final norm, attention pool, classifier) is left out, since `ViTAdapter` uses the outputs of
     blocks, and unused parameters break distributed training. Models that are used frozen, such as
-    DINOv3, often have their final norm applied to the features; here, the norms of the extractors
-    and of the outputs replace it.
+    DINOv3, often have their final norm applied to the features: `ViTAdapter(feature_norm="net")`.
 
     No weights are loaded: `train.init_checkpoint="timm://..."` does that.
 
@@ -132,6 +132,7 @@ class TimmViT(PlainNet):
             use_act_checkpoint,
             out_feature,
             offload_to_cpu,
+            final_norm=_maker_of_final_norm(model),
         )
         self.window_size = window_size
         self.window_block_indexes = tuple(window_block_indexes)
@@ -248,6 +249,12 @@ def _checked(model: nn.Module, model_name: str, windowed: bool) -> TimmModel:
             "does not attend in windows"
         )
     return model
+
+
+def _maker_of_final_norm(model: TimmModel) -> Callable[[], nn.Module] | None:
+    # Of EVA-02, `fc_norm` is the final norm of pre-training.
+    norms = [norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)]
+    return partial(new_norm_like, norms[0]) if norms else None
 
 
 def _check_heads(outline: TimmModel, embed_dim: int | None, num_heads: int | None) -> None:

@@ -157,7 +157,13 @@ class UniPerceiver(PlainNet):
         check_heads(embed_dim, num_heads)
         super().__init__()
         self._set_attributes(
-            embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
+            embed_dim,
+            depth,
+            patch_size,
+            use_act_checkpoint,
+            out_feature,
+            offload_to_cpu,
+            final_norm=None,
         )
         windows = block_window_sizes(depth, window_size, window_block_indexes)
         num_patches = (pretrain_img_size // patch_size) ** 2

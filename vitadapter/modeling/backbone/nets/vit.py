@@ -1,6 +1,7 @@
 """The plain Vision Transformer: Detectron2's ViT (arXiv 2203.16527) as a net."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from detectron2.modeling import ViT as Detectron2ViT
@@ -216,7 +217,13 @@ class ViT(Detectron2Embedding, Detectron2ViT):
             out_feature=out_feature,
         )
         self._set_attributes(
-            embed_dim, depth, patch_size, use_act_checkpoint, out_feature, offload_to_cpu
+            embed_dim,
+            depth,
+            patch_size,
+            use_act_checkpoint,
+            out_feature,
+            offload_to_cpu,
+            final_norm=partial(norm_layer, embed_dim),
         )
         grid = img_size // patch_size
         for i in range(depth):
