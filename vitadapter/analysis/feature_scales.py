@@ -1,0 +1,111 @@
+"""How large the features of a net are beside the maps of the adapter that they are added to."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+import vitadapter.detectron2_required  # noqa: F401
+from vitadapter.modeling.backbone import ViTAdapter
+from vitadapter.visualization.markdown import markdown_table
+
+__all__ = ["FeatureScale", "feature_scales", "scale_table", "scale_warnings"]
+
+_LEAST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class FeatureScale:
+    """Standard deviations of what becomes one output, each the median over the channels.
+
+    Attributes:
+        output: its name, such as "res2".
+        adapter: of the adapter's map.
+        vit: of the ViT's map, after `feature_norm`.
+    """
+
+    output: str
+    adapter: float
+    vit: float
+
+    @property
+    def is_drowned(self) -> bool:
+        """Whether the ViT's map is below a tenth of what it is added to."""
+        return self.vit < _LEAST_SHARE * self.adapter
+
+
+@torch.no_grad()
+def feature_scales(backbone: ViTAdapter, batches: Iterable[Tensor]) -> list[FeatureScale]:
+    """Measures the maps that `ViTAdapter` adds up, over all pixels of all images.
+
+    Args:
+        backbone: with its pre-trained net. It is run in evaluation mode.
+        batches: normalised images (B, 3, H, W).
+
+    Returns:
+        One for each output, finest first.
+
+    Raises:
+        ValueError: there are no images, or the backbone adds no features (`vit_feature=None`).
+    """
+    if backbone.vit_feature is None:
+        raise ValueError("vit_feature=None adds no features of the net, so there are no scales")
+    was_training = backbone.training
+    backbone.eval()
+    sums: list[tuple[_Moments, _Moments]] = []
+    for images in batches:
+        own, vit = backbone.forward_maps(images)
+        sums = sums or [(_Moments(), _Moments()) for _ in own]
+        for (own_moments, vit_moments), own_map, vit_map in zip(sums, own, vit, strict=True):
+            own_moments.add(own_map)
+            vit_moments.add(cast(Tensor, vit_map))
+    backbone.train(was_training)
+    if not sums:
+        raise ValueError("at least one batch of images is needed, got none")
+    names = backbone.output_shape()
+    return [
+        FeatureScale(name, adapter.median_std(), vit.median_std())
+        for name, (adapter, vit) in zip(names, sums, strict=True)
+    ]
+
+
+class _Moments:
+    """Sums of values and of their squares, by channel, in float64."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.sums = torch.zeros(())
+        self.squares = torch.zeros(())
+
+    def add(self, maps: Tensor) -> None:
+        values = maps.double().transpose(0, 1).flatten(1)  # (C, B * H * W)
+        self.number += values.shape[1]
+        self.sums = self.sums + values.sum(1)
+        self.squares = self.squares + values.square().sum(1)
+
+    def median_std(self) -> float:
+        mean = self.sums / self.number
+        variance = self.squares / self.number - mean.square()
+        return statistics.median(variance.clamp(min=0).sqrt().tolist())
+
+
+def scale_table(scales: Iterable[FeatureScale]) -> str:
+    """The figures as a Markdown table."""
+    rows = [["output", "adapter", "ViT", "ViT / adapter"]]
+    for scale in scales:
+        share = f"{scale.vit / scale.adapter:.3f}" if scale.adapter else "-"
+        rows.append([scale.output, f"{scale.adapter:.3f}", f"{scale.vit:.3f}", share])
+    return markdown_table(rows)
+
+
+def scale_warnings(scales: Iterable[FeatureScale]) -> list[str]:
+    """What to do about outputs to which the net's features add next to nothing."""
+    return [
+        f"{scale.output}: the ViT's features ({scale.vit:.3g}) are below a tenth of what they are "
+        f'added to ({scale.adapter:.3g}); feature_norm="net" or "LN" normalises them first'
+        for scale in scales
+        if scale.is_drowned
+    ]
