@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vitadapter.analysis.features import analyze_features, image_paths
 from vitadapter.commands.arguments import CONFIG, OVERRIDES, WEIGHTS, named, weights_of
+from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.visualization.gallery import choose_images
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     """
     args = parse_args(arguments, prog)
     try:
+        check_alone()
         images = choose_images(image_paths(args.images), args.num_images, args.seed)
         runs = named((name, (config, weights)) for name, config, weights in args.runs)
         predictors = {

@@ -44,7 +44,8 @@ def draw_feature_maps(
     """
     strides = list(next(iter(runs.values())))
     columns = 1 + len(strides)
-    row = round((_PANEL - _GAP) * image.shape[0] / image.shape[1]) + _GAP
+    aspect = float(np.clip(image.shape[0] / image.shape[1], 0.25, 4))
+    row = round((_PANEL - _GAP) * aspect) + _GAP
     with figure_file(output, _LABELS + columns * _PANEL, 60 + len(runs) * row) as figure:
         panels = figure.subplots(len(runs), columns, squeeze=False)
         for number, (name, maps) in enumerate(runs.items()):
@@ -91,6 +92,7 @@ def plot_spectra(runs: Mapping[str, Mapping[int, np.ndarray]], output: str | Pat
             _draw_curves(axes, runs, stride, colors)
         curves[0].set_ylabel("relative log amplitude")
         curves[0].legend(frameon=False)
+        below.suptitle("Spectra from -π to π in both directions", fontsize=13, fontweight="bold")
         panels = below.subplots(len(runs), len(strides), squeeze=False)
         for column, stride in enumerate(strides):
             found = [spectra[stride] for spectra in runs.values()]
