@@ -93,7 +93,7 @@ def test_ap_is_that_of_the_evaluation(tmp_path: Path, task: str) -> None:
 
 
 def _one_of_each() -> tuple[dict, list[dict]]:
-    """An error of each kind, in an image of its own; class 2 has a single object, which is found."""
+    """An error of each kind, in an image of its own; class 2 has one object, which is found."""
     objects = [(1, 1), (2, 1), (3, 1), (4, 1), (6, 2), (7, 1)]
     found = [
         (1, 1, FULL, 0.9),
@@ -167,8 +167,7 @@ def test_command_and_script_compare_runs(
     arguments = ["--json-file", str(annotations), *runs, "--output", str(tmp_path / "a" / "b")]
     main(arguments)
     printed = capsys.readouterr().out
-    runpy.run_path(str(repository / "scripts" / "analyze_errors.py"))["main"](arguments)
-    assert capsys.readouterr().out == printed
+    assert runpy.run_path(str(repository / "scripts" / "analyze_errors.py"))["main"] is main
     tables = (tmp_path / "a" / "b" / "tide_errors.md").read_text()
     assert tables.strip() in printed
     header, _, first, second = (
