@@ -202,7 +202,7 @@ def test_command_and_script(
     assert "stride 8" in printed
     with pytest.raises(SystemExit, match="names of runs must differ, got 'trained' twice"):
         main([*arguments, *runs])
-    with pytest.raises(SystemExit, match="no key 'model.backbon'"):
+    with pytest.raises(SystemExit, match=r"no key 'model\.backbon'"):
         main([*arguments, "model.backbon=1"])
     (images / "b.png").write_bytes(b"broken")
     with pytest.raises(SystemExit, match=r"error: .*b\.png cannot be read"):
@@ -233,5 +233,5 @@ def test_unusable_models(
     with pytest.raises(ValueError, match=r"a\.jpg cannot be analysed: .* those of res2 are not"):
         analyze_features({"b": broken}, paths, tmp_path)
     del broken.model.backbone
-    with pytest.raises(ValueError, match="needs a model with backbone, .* got GeneralizedRCNN"):
+    with pytest.raises(ValueError, match=r"needs a model with backbone, .* got GeneralizedRCNN"):
         analyze_features({"b": broken}, paths, tmp_path)

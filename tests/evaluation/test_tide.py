@@ -47,7 +47,7 @@ def _random(seed: int, crowds: bool) -> tuple[dict, list[dict]]:
     return content, [d for d in found if d["category_id"] in there]
 
 
-# What tidecv 1.0.1 finds: AP, then the costs in the order of ERRORS and SPECIAL_ERRORS, then counts.
+# What tidecv 1.0.1 finds: AP and the costs in the order of ERRORS and SPECIAL_ERRORS; the counts.
 TIDECV = {
     (0, "bbox"): (
         (29.622, 3.463, 12.745, 2.076, 1.024, 9.382, 10.087, 28.793, 20.282),
