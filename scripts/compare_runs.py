@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from vitadapter.commands.arguments import named
 from vitadapter.visualization.curves import plot_comparison, plot_convergence
 from vitadapter.visualization.metrics_file import (
     RunMetrics,
@@ -34,15 +35,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def read_runs(named_folders: Sequence[str]) -> dict[str, RunMetrics]:
     """Metrics by name from arguments of the form NAME=RUN_DIR."""
-    runs = {}
+    runs = []
     for argument in named_folders:
         name, _, folder = argument.partition("=")
         if not name or not folder:
             raise ValueError(f"a run must be given as NAME=RUN_DIR, got {argument!r}")
-        if name in runs:
-            raise ValueError(f"the names of runs must differ, got {name!r} twice")
-        runs[name] = read_metrics(folder)
-    return runs
+        runs.append((name, folder))
+    return {name: read_metrics(folder) for name, folder in named(runs).items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,9 @@
 #                                       draws image, ground truth and prediction
 #   ./scripts/quickstart.sh --compare   also trains the plain-ViT baseline (and, for instances,
 #                                       ViTDet) with the same net for the same time, and compares
+#   ./scripts/quickstart.sh --compare --analyze
+#                                       also draws feature maps and their Fourier spectra and, for
+#                                       instances, what each kind of error costs, for each model
 #   ./scripts/quickstart.sh train.init_checkpoint=timm://deit_tiny_patch16_224.fb_in1k
 #                                       overrides apply to every training, whose results then go to
 #                                       another folder; this one starts from pre-trained weights
@@ -16,11 +19,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 compare=false
+analyze=false
 task=instance
 overrides=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --compare) compare=true ;;
+        --analyze) analyze=true ;;
         --task)
             task=${2:-}
             [ $# -lt 2 ] || shift
@@ -93,14 +98,34 @@ semantic() {
     echo "loss and lr:       $run/curves.png"
 }
 
+# analyze NAME=RUN ...: draws what the paper's figures 5 to 8 show, if --analyze is given
+analyze() {
+    $analyze || return 0
+    local output=$runs/analysis-$task named features=() errors=()
+    step "figures of the paper's study in $output"
+    for named in "$@"; do
+        local run=$runs/${named#*=}
+        features+=(--run "${named%%=*}" "$run/config.yaml" "$run/model_final.pth")
+        errors+=(--run "${named%%=*}" "$run/inference/coco_instances_results.json")
+    done
+    $python scripts/analyze_features.py "$data/val" --output "$output" "${features[@]}"
+    if [ "$task" = instance ]; then
+        $python scripts/analyze_errors.py --json-file "$data/annotations/instances_val.json" \
+            --output "$output" "${errors[@]}"
+    fi
+}
+
 if [ "$task" = semantic ]; then
     adapter=upernet_vit_adapter_t
+    models=(ViT-Adapter-T=$adapter)
     train $adapter
     if $compare; then
         baseline upernet_vit_t
         semantic upernet_vit_t
+        models=(ViT-T=upernet_vit_t "${models[@]}")
     fi
     semantic $adapter
+    analyze "${models[@]}"
     exit
 fi
 
@@ -116,15 +141,16 @@ $python scripts/plot_metrics.py "$runs/$adapter" --output "$runs/$adapter/curves
 
 step "results on the held-out images"
 $python scripts/compare_runs.py "ViT-Adapter-T=$runs/$adapter" --output "$runs/$adapter/result.png"
+models=(ViT-Adapter-T=$adapter)
 if $compare; then
     baseline mask_rcnn_vit_t
     baseline mask_rcnn_vitdet_t
+    models=(ViT-T=mask_rcnn_vit_t ViTDet-T=mask_rcnn_vitdet_t "${models[@]}")
     step "the same net, trained for the same time, with and without the adapter"
-    $python scripts/compare_runs.py "ViT-T=$runs/mask_rcnn_vit_t" \
-        "ViTDet-T=$runs/mask_rcnn_vitdet_t" "ViT-Adapter-T=$runs/$adapter" \
-        --output "$runs/comparison.png"
+    $python scripts/compare_runs.py "${models[@]/=/=$runs/}" --output "$runs/comparison.png"
     echo "comparison:        $runs/comparison.png"
 fi
+analyze "${models[@]}"
 echo "predictions:       $pictures/overview.png (ground truth left, prediction right)"
 echo "loss and lr:       $runs/$adapter/curves.png"
 echo "weights, log:      $runs/$adapter/"

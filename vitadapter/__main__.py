@@ -27,6 +27,10 @@ COMMANDS = {
     "export": Command("write the backbone as a program of torch.export", "commands.export:main"),
     "convert": Command("convert a checkpoint to this project's names", "commands.convert:main"),
     "analyze": Command("AP by class and size of a finished evaluation", "commands.analyze:main"),
+    "analyze-errors": Command("what each kind of error costs", "commands.analyze_errors:main"),
+    "analyze-features": Command(
+        "draw feature maps and their Fourier spectra", "commands.analyze_features:main"
+    ),
     "analyze-model": Command("parameters and FLOPs of a model", "commands.analyze_model:main"),
     "data": Command("check, convert or make data sets", "commands.data:main"),
     "doctor": Command("print what a bug report needs, and what is missing", "doctor:main"),

@@ -123,6 +123,36 @@ def test_quickstart_compares_for_the_same_time(tree: Path) -> None:
     assert called[-1].startswith("compare_runs.py ViT-T=")
 
 
+def test_quickstart_analyzes_what_it_has_trained(tree: Path) -> None:
+    script = tree / "scripts" / "quickstart.sh"
+    assert run(script, "--compare", "--analyze").returncode == 0
+    *_, features, errors = calls(tree)
+    names = {"ViT-T": "mask_rcnn_vit_t", "ViTDet-T": "mask_rcnn_vitdet_t"}
+    names["ViT-Adapter-T"] = "mask_rcnn_vit_adapter_t"
+    assert features == " ".join(
+        ["analyze_features.py datasets/digits/val --output output/digits/analysis-instance"]
+        + [
+            f"--run {name} output/digits/{run}/config.yaml output/digits/{run}/model_final.pth"
+            for name, run in names.items()
+        ]
+    )
+    assert errors.endswith(
+        "--output output/digits/analysis-instance "
+        + " ".join(
+            f"--run {name} output/digits/{run}/inference/coco_instances_results.json"
+            for name, run in names.items()
+        )
+    )
+
+    results = tree / "output/digits/upernet_vit_adapter_t/inference/sem_seg_results.md"
+    results.parent.mkdir(parents=True)
+    results.write_text("")
+    assert run(script, "--task", "semantic", "--analyze").returncode == 0
+    *_, features = calls(tree)
+    assert features.startswith("analyze_features.py")
+    assert features.count("--run") == 1
+
+
 def test_quickstart_starts_from_pretrained_weights(tree: Path) -> None:
     script = tree / "scripts" / "quickstart.sh"
     override = "train.init_checkpoint=deit.pth"

@@ -1,6 +1,8 @@
 """What the commands' arguments have in common: a config by name or file, weights, overrides."""
 
 import argparse
+from collections.abc import Iterable
+from typing import TypeVar
 
 from vitadapter.model_zoo import zoo_address
 
@@ -10,8 +12,11 @@ __all__ = [
     "WEIGHTS",
     "DefaultsHelpFormatter",
     "command_parser",
+    "named",
     "weights_of",
 ]
+
+_T = TypeVar("_T")
 
 CONFIG = "name of an experiment (`vitadapter zoo` lists them), or a LazyConfig file"
 OVERRIDES = "set a key of the config; +key=value adds a key, and ~key deletes one"
@@ -42,6 +47,20 @@ def command_parser(prog: str, description: str, examples: str) -> argparse.Argum
     )
     parser.add_argument("config_file", metavar="CONFIG", help=CONFIG)
     return parser
+
+
+def named(runs: Iterable[tuple[str, _T]]) -> dict[str, _T]:
+    """Runs by their names.
+
+    Raises:
+        ValueError: two names are equal.
+    """
+    found: dict[str, _T] = {}
+    for name, run in runs:
+        if name in found:
+            raise ValueError(f"the names of runs must differ, got {name!r} twice")
+        found[name] = run
+    return found
 
 
 def weights_of(config: str, weights: str) -> str:

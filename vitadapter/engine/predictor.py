@@ -21,6 +21,7 @@ from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoin
 from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
+from vitadapter.modeling.image_record import ImageRecord
 
 __all__ = ["LazyPredictor", "Prediction"]
 
@@ -129,9 +130,10 @@ class LazyPredictor:
         """
         for image in images:
             _check_image(image)
-        return self._inference([self._preprocess(image) for image in images])
+        return self._inference([self.preprocess(image) for image in images])
 
-    def _preprocess(self, image: np.ndarray) -> dict[str, object]:
+    def preprocess(self, image: np.ndarray) -> ImageRecord:
+        """The input of the model for an image as in `__call__`, augmented as for testing."""
         height, width = image.shape[:2]
         if self._image_format == "RGB":
             image = image[:, :, ::-1]

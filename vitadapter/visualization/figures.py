@@ -17,6 +17,7 @@ __all__ = [
     "TEXT_COLOR",
     "draw_confusion_matrix",
     "figure_file",
+    "plot_errors",
     "plot_precision_recall",
 ]
 
@@ -111,6 +112,40 @@ def plot_precision_recall(
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for panel, (title, curves) in zip(axes, panels.items(), strict=True):
             _draw_precision_recall(panel, recall_levels, curves, title)
+
+
+def _draw_errors(axes: Axes, runs: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -> None:
+    width = 0.8 / len(runs)
+    for i, (name, costs) in enumerate(runs.items()):
+        places = np.arange(len(kinds)) + (i - (len(runs) - 1) / 2) * width
+        color = COLORS[i % len(COLORS)]
+        bars = axes.bar(places, [costs[k] for k in kinds], width * 0.92, color=color, label=name)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=10)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.tick_params(length=0)
+    axes.margins(x=0.02, y=0.1)
+
+
+def plot_errors(
+    runs: Mapping[str, Mapping[str, float]], groups: Sequence[Sequence[str]], output: str | Path
+) -> None:
+    """Draws what each kind of error costs each run as bars, 1400x600 pixels.
+
+    Args:
+        runs: for the name of each run, the cost of each kind of error.
+        groups: kinds of errors that share an axis, for each panel.
+        output: the .png file to write.
+
+    Raises:
+        ValueError: `output` is not a .png file.
+    """
+    with figure_file(output, 1400, 600) as figure:
+        widths = [len(kinds) for kinds in groups]
+        panels = figure.subplots(1, len(groups), squeeze=False, width_ratios=widths)[0]
+        for axes, kinds in zip(panels, groups, strict=True):
+            _draw_errors(axes, runs, kinds)
+        panels[0].set_title("AP50 lost to each kind of error")
+        panels[0].legend(frameon=False)
 
 
 # Limits of the picture: more classes have no names, longer names are cut, and only a few classes
