@@ -35,7 +35,7 @@ CONFIGS = [path for path in ALL_CONFIGS if not path.stem.startswith(_SEGMENTERS)
 # How the zoo's rows test the weights of an experiment beside its own test: the overrides that they
 # name, by what these tests append to the experiment's name.
 TESTS = {"_ms": TTA, "_flip": FLIP}
-# The same for experiments that differ from another in a key, as those of the paper's tables 6 and 7.
+# The same for experiments that differ from another in keys, as in the paper's tables 6 and 7.
 _ADAPTER = "model.backbone.bottom_up"
 _ATTENTION = f"{_ADAPTER}.attention=vitadapter.modeling.backbone"
 VARIANTS = {f"_n{n}": f"{_ADAPTER}.num_interactions={n}" for n in (1, 2, 6)} | {

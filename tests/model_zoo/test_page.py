@@ -21,6 +21,7 @@ from segmentation_recipes import PANOPTIC_RECIPES, RECIPES
 from torch import nn
 from zoo_rows import LINK, PAGE, ROWS, Row
 
+from vitadapter.analysis import analyze_model
 from vitadapter.engine.inference import build_inference
 from vitadapter.model_zoo.trained_models import TRAINED_MODELS
 
@@ -109,6 +110,14 @@ def test_parameters_are_measured(path: Path, test: str, row: Row) -> None:
     assert row["#params (M)"] == f"{count_parameters(model) / 1e6:.3f}"
 
 
+@pytest.mark.parametrize(("path", "test", "row"), [each for each in ROWS if "GFLOPs" in each[2]])
+def test_flops_are_measured(path: Path, test: str, row: Row) -> None:
+    """Within a percent of the paper's."""
+    flops = analyze_model(load(path, test), (800, 1280)).total.flops.total() / 1e9
+    assert row["GFLOPs"] == f"{flops:.1f}"
+    assert flops == pytest.approx(float(row["GFLOPs (paper)"]), rel=0.01)
+
+
 class _Model(nn.Module):
     """What test-time augmentation is put around."""
 
@@ -194,7 +203,11 @@ def test_published_figures(
         assert float(row["#params (M)"]) == pytest.approx(paper["params_M"], abs=0.06)
         assert row["pre-training"].split(", ")[1] in paper["pretrain"]
     if paper := _ablation(path, test, tables):
-        expected = {"box AP": paper["AP_b"], "mask AP": paper["AP_m"], "GFLOPs": paper.get("GFLOPs")}
+        expected = {
+            "box AP": paper["AP_b"],
+            "mask AP": paper["AP_m"],
+            "GFLOPs": paper.get("GFLOPs"),
+        }
         assert f"{float(row['#params (M)']):.1f}" == str(paper["params_M"])
     for column in columns:
         figure = expected[column.removesuffix(" (paper)")]
