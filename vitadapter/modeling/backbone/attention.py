@@ -23,8 +23,8 @@ __all__ = ["CSwinAttention", "GlobalAttention", "PaleAttention"]
 class GlobalAttention(nn.Module):
     """Multi-head attention of every query to all tokens of all levels (arXiv 1706.03762).
 
-    Its time is quadratic in the number of pixels. Its memory is not on devices for which PyTorch
-    has a fused kernel of `scaled_dot_product_attention`.
+    Its time is quadratic in the number of pixels. Its memory is linear where PyTorch has a fused
+    kernel of `scaled_dot_product_attention`, as on CPUs and current GPUs.
 
     Args:
         embed_dim: channels C of queries, input features and output.
@@ -114,8 +114,8 @@ def _attention(
 
     `mask` (B, 1, 1, S) is True for the keys that exist.
     """
-    heads = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class _CrossedWindows(GlobalAttention):
@@ -193,8 +193,8 @@ class _CrossedWindows(GlobalAttention):
         if units % self.window_units:
             exists = [x.new_ones((1, *x.shape[1:3], 1), dtype=torch.bool) for x in keys]
             mask = self._windows(exists, units).repeat(queries[0].shape[0], 1, 1).mT[:, None]
-        windows = (self._windows(maps, units) for maps in (queries, keys, values))
-        attended = _attention(*windows, self.num_heads // 2, mask)
+        q, k, v = (self._windows(maps, units) for maps in (queries, keys, values))
+        attended = _attention(q, k, v, self.num_heads // 2, mask)
         return self._maps_of(attended, units, queries)
 
     def _windows(self, maps: list[Tensor], units: int) -> Tensor:
@@ -307,9 +307,9 @@ class PaleAttention(_CrossedWindows):
     has `pale_size` rows of stride 16, at equal distances over the whole image: of n pales, pale i
     has the rows i, i + n, i + 2n and so on. Rows of stride 8 belong to the pale of the row of
     stride 16 that they lie in. A row of stride 32 covers two rows of stride 16: its tokens are keys
-    in the pales of both, and attend as queries in both, with the mean as the result. So every query
-    sees its own place. With pales of two rows, ViT-Adapter-S Mask R-CNN needs 458 GFLOPs at
-    800 x 1280, as in the paper, and pales divide every image.
+    in the pales of both (twice if that is the same pale), and attend as queries in both, with the
+    mean as the result. So every query sees its own place. With pales of two rows, ViT-Adapter-S
+    Mask R-CNN needs 458 GFLOPs at 800 x 1280, as in the paper, and pales divide every image.
 
     Pale Transformer has separable convolutions instead of linear projections, and a positional
     encoding before each block, which is not part of the attention.
