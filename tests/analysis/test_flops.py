@@ -12,7 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitadapter.analysis import FlopCounter
 from vitadapter.engine.overrides import load_config
 from vitadapter.model_zoo import get_config
-from vitadapter.modeling.backbone import ViTAdapter, ViTBaseline
+from vitadapter.modeling.backbone import (
+    CSwinAttention,
+    GlobalAttention,
+    PaleAttention,
+    ViTAdapter,
+    ViTBaseline,
+)
 from vitadapter.ops import MSDeformAttn, MSDeformAttnReference, ms_deform_attn
 
 MASK_RCNN = "COCO/mask_rcnn_vit_adapter_s_deit_1x"
@@ -80,6 +86,30 @@ def test_deformable_attention_is_counted_with_its_projections() -> None:
     sampled = counter.flops.pop(("", "vitadapter::ms_deform_attn_fused"))
     assert sampled == queries * dim * levels * points * (4 + 1)
     assert counter.flops.total() == projections
+
+
+@pytest.mark.parametrize(
+    ("attention", "keys", "lepe"),
+    [
+        # By rows and by columns: keys of a query of stride 16, in maps of 8 x 12, 4 x 6 and 2 x 3.
+        (GlobalAttention, (126, 126), 0),
+        (CSwinAttention, (4 * 12 + 2 * 6 + 3, 4 * 8 + 2 * 4 + 2), 24 * 24 * 9),
+        (PaleAttention, (4 * 12 + 2 * 6 + 2 * 3, 4 * 8 + 2 * 4 + 2 * 2), 0),
+    ],
+)
+def test_attention_of_stripes_and_pales_is_counted(
+    attention: type[nn.Module], keys: tuple[int, int], lepe: int
+) -> None:
+    """The same on the CPU, by its fused kernel, and on the meta device."""
+    dim, queries, shapes = 24, 4 * 6, ((8, 12), (4, 6), (2, 3))
+    module = attention(dim, 2, 3, 4).eval()
+    inputs = [torch.zeros(1, queries, dim), None, torch.zeros(1, 126, dim)]
+    flops = count(module, *inputs, shapes).flops
+    assert flops["", "_scaled_dot_product_flash_attention_for_cpu"] == queries * sum(keys) * dim
+    assert flops["", "convolution"] == lepe
+    assert flops.total() == queries * sum(keys) * dim + 2 * (queries + 126) * dim * dim + lepe
+    meta = [x if x is None else x.to("meta") for x in inputs]
+    assert count(module.to("meta"), *meta, shapes).flops.total() == flops.total()
 
 
 def test_both_forms_of_the_operator_cost_the_same() -> None:

@@ -35,8 +35,14 @@ CONFIGS = [path for path in ALL_CONFIGS if not path.stem.startswith(_SEGMENTERS)
 # How the zoo's rows test the weights of an experiment beside its own test: the overrides that they
 # name, by what these tests append to the experiment's name.
 TESTS = {"_ms": TTA, "_flip": FLIP}
-# The same for experiments that differ from another in a key, as those of the paper's table 6.
-VARIANTS = {f"_n{n}": f"model.backbone.bottom_up.num_interactions={n}" for n in (1, 2, 6)}
+# The same for experiments that differ from another in keys, as in the paper's tables 6 and 7.
+_ADAPTER = "model.backbone.bottom_up"
+_ATTENTION = f"{_ADAPTER}.attention=vitadapter.modeling.backbone"
+VARIANTS = {f"_n{n}": f"{_ADAPTER}.num_interactions={n}" for n in (1, 2, 6)} | {
+    "_global": f"{_ATTENTION}.GlobalAttention {_ADAPTER}.use_act_checkpoint=True",
+    "_cswin": f"{_ATTENTION}.CSwinAttention",
+    "_pale": f"{_ATTENTION}.PaleAttention",
+}
 ROW_OVERRIDES = TESTS | VARIANTS
 
 CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups

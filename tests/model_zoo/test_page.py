@@ -21,6 +21,7 @@ from segmentation_recipes import PANOPTIC_RECIPES, RECIPES
 from torch import nn
 from zoo_rows import LINK, PAGE, ROWS, Row
 
+from vitadapter.analysis import analyze_model
 from vitadapter.engine.inference import build_inference
 from vitadapter.model_zoo.trained_models import TRAINED_MODELS
 
@@ -109,6 +110,14 @@ def test_parameters_are_measured(path: Path, test: str, row: Row) -> None:
     assert row["#params (M)"] == f"{count_parameters(model) / 1e6:.3f}"
 
 
+@pytest.mark.parametrize(("path", "test", "row"), [each for each in ROWS if "GFLOPs" in each[2]])
+def test_flops_are_measured(path: Path, test: str, row: Row) -> None:
+    """Within a percent of the paper's."""
+    flops = analyze_model(load(path, test), (800, 1280)).total.flops.total() / 1e9
+    assert row["GFLOPs"] == f"{flops:.1f}"
+    assert flops == pytest.approx(float(row["GFLOPs (paper)"]), rel=0.01)
+
+
 class _Model(nn.Module):
     """What test-time augmentation is put around."""
 
@@ -144,11 +153,13 @@ def test_row_names_its_config(path: Path, test: str, row: Row) -> None:
     assert set(words) <= set(path.stem.split("_"))
 
 
-def _table_6(path: Path, test: str, table: dict[str, list[dict]]) -> dict | None:
-    """The paper's row of a variant of the baseline or of a number of interactions."""
-    components = {row["method"].lower().replace(" ", ""): row for row in table["components"]}
-    numbers = {f"_n{row['N']}": row for row in table["num_interactions"]}
-    return components.get(path.stem.split("_")[-1]) or (numbers[test] if test in VARIANTS else None)
+def _ablation(path: Path, test: str, tables: dict[str, dict[str, list[dict]]]) -> dict | None:
+    """The row of the paper's table 6 or 7 for a variant of the baseline or of the adapter."""
+    table_6 = tables["table_6"]
+    components = {row["method"].lower().replace(" ", ""): row for row in table_6["components"]}
+    variants = {f"_n{row['N']}": row for row in table_6["num_interactions"]}
+    variants |= {f"_{row['attention'].lower()}": row for row in tables["table_7"]["rows"]}
+    return components.get(path.stem.split("_")[-1]) or variants.get(test)
 
 
 @each_row
@@ -191,12 +202,16 @@ def test_published_figures(
         # The paper has 43.8 for 43.747.
         assert float(row["#params (M)"]) == pytest.approx(paper["params_M"], abs=0.06)
         assert row["pre-training"].split(", ")[1] in paper["pretrain"]
-    if table_6 := _table_6(path, test, tables["table_6"]):
-        expected = {"box AP": table_6["AP_b"], "mask AP": table_6["AP_m"]}
-        assert f"{float(row['#params (M)']):.1f}" == str(table_6["params_M"])
+    if paper := _ablation(path, test, tables):
+        expected = {
+            "box AP": paper["AP_b"],
+            "mask AP": paper["AP_m"],
+            "GFLOPs": paper.get("GFLOPs"),
+        }
+        assert f"{float(row['#params (M)']):.1f}" == str(paper["params_M"])
     for column in columns:
         figure = expected[column.removesuffix(" (paper)")]
-        assert row[column] == ("-" if figure is None else f"{figure:.1f}"), column
+        assert row[column] == ("-" if figure is None else str(figure)), column
 
 
 def test_augreg_of_table_9(shared: Path) -> None:

@@ -1,5 +1,6 @@
 """Backbones: plain ViTs (nets), the adapter and other ways to make feature pyramids, and necks."""
 
+from .attention import CSwinAttention, GlobalAttention, PaleAttention
 from .necks import (
     ChannelMapper,
     ExtraAttention,
@@ -14,11 +15,14 @@ from .vit_spatial_prior import ViTSpatialPrior
 
 __all__ = [
     "BEiT",
+    "CSwinAttention",
     "ChannelMapper",
     "Detectron2Net",
     "ExtraAttention",
+    "GlobalAttention",
     "LastLevelConvs",
     "LastLevelMaxPool2x2",
+    "PaleAttention",
     "SimpleFeaturePyramid",
     "TimmViT",
     "UniPerceiver",

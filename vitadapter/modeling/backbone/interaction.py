@@ -11,7 +11,21 @@ from torch.utils.checkpoint import checkpoint
 from vitadapter.layers.fast import recomputed, run_linear
 from vitadapter.ops import cell_centres
 
-__all__ = ["ConvFFN", "Extractor", "Injector", "InteractionBlock", "TokenGrids", "tokens_to_map"]
+__all__ = [
+    "ConvFFN",
+    "Extractor",
+    "Injector",
+    "InteractionBlock",
+    "TokenGrids",
+    "pyramid_of",
+    "tokens_to_map",
+]
+
+
+def pyramid_of(vit: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Returns (height, width) at strides 8, 16 and 32 for h x w ViT tokens, h and w even."""
+    h, w = vit
+    return (2 * h, 2 * w), (h, w), (h // 2, w // 2)
 
 
 class TokenGrids(NamedTuple):
@@ -33,8 +47,7 @@ class TokenGrids(NamedTuple):
     @classmethod
     def of(cls, vit: tuple[int, int], device: torch.device) -> "TokenGrids":
         """Returns the grids that belong to h x w ViT tokens, h and w even."""
-        h, w = vit
-        pyramid = ((2 * h, 2 * w), (h, w), (h // 2, w // 2))
+        pyramid = pyramid_of(vit)
         points = [cell_centres(hw, device) for hw in pyramid]
         return cls(vit, pyramid, points[1], torch.cat(points, dim=1))
 

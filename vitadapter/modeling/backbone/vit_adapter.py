@@ -41,8 +41,9 @@ class ViTAdapter(PyramidBackbone):
         interaction_indexes: (first, last) block of each interaction, both inclusive. They must
             cover the net's blocks in order, and override `num_interactions`.
         conv_dim: channels of the spatial prior module's stem.
-        num_points: sampling points per head and level of the deformable attention.
-        deform_num_heads: its heads.
+        num_points: sampling points per head and level of the deformable attention; other attention
+            has none.
+        deform_num_heads: heads of the attention.
         deform_ratio: its value channels, relative to the net's channels.
         ffn_ratio: hidden width of the extractors' FFN, relative to the net's channels; 0 for no
             FFN.
@@ -63,8 +64,9 @@ class ViTAdapter(PyramidBackbone):
         injector_gamma_init: initial value of the injectors' gate.
         freeze_net: whether to keep the net in eval mode and not train its parameters. Without
             injectors, it then also runs without gradients and stores no activations.
-        attention: class of the sparse attention, called with `embed_dim, num_heads, num_levels,
-            num_points, ratio`.
+        attention: class of the attention, called with `embed_dim, num_heads, num_levels,
+            num_points, ratio`. Its `forward` is that of `MSDeformAttn`. There are also
+            `MSDeformAttnReference`, `GlobalAttention`, `CSwinAttention` and `PaleAttention`.
         use_act_checkpoint: whether to recompute the injectors and extractors in the backward pass.
             In the configs, it follows the net's setting of the same name.
 
