@@ -12,6 +12,7 @@ from vitadapter.commands.arguments import OVERRIDES, WEIGHTS, command_parser, we
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.model_zoo import config_file
+from vitadapter.modeling.backbone import merge_lora
 
 __all__ = ["check_equal", "export_backbone", "main"]
 
@@ -19,7 +20,7 @@ _DESCRIPTION = """\
 Writes the backbone of a model (with its pyramid) for images of one size, in batches of any size.
 
 The program takes normalised images (B, 3, H, W) and returns a dict of feature maps. It is compared
-with the model before it is written. Load it with `import vitadapter.ops` and
+with the model before it is written. LoRA's updates are merged into the weights. Load it with `import vitadapter.ops` and
 `torch.export.load(FILE).module()`.
 """
 _EXAMPLES = """
@@ -85,7 +86,7 @@ def _run(args: argparse.Namespace) -> None:
     cfg = load_config(str(config_file(args.config_file)), args.overrides)
     predictor = LazyPredictor(cfg, weights_of(args.config_file, args.weights))
     backbone, size = predictor.model.backbone, tuple(args.size)
-    program = export_backbone(backbone, size)
+    program = export_backbone(merge_lora(backbone), size)
     difference = check_equal(program, backbone, size)
     partial = args.output.with_name(f"{args.output.name}.partial")
     try:

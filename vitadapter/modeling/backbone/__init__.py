@@ -7,7 +7,17 @@ from .necks import (
     LastLevelMaxPool2x2,
     SimpleFeaturePyramid,
 )
-from .nets import BEiT, Detectron2Net, TimmViT, UniPerceiver, ViT
+from .nets import (
+    BEiT,
+    Detectron2Net,
+    LoRA,
+    TimmViT,
+    TrainedParts,
+    UniPerceiver,
+    VisualPrompts,
+    ViT,
+    merge_lora,
+)
 from .vit_adapter import ViTAdapter
 from .vit_baseline import ViTBaseline
 from .vit_spatial_prior import ViTSpatialPrior
@@ -19,11 +29,15 @@ __all__ = [
     "ExtraAttention",
     "LastLevelConvs",
     "LastLevelMaxPool2x2",
+    "LoRA",
     "SimpleFeaturePyramid",
     "TimmViT",
+    "TrainedParts",
     "UniPerceiver",
     "ViT",
     "ViTAdapter",
     "ViTBaseline",
     "ViTSpatialPrior",
+    "VisualPrompts",
+    "merge_lora",
 ]

@@ -56,7 +56,8 @@ class ViTAdapter(PyramidBackbone):
         use_injector: whether the adapter's tokens are injected into the ViT.
         injector_gamma_init: initial value of the injectors' gate.
         freeze_net: whether to keep the net in eval mode and not train its parameters. Without
-            injectors, it then also runs without gradients and stores no activations.
+            injectors, it then also runs without gradients and stores no activations. A net with
+            `tuning` freezes its own weights, and this setting does not change what it trains.
         attention: class of the sparse attention, called with `embed_dim, num_heads, num_levels,
             num_points, ratio`.
         use_act_checkpoint: whether to recompute the injectors and extractors in the backward pass.
@@ -104,7 +105,8 @@ class ViTAdapter(PyramidBackbone):
                 f"needed, got {drop_path_rate=}, {ffn_ratio=}, {num_extra_extractors=}"
             )
         self.vit_feature = vit_feature
-        self.freeze_net = freeze_net
+        # A tuned net has frozen itself. In training mode, the dropout of its tuning acts.
+        self.freeze_net = freeze_net and not getattr(net, "tuning", ())
 
         dim = net.embed_dim
         self.level_embed = nn.Parameter(torch.zeros(3, dim))
@@ -140,8 +142,8 @@ class ViTAdapter(PyramidBackbone):
 
         # Last, so that the initialisation above leaves a pre-trained net alone.
         self.net = net
-        self._net_has_grad = use_injector or not freeze_net
-        if freeze_net:
+        self._net_has_grad = use_injector or not self.freeze_net
+        if self.freeze_net:
             net.requires_grad_(False)
             net.eval()
 
