@@ -19,9 +19,9 @@ __all__ = ["check_equal", "export_backbone", "main"]
 _DESCRIPTION = """\
 Writes the backbone of a model (with its pyramid) for images of one size, in batches of any size.
 
-The program takes normalised images (B, 3, H, W) and returns a dict of feature maps. It is compared
-with the model before it is written. LoRA's updates are merged into the weights. Load it with `import vitadapter.ops` and
-`torch.export.load(FILE).module()`.
+The program takes normalised images (B, 3, H, W) and returns a dict of feature maps. LoRA's updates
+are merged into the weights. The program is compared with the model before it is written. Load it
+with `import vitadapter.ops` and `torch.export.load(FILE).module()`.
 """
 _EXAMPLES = """
 examples:

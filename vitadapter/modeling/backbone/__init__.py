@@ -20,6 +20,7 @@ from .nets import (
 )
 from .vit_adapter import ViTAdapter
 from .vit_baseline import ViTBaseline
+from .vit_features import ViTFeatures
 from .vit_spatial_prior import ViTSpatialPrior
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "ViT",
     "ViTAdapter",
     "ViTBaseline",
+    "ViTFeatures",
     "ViTSpatialPrior",
     "VisualPrompts",
     "merge_lora",
