@@ -33,7 +33,7 @@ _TOLERANCE = 1e-4
 
 
 def export_backbone(backbone: nn.Module, size: tuple[int, int]) -> torch.export.ExportedProgram:
-    """Exports a backbone.
+    """Exports a backbone, with LoRA's updates merged into the weights.
 
     Args:
         backbone: in evaluation mode; takes (B, 3, H, W) and returns feature maps by name.
@@ -46,7 +46,7 @@ def export_backbone(backbone: nn.Module, size: tuple[int, int]) -> torch.export.
     images = torch.zeros(2, 3, *size, device=parameter.device, dtype=parameter.dtype)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
-        return torch.export.export(backbone, (images,), dynamic_shapes=({0: batch},))
+        return torch.export.export(merge_lora(backbone), (images,), dynamic_shapes=({0: batch},))
 
 
 def check_equal(
@@ -86,7 +86,7 @@ def _run(args: argparse.Namespace) -> None:
     cfg = load_config(str(config_file(args.config_file)), args.overrides)
     predictor = LazyPredictor(cfg, weights_of(args.config_file, args.weights))
     backbone, size = predictor.model.backbone, tuple(args.size)
-    program = export_backbone(merge_lora(backbone), size)
+    program = export_backbone(backbone, size)
     difference = check_equal(program, backbone, size)
     partial = args.output.with_name(f"{args.output.name}.partial")
     try:

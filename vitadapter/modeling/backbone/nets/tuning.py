@@ -234,7 +234,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
 class TrainedParts(Tuning):
     """Parameters of the net that are trained although the others are frozen.
 
-    `["bias"]` are all biases (BitFit, arXiv 2106.10199), also those of VPT's segmenter;
+    `["bias"]` are all biases (BitFit, arXiv 2106.10199), in BEiT with those of relative positions;
     `["patch_embed", "pos_embed"]` leaves only the blocks frozen.
 
     Args:
