@@ -347,3 +347,9 @@ def test_a_net_without_tuning_is_trained_as_a_whole():
 def test_wrong_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("tuning", [LoRA(2), [16], "lora", None])
+def test_a_tuning_is_a_list(tuning):
+    with pytest.raises(TypeError, match="tuning must be a list of LoRA"):
+        ViT(**SIZE, tuning=tuning)

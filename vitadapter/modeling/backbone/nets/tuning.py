@@ -56,8 +56,13 @@ def tune(net: nn.Module, tuning: Sequence[Tuning]) -> None:
         tuning: may have several elements.
 
     Raises:
+        TypeError: `tuning` is not a list of such elements.
         ValueError: the net is tuned already, or has no place for one of them.
     """
+    if not isinstance(tuning, Sequence) or not all(isinstance(part, Tuning) for part in tuning):
+        raise TypeError(
+            f"tuning must be a list of LoRA, VisualPrompts or TrainedParts, got {tuning!r}"
+        )
     if getattr(net, "tuning", ()):
         raise ValueError(f"{type(net).__name__} is tuned already: give all tuning at once")
     net.tuning = tuple(tuning)
