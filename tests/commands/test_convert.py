@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from detectron2.config import LazyConfig, instantiate
 from torch import Tensor
 
 from vitadapter.checkpoint.loading import check_plan, plan_load
@@ -67,6 +68,27 @@ def test_bad_outputs(output: str, message: str, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         convert.main(["w.pth", str(tmp_path / output), "--overwrite"])
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_only_a_model_with_lora_is_merged(
+    source: tuple[Path, dict[str, Tensor]], tmp_path: Path, capsys
+) -> None:
+    path, _ = source
+    arguments = [str(path), str(tmp_path / "out.pth"), "--merge-lora"]
+    with pytest.raises(SystemExit):
+        convert.main(arguments)
+    assert "--merge-lora needs the config" in capsys.readouterr().err
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(model='L(ViTAdapter)(net=_nets["vit"], deform_num_heads=2)'))
+    weights = instantiate(LazyConfig.load(str(config)).model).state_dict()
+    torch.save({"model": weights}, path)
+    arguments += ["--config-file", str(config)]
+    assert convert.main(arguments) == 1
+    assert "--merge-lora needs a model with LoRA" in capsys.readouterr().err
+    lora = "model.net.tuning=[{_target_: vitadapter.modeling.backbone.LoRA, rank: 2}]"
+    assert convert.main([*arguments, lora]) == 1  # the updates are not in the file
+    assert "is of another model: 16 of the" in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()
 
 
 @pytest.mark.parametrize("family", ["auto", "dinov2"])

@@ -8,6 +8,7 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 
 from vitadapter.commands import export
+from vitadapter.modeling.backbone import LoRA, VisualPrompts, ViT, ViTBaseline
 
 
 @pytest.fixture
@@ -48,6 +49,19 @@ def test_a_program_of_other_weights_is_refused(cfg: DictConfig) -> None:
     assert export.check_equal(program, first, (64, 64)) < 1e-4
     with pytest.raises(ValueError, match=r"must equal the model within 0\.0001, got"):
         export.check_equal(program, second, (64, 64))
+
+
+def test_a_tuned_net_is_exported_merged() -> None:
+    tuning = [LoRA(2), VisualPrompts(3)]
+    net = ViT(embed_dim=32, depth=4, num_heads=2, tuning=tuning)
+    for name, parameter in net.named_parameters():
+        if name.endswith("lora_b"):
+            torch.nn.init.normal_(parameter)
+    backbone = ViTBaseline(net).eval()
+    program = export.export_backbone(backbone, (64, 64))
+    assert export.check_equal(program, backbone, (64, 64)) < 1e-4
+    assert "net.prompts" in program.state_dict
+    assert not any("lora" in name for name in program.state_dict)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 from killed_runs import Kill, KilledRun, wait_for_group
+from omegaconf import OmegaConf
 from tools import lazyconfig_train_net as train_net
 
-from vitadapter.commands import train
+from vitadapter.commands import convert, train
+from vitadapter.engine.overrides import load_config
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -348,6 +351,55 @@ def test_a_project_config(
     weights = torch.load(output / "model_final.pth", weights_only=False)["model"]
     assert "backbone.bottom_up.interactions.3.injector.gamma" in weights
     assert (output / "inference" / "coco_instances_results.json").is_file()
+
+
+def test_a_net_is_tuned_by_an_override(
+    repository: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    """LoRA and prompts: trained with an average of the weights, resumed, and merged."""
+    config = str(repository / "projects/ViTAdapter/configs/COCO/mask_rcnn_vit_adapter_s_deit_1x.py")
+    net = "model.backbone.bottom_up.net"
+    prompts = "{_target_: vitadapter.modeling.backbone.VisualPrompts, num_prompts: 3}"
+    lora = "{_target_: vitadapter.modeling.backbone.LoRA, rank: 2}"
+    changes = [*shrunk(overrides), "optimizer.lr=0.1", "train.ema.enabled=True"]
+    changes.append("dataloader.evaluator=null")
+    built = instantiate(OmegaConf.select(load_config(config, changes), net))
+    pretrained = built.state_dict()
+    torch.save(pretrained, tmp_path / "net.pth")
+    start = [f"{net}.tuning=[{lora},{prompts}]", f"train.init_checkpoint={tmp_path / 'net.pth'}"]
+    train.train([config, *changes, *start])
+    train.train([config, "--resume", *changes, *start, "train.max_iter=3"])
+
+    output = tmp_path / "output"
+    state = torch.load(output / "model_final.pth", weights_only=True)
+    weights = {
+        name.removeprefix("backbone.bottom_up.net."): value
+        for name, value in state["model"].items()
+        if name.startswith("backbone.bottom_up.net.")
+    }
+    assert all(torch.equal(weights[name], value) for name, value in pretrained.items())
+    updates = [value for name, value in weights.items() if name.endswith("lora_b")]
+    assert len(updates) == 8
+    assert all(value.any() for value in updates)
+    assert state["model"].keys() == state["model_ema"].keys()
+    model = instantiate(load_config(config, [*changes, start[0]]).model)
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    total = sum(p.numel() for p in model.parameters())
+    assert len(state["trainer"]["optimizer"]["state"]) == len(trained)
+    log = (output / "log.txt").read_text()
+    assert f"{total / 1e6:.3f} M, of which {sum(trained) / 1e6:.3f} M are trained" in log
+
+    merged = tmp_path / "merged.pth"
+    arguments = [str(output / "model_final.pth"), str(merged), "--merge-lora"]
+    assert convert.main([*arguments, "--config-file", str(output / "config.yaml")]) == 0
+    model.load_state_dict(state["model"])
+    plain = instantiate(load_config(config, [*changes, f"{net}.tuning=[{prompts}]"]).model)
+    plain.load_state_dict(torch.load(merged, weights_only=True)["model"])
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, found = (m.eval().backbone(images) for m in (model, plain))
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() <= 1e-5 * value.abs().max()
 
 
 def test_the_same_config_runs_under_detectron2s_own_script(

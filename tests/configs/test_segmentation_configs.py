@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from project_configs import SEGMENTATION_CONFIGS, load, net_wrapper, shrink_mask2former
 
 SIZE = 64  # pixels
@@ -19,8 +19,10 @@ KINDS = (
     "upernet_vit_s_dinov2_finetune",
     "semantic_fpn_vit_t_deit_80k",
     "semantic_fpn_vit_adapter_l_augreg_frozen_80k",
+    "setr_pup_vit_l_augreg_vpt_160k",
     "mask2former_vit_adapter_l_beit_896_80k",
     "mask2former_vit_s_dinov2_finetune",
+    "mask2former_vit_adapter_l_dinov3_lora_512_80k",
 )
 PATHS = {path.stem: path for path in SEGMENTATION_CONFIGS}
 
@@ -37,6 +39,10 @@ def shrink(cfg: DictConfig) -> DictConfig:
     head = cfg.model.sem_seg_head
     if "pixel_decoder" in head:
         shrink_mask2former(cfg)
+    elif isinstance(head.get("auxiliary_head"), ListConfig):  # SETR
+        wrapper.net.depth = 24  # the names of its features are those of the blocks
+        wrapper.block_indexes = [9, 14, 19, 23]
+        head.head.channels = 16
     elif "head" in head:
         head.head.channels = 16
         head.auxiliary_head.channels = 16

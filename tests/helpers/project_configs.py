@@ -18,7 +18,7 @@ from vitadapter.model_zoo.trained_models import FLIP, TTA
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "ViTAdapter"
 ALL_CONFIGS = sorted(PROJECT.glob("configs/*/*.py"))
-_SEGMENTERS = ("mask2former_", "semantic_fpn_", "upernet_")
+_SEGMENTERS = ("mask2former_", "semantic_fpn_", "setr_", "upernet_")
 # Mask2Former of panoptic and of instance segmentation.
 PANOPTIC_CONFIGS = [
     path

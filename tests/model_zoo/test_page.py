@@ -43,6 +43,7 @@ HEADS = {
     "Cascade Mask R-CNN": "cascade_mask_rcnn",
     "HTC++": "htcpp",
     "UPerNet": "upernet",
+    "SETR-PUP": "setr_pup",
     "Semantic FPN": "semantic_fpn",
     "Mask2Former": "mask2former",
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitadapter.checkpoint.families import FAMILIES, recognise
 from vitadapter.checkpoint.family import Conversion, Family, first_few
 from vitadapter.checkpoint.fitting import check_dense, fit
+from vitadapter.modeling.backbone.nets.tuning import is_added
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
 
 __all__ = ["MIN_NET_SHARE", "LoadPlan", "LoadReport", "check_plan", "plan_load"]
@@ -64,8 +65,8 @@ class LoadReport(Conversion):
     Attributes:
         source: the file.
         family: the family as which it was recognised.
-        net_share: share of the plain ViT's parameters that was found, in [0, 1]; None if the model
-            has no plain ViT.
+        net_share: share of the plain ViT's own parameters that was found, in [0, 1]; None if the
+            model has no plain ViT. What a tuning adds to it (LoRA, prompts) does not count.
         missing: how an entry that is not in the file is initialised, by name.
     """
 
@@ -134,7 +135,7 @@ class LoadPlan:
         return bool(
             report.wrong_shape
             or report.unexpected
-            or any(name.startswith(prefix) for name in report.missing)
+            or any(name.startswith(prefix) and not is_added(name) for name in report.missing)
         )
 
     def apply(self, model: nn.Module) -> None:
@@ -283,7 +284,8 @@ def _unshared(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
 
 
 def _net_share(model: nn.Module, net_path: str, tensors: Mapping[str, Tensor]) -> float:
-    sizes = {name: p.numel() for name, p in model.get_submodule(net_path).named_parameters()}
+    parameters = model.get_submodule(net_path).named_parameters()
+    sizes = {name: p.numel() for name, p in parameters if not is_added(name)}
     found = sum(size for name, size in sizes.items() if f"{net_path}.{name}" in tensors)
     return found / max(sum(sizes.values()), 1)
 

@@ -8,11 +8,16 @@ script for programs that do not, such as Detectron2's own tools/lazyconfig_train
 with which OUT has the names and sizes of the whole model of CONFIG, so that they can use it as
 train.init_checkpoint. Without CONFIG, names are those of the net alone and sizes those of IN; where
 a family goes into nets of several classes, they are the names of the one that README.md calls ViT.
+
+A model that was trained with LoRA becomes a plain one, for the config without LoRA, by
+
+  %(prog)s output/model_final.pth OUT.pth --config-file output/config.yaml --merge-lora
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,6 +44,7 @@ from vitadapter.engine.building import build
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.run_checks import setup_errors
 from vitadapter.model_zoo import config_file
+from vitadapter.modeling.backbone import merge_lora
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -62,6 +68,11 @@ def parse_args(
     parser.add_argument(
         "--config-file", metavar="CONFIG", help=f"whose model OUT is converted for: {CONFIG}"
     )
+    parser.add_argument(
+        "--merge-lora",
+        action="store_true",
+        help="add LoRA's updates to the weights; IN must have the whole model of CONFIG",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument(
         "overrides",
@@ -73,6 +84,8 @@ def parse_args(
     args = parser.parse_intermixed_args(arguments)
     if args.config_file is None and args.overrides:
         parser.error(f"{' '.join(args.overrides)} would change a config: add --config-file")
+    if args.config_file is None and args.merge_lora:
+        parser.error("--merge-lora needs the config that the model was trained with: --config-file")
     if args.config_file is not None:
         try:
             args.config_file = str(config_file(args.config_file))
@@ -134,7 +147,15 @@ def convert_for_config(
             f"SimpleFeaturePyramid over a plain ViT, got a {type(model).__name__} without one"
         )
     allow_partial = OmegaConf.select(cfg, "train.init_allow_partial", default=False)
-    check_plan(plan, model, allow_partial=allow_partial)
+    check_plan(plan, model, complete=args.merge_lora, allow_partial=allow_partial)
+    if args.merge_lora:
+        plan.apply(model)
+        if (merged := merge_lora(model)) is model:
+            raise ValueError(
+                f"--merge-lora needs a model with LoRA, but --config-file {args.config_file} has "
+                "none in the tuning of its net"
+            )
+        return replace(plan.report, tensors=merged.state_dict())
     return plan.report
 
 

@@ -12,15 +12,16 @@ from vitadapter.commands.arguments import OVERRIDES, WEIGHTS, command_parser, we
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.model_zoo import config_file
+from vitadapter.modeling.backbone import merge_lora
 
 __all__ = ["check_equal", "export_backbone", "main"]
 
 _DESCRIPTION = """\
 Writes the backbone of a model (with its pyramid) for images of one size, in batches of any size.
 
-The program takes normalised images (B, 3, H, W) and returns a dict of feature maps. It is compared
-with the model before it is written. Load it with `import vitadapter.ops` and
-`torch.export.load(FILE).module()`.
+The program takes normalised images (B, 3, H, W) and returns a dict of feature maps. LoRA's updates
+are merged into the weights. The program is compared with the model before it is written. Load it
+with `import vitadapter.ops` and `torch.export.load(FILE).module()`.
 """
 _EXAMPLES = """
 examples:
@@ -32,7 +33,7 @@ _TOLERANCE = 1e-4
 
 
 def export_backbone(backbone: nn.Module, size: tuple[int, int]) -> torch.export.ExportedProgram:
-    """Exports a backbone.
+    """Exports a backbone, with LoRA's updates merged into the weights.
 
     Args:
         backbone: in evaluation mode; takes (B, 3, H, W) and returns feature maps by name.
@@ -45,7 +46,7 @@ def export_backbone(backbone: nn.Module, size: tuple[int, int]) -> torch.export.
     images = torch.zeros(2, 3, *size, device=parameter.device, dtype=parameter.dtype)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
-        return torch.export.export(backbone, (images,), dynamic_shapes=({0: batch},))
+        return torch.export.export(merge_lora(backbone), (images,), dynamic_shapes=({0: batch},))
 
 
 def check_equal(

@@ -101,6 +101,9 @@ def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
 def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrainer:
     model = build(cfg.model, "model")
     logger.info("Model:\n%s", model)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size * grad for size, grad in sizes)
+    logger.info("Parameters: %.3f M, of which %.3f M are trained", total / 1e6, trained / 1e6)
     check_batch_norms(model, cfg.train.device, batch_size_of(loader))
     model.to(cfg.train.device)
     optimizer = _build_optimizer(cfg, model)

@@ -7,6 +7,8 @@ from typing import TypedDict
 from detectron2.solver.build import reduce_param_groups
 from torch import Tensor, nn
 
+from vitadapter.modeling.backbone.nets.tuning import is_added
+
 __all__ = [
     "FactorByName",
     "LayerDecay",
@@ -39,7 +41,8 @@ class LayerDecay:
     """Layer-wise learning-rate decay by the factor `rate ** (num_layers + 1 - layer)`.
 
     Layer 0 is the embedding of the wrapped `net`, layer i + 1 its block i, and layer
-    `num_layers + 1` (factor 1) everything else: adapter, neck and heads.
+    `num_layers + 1` (factor 1) everything else: adapter, neck, heads, and what a tuning adds to
+    the net (LoRA's updates, prompts), since that is new.
 
     Args:
         rate: in (0, 1].
@@ -64,7 +67,9 @@ class LayerDecay:
             ValueError: the name belongs to a block beyond `num_layers`.
         """
         block = _BLOCK.search(name)
-        if block is not None:
+        if is_added(name):
+            layer = self.num_layers + 1
+        elif block is not None:
             layer = int(block.group(1)) + 1
             if layer > self.num_layers:
                 raise ValueError(f"num_layers={self.num_layers} is too small for parameter {name}")

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.data import transforms as T
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from mask2former_samples import CLASSES, SHAPES, Pyramid, image_of
 from PIL import Image
@@ -12,7 +13,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitadapter.modeling.inference import SemanticSegmentorWithTTA, SlidingWindow
-from vitadapter.modeling.semantic import FCNHead, HeadWithAuxiliary, SemanticSegmentor, UPerHead
+from vitadapter.modeling.semantic import (
+    FCNHead,
+    HeadWithAuxiliary,
+    SemanticSegmentor,
+    SETRUpHead,
+    UPerHead,
+)
 
 
 def make_model(inference: SlidingWindow | None = None) -> SemanticSegmentor:
@@ -120,6 +127,40 @@ def test_heads_that_do_not_fit_are_refused() -> None:
         FCNHead(SHAPES, num_classes=5, in_feature="p2")
     with pytest.raises(ValueError, match="at least two features"):
         UPerHead({"res2": SHAPES["res2"]}, num_classes=5)
+    auxiliary = [FCNHead(SHAPES, num_classes=5) for _ in range(2)]
+    with pytest.raises(ValueError, match="losses of the heads must differ, got loss_sem_seg_aux"):
+        HeadWithAuxiliary(UPerHead(SHAPES, num_classes=5), auxiliary)
+    with pytest.raises(ValueError, match=r"one of \['res2'.*got 'p2'"):
+        SETRUpHead(SHAPES, num_classes=5, in_feature="p2")
+    with pytest.raises(ValueError, match="divide the stride 4 of res2, got num_convs=4"):
+        SETRUpHead(SHAPES, num_classes=5, in_feature="res2")
+
+
+def test_setrs_head_upsamples_as_often_as_it_convolves() -> None:
+    torch.manual_seed(0)
+    shapes = {"block9": ShapeSpec(channels=8, stride=16)}
+    head = SETRUpHead(shapes, in_feature="block9", num_classes=5, channels=4, norm="BN").eval()
+    features = torch.randn(2, 8, 3, 2)
+    x = F.layer_norm(features.movedim(1, 3), (8,), eps=1e-6).movedim(3, 1)
+    for conv in head.convs:
+        x = F.conv2d(x, conv.weight, padding=1) / (1 + conv.norm.eps) ** 0.5
+        x = F.interpolate(x.relu(), scale_factor=2, mode="bilinear")
+    assert x.shape == (2, 4, 48, 32)
+    logits, losses = head({"block9": features})
+    torch.testing.assert_close(logits, head.predictor(x))
+    assert losses == {}
+
+
+def test_every_auxiliary_head_is_trained() -> None:
+    heads = [FCNHead(SHAPES, num_classes=5, channels=8, norm="BN", loss_name=n) for n in "ab"]
+    both = HeadWithAuxiliary(UPerHead(SHAPES, num_classes=5, channels=8, norm="BN"), heads)
+    features = {
+        n: torch.randn(2, s.channels, 64 // s.stride, 64 // s.stride) for n, s in SHAPES.items()
+    }
+    losses = both(features, torch.zeros(2, 64, 64, dtype=torch.long))[1]
+    assert set(losses) == {"loss_sem_seg", "a", "b"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for head in heads for p in head.parameters())
 
 
 @torch.no_grad()

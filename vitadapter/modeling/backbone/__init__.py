@@ -8,9 +8,20 @@ from .necks import (
     LastLevelMaxPool2x2,
     SimpleFeaturePyramid,
 )
-from .nets import BEiT, Detectron2Net, TimmViT, UniPerceiver, ViT
+from .nets import (
+    BEiT,
+    Detectron2Net,
+    LoRA,
+    TimmViT,
+    TrainedParts,
+    UniPerceiver,
+    VisualPrompts,
+    ViT,
+    merge_lora,
+)
 from .vit_adapter import ViTAdapter
 from .vit_baseline import ViTBaseline
+from .vit_features import ViTFeatures
 from .vit_spatial_prior import ViTSpatialPrior
 
 __all__ = [
@@ -22,12 +33,17 @@ __all__ = [
     "GlobalAttention",
     "LastLevelConvs",
     "LastLevelMaxPool2x2",
+    "LoRA",
     "PaleAttention",
     "SimpleFeaturePyramid",
     "TimmViT",
+    "TrainedParts",
     "UniPerceiver",
     "ViT",
     "ViTAdapter",
     "ViTBaseline",
+    "ViTFeatures",
     "ViTSpatialPrior",
+    "VisualPrompts",
+    "merge_lora",
 ]

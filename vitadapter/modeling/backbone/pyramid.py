@@ -1,10 +1,12 @@
 """What the backbones that make a feature pyramid from a plain ViT have in common."""
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from torch import Tensor
 
-__all__ = ["PyramidBackbone", "pad_images"]
+__all__ = ["PyramidBackbone", "block_outputs", "pad_images"]
 
 
 class PyramidBackbone(Backbone):
@@ -53,3 +55,22 @@ def pad_images(images: Tensor, multiple: int) -> Tensor:
     # Not "-size % multiple", which torch.compile does not support for symbolic sizes.
     bottom, right = ((multiple - size % multiple) % multiple for size in images.shape[2:])
     return F.pad(images, (0, right, 0, bottom))
+
+
+def block_outputs(net: Backbone, images: Tensor, indexes: Iterable[int]) -> dict[int, Tensor]:
+    """Runs a net as far as it is needed.
+
+    Args:
+        net: see `PlainNet`.
+        images: (B, 3, H, W), H and W multiples of the patch size.
+        indexes: blocks of the net.
+
+    Returns:
+        Tokens (B, h, w, C) that leave the blocks.
+    """
+    x, prefix = net.embed(images)
+    outputs, start = {}, 0
+    for index in sorted(set(indexes)):
+        x, prefix = net.forward_blocks(x, prefix, start, index + 1)
+        outputs[index], start = x, index + 1
+    return outputs

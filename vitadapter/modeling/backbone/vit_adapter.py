@@ -63,7 +63,8 @@ class ViTAdapter(PyramidBackbone):
         use_injector: whether the adapter's tokens are injected into the ViT.
         injector_gamma_init: initial value of the injectors' gate.
         freeze_net: whether to keep the net in eval mode and not train its parameters. Without
-            injectors, it then also runs without gradients and stores no activations.
+            injectors, it then also runs without gradients and stores no activations. A net with
+            `tuning` freezes its own weights, and this setting does not change what it trains.
         attention: class of the attention, called with `embed_dim, num_heads, num_levels,
             num_points, ratio`. Its `forward` is that of `MSDeformAttn`. There are also
             `MSDeformAttnReference`, `GlobalAttention`, `CSwinAttention` and `PaleAttention`.
@@ -115,7 +116,8 @@ class ViTAdapter(PyramidBackbone):
             )
         self.vit_feature = vit_feature
         self.feature_norm = feature_norm
-        self.freeze_net = freeze_net
+        # A tuned net has frozen itself. In training mode, the dropout of its tuning acts.
+        self.freeze_net = freeze_net and not getattr(net, "tuning", ())
 
         dim = net.embed_dim
         self.level_embed = nn.Parameter(torch.zeros(3, dim))
@@ -152,8 +154,8 @@ class ViTAdapter(PyramidBackbone):
         # Last, so that the initialisation above leaves a pre-trained net alone.
         self.net = net
         self.feature_norms = self._make_feature_norms(feature_norm)
-        self._net_has_grad = use_injector or not freeze_net
-        if freeze_net:
+        self._net_has_grad = use_injector or not self.freeze_net
+        if self.freeze_net:
             net.requires_grad_(False)
             net.eval()
 

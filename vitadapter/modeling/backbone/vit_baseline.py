@@ -8,7 +8,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from .nets import as_net
-from .pyramid import PyramidBackbone, pad_images
+from .pyramid import PyramidBackbone, block_outputs, pad_images
 
 __all__ = ["ViTBaseline"]
 
@@ -63,12 +63,8 @@ class ViTBaseline(PyramidBackbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes multi-scale features; see `ViTAdapter.forward`."""
-        x, prefix = self.net.embed(pad_images(images, self.size_divisibility))
-        features, start = {}, 0
-        for index in sorted(set(self.block_indexes)):
-            x, prefix = self.net.forward_blocks(x, prefix, start, index + 1)
-            features[index], start = x, index + 1
-        return self._outputs(features)
+        images = pad_images(images, self.size_divisibility)
+        return self._outputs(block_outputs(self.net, images, self.block_indexes))
 
     def _outputs(self, features: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Makes maps of the tokens (B, h, w, C) that leave the blocks."""

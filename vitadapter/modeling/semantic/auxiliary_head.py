@@ -1,6 +1,6 @@
 """Deep supervision by a second head, which only adds a loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -66,36 +66,49 @@ class FCNHead(PixelHead):
 
 
 class HeadWithAuxiliary(nn.Module):
-    """A head with an auxiliary one, which is trained but not used in inference.
+    """A head with auxiliary ones, which are trained but not used in inference.
 
     Args:
         head: the head that predicts.
-        auxiliary_head: a head on the same features, with the same classes and ignored label.
+        auxiliary_head: a head, or several, on the same features, with the same classes and ignored
+            label.
 
     Raises:
         ValueError: the heads differ in classes or ignored label, or their losses have the same
             name.
     """
 
-    def __init__(self, head: PixelHead, auxiliary_head: PixelHead) -> None:
+    def __init__(self, head: PixelHead, auxiliary_head: PixelHead | Sequence[PixelHead]) -> None:
         super().__init__()
-        for name in ("num_classes", "ignore_value"):
-            values = getattr(head, name), getattr(auxiliary_head, name)
-            if values[0] != values[1]:
-                raise ValueError(f"head and auxiliary head must have the same {name}, got {values}")
-        if head.loss_name == auxiliary_head.loss_name:
-            raise ValueError(f"the losses of the heads must differ, got {head.loss_name} twice")
         self.head = head
-        self.auxiliary_head = auxiliary_head
+        self.auxiliary_head = (
+            auxiliary_head
+            if isinstance(auxiliary_head, nn.Module)
+            else nn.ModuleList(auxiliary_head)
+        )
+        heads = [head, *self._auxiliary_heads()]
+        for name in ("num_classes", "ignore_value"):
+            values = tuple(getattr(head, name) for head in heads)
+            if len(set(values)) > 1:
+                raise ValueError(f"head and auxiliary head must have the same {name}, got {values}")
+        losses = [head.loss_name for head in heads]
+        for loss in set(losses):
+            if losses.count(loss) > 1:
+                raise ValueError(f"the losses of the heads must differ, got {loss} twice")
         self.num_classes = head.num_classes
         self.ignore_value = head.ignore_value
 
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """See `PixelHead.forward`; in training, returns the losses of both heads."""
+        """See `PixelHead.forward`; in training, returns the losses of all heads."""
         if not self.training:
             return self.head(features)
         _, losses = self.head(features, targets)
-        _, auxiliary_losses = self.auxiliary_head(features, targets)
-        return None, losses | auxiliary_losses
+        for auxiliary_head in self._auxiliary_heads():
+            losses = losses | auxiliary_head(features, targets)[1]
+        return None, losses
+
+    def _auxiliary_heads(self) -> list[nn.Module]:
+        found = self.auxiliary_head
+        return list(found) if isinstance(found, nn.ModuleList) else [found]

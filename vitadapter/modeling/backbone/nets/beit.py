@@ -18,6 +18,7 @@ from .plain_net import (
     project_padded,
 )
 from .relative_position import relative_position_bias, resize_relative_positions
+from .tuning import Tuning, tune
 
 __all__ = ["BEiT"]
 
@@ -54,16 +55,26 @@ class RelativeAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Attends over tokens (B, N, C) of an h x w grid and returns the same shape."""
+    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
+        """Attends over tokens (B, N, C) of an h x w grid and prompts (P, C).
+
+        Returns:
+            The shape of the tokens.
+        """
         # With a class token, the sequence is its own grid; there are no windows then.
         grid = (1, x.shape[1]) if self.has_cls_token else hw
         qkv = project_padded(x, self.qkv, grid, self.window_size)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         window_hw = (self.window_size, self.window_size) if self.window_size > 0 else hw
         logit_bias = self.relative_position_bias(window_hw)
+        bias = bias.to(qkv.dtype)
         x = attend_in_windows(
-            qkv + bias.to(qkv.dtype), self.num_heads, grid, self.window_size, lambda *_: logit_bias
+            qkv + bias,
+            self.num_heads,
+            grid,
+            self.window_size,
+            lambda *_: logit_bias,
+            None if prompts is None else self.qkv(prompts) + bias,
         )
         return self.proj(x.flatten(1, 2))
 
@@ -134,6 +145,7 @@ class BEiT(PlainNet):
         out_feature: str = "last_feat",
         *,
         offload_to_cpu: bool = False,
+        tuning: Sequence[Tuning] = (),
     ) -> None:
         sizes = dict(patch_size=patch_size, in_chans=in_chans, depth=depth, mlp_ratio=mlp_ratio)
         check_net_arguments(sizes, drop_path_rate)
@@ -173,6 +185,7 @@ class BEiT(PlainNet):
             for i, size in enumerate(windows)
         )
         self._init_weights()
+        tune(self, tuning)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `PlainNet.embed`."""

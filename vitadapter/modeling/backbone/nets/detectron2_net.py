@@ -1,14 +1,15 @@
 """Detectron2's own ViT (arXiv 2203.16527) behind the net contract."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from detectron2.modeling import Backbone
 from detectron2.modeling import ViT as Detectron2ViT
 from torch import Tensor, nn
 
-from .plain_net import new_norm_like
-from .vit import Detectron2Embedding
+from .plain_net import attend_in_windows, new_norm_like, project_padded
+from .tuning import Tuning, tune
+from .vit import Detectron2Embedding, relative_position_logits
 
 __all__ = ["Detectron2Net", "as_net"]
 
@@ -30,13 +31,21 @@ class Detectron2Net(Detectron2Embedding):
         vit: its parts are taken, not copied.
         offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, as with fairscale's
             setting of the same name, which Detectron2 does not offer.
+        tuning: see ``ViT``.
 
     Raises:
         TypeError: a subclass that does more than the class in its ``forward``.
-        ValueError: ``offload_to_cpu`` of a ViT without ``use_act_checkpoint``.
+        ValueError: ``offload_to_cpu`` of a ViT without ``use_act_checkpoint``, or the ViT has no
+            place for a tuning.
     """
 
-    def __init__(self, vit: Detectron2ViT, *, offload_to_cpu: bool = False) -> None:
+    def __init__(
+        self,
+        vit: Detectron2ViT,
+        *,
+        offload_to_cpu: bool = False,
+        tuning: Sequence[Tuning] = (),
+    ) -> None:
         super().__init__()
         if type(vit).forward is not Detectron2ViT.forward:
             raise TypeError(
@@ -58,14 +67,36 @@ class Detectron2Net(Detectron2Embedding):
         self.patch_embed = vit.patch_embed
         self.register_parameter("pos_embed", vit.pos_embed)
         self.blocks = vit.blocks
+        tune(self, tuning)
 
     def _block_calls(
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:
-        def run(block: nn.Module, tokens: Tensor) -> Tensor:
-            return block(tokens.unflatten(1, hw)).flatten(1, 2)
+        def run(block: nn.Module, prompts: Tensor | None, tokens: Tensor) -> Tensor:
+            x = tokens.unflatten(1, hw)
+            x = block(x) if prompts is None else _run_with_prompts(block, x, prompts)
+            return x.flatten(1, 2)
 
-        return [partial(run, block) for block in self.blocks[start:stop]]
+        blocks, prompts = self.blocks[start:stop], self._block_prompts(start, stop)
+        return [partial(run, block, p) for block, p in zip(blocks, prompts, strict=True)]
+
+
+def _run_with_prompts(block: nn.Module, x: Tensor, prompts: Tensor) -> Tensor:
+    """Runs Detectron2's block on tokens (B, h, w, C) that also attend to prompts (P, C)."""
+    attn, hw = block.attn, (x.shape[1], x.shape[2])
+    attended = attend_in_windows(
+        project_padded(block.norm1(x), attn.qkv, hw, block.window_size),
+        attn.num_heads,
+        hw,
+        block.window_size,
+        relative_position_logits(attn) if attn.use_rel_pos else None,
+        attn.qkv(block.norm1(prompts)),
+    )
+    x = x + block.drop_path(attn.proj(attended))
+    x = x + block.drop_path(block.mlp(block.norm2(x)))
+    if block.use_residual_block:
+        x = block.residual(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return x
 
 
 def _unwrap(block: nn.Module) -> bool:

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.fast import is_plain, recomputed, run_linear
 
+from .tuning import Tuning
+
 __all__ = [
     "Block",
     "Mlp",
@@ -45,10 +47,14 @@ class PlainNet(Backbone):
         use_act_checkpoint: whether to recompute each block in the backward pass.
         offload_to_cpu: whether what it is recomputed from, its input, waits on the CPU.
         norm: the final norm of pre-training, for those who call `add_final_norm`; else None.
+        prompts: learnt tokens (depth, P, C) that patches attend to, if the net is tuned by them.
+        tuning: what is trained instead of the net's own weights; see `tune`.
     """
 
     blocks: nn.ModuleList
     norm: nn.Module | None
+    prompts: nn.Parameter | None
+    tuning: tuple[Tuning, ...] = ()
 
     def _set_attributes(
         self,
@@ -80,6 +86,7 @@ class PlainNet(Backbone):
         self.offload_to_cpu = offload_to_cpu
         self._make_final_norm = final_norm
         self.norm = None
+        self.register_parameter("prompts", None)
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
@@ -87,7 +94,8 @@ class PlainNet(Backbone):
     def add_final_norm(self) -> None:
         """Adds `norm`, the final norm of pre-training, which checkpoints are then loaded into.
 
-        Nets are made without it: parameters that are not used break distributed training.
+        Nets are made without it, since parameters that are not used break distributed training. It
+        is frozen if the net is tuned, as the other weights are.
 
         Raises:
             ValueError: there was no such norm.
@@ -95,6 +103,8 @@ class PlainNet(Backbone):
         if self._make_final_norm is None:
             raise ValueError(f"{type(self).__name__} has no final norm of its pre-training")
         self.norm = self._make_final_norm()
+        if self.tuning:
+            self.norm.requires_grad_(False)
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +150,12 @@ class PlainNet(Backbone):
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:
         """Returns the blocks as functions of tokens (B, P + h * w, C) only."""
-        return [partial(block, hw=hw) for block in self.blocks[start:stop]]
+        blocks, prompts = self.blocks[start:stop], self._block_prompts(start, stop)
+        return [partial(b, hw=hw, prompts=p) for b, p in zip(blocks, prompts, strict=True)]
+
+    def _block_prompts(self, start: int, stop: int) -> Sequence[Tensor | None]:
+        """Returns the prompts (P, C) of blocks, None for none."""
+        return [None] * (stop - start) if self.prompts is None else self.prompts[start:stop]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps images (B, 3, H, W) to `{out_feature: (B, C, H / patch_size, W / patch_size)}`."""
@@ -207,6 +222,7 @@ def attend_in_windows(
     hw: tuple[int, int],
     window_size: int,
     logit_bias: Callable[[Tensor, tuple[int, int]], Tensor] | None = None,
+    prompt_qkv: Tensor | None = None,
 ) -> Tensor:
     """Multi-head self-attention without its projections, inside the windows of a token grid.
 
@@ -218,6 +234,7 @@ def attend_in_windows(
         window_size: side of the windows in tokens; 0 for one window of the whole grid.
         logit_bias: makes what is added to the logits, (N or 1, heads, L, L), from the queries
             (N, heads, L, head_dim) and the (height, width) of a window with L tokens.
+        prompt_qkv: the same (P, 3C) of prompts, which every window attends to, without a bias.
 
     Returns:
         (B, h, w, C).
@@ -228,6 +245,12 @@ def attend_in_windows(
     # (3, N, heads, L, head_dim)
     q, k, v = qkv.view(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     bias = None if logit_bias is None else logit_bias(q, (height, width))
+    if prompt_qkv is not None:
+        # (3, heads, P, head_dim)
+        added = prompt_qkv.view(-1, 3, num_heads, q.shape[-1]).permute(1, 2, 0, 3)
+        _, added_k, added_v = added.unsqueeze(1).expand(-1, n, -1, -1, -1)
+        k, v = torch.cat([k, added_k], dim=2), torch.cat([v, added_v], dim=2)
+        bias = None if bias is None else F.pad(bias, (0, len(prompt_qkv)))
     x = (
         F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         .transpose(1, 2)
@@ -260,7 +283,7 @@ class Block(nn.Module):
     """Pre-norm transformer block with optional layer scale; names as in the official ViT.
 
     Args:
-        attn: the attention, called with tokens and grid.
+        attn: the attention, called with tokens, grid and prompts.
         dim: channels C of the tokens.
         mlp_ratio: hidden width of the MLP, relative to `dim`.
         drop_path: stochastic depth of both branches.
@@ -296,10 +319,11 @@ class Block(nn.Module):
         # Detectron2's convolutional block after some blocks of a ViT, on maps (B, C, h, w).
         self.residual: nn.Module | None = None
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Maps tokens (B, N, C) of an h x w grid to tokens of the same shape."""
+    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
+        """Maps tokens (B, N, C) of an h x w grid, with prompts (P, C), to the same shape."""
         gamma1, gamma2 = (getattr(self, name) for name in self.gamma_names)
-        attn = self.attn(recomputed(self.norm1, x), hw)
+        prompts = None if prompts is None else self.norm1(prompts)
+        attn = self.attn(recomputed(self.norm1, x), hw, prompts)
         x = x + self.drop_path(attn if gamma1 is None else gamma1 * attn)
         mlp = self.mlp(recomputed(self.norm2, x))
         x = x + self.drop_path(mlp if gamma2 is None else gamma2 * mlp)

@@ -21,6 +21,7 @@ from .plain_net import (
     split_prefix,
 )
 from .timm_windows import WINDOWED_BLOCKS, WindowedBlock, run_block_in_windows
+from .tuning import Tuning, tune
 
 __all__ = ["TimmViT"]
 
@@ -65,6 +66,7 @@ class TimmViT(PlainNet):
         offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, which frees GPU
             memory and costs transfers.
         out_feature: name of the output of `forward`.
+        tuning: see `ViT`.
 
     Raises:
         ValueError: timm does not know the name, it is not that of a plain ViT, or arguments do not
@@ -86,6 +88,7 @@ class TimmViT(PlainNet):
         use_act_checkpoint: bool = False,
         offload_to_cpu: bool = False,
         out_feature: str = "last_feat",
+        tuning: Sequence[Tuning] = (),
     ) -> None:
         super().__init__()
         _check_name(model_name)
@@ -150,6 +153,7 @@ class TimmViT(PlainNet):
             if isinstance(module, EvaAttention):
                 # Otherwise, timm uses qkv's weight without calling it, ignoring a wrapper (LoRA).
                 module.qkv_bias_separate = True
+        tune(self, tuning)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `PlainNet.embed`; raises ValueError unless H and W are multiples of `patch_size`."""
@@ -183,7 +187,9 @@ class TimmViT(PlainNet):
         rope = None if self.rope is None else self.rope.get_embed(shape=list(hw))
         windows = block_window_sizes(self.depth, self.window_size, self.window_block_indexes)
         calls: list[Callable[[Tensor], Tensor]] = []
-        for index in range(start, stop):
+        for index, prompts in zip(
+            range(start, stop), self._block_prompts(start, stop), strict=True
+        ):
             block: Callable[..., Tensor] = self.blocks[index]
             arguments = {}
             if rope is not None:
@@ -195,7 +201,10 @@ class TimmViT(PlainNet):
                     hw=hw,
                     window_size=windows[index],
                 )
-            calls.append(partial(block, **arguments))
+            call = partial(block, **arguments)
+            if prompts is not None:
+                call = partial(_run_with_prompts, call, prompts, hw[0] * hw[1])
+            calls.append(call)
         return calls
 
     def _position(self, hw: tuple[int, int], num_prefix: int) -> Tensor:
@@ -206,6 +215,18 @@ class TimmViT(PlainNet):
             old_size=self.patch_embed.grid_size,
             num_prefix_tokens=num_prefix,
         )
+
+
+def _run_with_prompts(
+    call: Callable[[Tensor], Tensor], prompts: Tensor, num_patches: int, tokens: Tensor
+) -> Tensor:
+    """Runs a block on tokens (B, P + num_patches, C) and prompts, which are then dropped."""
+    batch, num_tokens, _ = tokens.shape
+    prefix, x = tokens.split([num_tokens - num_patches, num_patches], dim=1)
+    output = call(torch.cat([prefix, prompts.expand(batch, -1, -1), x], dim=1))
+    parts = [prefix.shape[1], len(prompts), num_patches]
+    prefix, _, x = output.split(parts, dim=1)
+    return torch.cat([prefix, x], dim=1)
 
 
 def _check_name(model_name: str) -> None:

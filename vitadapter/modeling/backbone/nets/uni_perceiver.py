@@ -19,6 +19,7 @@ from .plain_net import (
     check_net_arguments,
     project_padded,
 )
+from .tuning import Tuning, tune
 
 __all__ = ["UniPerceiver"]
 
@@ -65,10 +66,11 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Attends over tokens (B, h * w, C) and returns the same shape."""
+    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
+        """Attends over tokens (B, h * w, C) and prompts (P, C); returns the shape of the tokens."""
         qkv = project_padded(x, self.in_proj, hw, self.window_size)
-        x = attend_in_windows(qkv, self.num_heads, hw, self.window_size)
+        prompt_qkv = None if prompts is None else self.in_proj(prompts)
+        x = attend_in_windows(qkv, self.num_heads, hw, self.window_size, None, prompt_qkv)
         return self.out_proj(x.flatten(1, 2))
 
 
@@ -104,9 +106,10 @@ class EncoderLayer(nn.Module):
         self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
         self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale_init)))
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Maps tokens (B, h * w, C) to tokens of the same shape."""
-        attn = self.self_attn(recomputed(self.norm1, x), hw)
+    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
+        """Maps tokens (B, h * w, C), with prompts (P, C), to tokens of the same shape."""
+        prompts = None if prompts is None else self.norm1(prompts)
+        attn = self.self_attn(recomputed(self.norm1, x), hw, prompts)
         x = x + self.gamma_1 * self.drop_path(attn)
         hidden = run_linear(self.linear1, recomputed(self.norm2, x))
         mlp = run_linear(self.linear2, recomputed(self.act, hidden))
@@ -150,6 +153,7 @@ class UniPerceiver(PlainNet):
         out_feature: str = "last_feat",
         *,
         offload_to_cpu: bool = False,
+        tuning: Sequence[Tuning] = (),
     ) -> None:
         sizes = dict(patch_size=patch_size, in_chans=in_chans, depth=depth, mlp_ratio=mlp_ratio)
         sizes["pretrain_img_size // patch_size"] = pretrain_img_size // max(patch_size, 1)
@@ -184,6 +188,7 @@ class UniPerceiver(PlainNet):
             for i in range(depth)
         )
         self.apply(_init_weights)
+        tune(self, tuning)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `PlainNet.embed`."""

@@ -21,8 +21,9 @@ from .plain_net import (
     check_net_arguments,
     project_padded,
 )
+from .tuning import Tuning, tune
 
-__all__ = ["Detectron2Embedding", "ViT"]
+__all__ = ["Detectron2Embedding", "ViT", "relative_position_logits"]
 
 
 class Attention(nn.Module):
@@ -68,23 +69,36 @@ class Attention(nn.Module):
                 nn.init.trunc_normal_(self.rel_pos_h, std=0.02)
                 nn.init.trunc_normal_(self.rel_pos_w, std=0.02)
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Attends over tokens (B, h * w, C) and returns the same shape."""
+    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
+        """Attends over tokens (B, h * w, C) and prompts (P, C); returns the shape of the tokens."""
         if self.pad_after_qkv:
             qkv = run_linear(self.qkv, x).unflatten(1, hw)
         else:
             qkv = project_padded(x, self.qkv, hw, self.window_size)
-        bias = self._relative_position_bias if self.use_rel_pos else None
-        x = attend_in_windows(qkv, self.num_heads, hw, self.window_size, bias)
+        bias = relative_position_logits(self) if self.use_rel_pos else None
+        prompt_qkv = None if prompts is None else self.qkv(prompts)
+        x = attend_in_windows(qkv, self.num_heads, hw, self.window_size, bias, prompt_qkv)
         return self.proj(x.flatten(1, 2))
 
-    def _relative_position_bias(self, q: Tensor, hw: tuple[int, int]) -> Tensor:
-        """Returns the logit bias (N, heads, H*W, H*W) for queries (N, heads, H*W, head_dim)."""
+
+def relative_position_logits(attn: nn.Module) -> Callable[[Tensor, tuple[int, int]], Tensor]:
+    """What `attend_in_windows` adds to the logits for Detectron2's decomposed relative positions.
+
+    Args:
+        attn: an attention, ours or Detectron2's, with `rel_pos_h` and `rel_pos_w`.
+
+    Returns:
+        Makes (N, heads, H*W, H*W) of queries (N, heads, H*W, head_dim) and (H, W).
+    """
+
+    def logits(q: Tensor, hw: tuple[int, int]) -> Tensor:
         h, w = hw
         q = q.unflatten(2, hw)
-        rel_h = torch.einsum("nahwc,hkc->nahwk", q, get_rel_pos(h, h, self.rel_pos_h))
-        rel_w = torch.einsum("nahwc,wkc->nahwk", q, get_rel_pos(w, w, self.rel_pos_w))
+        rel_h = torch.einsum("nahwc,hkc->nahwk", q, get_rel_pos(h, h, attn.rel_pos_h))
+        rel_w = torch.einsum("nahwc,wkc->nahwk", q, get_rel_pos(w, w, attn.rel_pos_w))
         return (rel_h.unsqueeze(-1) + rel_w.unsqueeze(-2)).flatten(4).flatten(2, 3)
+
+    return logits
 
 
 class Detectron2Embedding(PlainNet):
@@ -152,11 +166,13 @@ class ViT(Detectron2Embedding, Detectron2ViT):
         pad_after_qkv: whether to pad incomplete windows with zero queries, keys and values
             (official ViT-Adapter), not with projected zero tokens (Detectron2).
         layer_scale_init: initial value of layer scale; None for no layer scale.
+        tuning: what is trained instead of the net's own weights (`LoRA`, `VisualPrompts`,
+            `TrainedParts`, one or more); empty to train the net itself.
 
     Raises:
         ValueError: an index is outside the net, a window size is missing, the heads do not divide
-            the channels, a size is not positive, or `offload_to_cpu` is set without
-            `use_act_checkpoint`.
+            the channels, a size is not positive, `offload_to_cpu` is set without
+            `use_act_checkpoint`, or the net has no place for a tuning.
     """
 
     def __init__(
@@ -186,6 +202,7 @@ class ViT(Detectron2Embedding, Detectron2ViT):
         pad_after_qkv: bool = False,
         layer_scale_init: float | None = None,
         offload_to_cpu: bool = False,
+        tuning: Sequence[Tuning] = (),
     ) -> None:
         sizes = dict(
             img_size=img_size,
@@ -252,3 +269,4 @@ class ViT(Detectron2Embedding, Detectron2ViT):
                 )
             self.blocks.append(block)
         self.blocks.apply(self._init_weights)
+        tune(self, tuning)
