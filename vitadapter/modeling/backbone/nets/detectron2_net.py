@@ -5,6 +5,7 @@ from functools import partial
 
 from detectron2.modeling import Backbone
 from detectron2.modeling import ViT as Detectron2ViT
+from detectron2.modeling.backbone.vit import Block
 from torch import Tensor, nn
 
 from .plain_net import attend_in_windows, new_norm_like, project_padded
@@ -81,7 +82,7 @@ class Detectron2Net(Detectron2Embedding):
         return [partial(run, block, p) for block, p in zip(blocks, prompts, strict=True)]
 
 
-def _run_with_prompts(block: nn.Module, x: Tensor, prompts: Tensor) -> Tensor:
+def _run_with_prompts(block: Block, x: Tensor, prompts: Tensor) -> Tensor:
     """Runs Detectron2's block on tokens (B, h, w, C) that also attend to prompts (P, C)."""
     attn, hw = block.attn, (x.shape[1], x.shape[2])
     attended = attend_in_windows(

@@ -155,7 +155,7 @@ class PlainNet(Backbone):
 
     def _block_prompts(self, start: int, stop: int) -> Sequence[Tensor | None]:
         """Returns the prompts (P, C) of blocks, None for none."""
-        return [None] * (stop - start) if self.prompts is None else self.prompts[start:stop]
+        return [None] * (stop - start) if self.prompts is None else [*self.prompts[start:stop]]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps images (B, 3, H, W) to `{out_feature: (B, C, H / patch_size, W / patch_size)}`."""

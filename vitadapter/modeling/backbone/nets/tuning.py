@@ -5,13 +5,16 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitadapter.layers.fast import linear
+
+if TYPE_CHECKING:
+    from .plain_net import PlainNet
 
 __all__ = [
     "LoRA",
@@ -39,7 +42,7 @@ class Tuning(ABC):
     """Something that is trained in a net whose own weights are frozen; see `tune`."""
 
     @abstractmethod
-    def add_to(self, net: nn.Module) -> None:
+    def add_to(self, net: "PlainNet") -> None:
         """Adds it to a net, in place.
 
         Raises:
@@ -47,7 +50,7 @@ class Tuning(ABC):
         """
 
 
-def tune(net: nn.Module, tuning: Sequence[Tuning]) -> None:
+def tune(net: "PlainNet", tuning: Sequence[Tuning]) -> None:
     """Freezes a net and adds what is trained instead, in place; nothing happens without a tuning.
 
     Args:
@@ -100,7 +103,7 @@ class VisualPrompts(Tuning):
             raise ValueError(f"num_prompts must be at least 1, got {num_prompts}")
         self.num_prompts = num_prompts
 
-    def add_to(self, net: nn.Module) -> None:
+    def add_to(self, net: "PlainNet") -> None:
         """Adds `prompts` (depth, P, C), uniform as in VPT's code."""
         # The parameter is there, but None, in nets that pass prompts to their blocks.
         if "prompts" not in net._parameters or net.prompts is not None:
@@ -195,7 +198,7 @@ class LoRA(Tuning):
         self.dropout = dropout
         self.projections = tuple(projections)
 
-    def add_to(self, net: nn.Module) -> None:
+    def add_to(self, net: "PlainNet") -> None:
         """Replaces the linear layers by a `LoRALinear` each."""
         for projection in self.projections:
             pattern = re.compile(_PROJECTIONS[projection])
@@ -254,7 +257,7 @@ class TrainedParts(Tuning):
             raise ValueError(f"substrings must be a list of parts of names, got {substrings!r}")
         self.substrings = tuple(substrings)
 
-    def add_to(self, net: nn.Module) -> None:
+    def add_to(self, net: "PlainNet") -> None:
         """Makes the parameters trainable."""
         for part in self.substrings:
             found = [p for name, p in net.named_parameters() if part in name]
