@@ -1,0 +1,172 @@
+"""Steps of training and inference on synthetic images, whose allocations are counted by kind."""
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vitadapter.analysis.allocations import HOST, AllocationTracker
+from vitadapter.analysis.synthetic_images import synthetic_images
+from vitadapter.engine.building import build
+from vitadapter.engine.inference import build_inference
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.settings import PositiveInt, check_settings, check_value
+from vitadapter.engine.train_loop import AccumulatingTrainer
+from vitadapter.engine.trainer import build_ema, build_trainer
+from vitadapter.modeling.image_record import ImageRecord
+
+__all__ = ["KINDS", "Steps", "Workload"]
+
+KINDS = ("parameters", "gradients", "optimizer", "average", "activations", "temporary")
+"""Of memory: `activations` are made in the forward pass, `temporary` tensors after it."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The images of a step.
+
+    Args:
+        size: (height, width) of each in pixels.
+        batch: how many a device takes at once.
+        objects: how many objects are in each, which decides how many regions and masks are trained.
+            The fullest images of COCO have a hundred.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+
+    size: tuple[int, int]
+    batch: int
+    objects: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "objects"):
+            check_value(name, PositiveInt, getattr(self, name))
+        for side in self.size:
+            check_value("the height and the width of an image", PositiveInt, side)
+
+    def images(self, cfg: DictConfig) -> list[ImageRecord]:
+        """Makes the images for the classes of a config's data set."""
+        classes = OmegaConf.select(cfg, "dataset.num_classes", default=1)
+        return synthetic_images(
+            self.batch, self.size, objects=self.objects, num_classes=classes
+        )
+
+
+class _HostCopies(TorchFunctionMode):
+    """Counts what is moved to the CPU as memory of the host, also where all tensors are there."""
+
+    def __init__(self, tracker: AllocationTracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not Tensor.cpu:
+            return func(*args, **(kwargs or {}))
+        before, self._tracker.kind = self._tracker.kind, HOST
+        try:
+            return args[0].clone()
+        finally:
+            self._tracker.kind = before
+
+
+class Steps:
+    """A config's model, optimizer and averaged weights on the CPU, with images for them.
+
+    The optimizer has its state already, as after the first iteration.
+
+    Args:
+        cfg: the whole config; `train.device` and the data sets are not used.
+        images: the batch of every step.
+
+    Raises:
+        ValueError: something cannot be built.
+    """
+
+    def __init__(self, cfg: DictConfig, images: list[ImageRecord]) -> None:
+        self._cfg = copy.deepcopy(cfg)
+        apply_overrides(self._cfg, ["train.device=cpu"])
+        check_settings(self._cfg)
+        self._images = images
+        self._tracker = AllocationTracker()
+        with self._tracker:
+            model = build(self._cfg.model, "model")
+            self.trainer = build_trainer(self._cfg, model, itertools.repeat(images))
+            self._tracker.label([*model.parameters(), *model.buffers()], "parameters")
+            self._tracker.kind = "average"
+            self._ema = build_ema(self._cfg, model)
+            self._tracker.kind = "optimizer"
+            _fill_state(self.trainer)
+        model.register_forward_pre_hook(lambda *_: self._enter("activations"))
+        model.register_forward_hook(lambda *_: self._enter("temporary"))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._label_gradient)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.trainer.model
+
+    def train(self) -> Counter[str]:
+        """Does an iteration and returns its peak of memory in bytes, by kind."""
+        self.model.train()
+        tracker = self._tracker
+        with tracker, _HostCopies(tracker), EventStorage(0):
+            tracker.kind = "temporary"
+            tracker.reset_peak()
+            self.trainer.run_step()
+            if self._ema is not None:
+                self._ema.update(self.model, 0)
+        return _without_host(tracker.peak)
+
+    @torch.no_grad()
+    def predict(self) -> Counter[str]:
+        """Predicts the images and returns the peak of memory in bytes, by kind."""
+        self.trainer.optimizer.zero_grad()
+        inference = build_inference(self._cfg, self.model).eval()
+        tracker = self._tracker
+        with tracker, _HostCopies(tracker):
+            tracker.reset_peak()
+            inference(self._images)
+        peak = _without_host(tracker.peak)
+        return Counter({kind: peak[kind] for kind in ("parameters", "activations", "temporary")})
+
+    def _enter(self, kind: str) -> None:
+        self._tracker.kind = kind
+
+    def _label_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._tracker.label([parameter.grad], "gradients")
+
+
+def _without_host(peak: Counter[str]) -> Counter[str]:
+    return Counter({kind: size for kind, size in peak.items() if kind != HOST})
+
+
+def _fill_state(trainer: AccumulatingTrainer) -> None:
+    """Makes the optimizer's state, which it has from its first step on."""
+    optimizer = trainer.optimizer
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # the weights stay as they are
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
