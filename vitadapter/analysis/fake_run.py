@@ -1,61 +1,75 @@
 """Runs models on fake tensors, which have shapes but no data, through code that looks at data.
 
 The losses of detectors ask for values: how many boxes a suppression leaves, which proposals overlap
-an object, whether all scores are finite. So tensors that follow from known data alone (ground truth,
-anchors, constants) keep real values beside the fake tensor. Where such code looks at what a network
-has predicted, the prediction gets random values, once; whatever is computed from them has values
-again, until it enters the next convolution or matrix product. Thus boxes, matching, suppression and
-sampling are carried out for real, on a few megabytes, and everything that is large stays fake.
+an object, whether all scores are finite. So tensors that follow from known data alone (ground
+truth, anchors, constants) keep real values beside the fake tensor. Where code compares or sorts
+what a network has predicted, or combines it with known values, the prediction gets random values
+of unit variance, once. What is computed from these has values again, up to the next convolution,
+matrix product or other costly operator. Thus decoding, suppression, matching and sampling of boxes
+are carried out for real, on a few megabytes, and everything that is large stays fake.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+    unset_fake_temporarily,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from vitadapter.analysis.flops import has_formula
 
 __all__ = ["fake_run"]
 
-aten = torch.ops.aten
+# A tensor with more elements gets no values, unless they decide about the shape of another.
+_MAX_ELEMENTS = 2**24
 
-# A tensor with more elements than this has no values, unless its values decide about a shape.
-MAX_ELEMENTS = 2**24
+# Whoever asks these about a prediction is about to decide something.
+_DECISIONS = {"all", "any", "argmax", "argmin", "equal", "isfinite", "isnan", "max", "min"}
+_DECISIONS |= {"eq", "ge", "gt", "le", "lt", "ne", "sort", "topk"}
+# PyTorch does not mark these as operators whose results' shapes depend on data.
+_DYNAMIC = {"bincount", "nms", "repeat_interleave"}
+# Besides those that have a formula for their FLOPs.
+_COSTLY = {"_adaptive_avg_pool2d", "avg_pool2d", "max_pool2d_with_indices", "roi_align"}
+_FAILURES = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
-_DECISIONS = {"topk", "sort", "argmax", "argmin", "isfinite", "isnan", "gt", "ge", "lt", "le"}
-_DECISIONS |= {"eq", "ne", "all", "any", "max", "min", "equal"}
-_DYNAMIC = {"nms", "nonzero", "masked_select", "repeat_interleave", "bincount"}
-_MIXING = {"roi_align", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d"}
+
+def _values(tensor: Tensor) -> Tensor | None:
+    """The real values of a tensor; None if they are not known."""
+    return getattr(tensor, "known_values", None) if isinstance(tensor, FakeTensor) else tensor
 
 
-def _value(tensor: Tensor) -> Tensor | None:
-    """The real values of a tensor, if they are known."""
-    return getattr(tensor, "known_value", None) if isinstance(tensor, FakeTensor) else tensor
-
-
-def _invent(tensor: Tensor) -> Tensor:
-    """Gives a tensor random values, unless it has values."""
-    known = _value(tensor)
+def _with_values(leaf: object) -> object:
+    """The real values of a tensor, which gets random ones if it has none; else the argument."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    known = _values(leaf)
     if known is None:
-        shape, dtype = tuple(tensor.shape), tensor.dtype
         with unset_fake_temporarily():
-            if dtype.is_floating_point:
-                known = torch.randn(shape).to(dtype)
-            else:
-                known = torch.zeros(shape, dtype=dtype)
-        tensor.known_value = known
+            known = torch.randn(tuple(leaf.shape)).to(leaf.dtype)
+        leaf.known_values = known
     return known
 
 
 class _KnownValues(TorchDispatchMode):
-    """Carries values along, and answers what depends on them."""
+    """Carries known values along, and answers what depends on values."""
 
     def __init__(self, fake: FakeTensorMode) -> None:
         super().__init__()
@@ -69,85 +83,91 @@ class _KnownValues(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        flat, spec = tree_flatten((args, kwargs))
-        tensors = [x for x in flat if isinstance(x, Tensor)]
-        name = func._overloadpacket.__name__
-        if func is aten._local_scalar_dense.default:
-            known = _invent(tensors[0])
-            with unset_fake_temporarily():
-                return known.item()
-        if _has_dynamic_shape(func, name, tensors):
-            return self._run_real(func, flat, spec)
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if _depends_on_values(func, tensors):
+            real = self._compute(func, args, kwargs)
+            return tree_map_only(Tensor, self._as_fake, real)
         out = func(*args, **kwargs)
-        if self._is_known(func, name, tensors, out):
-            with unset_fake_temporarily():
-                real_args, real_kwargs = tree_unflatten(
-                    [_invent_or_keep(x) for x in flat], spec
-                )
-                real = func(*real_args, **real_kwargs)
-            _attach(out, real)
+        if _gives_values(func, tensors, out):
+            real = self._compute(func, args, kwargs)
+            for fake, values in zip(tree_leaves(out), tree_leaves(real), strict=True):
+                if isinstance(fake, FakeTensor):
+                    fake.known_values = values
         return out
 
-    def _run_real(self, func, flat, spec):
-        args, kwargs = tree_unflatten([_invent_or_keep(x) for x in flat], spec)
+    def _compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        leaves, spec = tree_flatten((args, kwargs))
+        real_args, real_kwargs = tree_unflatten([_with_values(leaf) for leaf in leaves], spec)
         with unset_fake_temporarily():
-            real = func(*args, **kwargs)
+            return func(*real_args, **real_kwargs)
 
-        def fake(tensor: Tensor) -> Tensor:
-            with self._fake:
-                out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-            out.known_value = tensor
-            return out
-
-        return tree_map_only(Tensor, fake, real)
-
-    def _is_known(self, func, name, tensors, out):
-        outputs = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
-        if not outputs or any(x.numel() > MAX_ELEMENTS for x in (*outputs, *tensors)):
-            return False
-        known = [x for x in tensors if _value(x) is not None]
-        if len(known) == len(tensors):
-            return not name.startswith("empty")
-        if torch._C._current_graph_task_id() != -1 or has_formula(func) or name in _MIXING:
-            return False
-        if name.startswith("_foreach") or name.startswith("_amp") or name.startswith("empty"):
-            return False
-        if func._schema.is_mutable and _value(tensors[0]) is None:
-            return False
-        return bool(known) or name in _DECISIONS
+    def _as_fake(self, values: Tensor) -> Tensor:
+        with self._fake:
+            fake = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype)
+        fake.known_values = values
+        return fake
 
 
-def _invent_or_keep(x):
-    return _invent(x) if isinstance(x, Tensor) else x
+def _depends_on_values(func: OpOverload, tensors: Sequence[Tensor]) -> bool:
+    """Whether the shape of the result, or the result itself, is not known without values."""
+    name = func._overloadpacket.__name__
+    if name == "index":  # it is marked, but depends on values only if masks are among the indexes
+        return any(x.dtype in (torch.bool, torch.uint8) for x in tensors[1:])
+    tags = torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output
+    return name in _DYNAMIC or any(tag in func.tags for tag in tags)
 
 
-def _has_dynamic_shape(func, name, tensors):
-    if name in _DYNAMIC or torch.Tag.dynamic_output_shape in func.tags and name not in ("index",):
+def _gives_values(func: OpOverload, tensors: Sequence[Tensor], out: object) -> bool:
+    """Whether the values of the result are to be computed, random ones filling in for others."""
+    name = func._overloadpacket.__name__
+    results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+    if not (results or func._schema.is_mutable) or name.startswith("empty"):
+        return False
+    if any(x.numel() > _MAX_ELEMENTS for x in (*results, *tensors)):
+        return False
+    known = [x for x in tensors if _values(x) is not None]
+    if len(known) == len(tensors):
         return True
-    return name == "index" and any(x.dtype in (torch.bool, torch.uint8) for x in tensors[1:])
+    in_backward = torch._C._current_graph_task_id() != -1
+    if in_backward or has_formula(func) or name in _COSTLY or name.startswith(("_foreach", "_amp")):
+        return False
+    if func._schema.is_mutable and _values(tensors[0]) is None:
+        return False
+    return bool(known) or name in _DECISIONS
 
 
-def _attach(out, real):
-    for fake, value in zip(tree_flatten(out)[0], tree_flatten(real)[0], strict=True):
-        if isinstance(fake, FakeTensor):
-            fake.known_value = value
+class _ToNumPy(TorchFunctionMode):
+    """Fake tensors become arrays of their values."""
 
-
-class _Numpy(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], FakeTensor):
-            value = _invent(args[0].detach())
-            with unset_fake_temporarily():
-                return value.numpy()
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not Tensor.numpy or not isinstance(args[0], FakeTensor):
+            return func(*args, **(kwargs or {}))
+        values = _with_values(args[0])
+        with unset_fake_temporarily():
+            return func(values, **(kwargs or {}))
 
 
 @contextmanager
-def fake_run(seed: int = 0) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(seed)
-        fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(_KnownValues(fake))
-        stack.enter_context(_Numpy())
-        yield
+def fake_run() -> Iterator[None]:
+    """Inside this context, what makes or takes tensors works on fake ones, always with the same
+    random numbers.
+
+    Raises:
+        ValueError: an operator cannot be run without data.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            with fake, _KnownValues(fake), _ToNumPy():
+                yield
+        except _FAILURES as error:
+            raise ValueError(
+                f"this model cannot be run on fake tensors, which have no data: {error}"
+            ) from error

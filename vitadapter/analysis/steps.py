@@ -56,9 +56,7 @@ class Workload:
     def images(self, cfg: DictConfig) -> list[ImageRecord]:
         """Makes the images for the classes of a config's data set."""
         classes = OmegaConf.select(cfg, "dataset.num_classes", default=1)
-        return synthetic_images(
-            self.batch, self.size, objects=self.objects, num_classes=classes
-        )
+        return synthetic_images(self.batch, self.size, objects=self.objects, num_classes=classes)
 
 
 class _HostCopies(TorchFunctionMode):
@@ -92,12 +90,13 @@ class Steps:
     Args:
         cfg: the whole config; `train.device` and the data sets are not used.
         images: the batch of every step.
+        on_gpu: whether the optimizer updates all weights at once, as PyTorch does on a GPU only.
 
     Raises:
         ValueError: something cannot be built.
     """
 
-    def __init__(self, cfg: DictConfig, images: list[ImageRecord]) -> None:
+    def __init__(self, cfg: DictConfig, images: list[ImageRecord], *, on_gpu: bool = False) -> None:
         self._cfg = copy.deepcopy(cfg)
         apply_overrides(self._cfg, ["train.device=cpu"])
         check_settings(self._cfg)
@@ -106,6 +105,8 @@ class Steps:
         with self._tracker:
             model = build(self._cfg.model, "model")
             self.trainer = build_trainer(self._cfg, model, itertools.repeat(images))
+            if on_gpu:
+                _update_at_once(self.trainer.optimizer)
             self._tracker.label([*model.parameters(), *model.buffers()], "parameters")
             self._tracker.kind = "average"
             self._ema = build_ema(self._cfg, model)
@@ -121,6 +122,11 @@ class Steps:
     def model(self) -> nn.Module:
         """The model that is trained."""
         return self.trainer.model
+
+    @property
+    def live_bytes(self) -> int:
+        """What is in memory now."""
+        return self._tracker.live.total()
 
     def train(self) -> Counter[str]:
         """Does an iteration and returns its peak of memory in bytes, by kind."""
@@ -156,6 +162,12 @@ class Steps:
 
 def _without_host(peak: Counter[str]) -> Counter[str]:
     return Counter({kind: size for kind, size in peak.items() if kind != HOST})
+
+
+def _update_at_once(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        if "foreach" in group and group["foreach"] is None and not group.get("fused"):
+            group["foreach"] = True
 
 
 def _fill_state(trainer: AccumulatingTrainer) -> None:
