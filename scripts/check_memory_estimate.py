@@ -5,42 +5,26 @@ Example: %(prog)s --batch 2 --sizes 128 192 256 COCO/mask_rcnn_vit_adapter_t_dei
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
-from torch._C._profiler import _EventType, _ProfilerEvent
 
 from vitadapter.analysis import Workload, training_peak
+from vitadapter.analysis.measurement import profiled_peak
 from vitadapter.analysis.steps import Steps
 from vitadapter.engine.overrides import load_config
 
 MIB = 2**20
 
 
-def _allocations(events: Sequence[_ProfilerEvent]) -> Iterator[tuple[int, int]]:
-    """When memory was allocated or freed, and how much (negative if freed)."""
-    for event in events:
-        if event.tag == _EventType.Allocation:
-            yield event.start_time_ns, event.extra_fields.alloc_size
-        yield from _allocations(event.children)
-
-
 def measured_peak(cfg: DictConfig, workload: Workload) -> tuple[int, int]:
     """The peaks of a real training step in bytes: the profiler's, and that of the tensors alone."""
     torch.manual_seed(0)
     steps = Steps(cfg, workload.images(cfg))
-    before = steps.live_bytes
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
-        tensors = steps.train().total()
-    now = peak = 0
-    tree = profiler.profiler.kineto_results.experimental_event_tree()
-    for _, size in sorted(_allocations(tree)):
-        now += size
-        peak = max(peak, now)
-    return before + peak, tensors
+    before, counted = steps.live_bytes, []
+    growth = profiled_peak(lambda: counted.append(steps.count_training().total()))
+    return before + growth, counted[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,6 @@ __all__ = [
     "MemoryEstimate",
     "Peak",
     "estimate_memory",
-    "inference_peak",
     "training_peak",
 ]
 
@@ -123,7 +122,7 @@ def training_peak(cfg: DictConfig, workload: Workload, *, on_gpu: bool = True) -
     """
     images = workload.images(cfg)
     with fake_run():
-        return Steps(cfg, images, on_gpu=on_gpu).train()
+        return Steps(cfg, images, on_gpu=on_gpu).count_training()
 
 
 def estimate_memory(
@@ -146,7 +145,8 @@ def estimate_memory(
     images = workload.images(cfg)
     with fake_run():
         steps = Steps(cfg, images, on_gpu=True)
-        training, inference, layout = steps.train(), steps.predict(), _layout(steps.model)
+        training, inference = steps.count_training(), steps.count_inference()
+        layout = _layout(steps.model)
     if ranks > 1:
         training = PARALLEL[parallel](training, layout, ranks)
     return MemoryEstimate(workload, training, inference)

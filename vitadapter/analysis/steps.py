@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,35 +83,46 @@ class _HostCopies(TorchFunctionMode):
 
 
 class Steps:
-    """A config's model, optimizer and averaged weights on the CPU, with images for them.
+    """A config's model, optimizer and averaged weights, with images for them.
 
     The optimizer has its state already, as after the first iteration.
 
     Args:
-        cfg: the whole config; `train.device` and the data sets are not used.
+        cfg: the whole config; its data sets are not used.
         images: the batch of every step.
+        device: where the model runs, instead of `train.device`.
         on_gpu: whether the optimizer updates all weights at once, as PyTorch does on a GPU only.
 
     Raises:
         ValueError: something cannot be built.
     """
 
-    def __init__(self, cfg: DictConfig, images: list[ImageRecord], *, on_gpu: bool = False) -> None:
+    def __init__(
+        self,
+        cfg: DictConfig,
+        images: list[ImageRecord],
+        *,
+        device: str = "cpu",
+        on_gpu: bool = False,
+    ) -> None:
         self._cfg = copy.deepcopy(cfg)
-        apply_overrides(self._cfg, ["train.device=cpu"])
+        apply_overrides(self._cfg, [f"train.device={device}"])
         check_settings(self._cfg)
         self._images = images
         self._tracker = AllocationTracker()
         with self._tracker:
             model = build(self._cfg.model, "model")
-            self.trainer = build_trainer(self._cfg, model, itertools.repeat(images))
+            if device != "cpu":  # `to` fails for fake tensors
+                model.to(device)
+            self._trainer = build_trainer(self._cfg, model, itertools.repeat(images))
             if on_gpu:
-                _update_at_once(self.trainer.optimizer)
+                _update_at_once(self._trainer.optimizer)
             self._tracker.label([*model.parameters(), *model.buffers()], "parameters")
             self._tracker.kind = "average"
             self._ema = build_ema(self._cfg, model)
             self._tracker.kind = "optimizer"
-            _fill_state(self.trainer)
+            _fill_state(self._trainer)
+        self._inference = build_inference(self._cfg, model)
         model.register_forward_pre_hook(lambda *_: self._enter("activations"))
         model.register_forward_hook(lambda *_: self._enter("temporary"))
         for parameter in model.parameters():
@@ -121,36 +132,43 @@ class Steps:
     @property
     def model(self) -> nn.Module:
         """The model that is trained."""
-        return self.trainer.model
+        return self._trainer.model
 
     @property
     def live_bytes(self) -> int:
-        """What is in memory now."""
+        """What was in memory after the last count."""
         return self._tracker.live.total()
 
-    def train(self) -> Counter[str]:
-        """Does an iteration and returns its peak of memory in bytes, by kind."""
+    def run_training(self) -> None:
+        """Does an iteration of training."""
         self.model.train()
-        tracker = self._tracker
-        with tracker, _HostCopies(tracker), EventStorage(0):
-            tracker.kind = "temporary"
-            tracker.reset_peak()
-            self.trainer.run_step()
-            if self._ema is not None:
-                self._ema.update(self.model, 0)
-        return _without_host(tracker.peak)
+        with EventStorage(0):
+            self._trainer.run_step()
+        if self._ema is not None:
+            self._ema.update(self.model, 0)
 
     @torch.no_grad()
-    def predict(self) -> Counter[str]:
+    def run_inference(self) -> None:
+        """Predicts the images."""
+        self._trainer.optimizer.zero_grad()
+        self._inference.eval()(self._images)
+
+    def count_training(self) -> Counter[str]:
+        """Does an iteration and returns its peak of memory in bytes, by kind."""
+        return self._count(self.run_training)
+
+    def count_inference(self) -> Counter[str]:
         """Predicts the images and returns the peak of memory in bytes, by kind."""
-        self.trainer.optimizer.zero_grad()
-        inference = build_inference(self._cfg, self.model).eval()
+        peak = self._count(self.run_inference)
+        return Counter({kind: peak[kind] for kind in ("parameters", "activations", "temporary")})
+
+    def _count(self, run: Callable[[], None]) -> Counter[str]:
         tracker = self._tracker
         with tracker, _HostCopies(tracker):
+            tracker.kind = "temporary"
             tracker.reset_peak()
-            inference(self._images)
-        peak = _without_host(tracker.peak)
-        return Counter({kind: peak[kind] for kind in ("parameters", "activations", "temporary")})
+            run()
+        return Counter({kind: size for kind, size in tracker.peak.items() if kind != HOST})
 
     def _enter(self, kind: str) -> None:
         self._tracker.kind = kind
@@ -158,10 +176,6 @@ class Steps:
     def _label_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self._tracker.label([parameter.grad], "gradients")
-
-
-def _without_host(peak: Counter[str]) -> Counter[str]:
-    return Counter({kind: size for kind, size in peak.items() if kind != HOST})
 
 
 def _update_at_once(optimizer: torch.optim.Optimizer) -> None:

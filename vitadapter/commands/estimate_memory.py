@@ -49,7 +49,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         type=int,
-        help="images that a GPU takes at once (default: the config's total batch, shared by --ranks)",
+        help="images that a GPU takes at once (default: the config's total batch over --ranks)",
     )
     parser.add_argument(
         "--objects",
