@@ -66,7 +66,7 @@ def largest_batch(
     step = max(peak(2) - peak(1), 1)
     while too_large - fits > 1:
         # The peak is almost linear in the batch, so that this is rarely off by more than one.
-        guess = fits + round((limit - peak(fits)) // step)
+        guess = fits + int((limit - peak(fits)) // step)
         guess = min(max(guess, fits + 1), too_large - 1)
         if peak(guess) <= limit:
             step = max((peak(guess) - peak(fits)) // (guess - fits), 1)
@@ -104,15 +104,13 @@ def _switched_off(cfg: DictConfig, name: str) -> list[str]:
 def _changes(cfg: DictConfig) -> list[list[str]]:
     """The overrides of each saving that is not made already."""
     checkpointing = _switched_off(cfg, "use_act_checkpoint")
-    changes = [
-        checkpointing,
-        [*checkpointing, *_switched_off(cfg, "offload_to_cpu")],
-        _switched_off(cfg, "freeze_net"),
-    ]
+    offloading = _switched_off(cfg, "offload_to_cpu")
+    changes = [checkpointing]
     if not cfg.train.amp.enabled:
-        changes.insert(0, ["train.amp.enabled=True", "train.amp.dtype=bfloat16"])
-    if changes[-3] == changes[-2]:
-        del changes[-2]
+        changes.append(["train.amp.enabled=True", "train.amp.dtype=bfloat16"])
+    if offloading:  # it needs the former
+        changes.append([*checkpointing, *offloading])
+    changes.append(_switched_off(cfg, "freeze_net"))
     return [change for change in changes if change]
 
 

@@ -26,7 +26,7 @@ Peak = Counter[str]
 """Bytes at the time of the peak, by kind: those of `KINDS` and `communication`."""
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Bytes of the parts of a model that processes exchange.
 
     Attributes:
@@ -40,7 +40,7 @@ class _Layout(NamedTuple):
     rest: int
 
 
-def _layout(model: nn.Module) -> _Layout:
+def _layout(model: nn.Module) -> Layout:
     def size(module: nn.Module) -> int:
         return sum(parameter.nbytes for parameter in module.parameters())
 
@@ -52,15 +52,15 @@ def _layout(model: nn.Module) -> _Layout:
         for block in module
     ]
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return _Layout(trained, max(blocks, default=0), size(model) - sum(blocks))
+    return Layout(trained, max(blocks, default=0), size(model) - sum(blocks))
 
 
-def _ddp(peak: Peak, layout: _Layout, ranks: int) -> Peak:
+def _ddp(peak: Peak, layout: Layout, ranks: int) -> Peak:
     """Every process has everything, and DDP's buckets a copy of the gradients."""
     return peak + Counter(communication=layout.trained)
 
 
-def _fsdp2(peak: Peak, layout: _Layout, ranks: int) -> Peak:
+def _fsdp2(peak: Peak, layout: Layout, ranks: int) -> Peak:
     """Every process has a part of all weights; whole are the running block, the next, and the rest.
 
     Each block of the net and each interaction is a group of its own, and everything else is one,
@@ -73,7 +73,7 @@ def _fsdp2(peak: Peak, layout: _Layout, ranks: int) -> Peak:
     return Counter(kept) + Counter(communication=whole + gradients)
 
 
-PARALLEL: Mapping[str, Callable[[Peak, _Layout, int], Peak]] = {"ddp": _ddp, "fsdp2": _fsdp2}
+PARALLEL: Mapping[str, Callable[[Peak, Layout, int], Peak]] = {"ddp": _ddp, "fsdp2": _fsdp2}
 """How several processes share the work: what the peak of one alone becomes."""
 
 
