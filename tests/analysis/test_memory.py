@@ -6,7 +6,7 @@ import pytest
 import torch
 from detector_samples import DETECTORS, tiny_config
 from omegaconf import DictConfig
-from project_configs import CONFIGS, load, net_wrapper, shrink_mask2former, shrink_net
+from project_configs import SEGMENTATION_CONFIGS, load, net_wrapper, shrink_mask2former
 
 from vitadapter.analysis import Workload, estimate_memory, training_peak
 from vitadapter.analysis.measurement import profiled_peak
@@ -19,10 +19,15 @@ WORKLOAD = Workload((96, 128), 1, 8)
 def small_config(name: str) -> DictConfig:
     if name in DETECTORS:
         return tiny_config(name)
-    cfg = load(next(path for path in CONFIGS if path.stem == name))
-    shrink_net(net_wrapper(cfg))
+    cfg = load(next(path for path in SEGMENTATION_CONFIGS if path.stem == name))
+    wrapper = net_wrapper(cfg)
+    wrapper.net.update(embed_dim=32, depth=4, num_heads=2)
+    wrapper.deform_num_heads = 4
     if name.startswith("mask2former"):
         shrink_mask2former(cfg)
+    else:
+        cfg.model.sem_seg_head.head.channels = 16
+        cfg.model.sem_seg_head.auxiliary_head.channels = 16
     return cfg
 
 
@@ -38,7 +43,6 @@ def measured_peak(cfg: DictConfig, workload: Workload) -> int:
     [
         "mask_rcnn",
         "atss",
-        "sparse_rcnn",
         "upernet_vit_adapter_t_deit_160k",
         "mask2former_vit_adapter_s_dinov2_finetune",
     ],
