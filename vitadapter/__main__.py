@@ -32,6 +32,9 @@ COMMANDS = {
         "draw feature maps and their Fourier spectra", "commands.analyze_features:main"
     ),
     "analyze-model": Command("parameters and FLOPs of a model", "commands.analyze_model:main"),
+    "estimate-memory": Command(
+        "predict whether training fits a GPU", "commands.estimate_memory:main"
+    ),
     "data": Command("check, convert or make data sets", "commands.data:main"),
     "doctor": Command("print what a bug report needs, and what is missing", "doctor:main"),
     "install-detectron2": Command("install Detectron2 from PyPI", "install_detectron2:main"),

@@ -1,9 +1,24 @@
-"""What models cost: parameters and FLOPs by part."""
+"""What models cost: parameters and FLOPs by part, and the memory of training and inference."""
 
 import vitadapter.detectron2_required  # noqa: F401
 
 # isort: split
+from .fitting import Saving, largest_batch, savings
 from .flops import FlopCounter
+from .memory import MemoryEstimate, estimate_memory, training_peak
 from .model import ModelAnalysis, PartCosts, analyze_model
+from .steps import Workload
 
-__all__ = ["FlopCounter", "ModelAnalysis", "PartCosts", "analyze_model"]
+__all__ = [
+    "FlopCounter",
+    "MemoryEstimate",
+    "ModelAnalysis",
+    "PartCosts",
+    "Saving",
+    "Workload",
+    "analyze_model",
+    "estimate_memory",
+    "largest_batch",
+    "savings",
+    "training_peak",
+]

@@ -114,3 +114,8 @@ class FlopCounter(TorchDispatchMode):
         elif not (func.is_view or packet.__name__ in _FREE):
             self.not_counted[key] += 1
         return out
+
+
+def has_formula(func: OpOverload) -> bool:
+    """Whether the operator's FLOPs are counted: it multiplies, normalises or samples."""
+    return func._overloadpacket in _FORMULAS or func._overloadpacket in flop_registry

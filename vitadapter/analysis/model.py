@@ -21,7 +21,14 @@ from vitadapter.engine.building import build
 from vitadapter.modeling.roi_heads import CascadeROIHeads
 from vitadapter.modeling.sparse_rcnn import SparseRCNN
 
-__all__ = ["ModelAnalysis", "PartCosts", "analyze_model"]
+__all__ = [
+    "ModelAnalysis",
+    "PartCosts",
+    "analyze_model",
+    "part_of",
+    "parts_of",
+    "running_modules",
+]
 
 # How many RoIs mmdetection's script counts, with which the paper's figures were made.
 BOX_ROIS = 1000
@@ -173,7 +180,7 @@ def _(model: SparseRCNN, features: Features, image_size: tuple[int, int]) -> boo
     return True
 
 
-def _parts(model: nn.Module) -> list[str]:
+def parts_of(model: nn.Module) -> list[str]:
     """The keys of the parts, the innermost of the backbone first."""
     keys = [name for name, _ in model.named_children() if name != "backbone"]
     key, found = "backbone", []
@@ -186,15 +193,19 @@ def _parts(model: nn.Module) -> list[str]:
         key = f"{key}.{inner}"
 
 
-def _part_of(name: str, parts: Sequence[str]) -> str:
+def part_of(name: str, parts: Sequence[str]) -> str:
     """The innermost part that a module or parameter belongs to; "" if to none."""
     inside = (part for part in parts if f"{name}.".startswith(f"{part}."))
     return max(inside, key=len, default="")
 
 
 @contextmanager
-def _running_modules(model: nn.Module) -> Iterator[list[str]]:
-    """Yields a list of the modules that are running, the innermost last."""
+def running_modules(model: nn.Module, *, with_layers: bool = True) -> Iterator[list[str]]:
+    """Yields a list of the modules that are running, the innermost last.
+
+    Without layers, the list has only modules that contain others. Layers have no hooks then, which
+    would make the fast ones (`vitadapter.layers.fast`) keep as much as PyTorch's.
+    """
     running: list[str] = []
 
     def leave(*_: object) -> None:  # a hook that returns something replaces the module's output
@@ -202,6 +213,8 @@ def _running_modules(model: nn.Module) -> Iterator[list[str]]:
 
     handles = []
     for name, module in model.named_modules():
+        if not with_layers and (type(module) is nn.Sequential or not list(module.children())):
+            continue
         enter = module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
         handles += [enter, module.register_forward_hook(leave)]
     try:
@@ -230,11 +243,11 @@ def analyze_model(cfg: DictConfig, image_size: tuple[int, int]) -> ModelAnalysis
     with torch.device("meta"):
         model = build(cfg.model, "model").eval()
     model.to("meta")  # buffers that timm makes of NumPy arrays
-    keys = _parts(model)
+    keys = parts_of(model)
     named = {key: f"{key} ({type(model.get_submodule(key)).__name__})" for key in keys}
     counts = {key: [0, 0] for key in ["", *keys]}
     for name, parameter in model.named_parameters():
-        count = counts[_part_of(name, keys)]
+        count = counts[part_of(name, keys)]
         count[0] += parameter.numel()
         count[1] += parameter.numel() * parameter.requires_grad
     counter, has_heads = _count(model, keys, image_size)
@@ -262,7 +275,7 @@ def _count(
         backbone.size_divisibility,
         padding_constraints=backbone.padding_constraints,
     ).tensor
-    with _running_modules(model) as running:
-        counter = FlopCounter(lambda: _part_of(running[-1], keys) if running else "")
+    with running_modules(model) as running:
+        counter = FlopCounter(lambda: part_of(running[-1], keys) if running else "")
         with torch.no_grad(), torch.device("meta"), counter:
             return counter, _run_heads(model, backbone(images), image_size)

@@ -1,19 +1,23 @@
 """`vitadapter analyze-model`: parameters and FLOPs of a config's model by part and operator.
 
-Neither a GPU nor weights are needed: the model is built without memory.
+Neither a GPU nor weights are needed: the model is built without memory. Only --measure runs it.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from vitadapter.analysis import analyze_model
+from vitadapter.analysis import Workload, analyze_model
+from vitadapter.analysis.activations import saved_activations, saved_table
+from vitadapter.analysis.measurement import measure, measured_table
 from vitadapter.commands.arguments import CONFIG, OVERRIDES, command_parser
 from vitadapter.engine.overrides import load_config
+from vitadapter.engine.settings import check_settings
 
 _EXAMPLES = """
 examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --size 800 1280
+  %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --batch 2 --activations --measure
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x model.backbone.bottom_up.num_interactions=2
 """
 
@@ -27,12 +31,30 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> No
         metavar=("HEIGHT", "WIDTH"),
         help="of the image, in pixels (default: 800 1280, as in the paper's table 7)",
     )
+    parser.add_argument(
+        "--activations",
+        action="store_true",
+        help="also print what each part keeps for the backward pass",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="also run training and inference on train.device: time and peak memory",
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images for these two (default: 1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     args = parser.parse_intermixed_args(arguments)
     height, width = args.size
     try:
         cfg = load_config(args.config_file, args.overrides)
         print(analyze_model(cfg, (height, width)).table())
+        if args.activations or args.measure:
+            check_settings(cfg)
+            workload = Workload((height, width), args.batch)
+        if args.activations:
+            print(f"\n{saved_table(saved_activations(cfg, workload), workload)}")
+        if args.measure:
+            print(f"\n{measured_table(measure(cfg, workload), workload, cfg.train.device)}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -45,7 +45,7 @@ from vitadapter.engine.run_checks import check_run, check_same_classes, setup_er
 from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.train_loop import AccumulatingTrainer
 
-__all__ = ["do_eval_only", "do_test", "do_train"]
+__all__ = ["build_ema", "build_trainer", "do_eval_only", "do_test", "do_train"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +98,15 @@ def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
     return build(loader_cfg, "dataloader.train")
 
 
-def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrainer:
-    model = build(cfg.model, "model")
+def build_trainer(
+    cfg: DictConfig, model: torch.nn.Module, loader: Iterable[Batch]
+) -> AccumulatingTrainer:
+    """Builds what trains `model`, which is on `train.device`, with the batches of `loader`."""
     logger.info("Model:\n%s", model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size * grad for size, grad in sizes)
     logger.info("Parameters: %.3f M, of which %.3f M are trained", total / 1e6, trained / 1e6)
     check_batch_norms(model, cfg.train.device, batch_size_of(loader))
-    model.to(cfg.train.device)
     optimizer = _build_optimizer(cfg, model)
     ddp = dict(cfg.train.ddp)
     if torch.device(cfg.train.device).type == "cpu":
@@ -122,8 +123,8 @@ def _build_trainer(cfg: DictConfig, loader: Iterable[Batch]) -> AccumulatingTrai
     )
 
 
-def _build_ema(cfg: DictConfig, model: torch.nn.Module) -> WeightEMA | None:
-    """The average that `train.ema` asks for, if any."""
+def build_ema(cfg: DictConfig, model: torch.nn.Module) -> WeightEMA | None:
+    """Builds the average that `train.ema` of a config asks for, if any."""
     ema = cfg.train.ema
     return WeightEMA(model, decay=ema.decay, ramp_iters=ema.ramp_iters) if ema.enabled else None
 
@@ -278,9 +279,10 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         loader = _build_loader(cfg)
         evaluate = _build_evaluation(cfg)
         check_same_classes(cfg)
-        trainer = _build_trainer(cfg, loader)
+        model = build(cfg.model, "model").to(cfg.train.device)
+        trainer = build_trainer(cfg, model, loader)
         checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
-        ema = _build_ema(cfg, checkpointer.model)
+        ema = build_ema(cfg, checkpointer.model)
         evaluated = checkpointer.model if ema is None else ema.module
         # Built now, so that a fault of train.inference is found before training.
         inference = build_inference(cfg, evaluated)

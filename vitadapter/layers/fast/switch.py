@@ -6,6 +6,7 @@ from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.modules import module as all_modules
 
 __all__ = ["are_plain_tensors", "is_eager", "is_plain", "is_switched_on", "plain_layers"]
@@ -77,5 +78,8 @@ def is_plain(module: nn.Module, *types: type[_Module]) -> TypeGuard[_Module]:
 
 
 def are_plain_tensors(*tensors: Tensor | None) -> bool:
-    """Whether all that are not None are ordinary tensors, not of a subclass with its own rules."""
-    return all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
+    """Whether all that are not None are ordinary tensors, not of a subclass with its own rules.
+
+    Fake tensors stand for ordinary ones: what is kept for the backward pass must be the same.
+    """
+    return all(t is None or type(t) in (Tensor, nn.Parameter, FakeTensor) for t in tensors)

@@ -1,0 +1,102 @@
+"""Predicted memory, against real steps on the CPU as PyTorch's profiler sees them."""
+
+from collections import Counter
+
+import pytest
+import torch
+from detector_samples import DETECTORS, tiny_config
+from omegaconf import DictConfig
+from project_configs import SEGMENTATION_CONFIGS, load, net_wrapper, shrink_mask2former
+
+from vitadapter.analysis import Workload, estimate_memory, training_peak
+from vitadapter.analysis.measurement import profiled_peak
+from vitadapter.analysis.memory import PARALLEL, Layout
+from vitadapter.analysis.steps import Steps
+
+WORKLOAD = Workload((96, 128), 1, 8)
+
+
+def small_config(name: str) -> DictConfig:
+    if name in DETECTORS:
+        return tiny_config(name)
+    cfg = load(next(path for path in SEGMENTATION_CONFIGS if path.stem == name))
+    wrapper = net_wrapper(cfg)
+    wrapper.net.update(embed_dim=32, depth=4, num_heads=2)
+    wrapper.deform_num_heads = 4
+    if name.startswith("mask2former"):
+        shrink_mask2former(cfg)
+    else:
+        cfg.model.sem_seg_head.head.channels = 16
+        cfg.model.sem_seg_head.auxiliary_head.channels = 16
+    return cfg
+
+
+def measured_peak(cfg: DictConfig, workload: Workload) -> int:
+    torch.manual_seed(0)
+    steps = Steps(cfg, workload.images(cfg))
+    before = steps.live_bytes
+    return before + profiled_peak(steps.run_training)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mask_rcnn",
+        "atss",
+        "upernet_vit_adapter_t_deit_160k",
+        "mask2former_vit_adapter_s_dinov2_finetune",
+    ],
+)
+def test_training_takes_what_is_predicted(name: str) -> None:
+    cfg = small_config(name)
+    predicted = training_peak(cfg, WORKLOAD, on_gpu=False)
+    assert predicted.total() == pytest.approx(measured_peak(cfg, WORKLOAD), rel=0.1)
+    assert predicted["optimizer"] == pytest.approx(2 * predicted["parameters"], rel=0.01)
+
+
+def test_averaged_weights_are_a_second_model() -> None:
+    cfg = small_config("mask_rcnn")
+    cfg.train.ema.enabled = True
+    estimate = estimate_memory(cfg, WORKLOAD)
+    assert estimate.training["average"] == estimate.training["parameters"]
+    assert estimate.inference["activations"] > 0
+    assert "average" not in estimate.inference
+    assert "| 1 x 96 x 128" in estimate.table()
+
+
+def test_ddp_copies_gradients_and_fsdp2_divides_what_it_can() -> None:
+    peak = Counter(parameters=80, gradients=40, optimizer=160, activations=100)
+    layout = Layout(trained=80, largest_block=10, rest=20)
+    assert PARALLEL["ddp"](peak, layout, 8) == peak + Counter(communication=80)
+    assert PARALLEL["fsdp2"](peak, layout, 8) == {
+        "parameters": 10,
+        "gradients": 5,
+        "optimizer": 20,
+        "activations": 100,
+        "communication": 2 * (20 + 2 * 10),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": 0}, "batch must be a positive integer, got 0"),
+        ({"objects": -1}, "objects must be a positive integer, got -1"),
+        ({"size": (0, 64)}, "height and the width of an image must be a positive integer, got 0"),
+    ],
+)
+def test_mistakes_in_the_workload(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Workload(**{"size": (64, 64), "batch": 1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ranks": -8}, "ranks must be a positive integer, got -8"),
+        ({"parallel": "zero"}, "parallel must be ddp or fsdp2, got 'zero'"),
+    ],
+)
+def test_mistakes_in_parallel_training(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate_memory(DictConfig({}), WORKLOAD, **arguments)

@@ -1,0 +1,152 @@
+"""Predicts the memory of training and inference on fake tensors: no GPU, and hardly any memory."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+from tabulate import tabulate
+from torch import nn
+
+from vitadapter.analysis.fake_run import fake_run
+from vitadapter.analysis.steps import KINDS, Steps, Workload
+from vitadapter.engine.settings import PositiveInt, check_value
+
+__all__ = [
+    "PARALLEL",
+    "MemoryEstimate",
+    "Peak",
+    "estimate_memory",
+    "training_peak",
+]
+
+GIB = 2**30
+Peak = Counter[str]
+"""Bytes at the time of the peak, by kind: those of `KINDS` and `communication`."""
+
+
+class Layout(NamedTuple):
+    """Bytes of the parts of a model that processes exchange.
+
+    Attributes:
+        trained: of the gradients of all parameters.
+        largest_block: of the largest block of the net, or interaction.
+        rest: of the parameters outside of these.
+    """
+
+    trained: int
+    largest_block: int
+    rest: int
+
+
+def _layout(model: nn.Module) -> Layout:
+    def size(module: nn.Module) -> int:
+        return sum(parameter.nbytes for parameter in module.parameters())
+
+    blocks = [
+        size(block)
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ("blocks", "interactions")
+        and isinstance(module, nn.ModuleList)
+        for block in module
+    ]
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return Layout(trained, max(blocks, default=0), size(model) - sum(blocks))
+
+
+def _ddp(peak: Peak, layout: Layout, ranks: int) -> Peak:
+    """Every process has everything, and DDP's buckets a copy of the gradients."""
+    return peak + Counter(communication=layout.trained)
+
+
+def _fsdp2(peak: Peak, layout: Layout, ranks: int) -> Peak:
+    """Every process has a part of all weights; whole are the running block, the next, and the rest.
+
+    Each block of the net and each interaction is a group of its own, and everything else is one,
+    which stays whole from the forward pass to the end of the backward pass.
+    """
+    divided = ("parameters", "gradients", "optimizer", "average")
+    kept = {kind: size // ranks if kind in divided else size for kind, size in peak.items()}
+    whole = layout.rest + 2 * layout.largest_block
+    gradients = min(whole, layout.trained)
+    return Counter(kept) + Counter(communication=whole + gradients)
+
+
+PARALLEL: Mapping[str, Callable[[Peak, Layout, int], Peak]] = {"ddp": _ddp, "fsdp2": _fsdp2}
+"""How several processes share the work: what the peak of one alone becomes."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """The peaks of memory of one GPU.
+
+    Attributes:
+        workload: the images.
+        training: the peak of an iteration of training, by kind.
+        inference: the peak of predicting the same images.
+    """
+
+    workload: Workload
+    training: Peak
+    inference: Peak
+
+    def table(self) -> str:
+        """The figures as text, in GiB."""
+        rows = [
+            (kind, f"{self.training[kind] / GIB:.2f}", f"{self.inference[kind] / GIB:.2f}")
+            for kind in (*KINDS, "communication")
+        ]
+        peaks = self.training.total(), self.inference.total()
+        rows.append(("peak", *(f"{peak / GIB:.2f}" for peak in peaks)))
+        height, width = self.workload.size
+        header = f"{self.workload.batch} x {height} x {width}", "training (GiB)", "inference (GiB)"
+        align = ("left", "right", "right")
+        return tabulate(rows, header, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def training_peak(cfg: DictConfig, workload: Workload, *, on_gpu: bool = True) -> Peak:
+    """Predicts the peak of memory of an iteration of training in one process.
+
+    Args:
+        cfg: the whole config. Mixed precision, activation checkpointing, frozen nets, gradient
+            accumulation and averaged weights are as it says.
+        workload: the images of a micro-batch.
+        on_gpu: whether the optimizer updates all weights at once, as PyTorch does on a GPU only.
+
+    Returns:
+        The peak by kind.
+
+    Raises:
+        ValueError: the model cannot be built, or not run on fake tensors.
+    """
+    images = workload.images(cfg)
+    with fake_run():
+        return Steps(cfg, images, on_gpu=on_gpu).count_training()
+
+
+def estimate_memory(
+    cfg: DictConfig, workload: Workload, *, ranks: int = 1, parallel: str = "ddp"
+) -> MemoryEstimate:
+    """Predicts the peaks of memory of a GPU, in training and in inference.
+
+    Args:
+        cfg, workload: as for `training_peak`; the images are those of one process.
+        ranks: number of processes.
+        parallel: how they share the work, one of `PARALLEL`.
+
+    Raises:
+        ValueError: `ranks` is not positive, `parallel` is not known, or the model cannot be built
+            or not run on fake tensors.
+    """
+    check_value("ranks", PositiveInt, ranks)
+    if parallel not in PARALLEL:
+        raise ValueError(f"parallel must be {' or '.join(PARALLEL)}, got {parallel!r}")
+    images = workload.images(cfg)
+    with fake_run():
+        steps = Steps(cfg, images, on_gpu=True)
+        training, inference = steps.count_training(), steps.count_inference()
+        layout = _layout(steps.model)
+    if ranks > 1:
+        training = PARALLEL[parallel](training, layout, ranks)
+    return MemoryEstimate(workload, training, inference)

@@ -1,0 +1,111 @@
+"""`vitadapter estimate-memory`: whether training fits a GPU, without a GPU and without the memory.
+
+A training step and inference run on fake tensors, and the tensors that would be alive at the same
+time are counted. With --gpu-memory, prints the largest batch that fits and what saves memory, which
+takes a few minutes.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from vitadapter.analysis import Workload, estimate_memory, largest_batch, savings
+from vitadapter.analysis.memory import GIB, PARALLEL
+from vitadapter.commands.arguments import CONFIG, OVERRIDES, command_parser
+from vitadapter.engine.overrides import load_config
+from vitadapter.engine.settings import PositiveInt, check_settings, check_value
+
+_EXAMPLES = """
+examples:
+  %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --batch 2 --gpu-memory 24
+  %(prog)s COCO/mask_rcnn_vit_adapter_l_augreg_1x --ranks 8 --parallel fsdp2 train.amp.enabled=True
+"""
+# The largest images of the recipes for COCO.
+_DETECTION_SIZE = (800, 1333)
+
+
+def _workload(cfg: DictConfig, args: argparse.Namespace) -> Workload:
+    """The images that are asked for, or else those of the config."""
+    check_value("--ranks", PositiveInt, args.ranks)
+    batch = args.batch
+    if batch is None:
+        total = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=1)
+        batch = max(total // (args.ranks * cfg.train.accumulate_steps), 1)
+    crop = OmegaConf.select(cfg, "dataset.crop.size")
+    height, width = args.size or ((crop, crop) if crop is not None else _DETECTION_SIZE)
+    return Workload((height, width), batch, args.objects)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images, in pixels (default: the config's crop, or 800 1333)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="images that a GPU takes at once (default: the config's total batch over --ranks)",
+    )
+    parser.add_argument(
+        "--objects",
+        type=int,
+        default=Workload.objects,
+        help="objects in each image (default: %(default)s, as in the fullest images of COCO)",
+    )
+    parser.add_argument("--ranks", type=int, default=1, help="number of GPUs (default: 1)")
+    parser.add_argument(
+        "--parallel",
+        choices=list(PARALLEL),
+        default="ddp",
+        help="how these share the work (default: ddp; fsdp2 cannot be trained with yet)",
+    )
+    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU, in GiB")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
+
+def _print(cfg: DictConfig, args: argparse.Namespace) -> None:
+    check_settings(cfg)
+    workload = _workload(cfg, args)
+    sharing = {"ranks": args.ranks, "parallel": args.parallel}
+    if args.gpu_memory is not None:
+        # First, because it fails if nothing fits.
+        largest = largest_batch(cfg, workload, args.gpu_memory, **sharing)
+    estimate = estimate_memory(cfg, workload, **sharing)
+    print(estimate.table())
+    if args.gpu_memory is None:
+        return
+    print(f"\nLargest batch that fits {args.gpu_memory:g} GiB: {largest}\n")
+    print("Peak of training with one change each:")
+    for saving in savings(cfg, workload, **sharing):
+        print(f"  {saving.peak / GIB:7.2f} GiB  {saving.change}")
+
+
+def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> None:
+    _add_options(parser)
+    args = parser.parse_intermixed_args(arguments)
+    try:
+        _print(load_config(args.config_file, args.overrides), args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def script(arguments: Sequence[str] | None = None) -> None:
+    """Runs with the options of `scripts/estimate_memory.py`; `arguments` as for `main`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, help=CONFIG)
+    _run(parser, arguments)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "vitadapter estimate-memory") -> None:
+    """Prints the estimate.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+        prog: name of the command in messages.
+    """
+    _run(command_parser(prog, str(__doc__), _EXAMPLES), arguments)
