@@ -1,5 +1,6 @@
-"""Figures of evaluations, and the common style of all figures of this package."""
+"""Figures of evaluations, and the common style and colours of all figures and pictures."""
 
+import colorsys
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 __all__ = [
     "COLORS",
     "TEXT_COLOR",
+    "class_color",
     "draw_confusion_matrix",
     "figure_file",
     "plot_precision_recall",
@@ -24,6 +27,10 @@ _DPI = 100
 TEXT_COLOR = "#333333"
 # The colours of Okabe and Ito, which colour-blind people can distinguish, without light yellow.
 COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+# Of classes: COLORS without grey, then hues that differ most, in these saturations and values.
+_CLASS_COLORS = tuple(to_rgb(color) for color in COLORS[:-1])
+_SHADES = ((0.9, 1.0), (0.9, 0.6), (0.45, 1.0))
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#999999",
@@ -46,6 +53,17 @@ _STYLE = {
     "xtick.color": TEXT_COLOR,
     "ytick.color": TEXT_COLOR,
 }
+
+
+def class_color(number: int) -> tuple[float, float, float]:
+    """The colour (RGB in 0..1) of a class, which is the same in every picture.
+
+    Args:
+        number: of the class, from 0.
+    """
+    if number < len(_CLASS_COLORS):
+        return _CLASS_COLORS[number]
+    return colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1, *_SHADES[number % len(_SHADES)])
 
 
 @contextmanager
