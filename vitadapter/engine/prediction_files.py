@@ -252,7 +252,7 @@ class FoundWriter:
 
     def _add_crops(self, image: np.ndarray, found: Found) -> None:
         if found.labels is not None:
-            raise UnsupportedFilesError("--crops needs a model of objects, this one has label maps")
+            raise UnsupportedFilesError("--crops needs a model that finds objects")
         suffix = ".png" if self._fps is not None else self._name.suffix
         for number, (kind, box, end) in enumerate(_objects(found), start=1):
             x0, y0, x1, y1 = (max(0, side) for side in box)
@@ -264,9 +264,7 @@ class FoundWriter:
 
     def _add_map(self, found: Found) -> None:
         if found.instances is not None:
-            raise UnsupportedFilesError(
-                "--maps needs a semantic or panoptic model, this one has none"
-            )
+            raise UnsupportedFilesError("--maps needs a semantic or panoptic model")
         name = "map.png" if self._fps is None else f"{self._frame:06d}.png"
         if found.segments is not None:
             image = Image.fromarray(id_to_rgb(found.segments[0]))

@@ -27,6 +27,7 @@ __all__ = [
     "shortened",
     "text_size",
     "text_width",
+    "write_line",
 ]
 
 _MASK_OPACITY = 0.45
@@ -120,6 +121,11 @@ def shortened(text: str, width: int, size: int) -> str:
     while kept and text_width(f"{text[:kept]}…", size) > width:
         kept -= 1
     return f"{text[:kept]}…" if kept else ""
+
+
+def write_line(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int) -> None:
+    """Writes black text; `at` is the middle of its left end."""
+    draw.text(at, text, _BLACK, _font(size), anchor="lm")
 
 
 def _readable_on(color: Color) -> Color:
@@ -281,5 +287,5 @@ def draw_legend(
             break
         top = y + (size - square) // 2
         draw.rectangle((x, top, x + square, top + square), fill=palette.color(number))
-        draw.text((x + square + gap // 2, y + size // 2), text, _BLACK, _font(size), anchor="lm")
+        write_line(draw, (x + square + gap // 2, y + size // 2), text, size)
     return np.array(picture)
