@@ -1,3 +1,5 @@
+import argparse
+import json
 import os
 import re
 from pathlib import Path
@@ -237,3 +239,92 @@ def test_the_command_takes_overrides_and_no_other_weights_than_asked(
     assert "overrides come after --overrides" in capsys.readouterr().err
     assert predict.predict(arguments) == 2
     assert "--weights FILE takes your own" in capsys.readouterr().err
+
+
+def test_json_and_crops_of_one_class(
+    options: list[str], cfg: DictConfig, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "drawn"
+    write_video(tmp_path / "clip.avi", frames=2)
+    inputs = ["--input", str(images), str(tmp_path / "clip.avi"), "--output", str(output)]
+    kinds = ["--json", "--crops", "--no-pictures", "--classes", "class1"]
+    json_file = cfg.dataset.test.json_file
+    given = [f"dataset.test.json_file={json_file}"]
+    assert predict.script([*options, *inputs, *kinds, "--score-threshold", "0", *given]) == 0
+    entries = json.loads((output / "predictions.json").read_text())
+    assert {entry["category_name"] for entry in entries} == {"class1"}
+    assert {entry["category_id"] for entry in entries} == {2}
+    assert {entry["file_name"] for entry in entries} == {
+        *(f"00{number}.png" for number in range(4)),
+        "clip.avi",
+    }
+    assert {entry.get("frame") for entry in entries} == {None, 0, 1}
+    crops = [path for path in (output / "crops").rglob("*") if path.is_file()]
+    assert len(crops) == len(entries)
+    assert not list(output.glob("*.png"))
+
+
+def test_a_stopped_run_goes_on(
+    options: list[str], images: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    output = tmp_path / "drawn"
+    inputs = ["--input", str(images), "--output", str(output), "--json"]
+    assert predict.script([*options, *inputs]) == 0
+    whole = (output / "predictions.json").read_bytes()
+    (output / "001.png").unlink()
+    (output / "json" / "002.png.json").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    os.utime(images / "003.png")  # a new image of the same name
+    capsys.readouterr()
+    assert predict.script([*options, *inputs, "--skip-existing"]) == 0
+    assert "4 of 4 inputs done (1 were there)" in capsys.readouterr().out
+    after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    assert len(after) == 4
+    assert [name for name in before if before[name] == after[name]] == ["000.png"]
+    assert (output / "predictions.json").read_bytes() == whole
+    arguments = [*options, *inputs, "--skip-existing", "--score-threshold", "0.9"]
+    assert predict.script(arguments) == 2
+    assert re.match("error: --skip-existing goes on .*0.9", capsys.readouterr().err, re.DOTALL)
+    assert predict.script([*arguments[:-3], "--score-threshold", "0.9"]) == 0  # anew
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "Persn"], r"no class 'Persn' \(near ones: person"),
+        (["--no-pictures"], "--no-pictures needs --json, --crops or --maps"),
+        (["--maps"], "--maps needs a semantic or panoptic model"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    options: list[str], images: Path, tmp_path: Path, arguments: list[str], message: str, capsys
+) -> None:
+    inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / "drawn")]
+    assert predict.script([*options, *inputs, *arguments]) == 2
+    assert re.match(f"error: {message}", capsys.readouterr().err)
+    assert not list((tmp_path / "drawn").rglob("*.png"))
+
+
+@pytest.mark.parametrize("flag", ["--json", "--crops", "--maps", "--skip-existing"])
+def test_a_single_file_has_one_drawn_input(
+    options: list[str], images: Path, tmp_path: Path, flag: str, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(predict, "LazyPredictor", None)
+    inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / "one.png")]
+    assert predict.script([*options, *inputs, flag]) == 2
+    assert "give a folder for --json" in capsys.readouterr().err
+
+
+def test_maps_and_crops_of_equal_names_are_kept_apart(tmp_path: Path) -> None:
+    inputs = [(tmp_path / name, Path(name)) for name in ("a.jpg", "a.png", "crops/a.jpg")]
+    args = argparse.Namespace(
+        output=str(tmp_path / "out"),
+        pictures=True,
+        json=True,
+        crops=True,
+        maps=True,
+        skip_existing=False,
+    )
+    planned = predict.plan_outputs(inputs, args)
+    paths = [path for one in planned for path in one.files.paths()]
+    assert len(set(paths)) == len(paths) == 12

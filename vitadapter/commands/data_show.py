@@ -91,7 +91,7 @@ def _note(record: Record) -> str:
     """What is not drawn of an image."""
     listed = record.get("annotations") or record.get("segments_info") or ()
     crowds = sum(bool(entry.get("iscrowd")) for entry in listed)
-    return f"  {crowds} crowd{'s' * (crowds > 1)} left out" if crowds else ""
+    return f", {crowds} crowd{'s' * (crowds > 1)} left out" if crowds else ""
 
 
 def _save_sheets(tiles: Sequence[Tile], palette: Palette, stem: Path) -> list[Path]:

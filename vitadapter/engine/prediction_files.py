@@ -92,17 +92,25 @@ def started(folder: Path, settings: Mapping[str, object], *, go_on: bool) -> flo
     Raises:
         ValueError: the folder holds predictions of other settings, which are to be kept.
     """
-    path, text = folder / SETTINGS, json.dumps(settings, indent=1)
+    path = folder / SETTINGS
     if go_on and path.is_file():
-        before = path.read_text(encoding="utf-8")
-        if before != text:
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError):
+            before = {}
+        differ = [
+            f"{key} was {before.get(key)!r} and is {value!r}"
+            for key, value in settings.items()
+            if before.get(key) != value
+        ]
+        if differ:
             raise ValueError(
-                f"--skip-existing goes on with the same settings, but those of {path} are {before} "
-                f"instead of {text}: choose another --output, or leave --skip-existing out"
+                f"--skip-existing goes on with the settings of {path}, but {', '.join(differ)}: "
+                "choose another --output, or leave --skip-existing out to predict all anew"
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return path.stat().st_mtime
 
 

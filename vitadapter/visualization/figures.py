@@ -4,8 +4,10 @@ import colorsys
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -27,10 +29,9 @@ _DPI = 100
 TEXT_COLOR = "#333333"
 # The colours of Okabe and Ito, which colour-blind people can distinguish, without light yellow.
 COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-# Of classes: COLORS without grey, then hues that differ most, in these saturations and values.
-_CLASS_COLORS = tuple(to_rgb(color) for color in COLORS[:-1])
-_SHADES = ((0.9, 1.0), (0.9, 0.6), (0.45, 1.0))
-_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+# Colours of classes, beside COLORS: these hues in these saturations and values.
+_HUES = 36
+_SHADES = ((0.9, 1.0), (0.9, 0.55), (0.45, 1.0), (0.5, 0.75))
 _STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#999999",
@@ -55,15 +56,29 @@ _STYLE = {
 }
 
 
+@lru_cache(maxsize=1)
+def _class_colors() -> list[tuple[float, float, float]]:
+    """COLORS without grey, and then always the colour that is farthest from all before it."""
+    hues = [hue / _HUES for hue in range(_HUES)]
+    others = [colorsys.hsv_to_rgb(hue, *shade) for shade in _SHADES for hue in hues]
+    colors = [to_rgb(color) for color in COLORS[:-1]] + others
+    seen = cv2.cvtColor(np.array(colors, np.float32)[None], cv2.COLOR_RGB2LAB)[0]  # as by eyes
+    chosen = list(range(len(COLORS) - 1))
+    nearest = np.min([np.linalg.norm(seen - seen[i], axis=1) for i in chosen], axis=0)
+    while len(chosen) < len(colors):
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(seen - seen[chosen[-1]], axis=1))
+    return [colors[i] for i in chosen]
+
+
 def class_color(number: int) -> tuple[float, float, float]:
     """The colour (RGB in 0..1) of a class, which is the same in every picture.
 
     Args:
-        number: of the class, from 0.
+        number: of the class, from 0. Colours repeat after 150 classes.
     """
-    if number < len(_CLASS_COLORS):
-        return _CLASS_COLORS[number]
-    return colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1, *_SHADES[number % len(_SHADES)])
+    return _class_colors()[number % len(_class_colors())]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def _draw_counts(axes: Axes, counts: Sequence[int], what: str) -> None:
     step = largest // _MOST_BINS + 1
     edges = np.arange(0, largest + 2 * step, step) - 0.5
     axes.hist(counts, bins=edges, color=COLORS[0], rwidth=0.9)
-    axes.set_title(f"{what} per image")
+    axes.set_title(f"{what.capitalize()} per image")
     axes.set_xlabel(what)
     axes.set_ylabel("images")
     axes.yaxis.get_major_locator().set_params(integer=True)
@@ -54,7 +54,7 @@ def _draw_sizes(axes: Axes, sizes: np.ndarray, scales: ModelScales) -> None:
     axes.set_title("Size of the boxes")
     axes.set_xlabel("square root of the area, in pixels of the model's input")
     if scales.strides or scales.anchors:
-        axes.legend(fontsize=10, loc="upper right")
+        axes.legend(fontsize=10, loc="upper right", framealpha=1)
 
 
 def _draw_ratios(axes: Axes, sides: np.ndarray, scales: ModelScales) -> None:
@@ -64,7 +64,7 @@ def _draw_ratios(axes: Axes, sides: np.ndarray, scales: ModelScales) -> None:
     axes.set_title("Shape of the boxes")
     axes.set_xlabel("height / width")
     if scales.ratios:
-        axes.legend(fontsize=10, loc="upper right")
+        axes.legend(fontsize=10, loc="upper right", framealpha=1)
 
 
 def _draw_classes(axes: Axes, sizes: ObjectSizes, palette: Palette, unit: str) -> None:

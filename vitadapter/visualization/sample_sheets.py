@@ -155,7 +155,7 @@ def draw_sample(sample: Sample, image_format: str, palette: Palette, note: str =
     pixels = shown_image(sample["image"], image_format)
     panels, classes = _panels(fitted(pixels, _SIDE), sample, palette)
     height, width = pixels.shape[:2]
-    caption = f"{Path(sample['file_name']).name}  {width} x {height}{note}"
+    caption = f"{Path(sample['file_name']).name}, {width} x {height}{note}"
     return Tile(_beside(panels), caption, frozenset(classes - {_NOTHING}))
 
 
@@ -175,7 +175,7 @@ def draw_sheet(tiles: Sequence[Tile], palette: Palette) -> np.ndarray:
         (H, W, 3) RGB.
     """
     width = max(tile.image.shape[1] for tile in tiles)
-    columns = min(len(tiles), max(1, _COLUMNS * _SIDE // width))
+    columns = min(len(tiles), max(1, _COLUMNS * (_SIDE + _GAP) // (width + _GAP)))
     rows = [tiles[at : at + columns] for at in range(0, len(tiles), columns)]
     sheet_width = columns * (width + _GAP) + _GAP
     strips = []
