@@ -28,7 +28,7 @@ COMMANDS = {
     "convert": Command("convert a checkpoint to this project's names", "commands.convert:main"),
     "analyze": Command("AP by class and size of a finished evaluation", "commands.analyze:main"),
     "analyze-model": Command("parameters and FLOPs of a model", "commands.analyze_model:main"),
-    "data": Command("check, convert or make data sets", "commands.data:main"),
+    "data": Command("check, convert, show or make data sets", "commands.data:main"),
     "doctor": Command("print what a bug report needs, and what is missing", "doctor:main"),
     "install-detectron2": Command("install Detectron2 from PyPI", "install_detectron2:main"),
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
+from PIL import Image
 
 from vitadapter.commands import predict
 
@@ -328,3 +329,13 @@ def test_maps_and_crops_of_equal_names_are_kept_apart(tmp_path: Path) -> None:
     planned = predict.plan_outputs(inputs, args)
     paths = [path for one in planned for path in one.files.paths()]
     assert len(set(paths)) == len(paths) == 12
+
+
+def test_pictures_of_images_that_cannot_be_written_are_png(
+    options: list[str], tmp_path: Path
+) -> None:
+    Image.fromarray(np.full((32, 40), 90, dtype=np.uint8)).save(tmp_path / "a.sgi")
+    inputs = ["--input", str(tmp_path / "a.sgi"), "--output", str(tmp_path / "drawn"), "--crops"]
+    assert predict.script([*options, *inputs]) == 0
+    assert (tmp_path / "drawn" / "a.png").is_file()
+    assert {path.suffix for path in (tmp_path / "drawn" / "crops" / "a.sgi").iterdir()} == {".png"}

@@ -25,7 +25,7 @@ from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import class_names
 from vitadapter.visualization.sample_sheets import PER_SHEET, Tile, draw_sample, draw_sheet
 
-__all__ = ["show"]
+__all__ = ["MappedSplit", "show"]
 
 _NUM_MEASURED = 200  # images whose objects are measured, which takes seconds
 _DESCRIPTION = """\
@@ -42,8 +42,19 @@ examples:
 """
 
 
-class _Split:
-    """The images of a split of a config, mapped with the targets that training has."""
+class MappedSplit:
+    """The images of a split of a config, mapped with the targets that training has.
+
+    Args:
+        cfg: a whole config.
+        name: of the split, "train" or "test".
+
+    Raises:
+        ValueError: the config has no such split, or its data cannot be used.
+
+    Attributes:
+        records: the data set dicts.
+    """
 
     def __init__(self, cfg: DictConfig, name: str) -> None:
         loaders = [
@@ -77,7 +88,13 @@ class _Split:
     def mapped(
         self, records: Sequence[Record], seed: int, *, augmented: bool
     ) -> Iterator[tuple[Record, Sample]]:
-        """Those of the records that can be mapped; the others are named in warnings."""
+        """Those of some records that can be mapped; the others are named in warnings.
+
+        Args:
+            records: data set dicts.
+            seed: of the augmentations.
+            augmented: whether the split's augmentations are applied.
+        """
         mapper = self.mapper(augmented=augmented)
         mapper.max_skipped = len(records) + 1
         for at, record in enumerate(tqdm(records, desc="images", leave=False)):
@@ -103,7 +120,9 @@ def _save_sheets(tiles: Sequence[Tile], palette: Palette, stem: Path) -> list[Pa
     return written
 
 
-def _draw(cfg: DictConfig, split: _Split, args: argparse.Namespace, palette: Palette) -> list[Path]:
+def _draw(
+    cfg: DictConfig, split: MappedSplit, args: argparse.Namespace, palette: Palette
+) -> list[Path]:
     """Draws the sheets."""
     chosen = choose_images(range(len(split.records)), args.images, args.seed)
     records = [split.records[index] for index in chosen]
@@ -119,7 +138,7 @@ def _draw(cfg: DictConfig, split: _Split, args: argparse.Namespace, palette: Pal
 
 
 def _measure(
-    cfg: DictConfig, split: _Split, args: argparse.Namespace, palette: Palette
+    cfg: DictConfig, split: MappedSplit, args: argparse.Namespace, palette: Palette
 ) -> list[Path]:
     """Draws the plots, and prints figures and advice."""
     sizes = ObjectSizes(OmegaConf.select(cfg, "dataset.num_things"))
@@ -146,7 +165,7 @@ def _show(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} must be a folder, but it is a file")
-    split = _Split(cfg, args.split)
+    split = MappedSplit(cfg, args.split)
     palette = Palette(class_names(class_metadata(cfg)))
     output.mkdir(parents=True, exist_ok=True)
     written = _draw(cfg, split, args, palette) + _measure(cfg, split, args, palette)

@@ -36,6 +36,7 @@ from vitadapter.engine.prediction_files import (
     UnsupportedFilesError,
     dataset_ids,
     merge_json,
+    picture_suffix,
     started,
 )
 from vitadapter.engine.predictor import LazyPredictor
@@ -173,7 +174,7 @@ def _unused(path: Path, taken: set[Path]) -> Path:
 def _files_of(
     source: Path, name: Path, folder: Path, args: argparse.Namespace, taken: set[Path]
 ) -> InputFiles:
-    drawn = name.with_suffix(".mp4") if is_video(source) else name
+    drawn = name.with_suffix(".mp4" if is_video(source) else picture_suffix(name))
     mapped = name.with_suffix("" if is_video(source) else ".png")
     whole = name.with_name(f"{name.name}.json")
     return InputFiles(

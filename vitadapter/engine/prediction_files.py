@@ -27,6 +27,7 @@ __all__ = [
     "UnsupportedFilesError",
     "dataset_ids",
     "merge_json",
+    "picture_suffix",
     "started",
 ]
 
@@ -69,6 +70,11 @@ class InputFiles:
     def are_newer(self, time: float) -> bool:
         """Whether all of them exist and have been written since a time in seconds."""
         return all(path.exists() and path.stat().st_mtime >= time for path in self.paths())
+
+
+def picture_suffix(name: Path) -> str:
+    """The end of the names of pictures of an image: its own, if such images can be written."""
+    return name.suffix if cv2.haveImageWriter(f"x{name.suffix}") else ".png"
 
 
 def dataset_ids(metadata: Metadata) -> Mapping[int, int]:
@@ -261,7 +267,7 @@ class FoundWriter:
     def _add_crops(self, image: np.ndarray, found: Found) -> None:
         if found.labels is not None:
             raise UnsupportedFilesError("--crops needs a model that finds objects")
-        suffix = ".png" if self._fps is not None else self._name.suffix
+        suffix = picture_suffix(self._name)
         for number, (kind, box, end) in enumerate(_objects(found), start=1):
             x0, y0, x1, y1 = (max(0, side) for side in box)
             crop = image[y0:y1, x0:x1]
