@@ -221,7 +221,7 @@ def draw_objects(image: np.ndarray, objects: Objects, palette: Palette) -> np.nd
         x0, y0, x1, y1 = corners[index].tolist()
         cv2.rectangle(drawn, (x0, y0), (x1, y1), colors[index], _thickness(drawn))
     labels = _Labels(drawn)
-    for box, label, color in zip(boxes, objects.labels, colors, strict=True):
+    for box, label, color in zip(boxes.tolist(), objects.labels, colors, strict=True):
         labels.write(box, label, color)
     return labels.picture()
 
@@ -237,7 +237,7 @@ def _borders(ids: np.ndarray) -> np.ndarray:
 def draw_label_map(
     image: np.ndarray, labels: np.ndarray, palette: Palette, ids: np.ndarray | None = None
 ) -> np.ndarray:
-    """The image with the colours of the classes of its pixels.
+    """The image, in grey, with the colours of the classes of its pixels.
 
     Args:
         image: (H, W, 3) RGB.
@@ -247,7 +247,7 @@ def draw_label_map(
     """
     known = labels >= 0
     table = palette.table(int(labels.max(initial=-1)) + 1 or 1).astype(np.float64)
-    mixed = (1 - _MAP_OPACITY) * image + _MAP_OPACITY * table[np.where(known, labels, 0)]
+    mixed = (1 - _MAP_OPACITY) * greyed(image) + _MAP_OPACITY * table[np.where(known, labels, 0)]
     drawn = np.where(known[..., None], mixed, image).round().astype(np.uint8)
     if ids is not None:
         drawn[_borders(ids)] = _WHITE
