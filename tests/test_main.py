@@ -55,7 +55,10 @@ def test_help_needs_no_torch(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [*([name] for name in COMMANDS), *(["data", name] for name in ("check", "convert", "sample"))],
+    [
+        *([name] for name in COMMANDS),
+        *(["data", name] for name in ("check", "convert", "sample", "show")),
+    ],
 )
 def test_help_shows_no_default_where_there_is_none(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -35,7 +35,7 @@ COMMANDS = {
     "estimate-memory": Command(
         "predict whether training fits a GPU", "commands.estimate_memory:main"
     ),
-    "data": Command("check, convert or make data sets", "commands.data:main"),
+    "data": Command("check, convert, show or make data sets", "commands.data:main"),
     "doctor": Command("print what a bug report needs, and what is missing", "doctor:main"),
     "install-detectron2": Command("install Detectron2 from PyPI", "install_detectron2:main"),
 }

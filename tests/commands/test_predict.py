@@ -1,3 +1,4 @@
+import json
 import os
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
+from PIL import Image
 
 from vitadapter.commands import predict
 
@@ -41,7 +43,7 @@ def test_a_folder(options: list[str], images: Path, tmp_path: Path) -> None:
         (images / name).write_text("not an image")
     output = tmp_path / "drawn"
     assert predict.script([*options, "--input", str(images), "--output", str(output)]) == 0
-    written = sorted(str(p.relative_to(output)) for p in output.rglob("*.*"))
+    written = sorted(str(p.relative_to(output)) for p in output.rglob("*.png"))
     assert written == ["001.png", "002.png", "003.png", "below/000.png"]
     before, after = (cv2.imread(str(folder / "001.png")) for folder in (images, output))
     assert after.shape == before.shape
@@ -64,7 +66,7 @@ def test_patterns_and_overrides(options: list[str], images: Path, tmp_path: Path
     inputs = ["--input", pattern, single, "--output", str(tmp_path / "drawn")]
     changes = ["model.roi_heads.box_predictor.test_topk_per_image=1"]
     assert predict.script([*options, *inputs, *changes]) == 0
-    assert len(list((tmp_path / "drawn").iterdir())) == 3
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
     assert predict.script([*options, *inputs, "model.roi_head=1"]) == 2
     assert re.search(r"\nerror: .*'model\.roi_head'.*\n$", capsys.readouterr().err)
 
@@ -77,7 +79,7 @@ def test_equal_names_do_not_overwrite_each_other(
     (other / "000.png").write_bytes((images / "001.png").read_bytes())
     inputs = ["--input", str(images / "000.png"), str(other / "000.png")]
     assert predict.script([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 0
-    names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
+    names = sorted(p.name for p in (tmp_path / "drawn").glob("*.png"))
     assert names == ["000.png", "000_2.png"]
 
 
@@ -100,7 +102,7 @@ def test_grey_and_transparent_images(options: list[str], tmp_path: Path) -> None
     cv2.imwrite(str(folder / "alpha.png"), np.full((32, 40, 4), 90, dtype=np.uint8))
     output = tmp_path / "drawn"
     assert predict.script([*options, "--input", str(folder), "--output", str(output)]) == 0
-    assert {p.name for p in output.iterdir()} == {"grey.png", "alpha.png"}
+    assert {p.name for p in output.glob("*.png")} == {"grey.png", "alpha.png"}
 
 
 def test_failures_are_named_and_the_rest_goes_on(
@@ -116,7 +118,7 @@ def test_failures_are_named_and_the_rest_goes_on(
     printed = capsys.readouterr().out
     for name in ("001.png", "clip.mp4", "nowhere.png", "pipe.png", "pipe.mp4"):
         assert f"{name}: " in printed
-    assert "3 of 8 inputs drawn" in printed
+    assert "3 of 8 inputs done" in printed
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 3
 
 
@@ -237,3 +239,86 @@ def test_the_command_takes_overrides_and_no_other_weights_than_asked(
     assert "overrides come after --overrides" in capsys.readouterr().err
     assert predict.predict(arguments) == 2
     assert "--weights FILE takes your own" in capsys.readouterr().err
+
+
+def test_json_and_crops_of_one_class(
+    options: list[str], cfg: DictConfig, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "drawn"
+    write_video(tmp_path / "clip.avi", frames=2)
+    inputs = ["--input", str(images), str(tmp_path / "clip.avi"), "--output", str(output)]
+    kinds = ["--json", "--crops", "--no-pictures", "--classes", "class1"]
+    json_file = cfg.dataset.test.json_file
+    given = [f"dataset.test.json_file={json_file}"]
+    assert predict.script([*options, *inputs, *kinds, "--score-threshold", "0", *given]) == 0
+    entries = json.loads((output / "predictions.json").read_text())
+    assert {entry["category_name"] for entry in entries} == {"class1"}
+    assert {entry["category_id"] for entry in entries} == {2}
+    assert {entry["file_name"] for entry in entries} == {
+        *(f"00{number}.png" for number in range(4)),
+        "clip.avi",
+    }
+    assert {entry.get("frame") for entry in entries} == {None, 0, 1}
+    crops = [path for path in (output / "crops").rglob("*") if path.is_file()]
+    assert len(crops) == len(entries)
+    assert not list(output.glob("*.png"))
+
+
+def test_a_stopped_run_goes_on(
+    options: list[str], images: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    output = tmp_path / "drawn"
+    inputs = ["--input", str(images), "--output", str(output), "--json"]
+    assert predict.script([*options, *inputs]) == 0
+    whole = (output / "predictions.json").read_bytes()
+    (output / "001.png").unlink()
+    (output / "json" / "002.png.json").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    os.utime(images / "003.png")  # a new image of the same name
+    capsys.readouterr()
+    assert predict.script([*options, *inputs, "--skip-existing"]) == 0
+    assert "4 of 4 inputs done (1 were there)" in capsys.readouterr().out
+    after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    assert len(after) == 4
+    assert [name for name in before if before[name] == after[name]] == ["000.png"]
+    assert (output / "predictions.json").read_bytes() == whole
+    arguments = [*options, *inputs, "--skip-existing", "--score-threshold", "0.9"]
+    assert predict.script(arguments) == 2
+    assert re.match("error: --skip-existing goes on .*0.9", capsys.readouterr().err, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "Persn"], r"--classes: the model has no class 'Persn' \(near ones: person"),
+        (["--no-pictures"], "--no-pictures needs --json, --crops or --maps"),
+        (["--maps"], "--maps needs a semantic or panoptic model"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    options: list[str], images: Path, tmp_path: Path, arguments: list[str], message: str, capsys
+) -> None:
+    inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / "drawn")]
+    assert predict.script([*options, *inputs, *arguments]) == 2
+    assert re.match(f"error: {message}", capsys.readouterr().err)
+    assert not list((tmp_path / "drawn").rglob("*.png"))
+
+
+@pytest.mark.parametrize("flag", ["--json", "--crops", "--maps", "--skip-existing"])
+def test_a_single_file_has_one_drawn_input(
+    options: list[str], images: Path, tmp_path: Path, flag: str, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(predict, "LazyPredictor", None)
+    inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / "one.png")]
+    assert predict.script([*options, *inputs, flag]) == 2
+    assert "give a folder for --json" in capsys.readouterr().err
+
+
+def test_pictures_of_images_that_cannot_be_written_are_png(
+    options: list[str], tmp_path: Path
+) -> None:
+    Image.fromarray(np.full((32, 40), 90, dtype=np.uint8)).save(tmp_path / "a.sgi")
+    inputs = ["--input", str(tmp_path / "a.sgi"), "--output", str(tmp_path / "drawn"), "--crops"]
+    assert predict.script([*options, *inputs]) == 0
+    assert (tmp_path / "drawn" / "a.png").is_file()
+    assert {path.suffix for path in (tmp_path / "drawn" / "crops" / "a.sgi").iterdir()} == {".png"}

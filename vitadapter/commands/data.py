@@ -1,4 +1,4 @@
-"""`vitadapter data`: looks at data sets, converts them, and makes the sample data set."""
+"""`vitadapter data`: checks, converts and shows data sets, and makes the sample data set."""
 
 import argparse
 import shlex
@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vitadapter.commands.arguments import DefaultsHelpFormatter
+from vitadapter.commands.data_show import show
 from vitadapter.data.folders.check import check_dataset
 from vitadapter.data.folders.listing import Listing
 from vitadapter.data.folders.prepare import (
@@ -172,6 +173,7 @@ _COMMANDS: Mapping[str, tuple[str, Callable[..., int | None]]] = {
     "check": ("look at a folder before training on it", check),
     "convert": ("write a folder of any known format as COCO json", convert),
     "sample": ("make the sample data set", sample),
+    "show": ("draw images with their annotations, as a model gets them", show),
 }
 
 

@@ -23,7 +23,7 @@ from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 from vitadapter.modeling.image_record import ImageRecord
 
-__all__ = ["LazyPredictor", "Prediction"]
+__all__ = ["LazyPredictor", "Prediction", "class_metadata"]
 
 
 class Prediction(TypedDict, total=False):
@@ -98,7 +98,7 @@ class LazyPredictor:
             AtomicCheckpointer(self.model), weights, complete=True, averaged=cfg.train.ema.enabled
         )
         self._inference = build_inference(cfg, self.model)
-        self.metadata = _test_metadata(cfg)
+        self.metadata = class_metadata(cfg)
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """
@@ -141,7 +141,8 @@ class LazyPredictor:
         return {"image": pixels, "height": height, "width": width}
 
 
-def _test_metadata(cfg: DictConfig) -> Metadata:
+def class_metadata(cfg: DictConfig) -> Metadata:
+    """The metadata of a config's test data set, with the names of its classes if they are known."""
     test = OmegaConf.select(cfg, "dataset.test")
     if test is None:
         return Metadata()

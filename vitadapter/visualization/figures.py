@@ -1,20 +1,25 @@
-"""Figures of evaluations, and the common style of all figures of this package."""
+"""Figures of evaluations, and the common style and colours of all figures and pictures."""
 
+import colorsys
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 __all__ = [
     "COLORS",
     "TEXT_COLOR",
+    "class_color",
     "draw_confusion_matrix",
     "figure_file",
     "plot_errors",
@@ -25,6 +30,9 @@ _DPI = 100
 TEXT_COLOR = "#333333"
 # The colours of Okabe and Ito, which colour-blind people can distinguish, without light yellow.
 COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+# Colours of classes, beside COLORS: these hues in these saturations and values.
+_HUES = 36
+_SHADES = ((0.9, 1.0), (0.9, 0.55), (0.45, 1.0), (0.5, 0.75))
 _STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#999999",
@@ -47,6 +55,31 @@ _STYLE = {
     "xtick.color": TEXT_COLOR,
     "ytick.color": TEXT_COLOR,
 }
+
+
+@lru_cache(maxsize=1)
+def _class_colors() -> list[tuple[float, float, float]]:
+    """COLORS without grey, and then always the colour that is farthest from all before it."""
+    hues = [hue / _HUES for hue in range(_HUES)]
+    others = [colorsys.hsv_to_rgb(hue, *shade) for shade in _SHADES for hue in hues]
+    colors = [to_rgb(color) for color in COLORS[:-1]] + others
+    seen = cv2.cvtColor(np.array(colors, np.float32)[None], cv2.COLOR_RGB2LAB)[0]  # as by eyes
+    chosen = list(range(len(COLORS) - 1))
+    nearest = np.min([np.linalg.norm(seen - seen[i], axis=1) for i in chosen], axis=0)
+    while len(chosen) < len(colors):
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(seen - seen[chosen[-1]], axis=1))
+    return [colors[i] for i in chosen]
+
+
+def class_color(number: int) -> tuple[float, float, float]:
+    """The colour (RGB in 0..1) of a class, which is the same in every picture.
+
+    Args:
+        number: of the class, from 0. Colours repeat after 150 classes.
+    """
+    return _class_colors()[number % len(_class_colors())]
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Draws predictions next to the ground truth, one picture per image and all on one sheet."""
 
-import colorsys
 import io
 import math
 from collections.abc import Sequence
@@ -20,8 +19,10 @@ from pycocotools.coco import COCO
 from vitadapter.data.coco.json_entries import Id, image_path
 from vitadapter.data.coco.results import EvaluatedImages, Instance, load_results
 from vitadapter.data.image_files import read_record_image
+from vitadapter.visualization.figures import class_color
+from vitadapter.visualization.overlays import greyed
 
-__all__ = ["OVERVIEW", "choose_images", "class_colors", "draw_gallery", "greyed"]
+__all__ = ["OVERVIEW", "choose_images", "draw_gallery"]
 
 _T = TypeVar("_T")
 
@@ -37,7 +38,6 @@ _INNER_GAP, _OUTER_GAP, _CAPTION_HEIGHT, _FONT_SIZE = 6, 20, 24, 13  # in pixels
 _CAPTION_LENGTH = 16  # characters of a file name that fit above a tile
 _MASK_OPACITY = 0.5
 _MAX_FONT_SCALE = 1.4
-_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -70,26 +70,6 @@ def choose_images(image_ids: Sequence[_T], count: int, seed: int) -> list[_T]:
     return [image_ids[rng.choice(part)] for part in parts]
 
 
-def class_colors(
-    count: int, shades: Sequence[tuple[float, float]] = ((0.8, 1.0),)
-) -> list[tuple[float, float, float]]:
-    """A colour in 0..1 for each class. Those of consecutive classes differ most.
-
-    Args:
-        count: number of classes.
-        shades: saturations and values, which are used in turn.
-    """
-    return [
-        colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, *shades[index % len(shades)])
-        for index in range(count)
-    ]
-
-
-def greyed(image: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) in grey, so that colours stand only for classes."""
-    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-
-
 def _label(instance: Instance, api: COCO) -> str:
     name = str(api.cats[instance["category_id"]]["name"])
     if "score" in instance:
@@ -118,7 +98,7 @@ def _draw_instances(
         cv2.resize(greyed(image), size, interpolation=method),
         font_size_scale=min(_MAX_FONT_SCALE, math.sqrt(side / _TILE_SIDE)),
     )
-    palette = dict(zip(sorted(api.cats), class_colors(len(api.cats)), strict=True))
+    palette = {id_: class_color(number) for number, id_ in enumerate(sorted(api.cats))}
     ordered = sorted(instances, key=lambda i: i["bbox"][2] * i["bbox"][3], reverse=True)
     for instance in ordered:
         if "segmentation" in instance:

@@ -12,16 +12,20 @@ import pycocotools.mask as mask_util
 from vitadapter.data.dataset_source import Record
 from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg import LabelReader
-from vitadapter.visualization.gallery import OVERVIEW, choose_images, class_colors, greyed
+from vitadapter.visualization.gallery import OVERVIEW, choose_images
+from vitadapter.visualization.overlays import (
+    Palette,
+    draw_label_map,
+    draw_legend,
+    fitted,
+    greyed,
+)
 
 __all__ = ["draw_sem_seg_gallery"]
 
 _TILE_SIDE = 320  # pixels of the longer side of an image on the sheet
 _GAP = 6
-_OPACITY = 0.65
-# Saturations and values of the colours.
-_SHADES = ((0.9, 1.0), (0.9, 0.6), (0.45, 1.0))
-_LEGEND_ROW = 22
+_LEGEND_SIZE = 15  # pixels of the text
 
 
 class _Segment(TypedDict):
@@ -61,48 +65,21 @@ def _predicted_labels(
     return labels
 
 
-def _overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The image in grey (H, W, 3) with the colours of its labels; ignored pixels stay grey."""
-    grey = greyed(image)
-    known = (labels >= 0) & (labels < len(palette))
-    colors = palette[np.where(known, labels, 0)]
-    mixed = (1 - _OPACITY) * grey + _OPACITY * colors
-    return np.where(known[..., None], mixed, grey).round().astype(np.uint8)
-
-
 def _row(panels: Sequence[np.ndarray]) -> np.ndarray:
     gap = np.full((panels[0].shape[0], _GAP, 3), 255, np.uint8)
     return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
 
 
-def _fit(image: np.ndarray, side: int) -> np.ndarray:
-    scale = side / max(image.shape[:2])
-    size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    return cv2.resize(image, size, interpolation=method)
+def _overlay(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
+    """The image in grey (H, W, 3) with the colours of its labels; ignored pixels stay grey."""
+    known = (labels >= 0) & (labels < len(palette.names))
+    return draw_label_map(greyed(image), np.where(known, labels, -1), palette)
 
 
-def _legend(names: Sequence[str], palette: np.ndarray, width: int) -> np.ndarray:
-    """Draws colour and name of each class, in rows of a given width."""
-    entries, x, y = [], 0, 0
-    for name, color in zip(names, palette.tolist(), strict=True):
-        (text_width, _), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-        if x and x + text_width + 30 > width:
-            x, y = 0, y + _LEGEND_ROW
-        entries.append((name, color, x, y))
-        x += text_width + 30
-    legend = np.full((y + _LEGEND_ROW, width, 3), 255, np.uint8)
-    for name, color, left, top in entries:
-        cv2.rectangle(legend, (left, top + 5), (left + 12, top + 17), color, cv2.FILLED)
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(legend, name, (left + 17, top + 16), font, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return legend
-
-
-def _sheet(rows: Sequence[np.ndarray], names: Sequence[str], palette: np.ndarray) -> np.ndarray:
+def _sheet(rows: Sequence[np.ndarray], palette: Palette) -> np.ndarray:
     width = max(row.shape[1] for row in rows)
     parts = []
-    for row in (*rows, _legend(names, palette, width)):
+    for row in (*rows, draw_legend(range(len(palette.names)), palette, width, _LEGEND_SIZE)):
         padding = ((0, _GAP), (0, width - row.shape[1]), (0, 0))
         parts.append(np.pad(row, padding, constant_values=255))
     return np.concatenate(parts)
@@ -145,8 +122,7 @@ def draw_sem_seg_gallery(
     evaluated = [i for i, record in enumerate(records) if record["file_name"] in segments]
     if not evaluated:
         raise ValueError(f"{predictions_file} holds no prediction for any of the images")
-    colors = class_colors(len(class_names), _SHADES)
-    palette = (255 * np.array(colors)).round().astype(np.uint8)  # (K, 3)
+    palette = Palette(class_names)
     output = Path(output_dir).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     written, rows = [], []
@@ -157,6 +133,6 @@ def draw_sem_seg_gallery(
         predicted = _predicted_labels(segments[name], image.shape[:2], read_label.ignore_label)
         panels = [image, *(_overlay(image, labels, palette) for labels in (truth, predicted))]
         written.append(_save(output / f"{index:05d}_{Path(name).stem}.png", _row(panels)))
-        rows.append(_row([_fit(panel, _TILE_SIDE) for panel in panels]))
-    written.append(_save(output / OVERVIEW, _sheet(rows, class_names, palette)))
+        rows.append(_row([fitted(panel, _TILE_SIDE) for panel in panels]))
+    written.append(_save(output / OVERVIEW, _sheet(rows, palette)))
     return written

@@ -102,7 +102,11 @@ def coco_metadata(
         return Metadata(name=name)
     try:
         classes, _ = coco_classes(read_json(json_file), json_file, Findings())
-        return Metadata(name=name, thing_classes=[category["name"] for category in classes])
+        return Metadata(
+            name=name,
+            thing_classes=[category["name"] for category in classes],
+            thing_dataset_id_to_contiguous_id={c["id"]: n for n, c in enumerate(classes)},
+        )
     except (OSError, ValueError) as error:
         logger.warning("no class names: %s", error)
         return Metadata(name=name)
