@@ -1,5 +1,10 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from vitadapter.analysis.feature_scales import (
@@ -7,7 +12,10 @@ from vitadapter.analysis.feature_scales import (
     feature_scales,
     scale_table,
     scale_warnings,
+    scales_of_config,
 )
+from vitadapter.commands.analyze_model import main
+from vitadapter.engine.overrides import load_config
 from vitadapter.modeling.backbone import ViT, ViTAdapter
 
 
@@ -61,3 +69,29 @@ def test_what_has_no_scales() -> None:
         feature_scales(make_adapter(vit_feature=None), [torch.zeros(1, 3, 32, 32)])
     with pytest.raises(ValueError, match="at least one batch"):
         feature_scales(make_adapter(), [])
+
+
+def test_the_command_prints_scales_of_a_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With weights of the net alone, as trainings start from."""
+    rng = np.random.default_rng(0)
+    for index, size in enumerate([(64, 64, 3), (40, 90, 3)]):
+        pixels = rng.integers(0, 256, size, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    model = timm.create_model("vit_tiny_patch16_224", depth=4, img_size=128)
+    torch.save(model.state_dict(), tmp_path / "net.pth")
+    config = ["Digits/upernet_vit_adapter_t", "model.backbone.net.depth=4", "train.device=cpu"]
+    main([*config, "--size", "64", "64", "--images", str(tmp_path / "0.png"), str(tmp_path)])
+    assert "3 images, random weights" in capsys.readouterr().out
+    weights = f"train.init_checkpoint={tmp_path / 'net.pth'}"
+    main([*config, weights, "--size", "64", "64", "--images", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "| res5 " in printed
+    assert f"2 images, {tmp_path / 'net.pth'}" in printed
+
+
+def test_a_model_without_adapter_is_refused(tmp_path: Path) -> None:
+    cfg = load_config("Digits/upernet_vit_t", ["train.device=cpu"])
+    with pytest.raises(ValueError, match="one ViTAdapter, this one has 0"):
+        scales_of_config(cfg, [tmp_path])

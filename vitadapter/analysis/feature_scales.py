@@ -1,18 +1,22 @@
 """How large the features of a net are beside the maps of the adapter that they are added to."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
-import vitadapter.detectron2_required  # noqa: F401
+from vitadapter.analysis.features import normalised_image
+from vitadapter.data.image_files import read_image
+from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.modeling.backbone import ViTAdapter
 from vitadapter.visualization.markdown import markdown_table
 
-__all__ = ["FeatureScale", "feature_scales", "scale_table", "scale_warnings"]
+__all__ = ["FeatureScale", "feature_scales", "scale_table", "scale_warnings", "scales_of_config"]
 
 _LEAST_SHARE = 0.1
 
@@ -70,6 +74,29 @@ def feature_scales(backbone: ViTAdapter, batches: Iterable[Tensor]) -> list[Feat
         FeatureScale(name, adapter.median_std(), vit.median_std())
         for name, (adapter, vit) in zip(names, sums, strict=True)
     ]
+
+
+def scales_of_config(cfg: DictConfig, images: Sequence[Path]) -> list[FeatureScale]:
+    """Measures the scales at the start of a training, with the weights of `train.init_checkpoint`.
+
+    Args:
+        cfg: the whole config. Images are resized as in its tests.
+        images: image files.
+
+    Raises:
+        ValueError: the model has no `ViTAdapter`, an image cannot be read, the weights do not fit,
+            or see `feature_scales`.
+    """
+    predictor = LazyPredictor(cfg, cfg.train.init_checkpoint, complete=False)
+    adapters = [part for part in predictor.model.modules() if isinstance(part, ViTAdapter)]
+    if len(adapters) != 1:
+        raise ValueError(
+            f"scales of features need a model with one ViTAdapter, this one has {len(adapters)}"
+        )
+    return feature_scales(
+        adapters[0],
+        (normalised_image(predictor, read_image(str(path), "BGR")).tensor for path in images),
+    )
 
 
 class _Moments:

@@ -18,7 +18,14 @@ from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.visualization.feature_figures import draw_feature_maps, plot_spectra
 from vitadapter.visualization.markdown import markdown_table
 
-__all__ = ["FREQUENCIES", "analyze_features", "feature_maps", "image_paths", "log_amplitudes"]
+__all__ = [
+    "FREQUENCIES",
+    "analyze_features",
+    "feature_maps",
+    "image_paths",
+    "log_amplitudes",
+    "normalised_image",
+]
 
 FREQUENCIES = 33
 """Number of frequencies from 0 to pi (half a period per cell) at which spectra are taken."""
@@ -62,6 +69,27 @@ def _pyramid(model: nn.Module) -> tuple[Backbone, dict[str, int]]:
     return pyramid, {name: shape.stride for name, shape in pyramid.output_shape().items()}
 
 
+def normalised_image(predictor: LazyPredictor, image: np.ndarray) -> ImageList:
+    """What a model's backbone gets for an image: resized as in tests, normalised and padded.
+
+    Args:
+        predictor: with any model that has a backbone, `pixel_mean` and `pixel_std`.
+        image: (H, W, 3) uint8 in BGR order.
+
+    Raises:
+        ValueError: the model has not.
+    """
+    model = predictor.model
+    _pyramid(model)
+    backbone = cast(Backbone, model.backbone)
+    pixels = predictor.preprocess(image)["image"].to(model.pixel_mean.device)
+    return ImageList.from_tensors(
+        [(pixels - model.pixel_mean) / model.pixel_std],
+        backbone.size_divisibility,
+        padding_constraints=backbone.padding_constraints,
+    )
+
+
 @torch.no_grad()
 def feature_maps(predictor: LazyPredictor, image: np.ndarray) -> dict[int, Tensor]:
     """The levels of the feature pyramid that the heads, or their neck, take.
@@ -79,18 +107,11 @@ def feature_maps(predictor: LazyPredictor, image: np.ndarray) -> dict[int, Tenso
     Raises:
         ValueError: the model has no backbone, or the maps are not finite.
     """
-    model = predictor.model
-    pyramid, strides = _pyramid(model)
-    backbone = cast(Backbone, model.backbone)
-    pixels = predictor.preprocess(image)["image"].to(model.pixel_mean.device)
-    height, width = pixels.shape[1:]
-    images = ImageList.from_tensors(
-        [(pixels - model.pixel_mean) / model.pixel_std],
-        backbone.size_divisibility,
-        padding_constraints=backbone.padding_constraints,
-    ).tensor
+    pyramid, strides = _pyramid(predictor.model)
+    images = normalised_image(predictor, image)
+    height, width = images.image_sizes[0]
     maps = {}
-    for name, features in pyramid(images).items():
+    for name, features in pyramid(images.tensor).items():
         stride = strides[name]
         level = features[0, :, : math.ceil(height / stride), : math.ceil(width / stride)]
         if not level.isfinite().all():

@@ -62,6 +62,8 @@ class LazyPredictor:
         weights: checkpoint file or URL; None for `train.init_checkpoint`, "" for random weights
             (to measure time and memory).
         device: None for `train.device`.
+        complete: whether the weights must be those of the whole model. If not, they may be what a
+            training starts from, such as those of the net alone.
 
     Attributes:
         model: in evaluation mode.
@@ -74,7 +76,12 @@ class LazyPredictor:
     """
 
     def __init__(
-        self, cfg: DictConfig, weights: str | None = None, device: str | None = None
+        self,
+        cfg: DictConfig,
+        weights: str | None = None,
+        device: str | None = None,
+        *,
+        complete: bool = True,
     ) -> None:
         fill_defaults(cfg)
         if weights is None:
@@ -95,7 +102,11 @@ class LazyPredictor:
         )
         self.model = build(cfg.model, "model").to(device).eval()
         load_init_checkpoint(
-            AtomicCheckpointer(self.model), weights, complete=True, averaged=cfg.train.ema.enabled
+            AtomicCheckpointer(self.model),
+            weights,
+            complete=complete,
+            allow_partial=not complete and cfg.train.init_allow_partial,
+            averaged=cfg.train.ema.enabled,
         )
         self._inference = build_inference(cfg, self.model)
         self.metadata = class_metadata(cfg)
