@@ -287,6 +287,18 @@ def test_a_stopped_run_goes_on(
     assert re.match("error: --skip-existing goes on .*0.9", capsys.readouterr().err, re.DOTALL)
 
 
+def test_predictions_of_an_earlier_run_are_not_mixed_in(
+    options: list[str], images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "drawn"
+    inputs = ["--input", str(images / "000.png"), str(images / "001.png"), "--output", str(output)]
+    assert predict.script([*options, *inputs, "--json"]) == 0
+    (images / "001.png").write_bytes(b"broken")
+    assert predict.script([*options, *inputs, "--json", "--score-threshold", "0.1"]) == 1
+    entries = json.loads((output / "predictions.json").read_text())
+    assert {entry["file_name"] for entry in entries} == {"000.png"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

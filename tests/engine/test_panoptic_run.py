@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import detectron2.data.transforms as T
+import numpy as np
 import pytest
 from coco_samples import make_content as make_instances
 from coco_samples import write_coco
@@ -13,10 +14,13 @@ from omegaconf import DictConfig
 from panoptic_samples import NAMES, make_content, some_ids, write_panoptic, write_things
 from project_configs import PANOPTIC_CONFIGS, load, shrink_mask2former, shrink_windows
 
-from vitadapter.commands import predict
+from vitadapter.data.panoptic.maps import read_panoptic_png, rgb_to_id
 from vitadapter.data.transforms import PadToSize
+from vitadapter.engine.prediction_files import FoundWriter, InputFiles
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.trainer import do_train
+from vitadapter.visualization.overlays import Palette
+from vitadapter.visualization.predictions import Selection, class_names
 
 PATHS = {path.stem: path for path in PANOPTIC_CONFIGS}
 SIZE = 64  # pixels
@@ -75,12 +79,16 @@ def test_panoptic(tmp_path: Path) -> None:
     predictor = LazyPredictor(cfg, str(output / "model_final.pth"))
     assert predictor.metadata.stuff_classes == NAMES
     image = cv2.imread(str(tmp_path / "images/a.jpg"))
-    ids, segments = predictor(image)["panoptic_seg"]
+    prediction = predictor(image)
+    ids, segments = prediction["panoptic_seg"]
     assert ids.shape == (48, 64)
     assert segments
-    drawn, _ = predict.draw(predictor, image, threshold=0.5)
-    assert drawn.shape == image.shape
-    assert (drawn != image).any()
+    files = InputFiles(tmp_path / "drawn.png", maps=tmp_path / "map.png")
+    palette = Palette(class_names(predictor.metadata))
+    with FoundWriter.open(files, tmp_path, Path("a.jpg"), palette, {}) as writer:
+        writer.add(image, Selection()(prediction))
+    assert (cv2.imread(str(files.picture))[:48] != image).any()
+    np.testing.assert_array_equal(rgb_to_id(read_panoptic_png(str(files.maps))), ids)
 
 
 def test_instances(tmp_path: Path) -> None:

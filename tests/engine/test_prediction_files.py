@@ -77,7 +77,7 @@ def test_results_are_what_pycocotools_evaluates(tmp_path: Path) -> None:
         written.append(files_of(tmp_path, image["file_name"], json=True))
         write(tmp_path, written[-1], found, name=image["file_name"])
     target = tmp_path / "predictions.json"
-    merge_json([file.json for file in written] + [tmp_path / "absent.json"], target)
+    merge_json([file.json for file in written], tmp_path)
     data = load_results(json_file, target)
     for kind in ("bbox", "segm"):
         evaluation = COCOeval(data.api, data.api.loadRes(str(target)), kind)
@@ -104,7 +104,7 @@ def test_nothing_found_is_an_empty_list(tmp_path: Path) -> None:
     write(tmp_path, files, instances_of([], []))
     assert json.loads(files.json.read_text()) == []
     assert list(files.crops.iterdir()) == []
-    merge_json([files.json], tmp_path / "predictions.json")
+    merge_json([files.json], tmp_path)
     assert json.loads((tmp_path / "predictions.json").read_text()) == []
 
 

@@ -11,12 +11,14 @@ from omegaconf import DictConfig
 from project_configs import PROJECT, load
 from sem_seg_samples import some_labels, write_pairs
 
-from vitadapter.commands import predict
 from vitadapter.data.sem_seg import LabelReader
+from vitadapter.engine.prediction_files import FoundWriter, InputFiles
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_train
 from vitadapter.model_zoo import get_config
+from vitadapter.visualization.overlays import Palette
+from vitadapter.visualization.predictions import Selection, class_names
 from vitadapter.visualization.sem_seg_gallery import draw_sem_seg_gallery
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -54,10 +56,18 @@ def test_trains_evaluates_and_draws(cfg: DictConfig, tmp_path: Path) -> None:
     predictor = LazyPredictor(cfg, str(output / "model_final.pth"))
     assert predictor.metadata.stuff_classes == ["sky", "road", "car"]
     image = cv2.imread(str(tmp_path / "images/0.jpg"))
-    assert predictor(image)["sem_seg"].shape == (3, 32, 48)
-    drawn, _ = predict.draw(predictor, image, threshold=0.5)
-    assert drawn.shape == image.shape
-    assert (drawn != image).any()
+    prediction = predictor(image)
+    assert prediction["sem_seg"].shape == (3, 32, 48)
+    found = Selection()(prediction)
+    files = InputFiles(tmp_path / "drawn.png", maps=tmp_path / "map.png")
+    palette = Palette(class_names(predictor.metadata))
+    with FoundWriter.open(files, tmp_path, Path("0.jpg"), palette, {}) as writer:
+        writer.add(image, found)
+    drawn = cv2.imread(str(files.picture))
+    assert drawn.shape[0] > image.shape[0]  # with a legend
+    assert (drawn[:32] != image).any()
+    expected = prediction["sem_seg"].argmax(0)
+    np.testing.assert_array_equal(LabelReader(num_classes=3)(str(files.maps)), expected)
 
 
 @pytest.mark.parametrize(("total", "steps"), [(1, 1), (2, 2)])

@@ -8,6 +8,7 @@ import argparse
 import glob
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,13 @@ from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.prediction_files import (
     FoundWriter,
+    InputFiles,
     UnsupportedFilesError,
     dataset_ids,
     merge_json,
     started,
 )
-from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.engine.predictor import LazyPredictor, class_metadata
 from vitadapter.model_zoo import config_file
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import (
@@ -127,7 +129,9 @@ class Run:
     def _find(self, image: np.ndarray) -> Found:
         return self.selection(self.predictor(image))
 
-    def _writing(self, planned: Planned, fps: float | None = None):
+    def _writing(
+        self, planned: Planned, fps: float | None = None
+    ) -> AbstractContextManager[FoundWriter]:
         ids = dataset_ids(self.predictor.metadata)
         return FoundWriter.open(planned.files, self.folder, planned.name, self.palette, ids, fps)
 
@@ -147,11 +151,13 @@ class Run:
         fps = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
         total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
         frames = tqdm(read_frames(capture), total=total, desc=planned.source.name)
+        is_empty = True
         try:
             with self._writing(planned, fps) as writer:
                 for frame in frames:
                     writer.add(frame, self._find(frame))
-                if not frames.n:
+                    is_empty = False
+                if is_empty:
                     raise OSError("no frame can be read")
         finally:
             capture.release()
@@ -175,10 +181,10 @@ def _prepared(args: argparse.Namespace) -> tuple[LazyPredictor, Selection, dict[
     path = config_file(args.config_file)
     cfg = load_config(str(path), args.overrides)
     weights = None if args.weights is None else weights_of(args.config_file, args.weights)
-    predictor = LazyPredictor(cfg, weights)
     classes = None
-    if args.classes:
-        classes = chosen_classes(args.classes, class_names(predictor.metadata))
+    if args.classes:  # before weights are downloaded
+        classes = chosen_classes(args.classes, class_names(class_metadata(cfg)))
+    predictor = LazyPredictor(cfg, weights)
     loaded = weights or str(cfg.train.init_checkpoint)
     settings: dict[str, object] = {
         "config": str(path),
@@ -219,16 +225,16 @@ def run(args: argparse.Namespace) -> int:
         check_alone()
         planned = plan_outputs(inputs, args)
         predictor, selection, settings = _prepared(args)
-        folder, todo = Path(args.output), planned
-        if names_a_file(folder):
-            folder = folder.parent
+        output, todo = Path(args.output), planned
+        if names_a_file(output):
+            failed = Run(predictor, selection, output.parent).all(planned)
         else:
-            since = started(folder, settings, go_on=args.skip_existing)
+            since = started(output, settings, go_on=args.skip_existing)
             todo = _left(planned, since) if args.skip_existing else planned
-        failed = Run(predictor, selection, folder).all(todo)
-        if args.json:
-            files = [one.files.json for one in planned if one.files.json is not None]
-            merge_json(files, folder / "predictions.json")
+            failed = Run(predictor, selection, output).all(todo)
+            if args.json:
+                files = [InputFiles(json=one.files.json) for one in planned]
+                merge_json((f.json for f in files if f.are_newer(since)), output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -31,6 +31,9 @@ __all__ = [
     "started",
 ]
 
+PREDICTIONS = "predictions.json"
+"""The predictions of all inputs."""
+
 SETTINGS = "predict.json"
 """What the predictions in a folder were made with."""
 
@@ -120,14 +123,19 @@ def started(folder: Path, settings: Mapping[str, object], *, go_on: bool) -> flo
     return path.stat().st_mtime
 
 
-def merge_json(files: Iterable[Path], target: Path) -> None:
-    """Writes the lists of several json files as one list; files that do not exist are left out."""
-    making = target.with_name(f".{target.name}.part")
+def merge_json(files: Iterable[Path | None], folder: Path) -> None:
+    """Writes `predictions.json`, one list of what is in the lists of several json files.
+
+    Args:
+        files: that exist.
+        folder: to write to.
+    """
+    target, making = folder / PREDICTIONS, folder / f".{PREDICTIONS}.part"
     with making.open("w", encoding="utf-8") as merged:
         merged.write("[")
         separator = "\n"
-        for path in files:
-            for entry in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else ():
+        for path in filter(None, files):
+            for entry in json.loads(path.read_text(encoding="utf-8")):
                 merged.write(f"{separator}{json.dumps(entry)}")
                 separator = ",\n"
         merged.write("\n]\n")

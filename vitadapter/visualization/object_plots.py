@@ -106,4 +106,5 @@ def plot_objects(
             _draw_sizes(panels[1, 0], sizes.sizes, scales)
             _draw_ratios(panels[1, 1], sides, scales)
         _draw_counts(panels[0, 0], sizes.per_image, "objects" if has_boxes else "classes")
-        _draw_classes(panels[0, 1], sizes, palette, "objects" if has_boxes else "pixels")
+        unit = "objects" if sizes.num_things is None else "segments, things and stuff"
+        _draw_classes(panels[0, 1], sizes, palette, unit if has_boxes else "pixels")
