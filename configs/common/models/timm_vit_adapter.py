@@ -1,7 +1,7 @@
 """ViT-Adapters over the nets of `timm_vit.py`, with the paper's settings by size.
 
 `*_frozen` is DINOv3's own way of dense prediction: the net stays as it was pre-trained and sees
-nothing of the adapter, which reads its features stage by stage.
+nothing of the adapter, which reads its features stage by stage, through the net's final norm.
 """
 
 from .timm_vit import (
@@ -21,7 +21,7 @@ from .timm_vit import (
 )
 from .vit_adapter import vit_adapter_base, vit_adapter_large, vit_adapter_small
 
-_frozen = dict(freeze_net=True, use_injector=False, vit_feature="stage")
+_frozen = dict(freeze_net=True, use_injector=False, vit_feature="stage", feature_norm="net")
 
 
 def _over(adapter, net, **settings):
