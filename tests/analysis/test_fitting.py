@@ -22,6 +22,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         cfg: DictConfig, workload: Workload, *, ranks: int = 1, parallel: str = "ddp"
     ) -> MemoryEstimate:
         batches.append(workload.batch)
+        if workload.batch == 1 and cfg.train.ema.enabled:
+            raise ValueError("as a batch norm does")
         image = 1 if cfg.train.amp.enabled else 2
         bent = max(workload.batch - 4, 0) * GIB // 4
         fixed = GIB // ranks if parallel == "fsdp2" else GIB
@@ -43,6 +45,16 @@ def test_the_largest_batch_is_found(gpu_memory: float, fits: int, runs: list[int
 def test_a_gpu_that_nothing_fits_is_told_the_smallest_need() -> None:
     with pytest.raises(ValueError, match=r"fits a GPU of 2 GiB.*needs 3\.00 GiB.*of 3\.3 GiB"):
         largest_batch(load_config(MASK_RCNN), WORKLOAD, 2)
+
+
+def test_a_model_that_one_image_cannot_train() -> None:
+    cfg = load_config(MASK_RCNN, ["train.ema.enabled=True"])
+    assert largest_batch(cfg, WORKLOAD, 10) == 4
+    with pytest.raises(ValueError, match=r"the smallest, 2 x 800 x 1280 pixels, needs 5\.00 GiB"):
+        largest_batch(cfg, WORKLOAD, 4)
+    changes = [saving.change for saving in savings(cfg, Workload((800, 1280), 2))]
+    assert "train.amp.enabled=True train.amp.dtype=bfloat16" in changes
+    assert not any("accumulate" in change for change in changes)
 
 
 @pytest.mark.parametrize("gpu_memory", [0, -24, float("nan"), float("inf")])

@@ -13,7 +13,7 @@ from vitadapter.analysis.measurement import profiled_peak
 from vitadapter.analysis.memory import PARALLEL, Layout
 from vitadapter.analysis.steps import Steps
 
-WORKLOAD = Workload((96, 128), 1, 8)
+WORKLOAD = Workload((96, 128), 2, 8)  # batch norm needs two
 
 
 def small_config(name: str) -> DictConfig:
@@ -61,7 +61,7 @@ def test_averaged_weights_are_a_second_model() -> None:
     assert estimate.training["average"] == estimate.training["parameters"]
     assert estimate.inference["activations"] > 0
     assert "average" not in estimate.inference
-    assert "| 1 x 96 x 128" in estimate.table()
+    assert "| 2 x 96 x 128" in estimate.table()
 
 
 def test_ddp_copies_gradients_and_fsdp2_divides_what_it_can() -> None:
@@ -100,3 +100,8 @@ def test_mistakes_in_the_workload(arguments: dict[str, object], message: str) ->
 def test_mistakes_in_parallel_training(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         estimate_memory(DictConfig({}), WORKLOAD, **arguments)
+
+
+def test_a_config_without_a_model() -> None:
+    with pytest.raises(ValueError, match=r"needs model\.backbone"):
+        training_peak(DictConfig({"train": {}}), WORKLOAD)

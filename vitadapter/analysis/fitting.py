@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -56,14 +57,21 @@ def largest_batch(
             known[batch] = estimate.training.total()
         return known[batch]
 
-    if peak(1) > limit:
+    try:
+        peak(1)
+        fits = 1
+    except ValueError:  # batch norms may need two images; any other fault comes again
+        peak(2)
+        fits = 2
+    if peak(fits) > limit:
         height, width = workload.size
         raise ValueError(
-            f"no batch fits a GPU of {gpu_memory:g} GiB: one image of {height} x {width} pixels "
-            f"needs {peak(1) / GIB:.2f} GiB, so a GPU of {peak(1) / GIB / USABLE:.1f} GiB"
+            f"no batch fits a GPU of {gpu_memory:g} GiB: the smallest, {fits} x {height} x {width} "
+            f"pixels, needs {peak(fits) / GIB:.2f} GiB, so a GPU of "
+            f"{peak(fits) / GIB / USABLE:.1f} GiB"
         )
-    fits, too_large = 1, _LARGEST + 1
-    step = max(peak(2) - peak(1), 1)
+    too_large = _LARGEST + 1
+    step = max(peak(fits + 1) - peak(fits), 1)
     while too_large - fits > 1:
         # The peak is almost linear in the batch, so that this is rarely off by more than one.
         guess = fits + int((limit - peak(fits)) // step)
@@ -133,7 +141,8 @@ def savings(
     if workload.batch > 1:
         change = f"train.accumulate_steps={2 * cfg.train.accumulate_steps}"
         half = replace(workload, batch=-(-workload.batch // 2))
-        found.append(Saving(f"{change} (micro-batches of {half.batch})", peak([change], half)))
+        with suppress(ValueError):  # batch norms may need two images
+            found.append(Saving(f"{change} (micro-batches of {half.batch})", peak([change], half)))
     if ranks > 1 and parallel != "fsdp2":
         found.append(Saving("--parallel fsdp2", peak([], parallel="fsdp2")))
     return found

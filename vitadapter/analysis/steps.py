@@ -105,6 +105,8 @@ class Steps:
         device: str = "cpu",
         on_gpu: bool = False,
     ) -> None:
+        if "backbone" not in cfg.get("model", {}):
+            raise ValueError("a config to run needs model.backbone, which this one lacks")
         self._cfg = copy.deepcopy(cfg)
         apply_overrides(self._cfg, [f"train.device={device}"])
         check_settings(self._cfg)
