@@ -5,7 +5,6 @@ from functools import partial
 
 import torch
 from detectron2.modeling import ViT as Detectron2ViT
-from detectron2.modeling.backbone.utils import get_abs_pos, get_rel_pos
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from .plain_net import (
     check_net_arguments,
     project_padded,
 )
+from .positions import absolute_positions, relative_positions
 
 __all__ = ["Detectron2Embedding", "ViT"]
 
@@ -82,8 +82,8 @@ class Attention(nn.Module):
         """Returns the logit bias (N, heads, H*W, H*W) for queries (N, heads, H*W, head_dim)."""
         h, w = hw
         q = q.unflatten(2, hw)
-        rel_h = torch.einsum("nahwc,hkc->nahwk", q, get_rel_pos(h, h, self.rel_pos_h))
-        rel_w = torch.einsum("nahwc,wkc->nahwk", q, get_rel_pos(w, w, self.rel_pos_w))
+        rel_h = torch.einsum("nahwc,hkc->nahwk", q, relative_positions(self.rel_pos_h, h))
+        rel_w = torch.einsum("nahwc,wkc->nahwk", q, relative_positions(self.rel_pos_w, w))
         return (rel_h.unsqueeze(-1) + rel_w.unsqueeze(-2)).flatten(4).flatten(2, 3)
 
 
@@ -105,7 +105,7 @@ class Detectron2Embedding(PlainNet):
         """
         x = self.patch_embed(images)
         if self.pos_embed is not None:
-            x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
+            x = x + absolute_positions(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
         return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
 
 
