@@ -10,6 +10,7 @@ import mimetypes
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -28,7 +29,11 @@ from vitadapter.data.image_files import IMAGE_SUFFIXES, is_image_name, read_imag
 from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.export import ExportedPredictor
+from vitadapter.export.runtimes import FORMATS
 from vitadapter.model_zoo import config_file
+
+Predictor: TypeAlias = LazyPredictor | ExportedPredictor
 
 WRITABLE_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4"}  # with the codec below
 VIDEO_SUFFIXES = {*WRITABLE_VIDEO_SUFFIXES, ".mpeg", ".mpg", ".webm"}
@@ -41,6 +46,7 @@ _EXAMPLES = """
 examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photo.jpg      # the published weights
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ video.mp4 --output drawn/
+  %(prog)s detector.onnx photo.jpg                 # a file of `vitadapter export`
   %(prog)s output/config.yaml photo.jpg --weights output/model_final.pth \\
       --overrides train.device=cpu
 """
@@ -138,7 +144,7 @@ def plan_outputs(inputs: list[tuple[Path, Path]], output: str) -> list[tuple[Pat
     return planned
 
 
-def draw(predictor: LazyPredictor, image: np.ndarray, threshold: float) -> tuple[np.ndarray, str]:
+def draw(predictor: Predictor, image: np.ndarray, threshold: float) -> tuple[np.ndarray, str]:
     """The BGR `image` (H, W, 3) with its predictions, in the same size and order; and in words."""
     output = predictor(image)
     metadata = predictor.metadata
@@ -172,7 +178,7 @@ def _instances_in_words(instances: Instances, names: Sequence[str] | None) -> st
     return ", ".join(found) or "nothing"
 
 
-def draw_image(predictor: LazyPredictor, source: Path, target: Path, threshold: float) -> None:
+def draw_image(predictor: Predictor, source: Path, target: Path, threshold: float) -> None:
     image = np.ascontiguousarray(read_image(str(source), "BGR"))
     drawn, words = draw(predictor, image, threshold)
     if not cv2.imwrite(str(target), drawn):
@@ -188,7 +194,7 @@ def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
         yield frame
 
 
-def draw_video(predictor: LazyPredictor, source: Path, target: Path, threshold: float) -> None:
+def draw_video(predictor: Predictor, source: Path, target: Path, threshold: float) -> None:
     if not source.is_file():  # a pipe would be waited for without end
         raise OSError("it is no file")
     capture = cv2.VideoCapture(str(source))
@@ -213,6 +219,20 @@ def draw_video(predictor: LazyPredictor, source: Path, target: Path, threshold: 
         raise OSError("no frame can be read")
 
 
+def _predictor(args: argparse.Namespace) -> Predictor:
+    """Opens an exported file, or builds a config with its weights."""
+    if Path(args.config_file).suffix in {each.suffix for each in FORMATS.values()}:
+        if args.overrides or args.weights not in (None, "zoo"):
+            raise ValueError(
+                f"{args.config_file} holds its weights and settings: leave out --weights and "
+                "overrides"
+            )
+        return ExportedPredictor(args.config_file)
+    cfg = load_config(str(config_file(args.config_file)), args.overrides)
+    weights = None if args.weights is None else weights_of(args.config_file, args.weights)
+    return LazyPredictor(cfg, weights)
+
+
 def run(args: argparse.Namespace) -> int:
     """Predicts.
 
@@ -229,10 +249,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         check_alone()
         planned = plan_outputs(inputs, args.output)
-        cfg = load_config(str(config_file(args.config_file)), args.overrides)
-        weights = None if args.weights is None else weights_of(args.config_file, args.weights)
-        predictor = LazyPredictor(cfg, weights)
-    except ValueError as error:
+        predictor = _predictor(args)
+    except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     failed = 0

@@ -22,7 +22,7 @@ from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 
-__all__ = ["LazyPredictor", "Prediction"]
+__all__ = ["LazyPredictor", "Prediction", "check_image"]
 
 
 class Prediction(TypedDict, total=False):
@@ -35,7 +35,7 @@ class Prediction(TypedDict, total=False):
     """(H, W), a map of the numbers of segments, and their descriptions."""
 
 
-def _check_image(image: object) -> None:
+def check_image(image: object) -> None:
     if image is None:
         raise ValueError("image is None, which is what cv2.imread returns for an unreadable file")
     rule = "image must be a (H, W, 3) uint8 array in BGR order"
@@ -88,8 +88,8 @@ class LazyPredictor:
         apply_tta(cfg)
         mapper = cfg.dataloader.test.mapper
         check_value("dataloader.test.mapper.image_format", ImageFormat, mapper.image_format)
-        self._image_format = mapper.image_format
-        self._augmentations = T.AugmentationList(
+        self.image_format = mapper.image_format
+        self.augmentations = T.AugmentationList(
             build(mapper.augmentations, "dataloader.test.mapper.augmentations")
         )
         self.model = build(cfg.model, "model").to(device).eval()
@@ -128,14 +128,14 @@ class LazyPredictor:
             ValueError: one of the images is not such an array.
         """
         for image in images:
-            _check_image(image)
+            check_image(image)
         return self._inference([self._preprocess(image) for image in images])
 
     def _preprocess(self, image: np.ndarray) -> dict[str, object]:
         height, width = image.shape[:2]
-        if self._image_format == "RGB":
+        if self.image_format == "RGB":
             image = image[:, :, ::-1]
-        pixels = augment(self._augmentations, np.ascontiguousarray(image)).image
+        pixels = augment(self.augmentations, np.ascontiguousarray(image)).image
         return {"image": pixels, "height": height, "width": width}
 
 
