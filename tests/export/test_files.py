@@ -129,6 +129,10 @@ def test_what_no_file_can_hold(tmp_path: Path) -> None:
         export(predictor_of(torch.nn.Linear(1, 1).eval()), "torch", tmp_path / "a.pt2")
     with pytest.raises(ValueError, match=r"call model\.eval"):
         export(predictor_of(build("atss").train()), "torch", tmp_path / "a.pt2")
+    augmented = predictor_of(build("atss"))
+    augmented.inference.tta = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"train\.inference\.tta\.enabled=False"):
+        export(augmented, "torch", tmp_path / "a.pt2")
     flipped = predictor_of(build("semantic_fpn"))
     flipped.augmentations = T.AugmentationList([T.RandomFlip()])
     with pytest.raises(ValueError, match="can only resize images by ResizeShortestEdge"):

@@ -35,12 +35,13 @@ from vitadapter.modeling.semantic import SemanticFPNHead, SemanticSegmentor, UPe
 from vitadapter.modeling.sparse_rcnn import DynamicHead, SparseRCNN
 
 CLASSES = 3
-LEVELS = list(SHAPES)
+LEVELS = ["res3", "res4"]  # of the detectors: tracing is slow
+STRIDES = [8, 16]
 PIXELS = dict(pixel_mean=[120.0, 110.0, 100.0], pixel_std=[50.0, 60.0, 70.0])
 
 
 def _pooler(size: int) -> ROIPooler:
-    return ROIPooler(size, [1 / s.stride for s in SHAPES.values()], 0, "ROIAlignV2")
+    return ROIPooler(size, [1 / stride for stride in STRIDES], 0, "ROIAlignV2")
 
 
 def _box_parts() -> tuple[nn.Module, nn.Module]:
@@ -56,9 +57,7 @@ def _box_parts() -> tuple[nn.Module, nn.Module]:
 
 
 def _rcnn(roi_heads: nn.Module) -> nn.Module:
-    anchors = DefaultAnchorGenerator(
-        sizes=[[16], [24], [32], [48]], aspect_ratios=[0.5, 1.0], strides=[4, 8, 16, 32]
-    )
+    anchors = DefaultAnchorGenerator(sizes=[[24], [40]], aspect_ratios=[0.5, 1.0], strides=STRIDES)
     rpn = RPN(
         in_features=LEVELS,
         head=StandardRPNHead(in_channels=8, num_anchors=2),
@@ -97,9 +96,9 @@ def mask_rcnn() -> nn.Module:
 
 
 def _cascade(
-    kind: type[CascadeROIHeads], mask_heads: list[nn.Module], **extra: object
+    kind: type[CascadeROIHeads], mask_heads: list[nn.Module] | None, **extra: object
 ) -> nn.Module:
-    box_heads, box_predictors = zip(*(_box_parts() for _ in mask_heads), strict=True)
+    box_heads, box_predictors = zip(*(_box_parts() for _ in range(2)), strict=True)
     return _rcnn(
         kind(
             num_classes=CLASSES,
@@ -107,22 +106,18 @@ def _cascade(
             box_pooler=_pooler(3),
             box_heads=box_heads,
             box_predictors=box_predictors,
-            proposal_matchers=[Matcher([0.5], [0, 1]) for _ in mask_heads],
+            proposal_matchers=[Matcher([0.5], [0, 1]) for _ in range(2)],
             mask_in_features=LEVELS,
             mask_pooler=_pooler(6),
             mask_heads=mask_heads,
-            stage_loss_weights=[1.0] * len(mask_heads),
+            stage_loss_weights=[1.0, 0.5],
             **extra,
         )
     )
 
 
 def cascade() -> nn.Module:
-    shape = ShapeSpec(channels=8, height=6, width=6)
-    heads = [
-        MaskRCNNConvUpsampleHead(shape, num_classes=CLASSES, conv_dims=[8, 8]) for _ in range(2)
-    ]
-    return _cascade(CascadeROIHeads, heads, average_logits=True)
+    return _cascade(CascadeROIHeads, None, average_logits=True)
 
 
 def htc() -> nn.Module:
@@ -134,7 +129,9 @@ def htc() -> nn.Module:
     semantic = FusedSemanticHead(
         8,
         in_features=LEVELS,
-        pooler=ROIPooler(6, [1 / 8], 0, "ROIAlignV2"),
+        pooler=ROIPooler(6, [1 / 16], 0, "ROIAlignV2"),
+        fusion_level=1,
+        stride=16,
         num_convs=1,
         conv_dim=8,
         num_classes=5,
@@ -142,15 +139,21 @@ def htc() -> nn.Module:
     return _cascade(HTCROIHeads, heads, semantic_head=semantic, nms=HardNMS(0.5))
 
 
+def mask2former() -> nn.Module:
+    """With all three kinds of answers."""
+    model = make_model("panoptic")
+    model.semantic_on = True
+    return model
+
+
 def _dense(head: nn.Module) -> nn.Module:
     scale = 8
-    strides = [s.stride for s in SHAPES.values()]
     return SingleAnchorDetector(
         backbone=Pyramid(),
         head=head,
         head_in_features=LEVELS,
         anchor_generator=DefaultAnchorGenerator(
-            sizes=[[scale * s] for s in strides], aspect_ratios=[1.0], strides=strides
+            sizes=[[scale * stride] for stride in STRIDES], aspect_ratios=[1.0], strides=STRIDES
         ),
         anchor_matcher=ATSSMatcher(),
         num_classes=CLASSES,
@@ -163,7 +166,7 @@ def _dense(head: nn.Module) -> nn.Module:
 
 
 def _head_arguments() -> dict[str, object]:
-    return dict(in_channels=8, num_levels=4, num_classes=CLASSES, conv_dims=[8], norm="")
+    return dict(in_channels=8, num_levels=2, num_classes=CLASSES, conv_dims=[8], norm="")
 
 
 def sparse_rcnn() -> nn.Module:
@@ -199,15 +202,16 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mask_rcnn": mask_rcnn,
     "cascade": cascade,
     "htc": htc,
-    "atss": lambda: _dense(ATSSHead(**_head_arguments())),
+    "atss": lambda: _dense(
+        ATSSHead(box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)), **_head_arguments())
+    ),
     "gfl": lambda: _dense(GFLHead(**_head_arguments())),
     "sparse_rcnn": sparse_rcnn,
     "semantic_fpn": lambda: _segmenter(
         SemanticFPNHead(SHAPES, num_classes=CLASSES, conv_dims=8, norm="")
     ),
     "upernet": lambda: _segmenter(UPerHead(SHAPES, num_classes=CLASSES, channels=8, norm="")),
-    "mask2former_semantic": lambda: make_model("semantic"),
-    "mask2former_panoptic": lambda: make_model("panoptic"),
+    "mask2former": mask2former,
 }
 
 
@@ -216,7 +220,7 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     for parameter in model.parameters():
-        if parameter.dim() > 1 and "mask2former" not in name:
+        if parameter.dim() > 1 and name != "mask2former":
             nn.init.normal_(parameter, std=0.1)
     for key, parameter in model.named_parameters():
         if key.endswith(("cls_score.weight", "objectness_logits.weight", "fc_cls.weight")):
@@ -232,6 +236,7 @@ def predictor_of(model: nn.Module) -> SimpleNamespace:
     metadata.set(thing_classes=["cat", "dog", "cow"])
     return SimpleNamespace(
         model=model,
+        inference=SimpleNamespace(tta=None),
         image_format="RGB",
         augmentations=T.AugmentationList([]),
         metadata=metadata,

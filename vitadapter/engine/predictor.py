@@ -64,6 +64,9 @@ class LazyPredictor:
 
     Attributes:
         model: in evaluation mode.
+        inference: the model as `train.inference` runs it.
+        image_format: "RGB" or "BGR", the channel order that the model wants.
+        augmentations: how images are resized for it.
         metadata: of the test data set, with `thing_classes` or, for a semantic or panoptic
             segmenter, `stuff_classes` if they are known.
 
@@ -96,7 +99,7 @@ class LazyPredictor:
         load_init_checkpoint(
             AtomicCheckpointer(self.model), weights, complete=True, averaged=cfg.train.ema.enabled
         )
-        self._inference = build_inference(cfg, self.model)
+        self.inference = build_inference(cfg, self.model)
         self.metadata = _test_metadata(cfg)
 
     def __call__(self, image: np.ndarray) -> Prediction:
@@ -129,7 +132,7 @@ class LazyPredictor:
         """
         for image in images:
             check_image(image)
-        return self._inference([self._preprocess(image) for image in images])
+        return self.inference([self._preprocess(image) for image in images])
 
     def _preprocess(self, image: np.ndarray) -> dict[str, object]:
         height, width = image.shape[:2]

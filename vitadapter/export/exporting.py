@@ -1,5 +1,6 @@
 """From a model to a file."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -60,7 +61,14 @@ def export(
         raise ValueError(f"the file of the format {format} must end in {writer.suffix}, got {path}")
     if isinstance(source, DictConfig):
         source = LazyPredictor(source, weights, device="cpu")
-    graph = BackboneGraph(source.model) if only_backbone else graph_of(source.model)
+    if getattr(source.inference, "tta", None) is not None:
+        raise ValueError(
+            "test-time augmentation cannot be exported: set train.inference.tta.enabled=False"
+        )
+    model = source.model
+    if model.pixel_mean.device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
+    graph = BackboneGraph(model) if only_backbone else graph_of(model)
     _check_size(size, graph.multiple)
     description = describe(source, graph, size)
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")

@@ -16,6 +16,8 @@ from torch.export import ExportedProgram
 
 import vitadapter.ops  # noqa: F401  the operator
 
+from .programs import paused_collection
+
 __all__ = ["cropped", "to_onnx", "with_padding"]
 
 _OPSET = 18
@@ -43,16 +45,17 @@ def to_onnx(
         The model, with its weights inside.
     """
     form = _as_plugin if tensorrt_plugin else _as_grid_samples
-    translated = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        opset_version=_OPSET,
-        custom_translation_table={torch.ops.vitadapter.ms_deform_attn_fused.default: form},
-        optimize=True,
-        verbose=False,
-    )
+    with paused_collection():
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=_OPSET,
+            custom_translation_table={torch.ops.vitadapter.ms_deform_attn_fused.default: form},
+            optimize=True,
+            verbose=False,
+        )
     return translated.model_proto
 
 

@@ -1,18 +1,37 @@
 """Programs of `torch.export` for images of any size."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.export import Dim, ExportedProgram
 
 from .graphs import Graph
 
-__all__ = ["program_of"]
+__all__ = ["paused_collection", "program_of"]
+
+
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """Inside this context, Python does not look for garbage.
+
+    Tracing makes so many objects that this would take most of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedProgram:
     """Exports a model.
 
     Args:
-        graph: the model as a function of `images` (B, 3, H, W), uint8, and `size`.
+        graph: the model, on the CPU, as a function of `images` (B, 3, H, W), uint8, and `size`.
         size: (height, width) of padded images in pixels, multiples of `graph.multiple`; None for a
             program that takes any size.
 
@@ -31,12 +50,10 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
         dimensions |= {2: multiple * Dim("rows"), 3: multiple * Dim("columns")}
     if graph.takes_batches:
         dimensions[0] = Dim("batch", min=1)
-    device = graph.model.pixel_mean.device
-    images = torch.zeros(
-        2 if graph.takes_batches else 1, 3, height, width, dtype=torch.uint8, device=device
-    )
-    arguments = (images, torch.tensor([height - 1, width - 1], device=device))
-    with torch.no_grad():
+    batch = 2 if graph.takes_batches else 1
+    images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
+    arguments = (images, torch.tensor([height - 1, width - 1]))
+    with torch.no_grad(), paused_collection():
         program = torch.export.export(
             graph, arguments, dynamic_shapes=(dimensions, None), strict=False
         )
