@@ -24,7 +24,7 @@ COMMANDS = {
     "eval": Command("evaluate trained weights on the test set", "commands.train:evaluate"),
     "predict": Command("detect or segment in images and videos", "commands.predict:predict"),
     "zoo": Command("list the experiments and their trained models", "model_zoo.__main__:main"),
-    "export": Command("write the backbone as a program of torch.export", "commands.export:main"),
+    "export": Command("write a model as ONNX or a program of torch.export", "commands.export:main"),
     "convert": Command("convert a checkpoint to this project's names", "commands.convert:main"),
     "analyze": Command("AP by class and size of a finished evaluation", "commands.analyze:main"),
     "analyze-errors": Command("what each kind of error costs", "commands.analyze_errors:main"),

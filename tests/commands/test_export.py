@@ -1,14 +1,17 @@
-"""`vitadapter export`: what it writes computes as the model does, in batches of any size."""
+"""`vitadapter export`: what it writes answers as the model does."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
-from vitadapter.commands import export
-from vitadapter.modeling.backbone import LoRA, VisualPrompts, ViT, ViTBaseline
+from vitadapter.commands import export, predict
+from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.export import ExportedPredictor
+from vitadapter.export.runtimes import open_file
 
 
 @pytest.fixture
@@ -19,58 +22,61 @@ def weights(cfg: DictConfig, tmp_path: Path) -> Path:
     return path
 
 
-def test_what_it_writes_equals_the_model(
+def test_what_it_writes_predicts_as_the_config_with_weights(
     cfg: DictConfig, tiny_config: Path, weights: Path, tmp_path: Path, capsys
 ) -> None:
-    output = tmp_path / "backbone.pt2"
-    arguments = [str(tiny_config), str(output), "--size", "64", "96", "--weights", str(weights)]
-    arguments += ["--overrides", "train.device=cpu"]
+    output = tmp_path / "detector.onnx"
+    arguments = [str(tiny_config), str(output), "--weights", str(weights)]
     assert export.main(arguments) == 0
-    assert f"{output}: images (B, 3, 64, 96)" in capsys.readouterr().out
-    model = instantiate(cfg.model).eval()
-    model.load_state_dict(torch.load(weights, weights_only=True)["model"])
-    program = torch.export.load(output).module()
-    for batch in (1, 5):
-        images = torch.randn(batch, 3, 64, 96)
-        with torch.no_grad():
-            expected, got = model.backbone(images), program(images)
-        assert expected.keys() == got.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
+    assert f"{output}: images of any size, differs by" in capsys.readouterr().out
+    expected, found = LazyPredictor(cfg, str(weights)), ExportedPredictor(output)
+    assert found.metadata.get("thing_classes") == expected.metadata.get("thing_classes")
+    image = np.random.default_rng(0).integers(0, 256, (90, 110, 3), np.uint8)
+    model, file = (predictor(image)["instances"] for predictor in (expected, found))
+    assert len(model) == len(file) > 0
+    torch.testing.assert_close(file.scores, model.scores, rtol=1e-4, atol=1e-5)
+    boxes = file.pred_boxes.tensor, model.pred_boxes.tensor
+    torch.testing.assert_close(*boxes, rtol=1e-4, atol=1e-3)
+    assert (file.pred_masks != model.pred_masks).float().mean() < 1e-3
     with pytest.raises(SystemExit) as stopped:
         export.main(arguments)
     assert stopped.value.code == 2
     assert "exists: add --overwrite" in capsys.readouterr().err
+    assert predict.predict([str(output), str(tmp_path), "--weights", "a.pth"]) == 1
+    photo = tmp_path / "photo.png"
+    predict.cv2.imwrite(str(photo), image)
+    drawn = ["--output", str(tmp_path / "drawn")]
+    assert predict.predict([str(output), str(photo), *drawn]) == 0
+    assert (tmp_path / "drawn" / "photo.png").is_file()
+    assert predict.predict([str(output), str(photo), *drawn, "--weights", "a.pth"]) == 2
+    assert "leave out --weights and overrides" in capsys.readouterr().err
 
 
-def test_a_program_of_other_weights_is_refused(cfg: DictConfig) -> None:
-    first, second = (instantiate(cfg.model).eval().backbone for _ in range(2))
-    program = export.export_backbone(first, (64, 64))
-    assert export.check_equal(program, first, (64, 64)) < 1e-4
-    with pytest.raises(ValueError, match=r"must equal the model within 0\.0001, got"):
-        export.check_equal(program, second, (64, 64))
-
-
-def test_a_tuned_net_is_exported_merged() -> None:
-    tuning = [LoRA(2), VisualPrompts(3)]
-    net = ViT(embed_dim=32, depth=4, num_heads=2, tuning=tuning)
-    for name, parameter in net.named_parameters():
-        if name.endswith("lora_b"):
-            torch.nn.init.normal_(parameter)
-    backbone = ViTBaseline(net).eval()
-    program = export.export_backbone(backbone, (64, 64))
-    assert export.check_equal(program, backbone, (64, 64)) < 1e-4
-    assert "net.prompts" in program.state_dict
-    assert not any("lora" in name for name in program.state_dict)
+def test_the_backbone_alone(
+    cfg: DictConfig, tiny_config: Path, weights: Path, tmp_path: Path, capsys
+) -> None:
+    output = tmp_path / "backbone.pt2"
+    arguments = [str(tiny_config), str(output), "--weights", str(weights), "--backbone"]
+    assert export.main(arguments) == 0
+    model = instantiate(cfg.model).eval()
+    model.load_state_dict(torch.load(weights, weights_only=True)["model"])
+    compute, description = open_file(output)
+    assert description.outputs == list(model.backbone.output_shape())
+    images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model.backbone((images - model.pixel_mean) / model.pixel_std)
+    for name, value in zip(description.outputs, compute(images), strict=True):
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="holds only a backbone, whose outputs are"):
+        ExportedPredictor(output)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["backbone.pth", "--size", "64", "64"], "must end in .pt2"),
-        (["backbone.pt2", "--size", "0", "64"], "--size must be positive, got 0 64"),
-        (["nowhere/backbone.pt2", "--size", "64", "64"], "does not exist"),
-        (["backbone.pt2"], "--size"),
+        (["model.pth"], "must end in .onnx or .pt2"),
+        (["nowhere/model.pt2"], "does not exist"),
+        (["model.pt2", "--format", "coreml"], "invalid choice: 'coreml'"),
     ],
 )
 def test_wrong_arguments(
@@ -84,7 +90,7 @@ def test_wrong_arguments(
 
 
 def test_weights_that_are_not_there(tiny_config: Path, tmp_path: Path, capsys) -> None:
-    arguments = [str(tiny_config), str(tmp_path / "a.pt2"), "--size", "64", "64"]
+    arguments = [str(tiny_config), str(tmp_path / "a.pt2")]
     assert export.main(arguments) == 1
     assert "--weights FILE takes your own" in capsys.readouterr().err
     assert export.main([*arguments, "--weights", "nowhere.pth"]) == 1

@@ -42,6 +42,8 @@ from vitadapter.engine.prediction_files import (
     started,
 )
 from vitadapter.engine.predictor import LazyPredictor, class_metadata
+from vitadapter.export import ExportedPredictor
+from vitadapter.export.runtimes import FORMATS
 from vitadapter.model_zoo import config_file
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import (
@@ -61,6 +63,7 @@ examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photo.jpg      # the published weights
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ video.mp4 --output drawn/
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ --classes person car --json --crops
+  %(prog)s detector.onnx photo.jpg                 # a file of `vitadapter export`
   %(prog)s output/config.yaml photo.jpg --weights output/model_final.pth \\
       --overrides train.device=cpu
 """
@@ -117,7 +120,7 @@ class Run:
         folder: that all files are in.
     """
 
-    predictor: LazyPredictor
+    predictor: LazyPredictor | ExportedPredictor
     selection: Selection
     folder: Path
 
@@ -176,16 +179,31 @@ class Run:
         return failed
 
 
-def _prepared(args: argparse.Namespace) -> tuple[LazyPredictor, Selection, dict[str, object]]:
+def _prepared(
+    args: argparse.Namespace,
+) -> tuple[LazyPredictor | ExportedPredictor, Selection, dict[str, object]]:
     """The predictor, what is wanted of it, and the settings that its predictions depend on."""
-    path = config_file(args.config_file)
-    cfg = load_config(str(path), args.overrides)
-    weights = None if args.weights is None else weights_of(args.config_file, args.weights)
+    path = Path(args.config_file)
+    is_exported = path.suffix in {each.suffix for each in FORMATS.values()}
+    if not is_exported:
+        path = config_file(args.config_file)
+        cfg = load_config(str(path), args.overrides)
+        metadata = class_metadata(cfg)
+    elif args.overrides or args.weights not in (None, "zoo"):
+        raise ValueError(
+            f"{path} holds its weights and settings: leave out --weights and overrides"
+        )
+    else:
+        predictor: LazyPredictor | ExportedPredictor = ExportedPredictor(path)
+        metadata = predictor.metadata
     classes = None
     if args.classes:  # before weights are downloaded
-        classes = chosen_classes(args.classes, class_names(class_metadata(cfg)))
-    predictor = LazyPredictor(cfg, weights)
-    loaded = weights or str(cfg.train.init_checkpoint)
+        classes = chosen_classes(args.classes, class_names(metadata))
+    loaded = str(path)
+    if not is_exported:
+        weights = None if args.weights is None else weights_of(args.config_file, args.weights)
+        predictor = LazyPredictor(cfg, weights)
+        loaded = weights or str(cfg.train.init_checkpoint)
     settings: dict[str, object] = {
         "config": str(path),
         "weights": loaded,

@@ -23,7 +23,7 @@ from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 from vitadapter.modeling.image_record import ImageRecord
 
-__all__ = ["LazyPredictor", "Prediction", "class_metadata"]
+__all__ = ["LazyPredictor", "Prediction", "check_image", "class_metadata"]
 
 
 class Prediction(TypedDict, total=False):
@@ -36,7 +36,7 @@ class Prediction(TypedDict, total=False):
     """(H, W), a map of the numbers of segments, and their descriptions."""
 
 
-def _check_image(image: object) -> None:
+def check_image(image: object) -> None:
     if image is None:
         raise ValueError("image is None, which is what cv2.imread returns for an unreadable file")
     rule = "image must be a (H, W, 3) uint8 array in BGR order"
@@ -67,6 +67,9 @@ class LazyPredictor:
 
     Attributes:
         model: in evaluation mode.
+        inference: the model as `train.inference` runs it.
+        image_format: "RGB" or "BGR", the channel order that the model wants.
+        augmentations: how images are resized for it.
         metadata: of the test data set, with `thing_classes` or, for a semantic or panoptic
             segmenter, `stuff_classes` if they are known.
 
@@ -96,8 +99,8 @@ class LazyPredictor:
         apply_tta(cfg)
         mapper = cfg.dataloader.test.mapper
         check_value("dataloader.test.mapper.image_format", ImageFormat, mapper.image_format)
-        self._image_format = mapper.image_format
-        self._augmentations = T.AugmentationList(
+        self.image_format = mapper.image_format
+        self.augmentations = T.AugmentationList(
             build(mapper.augmentations, "dataloader.test.mapper.augmentations")
         )
         self.model = build(cfg.model, "model").to(device).eval()
@@ -108,7 +111,7 @@ class LazyPredictor:
             allow_partial=not complete and cfg.train.init_allow_partial,
             averaged=cfg.train.ema.enabled,
         )
-        self._inference = build_inference(cfg, self.model)
+        self.inference = build_inference(cfg, self.model)
         self.metadata = class_metadata(cfg)
 
     def __call__(self, image: np.ndarray) -> Prediction:
@@ -140,15 +143,15 @@ class LazyPredictor:
             ValueError: one of the images is not such an array.
         """
         for image in images:
-            _check_image(image)
-        return self._inference([self.preprocess(image) for image in images])
+            check_image(image)
+        return self.inference([self.preprocess(image) for image in images])
 
     def preprocess(self, image: np.ndarray) -> ImageRecord:
         """The input of the model for an image as in `__call__`, augmented as for testing."""
         height, width = image.shape[:2]
-        if self._image_format == "RGB":
+        if self.image_format == "RGB":
             image = image[:, :, ::-1]
-        pixels = augment(self._augmentations, np.ascontiguousarray(image)).image
+        pixels = augment(self.augmentations, np.ascontiguousarray(image)).image
         return {"image": pixels, "height": height, "width": width}
 
 

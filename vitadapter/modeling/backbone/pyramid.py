@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from torch import Tensor
 
+from vitadapter.layers.sizes import padding_to
+
 __all__ = ["PyramidBackbone", "block_outputs", "pad_images"]
 
 
@@ -52,8 +54,7 @@ def pad_images(images: Tensor, multiple: int) -> Tensor:
         raise ValueError(
             f"images must be (B, 3, H, W) with H and W at least 1, got {tuple(images.shape)}"
         )
-    # Not "-size % multiple", which torch.compile does not support for symbolic sizes.
-    bottom, right = ((multiple - size % multiple) % multiple for size in images.shape[2:])
+    bottom, right = (padding_to(size, multiple) for size in images.shape[2:])
     return F.pad(images, (0, right, 0, bottom))
 
 

@@ -195,7 +195,7 @@ class MaskedTransformerDecoder(nn.Module):
             positions.append(embedding.to(memory.dtype))
             level_embed = self.level_embed.weight[level]
             tokens.append(memory.flatten(2).transpose(1, 2) + level_embed)  # (B, h_l * w_l, C)
-        batch = len(mask_features)
+        batch = mask_features.shape[0]  # `len` of a symbolic size is a constant
         queries = self.query_feat.weight.expand(batch, -1, -1)
         query_pos = self.query_embed.weight[None]
         predictions = [self.predict(queries, mask_features)]

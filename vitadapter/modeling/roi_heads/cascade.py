@@ -18,9 +18,9 @@ from vitadapter.layers.nms import NMS, HardNMS
 from .fast_rcnn import fast_rcnn_inference
 from .semantic_head import FusedSemanticHead
 
-__all__ = ["CascadeROIHeads"]
+__all__ = ["SEMANTIC", "CascadeROIHeads"]
 
-_SEMANTIC = "semantic"  # name of the semantic head's features among those of the pyramid
+SEMANTIC = "semantic"  # name of the semantic head's features among those of the pyramid
 
 Features = Mapping[str, Tensor]
 # Logits (R, K + 1), and deltas (R, K * 4) or (R, 4), of all images together.
@@ -154,10 +154,10 @@ class CascadeROIHeads(_CascadeROIHeads):
 
     def _with_semantic(self, features: Features) -> tuple[Tensor | None, Features]:
         """Returns the class logits of the semantic head, and the features with its own added."""
-        if self.semantic_head is None or _SEMANTIC in features:
+        if self.semantic_head is None or SEMANTIC in features:
             return None, features
         logits, semantic = self.semantic_head(features)
-        return logits, {**features, _SEMANTIC: semantic}
+        return logits, {**features, SEMANTIC: semantic}
 
     def _losses(
         self, features: Features, proposals: list[Instances], targets: list[Instances]
@@ -284,7 +284,7 @@ class CascadeROIHeads(_CascadeROIHeads):
         """Adds the averaged features of the semantic head to pooled features (R, C, H, W)."""
         if self.semantic_head is None:
             return x
-        semantic = self.semantic_head.pooler([features[_SEMANTIC]], boxes)
+        semantic = self.semantic_head.pooler([features[SEMANTIC]], boxes)
         return x + F.adaptive_avg_pool2d(semantic, (x.shape[2], x.shape[3]))
 
     def _mask_logits(self, x: Tensor, stages: Sequence[int]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from vitadapter.layers.conv_norm_relu import conv_norm_relu
+from vitadapter.layers.sizes import average_cells
 
 from .pixel_head import PixelHead
 
@@ -46,7 +47,7 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, channels, h, w)."""
         pooled = [
-            _resize_to(project(F.adaptive_avg_pool2d(x, scale)), x)
+            _resize_to(project(average_cells(x, scale)), x)
             for scale, project in zip(self.pool_scales, self.projections, strict=True)
         ]
         return self.bottleneck(torch.cat([x, *pooled], dim=1))

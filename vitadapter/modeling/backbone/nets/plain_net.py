@@ -9,13 +9,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import Backbone
-from detectron2.modeling.backbone.utils import window_partition, window_unpartition
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.fast import is_plain, recomputed, run_linear
+from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
 
 from .tuning import Tuning
 
@@ -201,10 +201,10 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
     Returns:
         (B, H, W, D), where H and W are multiples of `window_size`.
     """
-    bottom, right = (-side % window_size if window_size > 0 else 0 for side in hw)
+    bottom, right = (padding_to(side, max(window_size, 1)) for side in hw)
     padding = (0, 0, 0, right, 0, bottom)
     shape = (x.shape[0], *hw, -1)
-    if not any(padding):
+    if holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0):
         return run_linear(layer, x).view(shape)
     if not is_plain(layer, nn.Linear):
         return layer(F.pad(x.view(shape), padding))
@@ -239,8 +239,9 @@ def attend_in_windows(
     Returns:
         (B, h, w, C).
     """
+    batch = qkv.shape[0]
     if window_size > 0:
-        qkv, padded_hw = window_partition(qkv, window_size)
+        qkv, counts = _partition(qkv, window_size)
     n, height, width, _ = qkv.shape
     # (3, N, heads, L, head_dim)
     q, k, v = qkv.view(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -256,7 +257,28 @@ def attend_in_windows(
         .transpose(1, 2)
         .reshape(n, height, width, -1)
     )
-    return x if window_size == 0 else window_unpartition(x, window_size, padded_hw, hw)
+    if window_size == 0:
+        return x
+    x = x.view(batch, *counts, window_size, window_size, -1).transpose(2, 3)
+    return x.flatten(3, 4).flatten(1, 2)[:, : hw[0], : hw[1]].contiguous()
+
+
+def _partition(grid: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
+    """Pads a grid (B, h, w, C) with zeros and splits it into windows of `side` x `side` tokens.
+
+    Detectron2's functions do the same, but then derive the batch size from the number of windows,
+    which is too complicated a formula for programs of any image size.
+
+    Returns:
+        (B * rows * columns, side, side, C), and (rows, columns).
+    """
+    batch, h, w, channels = grid.shape
+    bottom, right = padding_to(h, side), padding_to(w, side)
+    if not (holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0)):
+        grid = F.pad(grid, (0, 0, 0, right, 0, bottom))
+    rows, columns = (h + bottom) // side, (w + right) // side
+    windows = grid.view(batch, rows, side, columns, side, channels).transpose(2, 3)
+    return windows.reshape(batch * rows * columns, side, side, channels), (rows, columns)
 
 
 class Mlp(nn.Module):

@@ -7,6 +7,8 @@ import torch
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
+from vitadapter.layers.sizes import check_fixed
+
 __all__ = ["relative_position_bias", "resize_relative_positions", "spline_matrix"]
 
 
@@ -44,6 +46,7 @@ def resize_relative_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (heads, *size), differentiable; the table itself if the size is the same.
     """
+    check_fixed("BEiT's global attention", *size)
     for dim, side in enumerate(size, start=1):
         excess = table.shape[dim] - side
         if excess > 0:

@@ -7,7 +7,7 @@ from typing import TypeAlias, cast
 
 import timm
 import torch
-from timm.layers import PatchEmbed, RotaryEmbeddingCat, resample_abs_pos_embed
+from timm.layers import PatchEmbed, RotaryEmbeddingCat
 from timm.models import is_model, is_model_in_modules
 from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
@@ -20,6 +20,7 @@ from .plain_net import (
     new_norm_like,
     split_prefix,
 )
+from .positions import resize_positions
 from .timm_windows import WINDOWED_BLOCKS, WindowedBlock, run_block_in_windows
 from .tuning import Tuning, tune
 
@@ -209,12 +210,9 @@ class TimmViT(PlainNet):
 
     def _position(self, hw: tuple[int, int], num_prefix: int) -> Tensor:
         """Returns the absolute position embedding (1, num_prefix + h * w, C) of a token grid."""
-        return resample_abs_pos_embed(
-            self.pos_embed,
-            new_size=hw,
-            old_size=self.patch_embed.grid_size,
-            num_prefix_tokens=num_prefix,
-        )
+        prefix, grid = self.pos_embed.tensor_split([num_prefix], dim=1)
+        grid = grid.unflatten(1, self.patch_embed.grid_size)
+        return torch.cat([prefix, resize_positions(grid, hw, antialias=True).flatten(1, 2)], dim=1)
 
 
 def _run_with_prompts(

@@ -8,6 +8,8 @@ from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vitadapter.layers.sizes import check_fixed
+
 __all__ = ["WINDOWED_BLOCKS", "WindowedBlock", "run_block_in_windows"]
 
 # Blocks whose residual branches are written out below.
@@ -87,6 +89,7 @@ def _attend_in_windows(
 
 def _bands(size: int, window_size: int) -> Iterator[tuple[slice, int]]:
     """Yields slices of `size` tokens and their window sides: whole windows, then the rest."""
+    check_fixed("TimmViT with windows", size)
     whole = size - size % window_size
     if whole > 0:
         yield slice(0, whole), window_size

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from detectron2.modeling.backbone.utils import PatchEmbed, get_abs_pos
+from detectron2.modeling.backbone.utils import PatchEmbed
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from .plain_net import (
     check_net_arguments,
     project_padded,
 )
+from .positions import absolute_positions
 from .tuning import Tuning, tune
 
 __all__ = ["UniPerceiver"]
@@ -46,7 +47,9 @@ class VideoPatchEmbed(PatchEmbed):
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, 3, H, W) to tokens (B, h, w, C)."""
         x = super().forward(x)
-        spatial = get_abs_pos(self.spatial_pos_embed.weight.unsqueeze(0), False, x.shape[1:3])
+        spatial = absolute_positions(
+            self.spatial_pos_embed.weight.unsqueeze(0), False, x.shape[1:3]
+        )
         return x + spatial + self.temporal_pos_embed.weight[0]
 
 

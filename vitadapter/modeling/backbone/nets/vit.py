@@ -5,7 +5,6 @@ from functools import partial
 
 import torch
 from detectron2.modeling import ViT as Detectron2ViT
-from detectron2.modeling.backbone.utils import get_abs_pos, get_rel_pos
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from .plain_net import (
     check_net_arguments,
     project_padded,
 )
+from .positions import absolute_positions, relative_positions
 from .tuning import Tuning, tune
 
 __all__ = ["Detectron2Embedding", "ViT", "relative_position_logits"]
@@ -94,8 +94,8 @@ def relative_position_logits(attn: nn.Module) -> Callable[[Tensor, tuple[int, in
     def logits(q: Tensor, hw: tuple[int, int]) -> Tensor:
         h, w = hw
         q = q.unflatten(2, hw)
-        rel_h = torch.einsum("nahwc,hkc->nahwk", q, get_rel_pos(h, h, attn.rel_pos_h))
-        rel_w = torch.einsum("nahwc,wkc->nahwk", q, get_rel_pos(w, w, attn.rel_pos_w))
+        rel_h = torch.einsum("nahwc,hkc->nahwk", q, relative_positions(attn.rel_pos_h, h))
+        rel_w = torch.einsum("nahwc,wkc->nahwk", q, relative_positions(attn.rel_pos_w, w))
         return (rel_h.unsqueeze(-1) + rel_w.unsqueeze(-2)).flatten(4).flatten(2, 3)
 
     return logits
@@ -119,7 +119,7 @@ class Detectron2Embedding(PlainNet):
         """
         x = self.patch_embed(images)
         if self.pos_embed is not None:
-            x = x + get_abs_pos(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
+            x = x + absolute_positions(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
         return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
 
 

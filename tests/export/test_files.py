@@ -1,0 +1,152 @@
+"""Exported files: what they take, and what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from detectron2.data import transforms as T
+from exported_models import build, predictor_of
+
+from vitadapter.export import ExportedPredictor, export
+from vitadapter.export.runtimes import Onnx, open_file
+from vitadapter.layers.soft_nms import SoftNMS
+from vitadapter.modeling.inference import SlidingWindow
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> torch.nn.Module:
+    return build("semantic_fpn")
+
+
+@pytest.fixture(scope="module")
+def onnx_file(segmenter: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("files") / "segmenter.onnx"
+    assert export(predictor_of(segmenter), "onnx", file) < 1e-4
+    assert [path.name for path in file.parent.iterdir()] == ["segmenter.onnx"]
+    return file
+
+
+def test_a_file_says_what_it_is(onnx_file: Path) -> None:
+    onnx.checker.check_model(onnx.load(onnx_file), full_check=True)
+    _, description = open_file(onnx_file)
+    assert description.model == "SemanticSegmentor"
+    assert description.image_format == "RGB"
+    assert description.outputs == ["sem_seg"]
+    assert description.pixel_mean == [120.0, 110.0, 100.0]
+    assert description.software["torch"] == torch.__version__
+
+
+def test_segmenters_take_batches(onnx_file: Path, segmenter: torch.nn.Module) -> None:
+    compute, _ = open_file(onnx_file)
+    images = torch.randint(0, 256, (3, 3, 70, 90), dtype=torch.uint8)
+    (found,) = compute(images)
+    for image, logits in zip(images, found, strict=True):
+        with torch.no_grad():
+            expected = segmenter([{"image": image}])[0]["sem_seg"]
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_windows_and_resizing_are_those_of_the_model(tmp_path: Path) -> None:
+    model = build("semantic_fpn")
+    model.inference = SlidingWindow((64, 64), (40, 40))
+    source = predictor_of(model)
+    source.augmentations = T.AugmentationList([T.ResizeShortestEdge([80], 200)])
+    export(source, "torch", tmp_path / "a.pt2")
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    resized = T.ResizeShortestEdge([80], 200).get_transform(image).apply_image(image)
+    rgb = torch.from_numpy(resized[:, :, ::-1].transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        expected = model([{"image": rgb, "height": 50, "width": 70}])[0]["sem_seg"]
+    found = ExportedPredictor(tmp_path / "a.pt2")(image)["sem_seg"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_for_one_size_takes_no_other(segmenter: torch.nn.Module, tmp_path: Path) -> None:
+    file = tmp_path / "fixed.pt2"
+    export(predictor_of(segmenter), "torch", file, size=(64, 96))
+    predictor = ExportedPredictor(file)
+    assert predictor(np.zeros((50, 90, 3), np.uint8))["sem_seg"].shape == (3, 50, 90)
+    with pytest.raises(ValueError, match=r"padded to \[64, 96\] \(height, width\), got \[96, 96\]"):
+        predictor(np.zeros((70, 90, 3), np.uint8))
+    with pytest.raises(ValueError, match="must be multiples of 32 pixels, got \\(60, 96\\)"):
+        export(predictor_of(segmenter), "torch", file, size=(60, 96))
+
+
+def test_images_that_are_too_small(onnx_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"sides of more than 32 pixels, got \[20, 90\]"):
+        ExportedPredictor(onnx_file)(np.zeros((20, 90, 3), np.uint8))
+
+
+def test_unknown_formats_and_suffixes(segmenter: torch.nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one of torch, onnx, tensorrt, got 'coreml'"):
+        export(predictor_of(segmenter), "coreml", tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=r"format onnx must end in \.onnx, got"):
+        export(predictor_of(segmenter), "onnx", tmp_path / "a.pt2")
+    with pytest.raises(ValueError, match=r"ends in \.onnx or \.pt2"):
+        ExportedPredictor(Path(__file__))
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        ExportedPredictor(tmp_path / "nothing.onnx")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_damaged_files(onnx_file: Path, suffix: str, tmp_path: Path) -> None:
+    for content in (b"", b"PK\x03\x04 no archive", onnx_file.read_bytes()[:1000]):
+        damaged = tmp_path / f"damaged{suffix}"
+        damaged.write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be used as an exported file"):
+            ExportedPredictor(damaged)
+
+
+def test_files_of_newer_versions_and_of_others(onnx_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(onnx_file)
+    (entry,) = model.metadata_props
+    entry.value = json.dumps(json.loads(entry.value) | {"version": 99})
+    onnx.save(model, tmp_path / "newer.onnx")
+    with pytest.raises(ValueError, match=r"version 99 of the format.*update it"):
+        ExportedPredictor(tmp_path / "newer.onnx")
+    entry.key = "other"
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match="has no description"):
+        ExportedPredictor(tmp_path / "other.onnx")
+
+
+def test_a_missing_runtime_is_named(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match="package onnxruntime: pip install"):
+        Onnx().read(onnx_file)
+
+
+def test_what_no_file_can_hold(tmp_path: Path) -> None:
+    detector = build("atss")
+    detector.test_nms = SoftNMS()
+    with pytest.raises(ValueError, match="only HardNMS can be exported"):
+        export(predictor_of(detector), "torch", tmp_path / "a.pt2")
+    with pytest.raises(ValueError, match="models that can be exported are Mask2Former"):
+        export(predictor_of(torch.nn.Linear(1, 1).eval()), "torch", tmp_path / "a.pt2")
+    with pytest.raises(ValueError, match=r"call model\.eval"):
+        export(predictor_of(build("atss").train()), "torch", tmp_path / "a.pt2")
+    augmented = predictor_of(build("atss"))
+    augmented.inference.tta = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"train\.inference\.tta\.enabled=False"):
+        export(augmented, "torch", tmp_path / "a.pt2")
+    flipped = predictor_of(build("semantic_fpn"))
+    flipped.augmentations = T.AugmentationList([T.RandomFlip()])
+    with pytest.raises(ValueError, match="can only resize images by ResizeShortestEdge"):
+        export(flipped, "torch", tmp_path / "a.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_with_other_answers_is_not_written(
+    segmenter: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitadapter.export.exporting.TOLERANCE", -1.0)
+    file = tmp_path / "a.pt2"
+    with pytest.raises(ValueError, match=r"must answer as the model within -1\.0, got"):
+        export(predictor_of(segmenter), "torch", file)
+    assert list(tmp_path.iterdir()) == []
+    export(predictor_of(segmenter), "torch", file, force=True)
+    assert file.is_file()

@@ -1,0 +1,163 @@
+"""What an exported file says of itself, as JSON inside the file."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.data import transforms as T
+from torch import nn
+
+import vitadapter
+from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.modeling.inference import SlidingWindow
+from vitadapter.modeling.mask2former import Mask2Former
+from vitadapter.modeling.semantic import SemanticSegmentor
+
+from .graphs import Graph
+
+__all__ = ["KEY", "Description", "describe"]
+
+KEY = "vitadapter"  # of the metadata
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """How to use an exported model.
+
+    Attributes:
+        model: its class, for people.
+        outputs: names of the outputs.
+        image_format: "RGB" or "BGR".
+        multiple: height and width of padded images are multiples of this, in pixels.
+        takes_batches: whether it takes several images at once.
+        size: (height, width) of padded images, if it takes only one.
+        resize: `short_edge_length` and `max_size` in pixels; None to leave images as they are.
+        thing_classes, stuff_classes: names, if they are known.
+        pixel_mean, pixel_std: what the graph normalises with.
+        sliding_window: arguments of `SlidingWindow`; None to predict whole images.
+        queries: of a Mask2Former, its stride of masks and the arguments of its inference.
+        software: versions that wrote the file.
+        version: of this format.
+    """
+
+    model: str
+    outputs: list[str]
+    image_format: str
+    multiple: int
+    takes_batches: bool
+    size: list[int] | None
+    resize: dict[str, int] | None
+    thing_classes: list[str] | None
+    stuff_classes: list[str] | None
+    pixel_mean: list[float]
+    pixel_std: list[float]
+    sliding_window: dict[str, Any] | None
+    queries: dict[str, Any] | None
+    software: dict[str, str]
+    version: int = _VERSION
+
+    def to_json(self) -> str:
+        """Returns it as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Description":
+        """Reads what `to_json` has written.
+
+        Raises:
+            ValueError: it is damaged, or was written by a newer version.
+        """
+        entries = json.loads(text)
+        if not isinstance(entries, dict) or not isinstance(entries.get("version"), int):
+            raise ValueError("its description is damaged")
+        if entries["version"] > _VERSION:
+            raise ValueError(
+                f"it has version {entries['version']} of the format, this vitadapter "
+                f"{vitadapter.__version__} reads up to {_VERSION}: update it"
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(entries) != names:
+            raise ValueError(f"its description is damaged: {sorted(names ^ set(entries))}")
+        return cls(**entries)
+
+
+def describe(predictor: LazyPredictor, graph: Graph, size: tuple[int, int] | None) -> Description:
+    """Describes the model of a predictor.
+
+    Raises:
+        ValueError: images are prepared in a way that the file cannot describe.
+    """
+    model = predictor.model
+    return Description(
+        model=type(model).__name__,
+        outputs=list(graph.outputs),
+        image_format=predictor.image_format,
+        multiple=graph.multiple,
+        takes_batches=graph.takes_batches,
+        resize=_resize_of(predictor.augmentations),
+        thing_classes=predictor.metadata.get("thing_classes"),
+        stuff_classes=predictor.metadata.get("stuff_classes"),
+        pixel_mean=model.pixel_mean.flatten().tolist(),
+        pixel_std=model.pixel_std.flatten().tolist(),
+        sliding_window=_window_of(model),
+        queries=_queries_of(model),
+        size=None if size is None else list(size),
+        software={"vitadapter": vitadapter.__version__, "torch": torch.__version__},
+    )
+
+
+def _resize_of(augmentations: T.AugmentationList) -> dict[str, int] | None:
+    steps = list(augmentations.augs)
+    if not steps:
+        return None
+    step = steps[0]
+    if (
+        len(steps) > 1
+        or type(step) is not T.ResizeShortestEdge
+        or len({*step.short_edge_length}) > 1
+    ):
+        raise ValueError(
+            "an exported file can only resize images by ResizeShortestEdge to one size, got "
+            f"{steps}: set dataloader.test.mapper.augmentations"
+        )
+    return {"short_edge_length": int(step.short_edge_length[0]), "max_size": int(step.max_size)}
+
+
+def _window_of(model: nn.Module) -> dict[str, Any] | None:
+    window = model.inference if isinstance(model, SemanticSegmentor) else None
+    if window is None:
+        return None
+    if type(window) is not SlidingWindow:
+        raise ValueError(
+            f"an exported file can only describe SlidingWindow, got {type(window).__name__}: set "
+            "model.inference"
+        )
+    return dict(
+        crop_size=window.crop_size,
+        stride=window.stride,
+        pad_to_crop=window.pad_to_crop,
+        windows_per_batch=window.windows_per_batch,
+    )
+
+
+def _queries_of(model: nn.Module) -> dict[str, Any] | None:
+    if not isinstance(model, Mask2Former):
+        return None
+    instances, panoptic = model.instance_inference, model.panoptic_inference
+    described: Mapping[str, Any] = {
+        "stride": model.sem_seg_head.common_stride,
+        "semantic": model.semantic_on,
+        "instances": instances
+        and dict(thing_classes=instances.thing_classes, max_per_image=instances.max_per_image),
+        "panoptic": panoptic
+        and dict(
+            thing_classes=sorted(panoptic.thing_classes),
+            score_threshold=panoptic.score_threshold,
+            overlap_threshold=panoptic.overlap_threshold,
+        ),
+    }
+    return dict(described)

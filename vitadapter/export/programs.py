@@ -1,0 +1,63 @@
+"""Programs of `torch.export` for images of any size."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from .graphs import Graph
+
+__all__ = ["paused_collection", "program_of"]
+
+
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """Inside this context, Python does not look for garbage.
+
+    Tracing makes so many objects that this would take most of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedProgram:
+    """Exports a model.
+
+    Args:
+        graph: the model, on the CPU, as a function of `images` (B, 3, H, W), uint8, and `size`.
+        size: (height, width) of padded images in pixels, multiples of `graph.multiple`; None for a
+            program that takes any size.
+
+    Returns:
+        A program for images of any H and W that are multiples of `graph.multiple`, at least two of
+        them, or of one size; for batches of any size if the graph takes batches.
+
+    Raises:
+        ValueError: the model has a part that only takes one size.
+    """
+    multiple = graph.multiple
+    # All sides of feature maps differ, so that none is taken for another.
+    height, width = size or (5 * multiple, 7 * multiple)
+    dimensions: dict[int, object] = {}
+    if size is None:
+        dimensions |= {2: multiple * Dim("rows"), 3: multiple * Dim("columns")}
+    if graph.takes_batches:
+        dimensions[0] = Dim("batch", min=1)
+    batch = 2 if graph.takes_batches else 1
+    images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
+    arguments = (images, torch.tensor([height - 1, width - 1]))
+    with torch.no_grad(), paused_collection():
+        program = torch.export.export(
+            graph, arguments, dynamic_shapes=(dimensions, None), strict=False
+        )
+    # What these would check is how memory was laid out for the example's size, which the operators
+    # of the program do not depend on. The shapes of inputs are checked nevertheless.
+    program._guards_code = []
+    return program

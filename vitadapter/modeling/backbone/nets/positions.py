@@ -1,0 +1,52 @@
+"""Position embeddings for token grids of another size than they were trained for."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitadapter.layers.sizes import holds_for_all_sizes
+
+__all__ = ["absolute_positions", "relative_positions", "resize_positions"]
+
+
+def absolute_positions(embedding: Tensor, has_cls_token: bool, hw: tuple[int, int]) -> Tensor:
+    """Resizes learnt positions of a square grid (bicubic), as Detectron2's `get_abs_pos`.
+
+    Args:
+        embedding: (1, N, C), or (1, 1 + N, C) with a class token first, which is left out.
+        has_cls_token: whether there is one.
+        hw: the grid (h, w).
+
+    Returns:
+        (1, h, w, C).
+    """
+    embedding = embedding[:, 1:] if has_cls_token else embedding
+    side = math.isqrt(embedding.shape[1])
+    return resize_positions(embedding.unflatten(1, (side, side)), hw)
+
+
+def resize_positions(grid: Tensor, hw: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Resizes positions (1, H, W, C) to (1, h, w, C) (bicubic), in float32 at least."""
+    if all(holds_for_all_sizes(a == b) for a, b in zip(hw, grid.shape[1:3], strict=True)):
+        return grid
+    maps = grid.permute(0, 3, 1, 2).to(torch.promote_types(grid.dtype, torch.float32))
+    maps = F.interpolate(maps, size=hw, mode="bicubic", align_corners=False, antialias=antialias)
+    return maps.permute(0, 2, 3, 1).to(grid.dtype)
+
+
+def relative_positions(table: Tensor, side: int) -> Tensor:
+    """Resizes learnt relative positions (linearly), as Detectron2's `get_rel_pos`.
+
+    Args:
+        table: (2 * N - 1, C), for the offsets 1 - N .. N - 1 of a side of N tokens.
+        side: h, the tokens of the side.
+
+    Returns:
+        (h, h, C), for each query and key.
+    """
+    if not holds_for_all_sizes(table.shape[0] == 2 * side - 1):
+        table = F.interpolate(table.t()[None], size=2 * side - 1, mode="linear")[0].t()
+    places = torch.arange(side, device=table.device)
+    return table[places[:, None] - places + side - 1]
