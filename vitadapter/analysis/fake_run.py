@@ -11,7 +11,7 @@ are carried out for real, on a few megabytes, and everything that is large stays
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ __all__ = ["fake_run"]
 
 # A tensor with more elements gets no values, unless they decide about the shape of another.
 _MAX_ELEMENTS = 2**24
+# Attribute of a fake tensor.
+_VALUES = "known_values"
 
 # Whoever asks these about a prediction is about to decide something.
 _DECISIONS = {"all", "any", "argmax", "argmin", "equal", "isfinite", "isnan", "max", "min"}
@@ -53,7 +55,11 @@ _FAILURES = (
 
 def _values(tensor: Tensor) -> Tensor | None:
     """The real values of a tensor; None if they are not known."""
-    return getattr(tensor, "known_values", None) if isinstance(tensor, FakeTensor) else tensor
+    return getattr(tensor, _VALUES, None) if isinstance(tensor, FakeTensor) else tensor
+
+
+def _set_values(fake: Tensor, values: Tensor) -> None:
+    setattr(fake, _VALUES, values)
 
 
 def _with_values(leaf: object) -> object:
@@ -64,7 +70,7 @@ def _with_values(leaf: object) -> object:
     if known is None:
         with unset_fake_temporarily():
             known = torch.randn(tuple(leaf.shape)).to(leaf.dtype)
-        leaf.known_values = known
+        _set_values(leaf, known)
     return known
 
 
@@ -92,7 +98,7 @@ class _KnownValues(TorchDispatchMode):
             real = self._compute(func, args, kwargs)
             for fake, values in zip(tree_leaves(out), tree_leaves(real), strict=True):
                 if isinstance(fake, FakeTensor):
-                    fake.known_values = values
+                    _set_values(fake, values)
         return out
 
     def _compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -104,7 +110,7 @@ class _KnownValues(TorchDispatchMode):
     def _as_fake(self, values: Tensor) -> Tensor:
         with self._fake:
             fake = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype)
-        fake.known_values = values
+        _set_values(fake, values)
         return fake
 
 
@@ -148,7 +154,7 @@ class _ToNumPy(TorchFunctionMode):
     ) -> Any:
         if func is not Tensor.numpy or not isinstance(args[0], FakeTensor):
             return func(*args, **(kwargs or {}))
-        values = _with_values(args[0])
+        values = cast(Tensor, _with_values(args[0]))
         with unset_fake_temporarily():
             return func(values, **(kwargs or {}))
 

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
-from torch._C._profiler import _EventType, _ProfilerEvent
+from torch._C._profiler import _EventType, _ExtraFields_Allocation, _ProfilerEvent
 
 from vitadapter.analysis.steps import Steps, Workload
 from vitadapter.engine.overrides import apply_overrides
@@ -46,7 +47,8 @@ def _allocations(events: Sequence[_ProfilerEvent]) -> Iterator[tuple[int, int]]:
     """When memory was allocated or freed, and how much (negative if freed)."""
     for event in events:
         if event.tag == _EventType.Allocation:
-            yield event.start_time_ns, event.extra_fields.alloc_size
+            allocation = cast(_ExtraFields_Allocation, event.extra_fields)
+            yield event.start_time_ns, allocation.alloc_size
         yield from _allocations(event.children)
 
 

@@ -97,8 +97,8 @@ class MemoryEstimate:
             (kind, f"{self.training[kind] / GIB:.2f}", f"{self.inference[kind] / GIB:.2f}")
             for kind in (*KINDS, "communication")
         ]
-        peaks = self.training.total(), self.inference.total()
-        rows.append(("peak", *(f"{peak / GIB:.2f}" for peak in peaks)))
+        training, inference = self.training.total(), self.inference.total()
+        rows.append(("peak", f"{training / GIB:.2f}", f"{inference / GIB:.2f}"))
         height, width = self.workload.size
         header = f"{self.workload.batch} x {height} x {width}", "training (GiB)", "inference (GiB)"
         align = ("left", "right", "right")

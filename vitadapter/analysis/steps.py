@@ -5,7 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.utils.events import EventStorage
@@ -20,7 +20,7 @@ from vitadapter.engine.inference import build_inference
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.settings import PositiveInt, check_settings, check_value
 from vitadapter.engine.train_loop import AccumulatingTrainer
-from vitadapter.engine.trainer import build_ema, build_trainer
+from vitadapter.engine.trainer import Batch, build_ema, build_trainer
 from vitadapter.modeling.image_record import ImageRecord
 
 __all__ = ["KINDS", "Steps", "Workload"]
@@ -116,7 +116,7 @@ class Steps:
             model = build(self._cfg.model, "model")
             if device != "cpu":  # `to` fails for fake tensors
                 model.to(device)
-            self._trainer = build_trainer(self._cfg, model, itertools.repeat(images))
+            self._trainer = build_trainer(self._cfg, model, itertools.repeat(cast(Batch, images)))
             if on_gpu:
                 _update_at_once(self._trainer.optimizer)
             self._tracker.label([*model.parameters(), *model.buffers()], "parameters")
