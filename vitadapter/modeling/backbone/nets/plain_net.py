@@ -244,7 +244,7 @@ def attend_in_windows(
         qkv, counts = _partition(qkv, window_size)
     n, height, width, _ = qkv.shape
     # (3, N, heads, L, head_dim)
-    q, k, v = qkv.view(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = qkv.reshape(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     bias = None if logit_bias is None else logit_bias(q, (height, width))
     if prompt_qkv is not None:
         # (3, heads, P, head_dim)
@@ -277,7 +277,7 @@ def _partition(grid: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
     if not (holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0)):
         grid = F.pad(grid, (0, 0, 0, right, 0, bottom))
     rows, columns = (h + bottom) // side, (w + right) // side
-    windows = grid.view(batch, rows, side, columns, side, channels).transpose(2, 3)
+    windows = grid.reshape(batch, rows, side, columns, side, channels).transpose(2, 3)
     return windows.reshape(batch * rows * columns, side, side, channels), (rows, columns)
 
 

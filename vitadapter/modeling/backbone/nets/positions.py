@@ -27,11 +27,17 @@ def absolute_positions(embedding: Tensor, has_cls_token: bool, hw: tuple[int, in
     return resize_positions(embedding.unflatten(1, (side, side)), hw)
 
 
-def resize_positions(grid: Tensor, hw: tuple[int, int], antialias: bool = False) -> Tensor:
-    """Resizes positions (1, H, W, C) to (1, h, w, C) (bicubic), in float32 at least."""
+def resize_positions(
+    grid: Tensor, hw: tuple[int, int], antialias: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Resizes positions (1, H, W, C) to (1, h, w, C) (bicubic), computed in `dtype`.
+
+    By default, that is their own, but at least float32.
+    """
     if all(holds_for_all_sizes(a == b) for a, b in zip(hw, grid.shape[1:3], strict=True)):
         return grid
-    maps = grid.permute(0, 3, 1, 2).to(torch.promote_types(grid.dtype, torch.float32))
+    maps = grid.permute(0, 3, 1, 2)
+    maps = maps.to(dtype or torch.promote_types(grid.dtype, torch.float32))
     maps = F.interpolate(maps, size=hw, mode="bicubic", align_corners=False, antialias=antialias)
     return maps.permute(0, 2, 3, 1).to(grid.dtype)
 

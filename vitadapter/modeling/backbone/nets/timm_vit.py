@@ -212,7 +212,8 @@ class TimmViT(PlainNet):
         """Returns the absolute position embedding (1, num_prefix + h * w, C) of a token grid."""
         prefix, grid = self.pos_embed.tensor_split([num_prefix], dim=1)
         grid = grid.unflatten(1, self.patch_embed.grid_size)
-        return torch.cat([prefix, resize_positions(grid, hw, antialias=True).flatten(1, 2)], dim=1)
+        grid = resize_positions(grid, hw, antialias=True, dtype=torch.float32)  # as timm
+        return torch.cat([prefix, grid.flatten(1, 2)], dim=1)
 
 
 def _run_with_prompts(
