@@ -128,6 +128,6 @@ def test_the_demo(
     images, output = cfg.dataset.train.image_root, tmp_path / "drawn"
     arguments = ["--weights", "zoo", "--input", str(images), "--output", str(output)]
     assert predict.script(["--config-file", str(config), *arguments]) == 0
-    assert len(list(output.iterdir())) == 4
+    assert len(list(output.glob("*.png"))) == 4
     assert predict.script(["--config-file", str(tiny_config), *arguments]) == 2
     assert "no experiment 'helpers/tiny_mask_rcnn'" in capsys.readouterr().err

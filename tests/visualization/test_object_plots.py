@@ -2,6 +2,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from vitadapter.data.object_sizes import ModelScales, ObjectSizes
@@ -12,8 +13,10 @@ from vitadapter.visualization.overlays import Palette
 SCALES = ModelScales((4, 8), (16, 32), (0.5, 1))
 
 
-@pytest.mark.parametrize("scales", [SCALES, ModelScales()])
-@pytest.mark.parametrize("sides", [[(10.0, 20.0)], [(0.0, 5.0), (1e-3, 5.0), (900.0, 3.0)]])
+@pytest.mark.parametrize(
+    ("sides", "scales"),
+    [([(10.0, 20.0)], ModelScales()), ([(0.0, 5.0), (1e-3, 5.0), (900.0, 3.0)], SCALES)],
+)
 def test_boxes(tmp_path: Path, sides: list, scales: ModelScales) -> None:
     sizes = ObjectSizes(None, [len(sides), 0, 400], sides, Counter({0: 2, 250: 1}))
     plot_objects(sizes, scales, Palette(["$a$"]), tmp_path / "x.png", "title")
@@ -25,6 +28,7 @@ def test_strides_and_anchors_are_marked(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         object_plots, "_draw_marks", lambda axes, values, *_: marked.append(tuple(values))
     )
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
     sizes = ObjectSizes(None, [1], [(10.0, 20.0)], Counter({0: 1}))
     plot_objects(sizes, SCALES, Palette(), tmp_path / "x.png", "title")
     assert marked == [SCALES.strides, SCALES.anchors, SCALES.ratios]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vitadapter.data.object_sizes import ModelScales, ObjectSizes
 from vitadapter.visualization.figures import COLORS, TEXT_COLOR, class_color, figure_file
@@ -22,11 +22,11 @@ def _draw_counts(axes: Axes, counts: Sequence[int], what: str) -> None:
     largest = max(counts)
     step = largest // _MOST_BINS + 1
     edges = np.arange(0, largest + 2 * step, step) - 0.5
-    axes.hist(counts, bins=edges, color=COLORS[0], rwidth=0.9)
+    axes.hist(counts, bins=edges.tolist(), color=COLORS[0], rwidth=0.9)
     axes.set_title(f"{what.capitalize()} per image")
     axes.set_xlabel(what)
     axes.set_ylabel("images")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_marks(axes: Axes, values: Sequence[float], name: str, color: str, style: str) -> None:
@@ -39,7 +39,8 @@ def _log_histogram(axes: Axes, values: np.ndarray, marks: Sequence[float]) -> No
     """A histogram over a logarithmic axis that reaches to all marks."""
     every = np.concatenate([values[values > 0], np.asarray(marks, dtype=float)])
     low, high = np.log2(every.min()) - 0.3, np.log2(every.max()) + 0.3
-    axes.hist(values, bins=2 ** np.linspace(low, high, _MOST_BINS), color=COLORS[0], alpha=0.8)
+    edges = (2 ** np.linspace(low, high, _MOST_BINS)).tolist()
+    axes.hist(values, bins=edges, color=COLORS[0], alpha=0.8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
     axes.xaxis.set_major_formatter("{x:g}")

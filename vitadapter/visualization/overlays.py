@@ -137,6 +137,11 @@ def _thickness(image: np.ndarray) -> int:
     return max(1, round(max(image.shape[:2]) / 500))
 
 
+def _mixed(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
+    """The image below colours (H, W, 3) uint8."""
+    return cv2.addWeighted(image, 1 - opacity, colors, opacity, 0)
+
+
 def _draw_mask(image: np.ndarray, mask: np.ndarray, color: Color) -> None:
     """Fills and outlines a mask (H, W) in place."""
     levels = np.ascontiguousarray(mask, dtype=np.uint8)
@@ -144,8 +149,8 @@ def _draw_mask(image: np.ndarray, mask: np.ndarray, color: Color) -> None:
     if width == 0:
         return
     part, inside = np.s_[y : y + height, x : x + width], levels[y : y + height, x : x + width]
-    mixed = (1 - _MASK_OPACITY) * image[part] + _MASK_OPACITY * np.array(color)
-    image[part] = np.where(inside[..., None], mixed.round(), image[part])
+    mixed = _mixed(image[part], np.full_like(image[part], color), _MASK_OPACITY)
+    image[part] = np.where(inside[..., None], mixed, image[part])
     contours, _ = cv2.findContours(levels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(image, contours, -1, color, _thickness(image))
 
@@ -246,9 +251,8 @@ def draw_label_map(
         ids: (H, W), of segments, between which white lines are drawn; or None.
     """
     known = labels >= 0
-    table = palette.table(int(labels.max(initial=-1)) + 1 or 1).astype(np.float64)
-    mixed = (1 - _MAP_OPACITY) * greyed(image) + _MAP_OPACITY * table[np.where(known, labels, 0)]
-    drawn = np.where(known[..., None], mixed, image).round().astype(np.uint8)
+    colors = palette.table(int(labels.max(initial=0)) + 1)[np.where(known, labels, 0)]
+    drawn = np.where(known[..., None], _mixed(greyed(image), colors, _MAP_OPACITY), image)
     if ids is not None:
         drawn[_borders(ids)] = _WHITE
     return drawn
