@@ -28,11 +28,17 @@ def absolute_positions(embedding: Tensor, has_cls_token: bool, hw: tuple[int, in
 
 
 def resize_positions(grid: Tensor, hw: tuple[int, int], antialias: bool = False) -> Tensor:
-    """Resizes positions (1, H, W, C) to (1, h, w, C) (bicubic), in float32 at least."""
+    """Resizes positions (1, H, W, C) to (1, h, w, C), bicubic; as timm does with antialias."""
     if all(holds_for_all_sizes(a == b) for a, b in zip(hw, grid.shape[1:3], strict=True)):
         return grid
-    maps = grid.permute(0, 3, 1, 2).to(torch.promote_types(grid.dtype, torch.float32))
-    maps = F.interpolate(maps, size=hw, mode="bicubic", align_corners=False, antialias=antialias)
+    maps = grid.permute(0, 3, 1, 2)
+    maps = F.interpolate(
+        maps.float() if antialias else maps,  # timm resizes in float32
+        size=hw,
+        mode="bicubic",
+        align_corners=False,
+        antialias=antialias,
+    )
     return maps.permute(0, 2, 3, 1).to(grid.dtype)
 
 
