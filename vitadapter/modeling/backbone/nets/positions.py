@@ -30,14 +30,10 @@ def absolute_positions(embedding: Tensor, has_cls_token: bool, hw: tuple[int, in
 def resize_positions(
     grid: Tensor, hw: tuple[int, int], antialias: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Resizes positions (1, H, W, C) to (1, h, w, C) (bicubic), computed in `dtype`.
-
-    By default, that is their own, but at least float32.
-    """
+    """Resizes positions (1, H, W, C) to (1, h, w, C) (bicubic), computed in `dtype`, else theirs."""
     if all(holds_for_all_sizes(a == b) for a, b in zip(hw, grid.shape[1:3], strict=True)):
         return grid
-    maps = grid.permute(0, 3, 1, 2)
-    maps = maps.to(dtype or torch.promote_types(grid.dtype, torch.float32))
+    maps = grid.permute(0, 3, 1, 2).to(dtype or grid.dtype)
     maps = F.interpolate(maps, size=hw, mode="bicubic", align_corners=False, antialias=antialias)
     return maps.permute(0, 2, 3, 1).to(grid.dtype)
 
