@@ -30,7 +30,7 @@ def absolute_positions(embedding: Tensor, has_cls_token: bool, hw: tuple[int, in
 def resize_positions(
     grid: Tensor, hw: tuple[int, int], antialias: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Resizes positions (1, H, W, C) to (1, h, w, C) (bicubic), computed in `dtype`, else theirs."""
+    """Resizes positions (1, H, W, C) to (1, h, w, C) (bicubic), in `dtype` or their own."""
     if all(holds_for_all_sizes(a == b) for a, b in zip(hw, grid.shape[1:3], strict=True)):
         return grid
     maps = grid.permute(0, 3, 1, 2).to(dtype or grid.dtype)
