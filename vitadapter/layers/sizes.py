@@ -13,7 +13,9 @@ __all__ = ["average_cells", "check_fixed", "holds_for_all_sizes", "padding_to"]
 
 def holds_for_all_sizes(condition: bool | torch.SymBool) -> bool:
     """Whether a comparison of sizes is true: in a traced program, for every size that it takes."""
-    return condition if isinstance(condition, bool) else statically_known_true(condition)
+    # `torch.jit.trace`, and fvcore with it, has tensors for sizes, which are not symbolic.
+    symbolic = isinstance(condition, torch.SymBool)
+    return statically_known_true(condition) if symbolic else bool(condition)
 
 
 def padding_to(size: int, multiple: int) -> int:
@@ -24,7 +26,7 @@ def padding_to(size: int, multiple: int) -> int:
 
 def check_fixed(what: str, *sizes: int) -> None:
     """Raises ValueError if a program is traced for several sizes, which `what` cannot have."""
-    if not all(isinstance(size, int) for size in sizes):
+    if any(isinstance(size, torch.SymInt) for size in sizes):
         raise ValueError(f"{what} cannot be exported for images of any size: give one (--size H W)")
 
 
@@ -34,7 +36,7 @@ def average_cells(x: Tensor, cells: int) -> Tensor:
     For symbolic sizes, it is a product with weights, because ONNX has no adaptive pooling.
     """
     sides = x.shape[-2:]
-    if all(isinstance(side, int) for side in sides):
+    if not any(isinstance(side, torch.SymInt) for side in sides):
         return F.adaptive_avg_pool2d(x, cells)
     rows, columns = (_cell_weights(side, cells, x) for side in sides)
     return rows @ x @ columns.t()
