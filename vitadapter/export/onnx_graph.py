@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, helper
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from onnxscript.values import Opset
 from torch.export import ExportedProgram
 
@@ -25,6 +25,8 @@ _OPSET = 18
 _TENSORRT = Opset("trt.plugins", 1)
 # What onnxscript calls tensors while it records nodes.
 _Value = Any
+# Any, because its annotations do not accept the results of its own operators.
+op: Any = opset18
 
 
 def to_onnx(
@@ -56,6 +58,7 @@ def to_onnx(
             optimize=True,
             verbose=False,
         )
+    assert translated is not None
     return translated.model_proto
 
 

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from vitadapter.modeling.dense.detector import SingleAnchorDetector
+from vitadapter.modeling.sparse_rcnn import SparseRCNN
+
 from .graph import Graph
 from .regions import anchors_of, clip, pool, select, suppress
 
@@ -13,6 +16,7 @@ class DenseGraph(Graph):
     """A `SingleAnchorDetector`."""
 
     outputs = ("boxes", "scores", "classes")
+    model: SingleAnchorDetector
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detects objects; see `RCNNGraph.forward`."""
@@ -52,6 +56,7 @@ class SparseRCNNGraph(Graph):
     """A `SparseRCNN`."""
 
     outputs = ("boxes", "scores", "classes")
+    model: SparseRCNN
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detects objects; see `RCNNGraph.forward`."""

@@ -1,16 +1,27 @@
 """What the models have in common as functions of plain tensors."""
 
+from typing import Protocol, cast
+
 import torch
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 __all__ = ["BackboneGraph", "Graph"]
+
+
+class Model(Protocol):
+    """What a `Graph` needs of a model."""
+
+    backbone: Backbone
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
 
 class Graph(nn.Module):
     """A model as a function from pixels to plain tensors, which `torch.export` can trace.
 
     Args:
-        model: in evaluation mode, with `backbone`, `pixel_mean` and `pixel_std`.
+        model: in evaluation mode, with what `Model` describes.
 
     Attributes:
         takes_batches: whether it takes several images at once. Detectors take one image, since the
@@ -21,17 +32,19 @@ class Graph(nn.Module):
 
     takes_batches = False
     outputs: tuple[str, ...]
+    multiple: int
+    model: Model
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
-        constraints = model.backbone.padding_constraints
+        self.model = cast(Model, model)
+        constraints = self.model.backbone.padding_constraints
         if constraints.get("square_size", 0) > 0:
             raise ValueError(
                 f"a backbone that pads images to squares cannot be exported, got {constraints}: "
                 "set model.backbone.square_pad=0"
             )
-        self.multiple = max(model.backbone.size_divisibility, 1)
+        self.multiple = max(self.model.backbone.size_divisibility, 1)
 
     def normalised(self, images: Tensor, size: Tensor) -> Tensor:
         """Normalises images and makes the padding 0, as the model does it.
@@ -59,7 +72,7 @@ class BackboneGraph(Graph):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.outputs = tuple(model.backbone.output_shape())
+        self.outputs = tuple(self.model.backbone.output_shape())
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """Maps images (see `Graph.normalised`) to feature maps (B, C, H / stride, W / stride)."""

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitadapter.layers.nms import NMS, HardNMS
 from vitadapter.modeling.roi_heads import CascadeROIHeads
@@ -23,7 +24,9 @@ Features = Mapping[str, Tensor]
 class RCNNGraph(Graph):
     """A `GeneralizedRCNN` with `StandardROIHeads` or our `CascadeROIHeads`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: GeneralizedRCNN
+
+    def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__(model)
         heads = model.roi_heads
         if not isinstance(heads, CascadeROIHeads) and type(heads) is not StandardROIHeads:
@@ -48,7 +51,7 @@ class RCNNGraph(Graph):
             Boxes (N, 4) as (x0, y0, x1, y1) in pixels, scores (N,) and classes (N,), best first,
             and, if there are masks, probabilities (N, M, M) inside the boxes.
         """
-        features = dict(self.model.backbone(self.normalised(images, size)))
+        features: Features = dict(self.model.backbone(self.normalised(images, size)))
         proposals = self._proposals(features, size)
         heads = self.model.roi_heads
         if isinstance(heads, CascadeROIHeads):
@@ -78,19 +81,19 @@ class RCNNGraph(Graph):
             scores.append(best)
             boxes.append(rpn.box2box_transform.apply_deltas(deltas[places], anchors[places]))
             levels.append(torch.full_like(places, level))
-        of_all, best, level = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+        of_all, best, groups = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
         finite = of_all.isfinite().all(dim=1) & best.isfinite()
         of_all = clip(of_all, size)
         usable = ((of_all[:, 2:] - of_all[:, :2]) > rpn.min_box_size).all(dim=1) & finite
-        of_all, best, level = select(usable, of_all, best, level)
+        of_all, best, groups = select(usable, of_all, best, groups)
         nms, limit = HardNMS(rpn.nms_thresh), rpn.post_nms_topk[False]
-        keep, _ = suppress(nms, of_all, best, level, len(boxes), size, limit)
+        keep, _ = suppress(nms, of_all, best, groups, len(boxes), size, limit)
         return of_all[keep]
 
     def _single_stage(
         self, features: Features, proposals: Tensor, size: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        heads = self.model.roi_heads
+        heads: StandardROIHeads = self.model.roi_heads
         maps = [features[name] for name in heads.box_in_features]
         x = heads.box_head(pool(heads.box_pooler, maps, proposals))
         logits, deltas = heads.box_predictor(x)
@@ -106,9 +109,9 @@ class RCNNGraph(Graph):
     def _cascade(
         self, features: Features, proposals: Tensor, size: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        heads = self.model.roi_heads
+        heads: CascadeROIHeads = self.model.roi_heads
         maps = [features[name] for name in heads.box_in_features]
-        all_logits = []
+        all_logits: list[Tensor] = []
         boxes = proposals
         for stage in range(heads.num_cascade_stages):
             if stage > 0:
@@ -128,13 +131,13 @@ class RCNNGraph(Graph):
         return _best_of_classes(boxes, scores, size, predictor, nms)
 
     def _single_masks(self, features: Features, boxes: Tensor, classes: Tensor) -> Tensor:
-        heads = self.model.roi_heads
+        heads: StandardROIHeads = self.model.roi_heads
         maps = [features[name] for name in heads.mask_in_features]
         logits = heads.mask_head.layers(pool(heads.mask_pooler, maps, boxes))
         return _mask_of(logits, classes)
 
     def _cascade_masks(self, features: Features, boxes: Tensor, classes: Tensor) -> Tensor:
-        heads = self.model.roi_heads
+        heads: CascadeROIHeads = self.model.roi_heads
         maps = [features[name] for name in heads.mask_in_features]
         x = self._add_semantic(pool(heads.mask_pooler, maps, boxes), features, boxes)
         stages = heads._mask_logits(x, range(len(heads.mask_head)))

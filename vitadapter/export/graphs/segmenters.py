@@ -2,6 +2,9 @@
 
 from torch import Tensor
 
+from vitadapter.modeling.mask2former import Mask2Former
+from vitadapter.modeling.semantic import SemanticSegmentor
+
 from .graph import Graph
 
 __all__ = ["Mask2FormerGraph", "SegmenterGraph"]
@@ -12,6 +15,7 @@ class SegmenterGraph(Graph):
 
     takes_batches = True
     outputs = ("sem_seg",)
+    model: SemanticSegmentor
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor]:
         """Maps images (see `Graph.normalised`) to class logits (B, K, H, W)."""
@@ -25,6 +29,7 @@ class Mask2FormerGraph(Graph):
 
     takes_batches = True
     outputs = ("class_logits", "mask_logits")
+    model: Mask2Former
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """Maps images to the logits of each query.

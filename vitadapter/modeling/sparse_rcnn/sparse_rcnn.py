@@ -38,6 +38,9 @@ class SparseRCNN(nn.Module):
         input_format: channel order of the input, for the code that reads the images.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         *,

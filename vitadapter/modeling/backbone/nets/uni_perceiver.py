@@ -47,9 +47,8 @@ class VideoPatchEmbed(PatchEmbed):
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, 3, H, W) to tokens (B, h, w, C)."""
         x = super().forward(x)
-        spatial = absolute_positions(
-            self.spatial_pos_embed.weight.unsqueeze(0), False, x.shape[1:3]
-        )
+        hw = (x.shape[1], x.shape[2])
+        spatial = absolute_positions(self.spatial_pos_embed.weight.unsqueeze(0), False, hw)
         return x + spatial + self.temporal_pos_embed.weight[0]
 
 

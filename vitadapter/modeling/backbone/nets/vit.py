@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from detectron2.modeling import ViT as Detectron2ViT
+from detectron2.modeling.backbone.vit import Attention as Detectron2Attention
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
 from torch import Tensor, nn
 
@@ -81,11 +82,13 @@ class Attention(nn.Module):
         return self.proj(x.flatten(1, 2))
 
 
-def relative_position_logits(attn: nn.Module) -> Callable[[Tensor, tuple[int, int]], Tensor]:
+def relative_position_logits(
+    attn: Attention | Detectron2Attention,
+) -> Callable[[Tensor, tuple[int, int]], Tensor]:
     """What `attend_in_windows` adds to the logits for Detectron2's decomposed relative positions.
 
     Args:
-        attn: an attention, ours or Detectron2's, with `rel_pos_h` and `rel_pos_w`.
+        attn: with `rel_pos_h` and `rel_pos_w`.
 
     Returns:
         Makes (N, heads, H*W, H*W) of queries (N, heads, H*W, head_dim) and (H, W).
