@@ -100,13 +100,13 @@ def test_a_config_without_a_backbone() -> None:
 
 def test_activations_and_measurements_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     net = ["depth=4", "embed_dim=64", "num_heads=2", "window_block_indexes=[0,1]"]
-    overrides = [f"model.backbone.net.{override}" for override in net]
-    overrides += ["model.backbone.deform_num_heads=4", "train.device=cpu"]
+    overrides = [f"model.backbone.bottom_up.net.{override}" for override in net]
+    overrides += ["model.backbone.bottom_up.deform_num_heads=4", "train.device=cpu"]
     options = ["--size", "32", "64", "--batch", "2", "--activations", "--measure"]
     main(["ADE20K/semantic_fpn_vit_adapter_t_deit_80k", *options, *overrides])
     printed = capsys.readouterr().out
     assert "kept for the backward pass of 2 x 32 x 64 (MiB)" in printed
-    assert "| backbone.net " in printed
+    assert "| backbone.bottom_up.net " in printed
     assert "2 x 32 x 64 on cpu" in printed
     for step in ("training, float32", "inference, float32", "training, bfloat16"):
         assert f"| {step}" in printed
