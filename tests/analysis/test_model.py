@@ -99,7 +99,7 @@ def test_a_config_without_a_backbone() -> None:
 
 
 def test_activations_and_measurements_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    net = ["depth=4", "embed_dim=64", "num_heads=2", "window_block_indexes=[0,1]"]
+    net = ["depth=4", "embed_dim=64", "num_heads=2", "window_block_indexes=[]"]
     overrides = [f"model.backbone.bottom_up.net.{override}" for override in net]
     overrides += ["model.backbone.bottom_up.deform_num_heads=4", "train.device=cpu"]
     options = ["--size", "32", "64", "--batch", "2", "--activations", "--measure"]
