@@ -1,7 +1,10 @@
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.fast import linear, recomputed, run_linear
 
@@ -91,6 +94,23 @@ def test_frozen_parameters_keep_nothing_to_compute():
     run_linear(layer, read(x)).sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(2, 4))
     assert layer.weight.grad is None
+
+
+def test_activation_checkpointing_frees_the_inputs():
+    kept = []
+
+    def run(x, weight):
+        hidden = x * 2
+        kept.append(weakref.ref(hidden))
+        return linear(recomputed(F.gelu, hidden), weight)
+
+    x = torch.randn(5, 4, requires_grad=True)
+    weight = torch.randn(3, 4, requires_grad=True)
+    output = checkpoint(run, x, weight, use_reentrant=False)
+    assert kept[0]() is None
+    output.sum().backward()
+    expected = torch.autograd.grad(F.linear(F.gelu(x * 2), weight).sum(), (x, weight))
+    torch.testing.assert_close((x.grad, weight.grad), expected)
 
 
 def test_trained_bias_alone():

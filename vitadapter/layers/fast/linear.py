@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitadapter.layers.fast.recompute import Recipe, recipe_of
+from vitadapter.layers.fast.recompute import Computation, Recipe, recipe_of
 from vitadapter.layers.fast.switch import are_plain_tensors, is_eager, is_plain
 
 __all__ = ["linear", "run_linear"]
@@ -34,7 +34,7 @@ __all__ = ["linear", "run_linear"]
 class _Context(Protocol):
     """What `_Linear` uses of autograd's context."""
 
-    recipe: Recipe
+    computation: Computation
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
@@ -48,7 +48,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe
     ) -> Tensor:
-        ctx.recipe = recipe
+        ctx.computation = recipe.computation
         ctx.save_for_backward(weight, *(recipe.inputs if ctx.needs_input_grad[1] else ()))
         return F.linear(x, weight, bias)
 
@@ -62,7 +62,7 @@ class _Linear(torch.autograd.Function):
             # Under autocast, grad has a half-precision dtype and the weight is float32.
             grad_x = grad @ weight.to(grad.dtype)
         if needs_weight:
-            x = ctx.recipe.run(inputs)
+            x = ctx.computation.run(inputs)
             grad_weight = rows.t() @ x.flatten(0, -2).to(grad.dtype)
         return grad_x, grad_weight, rows.sum(0) if needs_bias else None, None
 

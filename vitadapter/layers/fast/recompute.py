@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.fast.switch import are_plain_tensors, is_eager, is_plain
 
-__all__ = ["Recipe", "recipe_of", "recomputed", "run_and_recompute"]
+__all__ = ["Computation", "Recipe", "recipe_of", "recomputed", "run_and_recompute"]
 
 # These are known to compute the same when they run a second time. The only state of the batch norms
 # among them is their running statistics.
@@ -33,26 +33,37 @@ _REPEATABLE: tuple[type[nn.Module], ...] = (
 _RECIPE = "_recipe"  # the attribute of a tensor
 
 
-class Recipe(NamedTuple):
-    """How a tensor was computed.
+class Computation(NamedTuple):
+    """How to compute a tensor, without the tensors that it is computed from.
 
     Attributes:
         function: computes it from the inputs.
-        inputs: the tensors it was computed from; None for optional ones that are missing.
-        versions: the versions that the tensor and its inputs had then; in-place changes increase
-            them.
-        autocast: makes a context with the state of autocast at that time.
+        autocast: makes a context with the state of autocast at the first time.
     """
 
     function: Callable[..., Tensor]
-    inputs: tuple[Tensor | None, ...]
-    versions: tuple[int, ...]
     autocast: Callable[[], AbstractContextManager[object]]
 
     def run(self, inputs: Sequence[Tensor | None]) -> Tensor:
         """Computes the tensor again, from the inputs that the backward pass has saved."""
         with self.autocast():
             return self.function(*inputs)
+
+
+class Recipe(NamedTuple):
+    """How a tensor was computed.
+
+    Attributes:
+        computation: without the inputs. Whoever saves the inputs through autograd keeps only this,
+            so that activation checkpointing can free them.
+        inputs: the tensors it was computed from; None for optional ones that are missing.
+        versions: the versions that the tensor and its inputs had then; in-place changes increase
+            them.
+    """
+
+    computation: Computation
+    inputs: tuple[Tensor | None, ...]
+    versions: tuple[int, ...]
 
 
 def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
@@ -106,9 +117,8 @@ def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     function, tensors = known
     if not are_plain_tensors(output, *tensors) or any(t.is_inference() for t in inputs):
         return output
-    autocast = _autocast(output.device.type)
-    recipe = Recipe(function, tensors, _versions(output, *tensors), autocast)
-    setattr(output, _RECIPE, recipe)
+    computation = Computation(function, _autocast(output.device.type))
+    setattr(output, _RECIPE, Recipe(computation, tensors, _versions(output, *tensors)))
     return output
 
 
