@@ -1,5 +1,7 @@
 """Code that looks at data, on fake tensors."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,19 @@ def test_predictions_get_values_where_they_decide_something() -> None:
         assert 0.4 < positive / scores.numel() < 0.6
         assert bool((best > 0).all())
         assert scores.isfinite().all()
+
+
+def test_copied_models_are_fake_too() -> None:
+    with fake_run():
+        layer = nn.Linear(2, 3)
+        layer.register_buffer("sizes", torch.tensor([32, 64]))
+        twin = copy.deepcopy(nn.ModuleList([layer, layer]))
+        assert twin[0] is twin[1]
+        assert isinstance(twin[0].sizes, FakeTensor)
+        assert twin[0].sizes is not layer.sizes
+        assert twin[0].sizes.tolist() == [32, 64]
+        assert twin[0].weight.requires_grad
+        assert not twin[0].sizes.requires_grad
 
 
 def test_large_tensors_have_no_data() -> None:

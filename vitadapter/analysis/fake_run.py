@@ -28,7 +28,6 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from vitadapter.analysis.flops import has_formula
 
@@ -36,6 +35,8 @@ __all__ = ["fake_run"]
 
 # A tensor with more elements gets no values, unless they decide about the shape of another.
 _MAX_ELEMENTS = 2**24
+# Attribute of a fake tensor.
+_VALUES = "known_values"
 
 # Whoever asks these about a prediction is about to decide something.
 _DECISIONS = {"all", "any", "argmax", "argmin", "equal", "isfinite", "isnan", "max", "min"}
@@ -52,39 +53,33 @@ _FAILURES = (
 )
 
 
-class _Values:
-    """The real values of tensors, as far as they are known; they live as long as the tensors."""
+def _values(tensor: Tensor) -> Tensor | None:
+    """The real values of a tensor; None if they are not known."""
+    return getattr(tensor, _VALUES, None) if isinstance(tensor, FakeTensor) else tensor
 
-    def __init__(self) -> None:
-        # Attributes of the fake tensors would be copied with them, which fails.
-        self._of_fake = WeakTensorKeyDictionary()
 
-    def get(self, tensor: Tensor) -> Tensor | None:
-        """The values of a tensor; None if they are not known."""
-        return self._of_fake.get(tensor) if isinstance(tensor, FakeTensor) else tensor
+def _set_values(fake: Tensor, values: Tensor) -> None:
+    setattr(fake, _VALUES, values)
 
-    def set(self, fake: Tensor, values: Tensor) -> None:
-        self._of_fake[fake] = values
 
-    def make(self, leaf: object) -> object:
-        """The values of a tensor, which gets random ones if it has none; else the argument."""
-        if not isinstance(leaf, Tensor):
-            return leaf
-        known = self.get(leaf)
-        if known is None:
-            with unset_fake_temporarily():
-                known = torch.randn(tuple(leaf.shape)).to(leaf.dtype)
-            self.set(leaf, known)
-        return known
+def _with_values(leaf: object) -> object:
+    """The real values of a tensor, which gets random ones if it has none; else the argument."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    known = _values(leaf)
+    if known is None:
+        with unset_fake_temporarily():
+            known = torch.randn(tuple(leaf.shape)).to(leaf.dtype)
+        _set_values(leaf, known)
+    return known
 
 
 class _KnownValues(TorchDispatchMode):
     """Carries known values along, and answers what depends on values."""
 
-    def __init__(self, fake: FakeTensorMode, values: _Values) -> None:
+    def __init__(self, fake: FakeTensorMode) -> None:
         super().__init__()
         self._fake = fake
-        self._values = values
 
     def __torch_dispatch__(
         self,
@@ -99,42 +94,24 @@ class _KnownValues(TorchDispatchMode):
             real = self._compute(func, args, kwargs)
             return tree_map_only(Tensor, self._as_fake, real)
         out = func(*args, **kwargs)
-        if self._gives_values(func, tensors, out):
+        if _gives_values(func, tensors, out):
             real = self._compute(func, args, kwargs)
             for fake, values in zip(tree_leaves(out), tree_leaves(real), strict=True):
                 if isinstance(fake, FakeTensor):
-                    self._values.set(fake, values)
+                    _set_values(fake, values)
         return out
 
     def _compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         leaves, spec = tree_flatten((args, kwargs))
-        real_args, real_kwargs = tree_unflatten([self._values.make(leaf) for leaf in leaves], spec)
+        real_args, real_kwargs = tree_unflatten([_with_values(leaf) for leaf in leaves], spec)
         with unset_fake_temporarily():
             return func(*real_args, **real_kwargs)
 
     def _as_fake(self, values: Tensor) -> Tensor:
         with self._fake:
             fake = torch.empty_strided(values.shape, values.stride(), dtype=values.dtype)
-        self._values.set(fake, values)
+        _set_values(fake, values)
         return fake
-
-    def _gives_values(self, func: OpOverload, tensors: Sequence[Tensor], out: object) -> bool:
-        """Whether the values of the result are to be computed, random ones filling in for others."""
-        name = func._overloadpacket.__name__
-        results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        if not (results or func._schema.is_mutable) or name.startswith("empty"):
-            return False
-        if any(x.numel() > _MAX_ELEMENTS for x in (*results, *tensors)):
-            return False
-        known = [x for x in tensors if self._values.get(x) is not None]
-        if len(known) == len(tensors):
-            return True
-        in_backward = torch._C._current_graph_task_id() != -1
-        if in_backward or has_formula(func) or name in _COSTLY or name.startswith(("_foreach", "_amp")):
-            return False
-        if func._schema.is_mutable and self._values.get(tensors[0]) is None:
-            return False
-        return bool(known) or name in _DECISIONS
 
 
 def _depends_on_values(func: OpOverload, tensors: Sequence[Tensor]) -> bool:
@@ -146,12 +123,30 @@ def _depends_on_values(func: OpOverload, tensors: Sequence[Tensor]) -> bool:
     return name in _DYNAMIC or any(tag in func.tags for tag in tags)
 
 
-class _ToNumPy(TorchFunctionMode):
-    """Fake tensors become arrays of their values."""
+def _gives_values(func: OpOverload, tensors: Sequence[Tensor], out: object) -> bool:
+    """Whether the values of the result are to be computed, random ones filling in for others."""
+    name = func._overloadpacket.__name__
+    results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+    if not (results or func._schema.is_mutable) or name.startswith("empty"):
+        return False
+    if any(x.numel() > _MAX_ELEMENTS for x in (*results, *tensors)):
+        return False
+    known = [x for x in tensors if _values(x) is not None]
+    if len(known) == len(tensors):
+        return True
+    in_backward = torch._C._current_graph_task_id() != -1
+    if in_backward or has_formula(func) or name in _COSTLY or name.startswith(("_foreach", "_amp")):
+        return False
+    if func._schema.is_mutable and _values(tensors[0]) is None:
+        return False
+    return bool(known) or name in _DECISIONS
 
-    def __init__(self, values: _Values) -> None:
-        super().__init__()
-        self._values = values
+
+class _WithoutStorage(TorchFunctionMode):
+    """Does what Python otherwise does with the storage of a tensor, which a fake one lacks.
+
+    Fake tensors become arrays of their values, and are copied by an operator.
+    """
 
     def __torch_function__(
         self,
@@ -160,11 +155,16 @@ class _ToNumPy(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is not Tensor.numpy or not isinstance(args[0], FakeTensor):
-            return func(*args, **(kwargs or {}))
-        values = cast(Tensor, self._values.make(args[0]))
-        with unset_fake_temporarily():
-            return func(values, **(kwargs or {}))
+        if func is Tensor.numpy and isinstance(args[0], FakeTensor):
+            values = cast(Tensor, _with_values(args[0]))
+            with unset_fake_temporarily():
+                return func(values, **(kwargs or {}))
+        if func is Tensor.__deepcopy__:
+            tensor, memo = args
+            copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            memo[id(tensor)] = copied
+            return copied
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -175,11 +175,11 @@ def fake_run() -> Iterator[None]:
     Raises:
         ValueError: an operator cannot be run without data.
     """
-    fake, values = FakeTensorMode(allow_non_fake_inputs=True), _Values()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            with fake, _KnownValues(fake, values), _ToNumPy(values):
+            with fake, _KnownValues(fake), _WithoutStorage():
                 yield
         except _FAILURES as error:
             raise ValueError(
