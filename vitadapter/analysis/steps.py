@@ -161,6 +161,7 @@ class Steps:
 
     def count_inference(self) -> Counter[str]:
         """Predicts the images and returns the peak of memory in bytes, by kind."""
+        self._trainer.optimizer.zero_grad()  # what training has left would hide the peak
         peak = self._count(self.run_inference)
         return Counter({kind: peak[kind] for kind in ("parameters", "activations", "temporary")})
 
