@@ -13,7 +13,17 @@ FILE = re.compile(r"(?<![\w/])(?:projects|scripts|configs|tests|vitadapter|kerne
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_resolve(page: str, repository: Path) -> None:
     targets = [link for link in LINK.findall((repository / page).read_text()) if "://" not in link]
-    assert [t for t in targets if not t.startswith("#") and not (repository / t).exists()] == []
+    assert [target for target in targets if not _exists(target, page, repository)] == []
+
+
+def _exists(target: str, page: str, repository: Path) -> bool:
+    """Whether a file, and the heading of it that a link may name, are there."""
+    name, _, anchor = target.partition("#")
+    file = repository / (name or page)
+    if not anchor:
+        return file.exists()
+    headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+    return anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
 
 
 @pytest.mark.parametrize("page", PAGES)
