@@ -57,7 +57,8 @@ def split_overrides(given: Sequence[str]) -> tuple[list[str], list[str]]:
     Returns:
         The files and folders, and the overrides: what looks like one, and does not exist.
     """
-    files, overrides = [], []
+    files: list[str] = []
+    overrides: list[str] = []
     for value in given:
         is_override = "=" in value or (value.startswith("~") and "/" not in value)
         (overrides if is_override and not Path(value).exists() else files).append(value)
