@@ -85,10 +85,17 @@ def test_the_command_prints_scales_of_a_config(
     main([*config, "--size", "64", "64", "--images", str(tmp_path / "0.png"), str(tmp_path)])
     assert "3 images, random weights" in capsys.readouterr().out
     weights = f"train.init_checkpoint={tmp_path / 'net.pth'}"
-    main([*config, weights, "--size", "64", "64", "--images", str(tmp_path)])
+    main([*config, "--size", "64", "64", "--images", str(tmp_path), weights])
     printed = capsys.readouterr().out
     assert "| res5 " in printed
     assert f"2 images, {tmp_path / 'net.pth'}" in printed
+
+
+@pytest.mark.parametrize("key", ["train", "dataloader"])
+def test_a_config_without_what_predictions_need(tmp_path: Path, key: str) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=f"error: {key}"):
+        main(["Digits/upernet_vit_adapter_t", "--images", str(tmp_path), f"~{key}"])
 
 
 def test_a_model_without_adapter_is_refused(tmp_path: Path) -> None:

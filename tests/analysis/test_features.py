@@ -204,6 +204,10 @@ def test_command_and_script(
         main([*arguments, *runs])
     with pytest.raises(SystemExit, match=r"no key 'model\.backbon'"):
         main([*arguments, "model.backbon=1"])
+    with pytest.raises(SystemExit, match=r"error: dataloader: Missing key"):
+        main([*arguments, "~dataloader"])
+    with pytest.raises(SystemExit, match=r"each run needs a name .* got ' '"):
+        main([*arguments, "--run", " ", *runs[2:]])
     (images / "b.png").write_bytes(b"broken")
     with pytest.raises(SystemExit, match=r"error: .*b\.png cannot be read"):
         main([*arguments, "train.seed=1"])

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import DictConfig
 
 from vitadapter.analysis import MemoryEstimate, Workload, fitting, largest_batch, savings
+from vitadapter.commands import estimate_memory as command
 from vitadapter.engine.overrides import load_config
 
 GIB = 2**30
@@ -40,6 +41,28 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_largest_batch_is_found(gpu_memory: float, fits: int, runs: list[int]) -> None:
     assert largest_batch(load_config(MASK_RCNN), WORKLOAD, gpu_memory) == fits
     assert len(runs) < 10
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [((2**14, 2**14), 1), ((2**14, 2**13), 2), ((800, 1280), 262), ((8, 8), 1024)]
+)
+def test_the_search_ends(size: tuple[int, int], most: int) -> None:
+    assert largest_batch(load_config(MASK_RCNN), Workload(size, 1), 1e6) == most
+
+
+def test_the_command_says_that_the_search_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "estimate_memory", fitting.estimate_memory)
+    command.main([MASK_RCNN, "--size", "800", "1280", "--gpu-memory", "1e6"])
+    assert "Largest batch that fits 1e+06 GiB: 262 or more" in capsys.readouterr().out
+    command.main([MASK_RCNN, "--size", "800", "1280", "--gpu-memory", "10"])
+    assert "Largest batch that fits 10 GiB: 4\n" in capsys.readouterr().out
+
+
+def test_a_total_batch_that_ranks_do_not_divide() -> None:
+    with pytest.raises(SystemExit, match=r"multiple of .* x 3 processes, got 16"):
+        command.main([MASK_RCNN, "--ranks", "3"])
 
 
 def test_a_gpu_that_nothing_fits_is_told_the_smallest_need() -> None:

@@ -97,7 +97,8 @@ def test_ddp_copies_gradients_and_fsdp2_divides_what_it_can() -> None:
     [
         ({"batch": 0}, "batch must be a positive integer, got 0"),
         ({"objects": -1}, "objects must be a positive integer, got -1"),
-        ({"size": (0, 64)}, "height and the width of an image must be a positive integer, got 0"),
+        ({"size": (0, 64)}, r"a height and a width of at least 1, got \(0, 64\)"),
+        ({"size": (2**14, 2**14), "batch": 2}, "at most 268435456 pixels .* 2 x 16384 x 16384"),
     ],
 )
 def test_mistakes_in_the_workload(arguments: dict[str, object], message: str) -> None:
@@ -110,6 +111,7 @@ def test_mistakes_in_the_workload(arguments: dict[str, object], message: str) ->
     [
         ({"ranks": -8}, "ranks must be a positive integer, got -8"),
         ({"parallel": "zero"}, "parallel must be ddp or fsdp2, got 'zero'"),
+        ({"parallel": "fsdp2"}, "fsdp2 divides a model between at least 2 GPUs, got ranks=1"),
     ],
 )
 def test_mistakes_in_parallel_training(arguments: dict[str, object], message: str) -> None:

@@ -193,6 +193,7 @@ def test_mistakes_are_error_lines(options: list[str], images: Path, tmp_path: Pa
         ([*config, *inputs], "no weights"),
         ([*config, "--weights", "nowhere.pth", *inputs], "nowhere.pth do not exist"),
         ([*options, *inputs, "train.device=gpu"], "train.device"),
+        ([*options, *inputs, "~dataloader"], "dataloader: Missing key"),
         (["--config-file", "nowhere.py", *inputs], "nowhere.py does not exist"),
     ):
         assert predict.script(arguments) == 2

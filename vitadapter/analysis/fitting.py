@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 from vitadapter.analysis.memory import GIB, estimate_memory
 from vitadapter.analysis.steps import Workload
+from vitadapter.analysis.synthetic_images import MOST_PIXELS
 from vitadapter.engine.overrides import apply_overrides
 
-__all__ = ["Saving", "largest_batch", "savings"]
+__all__ = ["Saving", "largest_batch", "most_images", "savings"]
 
 # The CUDA context and the libraries' workspaces take some of a GPU, and the allocator's gaps.
 USABLE = 0.9
@@ -32,10 +33,16 @@ class Saving:
     peak: int
 
 
+def most_images(workload: Workload) -> int:
+    """The largest batch of a workload's images that `largest_batch` tries."""
+    height, width = workload.size
+    return min(_LARGEST, MOST_PIXELS // (height * width))
+
+
 def largest_batch(
     cfg: DictConfig, workload: Workload, gpu_memory: float, *, ranks: int = 1, parallel: str = "ddp"
 ) -> int:
-    """The largest batch that can be trained on a GPU.
+    """The largest batch that can be trained on a GPU, of at most `most_images`.
 
     Args:
         cfg, workload, ranks, parallel: as for `estimate_memory`; the workload's batch is not used.
@@ -70,8 +77,9 @@ def largest_batch(
             f"pixels, needs {peak(fits) / GIB:.2f} GiB, so a GPU of "
             f"{peak(fits) / GIB / USABLE:.1f} GiB"
         )
-    too_large = _LARGEST + 1
-    step = max(peak(fits + 1) - peak(fits), 1)
+    too_large = most_images(workload) + 1
+    if too_large - fits > 1:
+        step = max(peak(fits + 1) - peak(fits), 1)
     while too_large - fits > 1:
         # The peak is almost linear in the batch, so that this is rarely off by more than one.
         guess = fits + int((limit - peak(fits)) // step)

@@ -136,12 +136,14 @@ def estimate_memory(
         parallel: how they share the work, one of `PARALLEL`.
 
     Raises:
-        ValueError: `ranks` is not positive, `parallel` is not known, or the model cannot be built
-            or not run on fake tensors.
+        ValueError: `ranks` is not positive, or 1 with FSDP2, `parallel` is not known, or the model
+            cannot be built or not run on fake tensors.
     """
     check_value("ranks", PositiveInt, ranks)
     if parallel not in PARALLEL:
         raise ValueError(f"parallel must be {' or '.join(PARALLEL)}, got {parallel!r}")
+    if parallel == "fsdp2" and ranks == 1:
+        raise ValueError("fsdp2 divides a model between at least 2 GPUs, got ranks=1")
     images = workload.images(cfg)
     with fake_run():
         steps = Steps(cfg, images, on_gpu=True)

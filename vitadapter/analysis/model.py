@@ -17,6 +17,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from vitadapter.analysis.flops import FlopCounter
+from vitadapter.analysis.synthetic_images import check_pixels
 from vitadapter.engine.building import build
 from vitadapter.modeling.roi_heads import CascadeROIHeads
 from vitadapter.modeling.sparse_rcnn import SparseRCNN
@@ -234,10 +235,9 @@ def analyze_model(cfg: DictConfig, image_size: tuple[int, int]) -> ModelAnalysis
         image_size: (height, width) in pixels.
 
     Raises:
-        ValueError: a side is not positive, the model has no backbone, or it cannot be built.
+        ValueError: see `check_pixels`; the model has no backbone, or cannot be built.
     """
-    if min(image_size) < 1:
-        raise ValueError(f"an image has a height and a width of at least 1, got {image_size}")
+    check_pixels(image_size)
     if "backbone" not in cfg.get("model", {}):
         raise ValueError("a config to analyze needs model.backbone, which this one lacks")
     with torch.device("meta"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitadapter.analysis.allocations import HOST, AllocationTracker
-from vitadapter.analysis.synthetic_images import synthetic_images
+from vitadapter.analysis.synthetic_images import check_pixels, synthetic_images
 from vitadapter.engine.building import build
 from vitadapter.engine.inference import build_inference
 from vitadapter.engine.overrides import apply_overrides
@@ -40,7 +40,7 @@ class Workload:
             The fullest images of COCO have a hundred.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is not positive, or see `check_pixels`.
     """
 
     size: tuple[int, int]
@@ -50,8 +50,7 @@ class Workload:
     def __post_init__(self) -> None:
         for name in ("batch", "objects"):
             check_value(name, PositiveInt, getattr(self, name))
-        for side in self.size:
-            check_value("the height and the width of an image", PositiveInt, side)
+        check_pixels(self.size, self.batch)
 
     def images(self, cfg: DictConfig) -> list[ImageRecord]:
         """Makes the images for the classes of a config's data set."""

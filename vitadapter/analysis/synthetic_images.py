@@ -8,9 +8,28 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 
 from vitadapter.modeling.image_record import ImageRecord
 
-__all__ = ["synthetic_images"]
+__all__ = ["MOST_PIXELS", "check_pixels", "synthetic_images"]
+
+MOST_PIXELS = 2**28
+"""Of all images of a step: beyond it, the images alone would fill gigabytes."""
 
 _SMALLEST = 16  # pixels, unless the image is too small for it
+
+
+def check_pixels(size: tuple[int, int], batch: int = 1) -> None:
+    """Refuses images without pixels, and those that are too many or too large.
+
+    Raises:
+        ValueError: gives the rule and the numbers.
+    """
+    height, width = size
+    if min(size) < 1:
+        raise ValueError(f"an image has a height and a width of at least 1, got {size}")
+    if batch * height * width > MOST_PIXELS:
+        raise ValueError(
+            f"at most {MOST_PIXELS} pixels can be analysed at once, got {batch} x {height} x "
+            f"{width} = {batch * height * width}"
+        )
 
 
 def _boxes(count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

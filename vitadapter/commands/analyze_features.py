@@ -1,11 +1,17 @@
 """Draws feature maps of several models side by side, and their Fourier spectra over many images."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from vitadapter.analysis.features import analyze_features, image_paths
-from vitadapter.commands.arguments import CONFIG, OVERRIDES, WEIGHTS, named, weights_of
+from vitadapter.commands.arguments import (
+    CONFIG,
+    OVERRIDES,
+    WEIGHTS,
+    named,
+    weights_of,
+)
+from vitadapter.commands.errors import exit_on_errors
 from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
@@ -67,7 +73,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         prog: name of the command in messages.
     """
     args = parse_args(arguments, prog)
-    try:
+    with exit_on_errors():
         check_alone()
         images = choose_images(image_paths(args.images), args.num_images, args.seed)
         runs = named((name, (config, weights)) for name, config, weights in args.runs)
@@ -78,7 +84,5 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         table, written = analyze_features(
             predictors, images, args.output, num_pictures=args.num_pictures
         )
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     print(table, f"Averaged over {len(images)} images.", sep="\n\n")
     print("written:", *written)

@@ -4,7 +4,6 @@ Neither a GPU nor weights are needed: the model is built without memory. Only --
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +14,15 @@ from vitadapter.analysis.activations import saved_activations, saved_table
 from vitadapter.analysis.feature_scales import scale_table, scale_warnings, scales_of_config
 from vitadapter.analysis.features import image_paths
 from vitadapter.analysis.measurement import measure, measured_table
-from vitadapter.commands.arguments import CONFIG, OVERRIDES, command_parser
+from vitadapter.commands.arguments import (
+    CONFIG,
+    OVERRIDES,
+    command_parser,
+    split_overrides,
+)
+from vitadapter.commands.errors import exit_on_errors
 from vitadapter.engine.overrides import load_config
+from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import check_settings
 
 _EXAMPLES = """
@@ -54,24 +60,41 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> No
         help="images and folders of images: also print how large the features of the net, with the "
         "weights of train.init_checkpoint, are beside the adapter's maps that they are added to",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images for these two (default: 1)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="images for --activations and --measure (default: 1); FLOPs are those of one image",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     args = parser.parse_intermixed_args(arguments)
-    height, width = args.size
-    try:
-        cfg = load_config(args.config_file, args.overrides)
-        print(analyze_model(cfg, (height, width)).table())
-        if args.activations or args.measure:
-            check_settings(cfg)
-            workload = Workload((height, width), args.batch)
-        if args.activations:
-            print(f"\n{saved_table(saved_activations(cfg, workload), workload)}")
-        if args.measure:
-            print(f"\n{measured_table(measure(cfg, workload), workload, cfg.train.device)}")
-        if args.images:
-            _print_scales(cfg, image_paths(args.images))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    with exit_on_errors():
+        files, behind = split_overrides(args.images or [])
+        if args.images and not files:
+            raise ValueError(f"--images needs images or folders, got overrides alone: {behind}")
+        cfg = load_config(args.config_file, [*args.overrides, *behind])
+        _print(cfg, args, image_paths(files))
+
+
+def _print(cfg: DictConfig, args: argparse.Namespace, images: Sequence[Path]) -> None:
+    size = (args.size[0], args.size[1])
+    workload = Workload(size, 1 if args.batch is None else args.batch)
+    is_run = args.activations or args.measure
+    if args.batch is not None and not is_run:
+        raise ValueError(
+            f"--batch={args.batch} is for --activations and --measure, but neither is given: "
+            "FLOPs are those of one image"
+        )
+    if is_run or images:
+        check_settings(cfg)
+    if args.measure:
+        check_device(cfg.train.device)
+    print(analyze_model(cfg, size).table())
+    if args.activations:
+        print(f"\n{saved_table(saved_activations(cfg, workload), workload)}")
+    if args.measure:
+        print(f"\n{measured_table(measure(cfg, workload), workload, cfg.train.device)}")
+    if images:
+        _print_scales(cfg, images)
 
 
 def _print_scales(cfg: DictConfig, images: Sequence[Path]) -> None:

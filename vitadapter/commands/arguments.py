@@ -1,7 +1,8 @@
 """What the commands' arguments have in common: a config by name or file, weights, overrides."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from vitadapter.model_zoo import zoo_address
@@ -13,6 +14,7 @@ __all__ = [
     "DefaultsHelpFormatter",
     "command_parser",
     "named",
+    "split_overrides",
     "weights_of",
 ]
 
@@ -49,14 +51,30 @@ def command_parser(prog: str, description: str, examples: str) -> argparse.Argum
     return parser
 
 
+def split_overrides(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tells files from the overrides behind them, which an option with several values takes too.
+
+    Returns:
+        The files and folders, and the overrides: what looks like one, and does not exist.
+    """
+    files: list[str] = []
+    overrides: list[str] = []
+    for value in given:
+        is_override = "=" in value or (value.startswith("~") and "/" not in value)
+        (overrides if is_override and not Path(value).exists() else files).append(value)
+    return files, overrides
+
+
 def named(runs: Iterable[tuple[str, _T]]) -> dict[str, _T]:
     """Runs by their names.
 
     Raises:
-        ValueError: two names are equal.
+        ValueError: a name is empty, or two are equal.
     """
     found: dict[str, _T] = {}
     for name, run in runs:
+        if not name.strip():
+            raise ValueError(f"each run needs a name for tables and figures, got {name!r}")
         if name in found:
             raise ValueError(f"the names of runs must differ, got {name!r} twice")
         found[name] = run

@@ -6,15 +6,17 @@ takes a few minutes.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.analysis import Workload, estimate_memory, largest_batch, savings
+from vitadapter.analysis.fitting import most_images
 from vitadapter.analysis.memory import GIB, PARALLEL
 from vitadapter.commands.arguments import CONFIG, OVERRIDES, command_parser
+from vitadapter.commands.errors import exit_on_errors
 from vitadapter.engine.overrides import load_config
+from vitadapter.engine.run_checks import check_micro_batches
 from vitadapter.engine.settings import PositiveInt, check_settings, check_value
 
 _EXAMPLES = """
@@ -31,8 +33,9 @@ def _workload(cfg: DictConfig, args: argparse.Namespace) -> Workload:
     check_value("--ranks", PositiveInt, args.ranks)
     batch = args.batch
     if batch is None:
+        check_micro_batches(cfg, args.ranks)
         total = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=1)
-        batch = max(total // (args.ranks * cfg.train.accumulate_steps), 1)
+        batch = total // (args.ranks * cfg.train.accumulate_steps)
     crop = OmegaConf.select(cfg, "dataset.crop.size")
     height, width = args.size or ((crop, crop) if crop is not None else _DETECTION_SIZE)
     return Workload((height, width), batch, args.objects)
@@ -79,7 +82,8 @@ def _print(cfg: DictConfig, args: argparse.Namespace) -> None:
     print(estimate.table())
     if args.gpu_memory is None:
         return
-    print(f"\nLargest batch that fits {args.gpu_memory:g} GiB: {largest}\n")
+    more = " or more" if largest == most_images(workload) else ""
+    print(f"\nLargest batch that fits {args.gpu_memory:g} GiB: {largest}{more}\n")
     print("Peak of training with one change each:")
     for saving in savings(cfg, workload, **sharing):
         print(f"  {saving.peak / GIB:7.2f} GiB  {saving.change}")
@@ -88,10 +92,8 @@ def _print(cfg: DictConfig, args: argparse.Namespace) -> None:
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> None:
     _add_options(parser)
     args = parser.parse_intermixed_args(arguments)
-    try:
+    with exit_on_errors():
         _print(load_config(args.config_file, args.overrides), args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 def script(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from vitadapter.commands.arguments import OVERRIDES, WEIGHTS, command_parser, weights_of
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.engine.run_checks import setup_errors
 from vitadapter.export import export
 from vitadapter.export.runtimes import FORMATS
 from vitadapter.model_zoo import config_file
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str], prog: str = "vitadapter export") -> int:
     if not args.output.absolute().parent.is_dir():
         parser.error(f"the folder of {args.output} does not exist")
     try:
-        _run(args)
+        with setup_errors():
+            _run(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -42,6 +42,7 @@ from vitadapter.engine.prediction_files import (
     started,
 )
 from vitadapter.engine.predictor import LazyPredictor, class_metadata
+from vitadapter.engine.run_checks import setup_errors
 from vitadapter.export import ExportedPredictor
 from vitadapter.export.runtimes import FORMATS
 from vitadapter.model_zoo import config_file
@@ -242,7 +243,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         check_alone()
         planned = plan_outputs(inputs, args)
-        predictor, selection, settings = _prepared(args)
+        with setup_errors():
+            predictor, selection, settings = _prepared(args)
         output, todo = Path(args.output), planned
         if names_a_file(output):
             failed = Run(predictor, selection, output.parent).all(planned)

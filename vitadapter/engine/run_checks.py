@@ -23,7 +23,14 @@ from vitadapter.engine.settings import (
     expand_home,
 )
 
-__all__ = ["SetupError", "check_device", "check_run", "check_same_classes", "setup_errors"]
+__all__ = [
+    "SetupError",
+    "check_device",
+    "check_micro_batches",
+    "check_run",
+    "check_same_classes",
+    "setup_errors",
+]
 
 _ABSENT = object()
 
@@ -104,8 +111,13 @@ def _check_amp(train: DictConfig) -> None:
         )
 
 
-def _check_micro_batches(cfg: DictConfig) -> None:
-    steps, processes = cfg.train.accumulate_steps, comm.get_world_size()
+def check_micro_batches(cfg: DictConfig, processes: int) -> None:
+    """Refuses a total batch that cannot be divided between processes and accumulated steps.
+
+    Raises:
+        ValueError: names the key.
+    """
+    steps = cfg.train.accumulate_steps
     total = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
     if steps > 1 and total is None:
         raise ValueError(
@@ -179,7 +191,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         _check_eval_only(cfg)
     else:
         _check_amp(train)
-        _check_micro_batches(cfg)
+        check_micro_batches(cfg, comm.get_world_size())
         _check_masks(cfg)
         _check_best(cfg)
         check_unlocked(train.output_dir)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from vitadapter.visualization.figures import COLORS, figure_file
+from vitadapter.visualization.figures import COLORS, figure_file, legend_label
 
 __all__ = ["draw_feature_maps", "plot_spectra"]
 
@@ -63,7 +63,7 @@ def _draw_curves(
 ) -> None:
     for (name, spectra), color in zip(runs.items(), colors, strict=True):
         curve = spectra[stride].diagonal()[len(spectra[stride]) // 2 :]
-        axes.plot(np.linspace(0, 1, len(curve)), curve, color=color, label=name)
+        axes.plot(np.linspace(0, 1, len(curve)), curve, color=color, label=legend_label(name))
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "π/2", "π"])
     axes.set_xlabel("frequency")

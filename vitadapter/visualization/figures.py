@@ -22,6 +22,7 @@ __all__ = [
     "class_color",
     "draw_confusion_matrix",
     "figure_file",
+    "legend_label",
     "plot_errors",
     "plot_precision_recall",
 ]
@@ -52,6 +53,7 @@ _STYLE = {
     "lines.solid_capstyle": "round",
     "savefig.dpi": _DPI,
     "text.color": TEXT_COLOR,
+    "text.parse_math": False,  # names may have dollar signs
     "xtick.color": TEXT_COLOR,
     "ytick.color": TEXT_COLOR,
 }
@@ -110,6 +112,11 @@ def figure_file(
         figure.savefig(path, format="png", pil_kwargs={"optimize": True})
 
 
+def legend_label(name: str) -> str:
+    """The label of a run in a legend, from which matplotlib leaves out what starts with "_"."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def _draw_precision_recall(
     axes: Axes, recall: np.ndarray, curves: Mapping[str, np.ndarray], title: str
 ) -> None:
@@ -152,7 +159,8 @@ def _draw_errors(axes: Axes, runs: Mapping[str, Mapping[str, float]], kinds: Seq
     for i, (name, costs) in enumerate(runs.items()):
         places = np.arange(len(kinds)) + (i - (len(runs) - 1) / 2) * width
         color = COLORS[i % len(COLORS)]
-        bars = axes.bar(places, [costs[k] for k in kinds], width * 0.92, color=color, label=name)
+        heights = [costs[kind] for kind in kinds]
+        bars = axes.bar(places, heights, width * 0.92, color=color, label=legend_label(name))
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=10)
     axes.set_xticks(range(len(kinds)), kinds)
     axes.tick_params(length=0)

@@ -74,7 +74,7 @@ def _draw_classes(axes: Axes, sizes: ObjectSizes, palette: Palette, unit: str) -
     short = [n if len(n) <= _NAME_LETTERS else f"{n[: _NAME_LETTERS - 1]}…" for n in names]
     places = range(len(common))
     axes.barh(places, [count for _, count in common], color=[class_color(n) for n, _ in common])
-    axes.set_yticks(places, [n.replace("$", "\\$") for n in short], fontsize=10)
+    axes.set_yticks(places, short, fontsize=10)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     left_out = len(sizes.classes) - len(common)
