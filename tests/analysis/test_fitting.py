@@ -1,6 +1,7 @@
 """The search for what fits a GPU, with a model of memory whose answers are known."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from omegaconf import DictConfig
@@ -39,6 +40,22 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("gpu_memory", "fits"), [(3.4, 1), (5.6, 2), (9.9, 3), (10, 4), (24, 9), (80, 32)]
 )
 def test_the_largest_batch_is_found(gpu_memory: float, fits: int, runs: list[int]) -> None:
+    assert largest_batch(load_config(MASK_RCNN), WORKLOAD, gpu_memory) == fits
+    assert len(runs) < 10
+
+
+@pytest.mark.parametrize(("gpu_memory", "fits"), [(9, 3), (24, 9), (80, 32), (240, 96)])
+def test_first_images_that_need_less_than_the_optimizer(
+    gpu_memory: float, fits: int, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimate = fitting.estimate_memory
+
+    def with_optimizer(*args: object, **kwargs: object) -> MemoryEstimate:
+        found = estimate(*args, **kwargs)
+        optimizer = Counter(optimizer=8 * GIB)
+        return replace(found, training=max(found.training, optimizer, key=Counter.total))
+
+    monkeypatch.setattr(fitting, "estimate_memory", with_optimizer)
     assert largest_batch(load_config(MASK_RCNN), WORKLOAD, gpu_memory) == fits
     assert len(runs) < 10
 

@@ -1,6 +1,7 @@
 """What fits a GPU: the largest batch, and the settings that save memory."""
 
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -15,9 +16,12 @@ from vitadapter.engine.overrides import apply_overrides
 
 __all__ = ["Saving", "largest_batch", "most_images", "savings"]
 
+logger = logging.getLogger(__name__)
+
 # The CUDA context and the libraries' workspaces take some of a GPU, and the allocator's gaps.
 USABLE = 0.9
 _LARGEST = 1024  # images
+_LARGEST_STEP = 8  # times as many images
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def largest_batch(
             images = replace(workload, batch=batch)
             estimate = estimate_memory(cfg, images, ranks=ranks, parallel=parallel)
             known[batch] = estimate.training.total()
+            logger.info("a batch of %d needs %.2f GiB", batch, known[batch] / GIB)
         return known[batch]
 
     try:
@@ -78,17 +83,20 @@ def largest_batch(
             f"{peak(fits) / GIB / USABLE:.1f} GiB"
         )
     too_large = most_images(workload) + 1
-    if too_large - fits > 1:
-        step = max(peak(fits + 1) - peak(fits), 1)
+    guess = fits + 1
     while too_large - fits > 1:
-        # The peak is almost linear in the batch, so that this is rarely off by more than one.
-        guess = fits + int((limit - peak(fits)) // step)
-        guess = min(max(guess, fits + 1), too_large - 1)
+        start = fits
         if peak(guess) <= limit:
-            step = max((peak(guess) - peak(fits)) // (guess - fits), 1)
             fits = guess
         else:
             too_large = guess
+        # The peak is almost linear in the batch, except that the optimizer may need more than the
+        # first images: hence the steps are limited.
+        slope = max((peak(guess) - peak(start)) // (guess - start), 1)
+        more = int((limit - peak(fits)) // slope)
+        if more == 0 and guess == fits and start > 2:
+            break  # Large batches take long to try, and the slope is that of many images.
+        guess = min(fits + max(more, 1), _LARGEST_STEP * fits, too_large - 1)
     return fits
 
 

@@ -6,6 +6,7 @@ takes a few minutes.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
@@ -75,15 +76,12 @@ def _print(cfg: DictConfig, args: argparse.Namespace) -> None:
     check_settings(cfg)
     workload = _workload(cfg, args)
     sharing = {"ranks": args.ranks, "parallel": args.parallel}
-    if args.gpu_memory is not None:
-        # First, because it fails if nothing fits.
-        largest = largest_batch(cfg, workload, args.gpu_memory, **sharing)
-    estimate = estimate_memory(cfg, workload, **sharing)
-    print(estimate.table())
+    print(estimate_memory(cfg, workload, **sharing).table(), flush=True)
     if args.gpu_memory is None:
         return
+    largest = largest_batch(cfg, workload, args.gpu_memory, **sharing)
     more = " or more" if largest == most_images(workload) else ""
-    print(f"\nLargest batch that fits {args.gpu_memory:g} GiB: {largest}{more}\n")
+    print(f"\nLargest batch that fits {args.gpu_memory:g} GiB: {largest}{more}\n", flush=True)
     print("Peak of training with one change each:")
     for saving in savings(cfg, workload, **sharing):
         print(f"  {saving.peak / GIB:7.2f} GiB  {saving.change}")
@@ -92,6 +90,8 @@ def _print(cfg: DictConfig, args: argparse.Namespace) -> None:
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> None:
     _add_options(parser)
     args = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("vitadapter.analysis").setLevel(logging.INFO)
     with exit_on_errors():
         _print(load_config(args.config_file, args.overrides), args)
 
