@@ -67,7 +67,7 @@ def export(
             "test-time augmentation cannot be exported: set train.inference.tta.enabled=False"
         )
     model = merge_lora(source.model)
-    if model.pixel_mean.device.type != "cpu":
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         model = copy.deepcopy(model).cpu()
     graph = BackboneGraph(model) if only_backbone else graph_of(model)
     _check_size(size, graph.multiple)

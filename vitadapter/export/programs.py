@@ -1,6 +1,7 @@
 """Programs of `torch.export` for images of any size."""
 
 import gc
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,7 +41,7 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
         them, or of one size; for batches of any size if the graph takes batches.
 
     Raises:
-        ValueError: the model has a part that only takes one size.
+        ValueError: the model has a part that only takes one size, and `size` is None.
     """
     multiple = graph.multiple
     # All sides of feature maps differ, so that none is taken for another.
@@ -57,7 +58,27 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
         program = torch.export.export(
             graph, arguments, dynamic_shapes=(dimensions, None), strict=False
         )
-    # What these would check is how memory was laid out for the example's size, which the operators
-    # of the program do not depend on. The shapes of inputs are checked nevertheless.
+    if size is None:
+        _check_guards(program, graph)
+    # What the rest would check is how memory was laid out for the example's size, which the
+    # operators of the program do not depend on. The shapes of inputs are checked nevertheless.
     program._guards_code = []
     return program
+
+
+def _check_guards(program: ExportedProgram, graph: Graph) -> None:
+    """Raises ValueError if a condition of the trace holds only for the size of the example.
+
+    Python code of a model has then turned a size into a number, or has taken a branch by it, and
+    the program would answer as for the example. Conditions that two numbers differ are those of
+    memory layouts.
+    """
+    batch = 3 if graph.takes_batches else 1
+    images = torch.empty(batch, 3, 11 * graph.multiple, 9 * graph.multiple, device="meta")
+    names = {"L": {"images": images}, "torch": torch, "math": math}
+    for guard in program._guards_code:
+        if " != " not in guard and not eval(guard, names):
+            raise ValueError(
+                "the model cannot be exported for images of any size, since a part of it was "
+                f"traced for one size ({guard}): give one (--size H W)"
+            )
