@@ -216,14 +216,18 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str) -> nn.Module:
-    """A model with weights that are large enough for its answers to differ."""
+    """A model with weights that are large enough for its answers to differ.
+
+    Scores are neither 0 nor 1, where many would be equal and their order chance.
+    """
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     for parameter in model.parameters():
         if parameter.dim() > 1 and name != "mask2former":
             nn.init.normal_(parameter, std=0.1)
     for key, parameter in model.named_parameters():
-        if key.endswith(("cls_score.weight", "objectness_logits.weight", "fc_cls.weight")):
+        of_regions = not key.startswith("head.")
+        if of_regions and key.endswith(("cls_score.weight", "fc_cls.weight", "objectness_logits.weight")):
             nn.init.normal_(parameter, std=1.0)
         if key.endswith(("cls_score.bias", "fc_cls.bias")):
             nn.init.zeros_(parameter)
