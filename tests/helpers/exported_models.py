@@ -19,7 +19,7 @@ from detectron2.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
 )
-from mask2former_samples import SHAPES, Pyramid, make_model
+from mask2former_samples import SHAPES, Pyramid, make_head, make_model
 from torch import nn
 
 from vitadapter.layers.nms import HardNMS
@@ -50,7 +50,7 @@ def _box_parts() -> tuple[nn.Module, nn.Module]:
         ShapeSpec(channels=16),
         box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
         num_classes=CLASSES,
-        test_score_thresh=0.2,
+        test_score_thresh=0.5,
         test_topk_per_image=20,
     )
     return head, predictor
@@ -143,6 +143,7 @@ def mask2former() -> nn.Module:
     """With all three kinds of answers."""
     model = make_model("panoptic")
     model.semantic_on = True
+    model.sem_seg_head = make_head(encoder_layers=1, decoder_layers=2)  # tracing is slow
     return model
 
 
@@ -221,13 +222,15 @@ def build(name: str) -> nn.Module:
     Scores are neither 0 nor 1, where many would be equal and their order chance.
     """
     torch.manual_seed(0)
-    model = MODELS[name]().eval()
+    model = MODELS[name]().eval().requires_grad_(False)  # which makes tracing faster
     for parameter in model.parameters():
         if parameter.dim() > 1 and name != "mask2former":
             nn.init.normal_(parameter, std=0.1)
     for key, parameter in model.named_parameters():
         of_regions = not key.startswith("head.")
-        if of_regions and key.endswith(("cls_score.weight", "fc_cls.weight", "objectness_logits.weight")):
+        if of_regions and key.endswith(
+            ("cls_score.weight", "fc_cls.weight", "objectness_logits.weight")
+        ):
             nn.init.normal_(parameter, std=1.0)
         if key.endswith(("cls_score.bias", "fc_cls.bias")):
             nn.init.zeros_(parameter)
@@ -238,6 +241,7 @@ def predictor_of(model: nn.Module) -> SimpleNamespace:
     """What `export` uses of a `LazyPredictor`."""
     metadata = Metadata()
     metadata.set(thing_classes=["cat", "dog", "cow"])
+    metadata.set(thing_dataset_id_to_contiguous_id={7: 0, 3: 1, 5: 2})
     return SimpleNamespace(
         model=model,
         inference=SimpleNamespace(tta=None),

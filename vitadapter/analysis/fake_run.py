@@ -130,7 +130,12 @@ class _KnownValues(TorchDispatchMode):
         if len(known) == len(tensors):
             return True
         in_backward = torch._C._current_graph_task_id() != -1
-        if in_backward or has_formula(func) or name in _COSTLY or name.startswith(("_foreach", "_amp")):
+        if (
+            in_backward
+            or has_formula(func)
+            or name in _COSTLY
+            or name.startswith(("_foreach", "_amp"))
+        ):
             return False
         if func._schema.is_mutable and self._values.get(tensors[0]) is None:
             return False

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from .graphs import Graph
@@ -41,7 +42,8 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
         them, or of one size; for batches of any size if the graph takes batches.
 
     Raises:
-        ValueError: the model has a part that only takes one size, and `size` is None.
+        ValueError: the model has a part that only takes one size, and `size` is None; or one that
+            cannot be traced.
     """
     multiple = graph.multiple
     # All sides of feature maps differ, so that none is taken for another.
@@ -55,9 +57,12 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
     images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
     arguments = (images, torch.tensor([height - 1, width - 1]))
     with torch.no_grad(), paused_collection():
-        program = torch.export.export(
-            graph, arguments, dynamic_shapes=(dimensions, None), strict=False
-        )
+        try:
+            program = torch.export.export(
+                graph, arguments, dynamic_shapes=(dimensions, None), strict=False
+            )
+        except UserError as error:
+            raise ValueError(f"torch.export cannot trace the model: {error}") from error
     if size is None:
         _check_guards(program, graph)
     # What the rest would check is how memory was laid out for the example's size, which the
