@@ -78,7 +78,7 @@ def _with_values(model: nn.Module) -> nn.Module:
 
 def _adapter() -> Model:
     backbone = ViTAdapter(
-        ViT(**TINY, **IN_WINDOWS),
+        ViT(**TINY | dict(depth=1), **IN_WINDOWS),
         num_interactions=1,
         num_extra_extractors=0,
         conv_dim=4,
@@ -179,7 +179,8 @@ def test_the_node_of_tensorrt(tmp_path: Path) -> None:
 def test_what_a_trace_has_fixed_is_refused() -> None:
     class Fixed(OneMap):
         def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return {"last_feat": self.net(images)["last_feat"] / float(images.shape[2])}
+            features = self.net(images)["last_feat"]
+            return {"last_feat": features / float(features.shape[2])}
 
     graph = BackboneGraph(_with_values(Model(Fixed(NETS["dinov2"]()))))
     with pytest.raises(ValueError, match=r"was traced for one size \(.* == .*\): give one"):

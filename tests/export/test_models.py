@@ -18,7 +18,7 @@ from vitadapter.export.runtimes import FORMATS
 
 SIZES = [(61, 83), (128, 64), (40, 200)]
 # One format for each model, because tracing is slow. An ONNX file is a translation of the program
-# that a `.pt2` file holds.
+# that a `.pt2` file holds. Semantic FPN is in test_files.py.
 FORMAT_OF = {
     "mask_rcnn": "torch",  # as ONNX in tests/commands/test_export.py
     "cascade": "torch",
@@ -26,12 +26,11 @@ FORMAT_OF = {
     "atss": "torch",
     "gfl": "onnx",
     "sparse_rcnn": "onnx",
-    "semantic_fpn": "torch",  # as ONNX in test_files.py
     "upernet": "onnx",
     "mask2former": "onnx",
 }
 # How many objects are found in images of one grey value.
-FEW_OBJECTS = {"mask_rcnn": {130: 0, 180: 1}, "htc": {130: 0}}
+FEW_OBJECTS = {"mask_rcnn": {130: 0, 180: 1}, "htc": {60: 0}}
 
 
 def _images(height: int, width: int) -> np.ndarray:
@@ -55,7 +54,7 @@ def _expected(model: nn.Module, image: np.ndarray) -> Prediction:
 def _assert_same_instances(found: Instances, expected: Instances) -> None:
     assert len(found) == len(expected)
     scores = expected.scores.sort().values
-    assert (scores.diff() > 1e-4).all(), "the order of equal scores would be chance"
+    assert (scores.diff() > 5e-5).all(), "the order of equal scores would be chance"
     assert found.image_size == expected.image_size
     assert found.pred_classes.tolist() == expected.pred_classes.tolist()
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
@@ -63,7 +62,8 @@ def _assert_same_instances(found: Instances, expected: Instances) -> None:
     torch.testing.assert_close(*boxes, rtol=1e-4, atol=1e-3)
     assert found.has("pred_masks") == expected.has("pred_masks")
     if found.has("pred_masks"):
-        assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
+        differing = (found.pred_masks != expected.pred_masks).sum()
+        assert differing <= 1e-3 * expected.pred_masks.numel()
 
 
 @pytest.mark.parametrize(("name", "format"), FORMAT_OF.items())

@@ -66,9 +66,8 @@ def export(
         raise ValueError(
             "test-time augmentation cannot be exported: set train.inference.tta.enabled=False"
         )
-    model = merge_lora(source.model)
-    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
-        model = copy.deepcopy(model).cpu()
+    # A copy, since parameters without gradients are traced in less time.
+    model = copy.deepcopy(merge_lora(source.model)).cpu().requires_grad_(False)
     graph = BackboneGraph(model) if only_backbone else graph_of(model)
     _check_size(size, graph.multiple)
     description = describe(source, graph, size)

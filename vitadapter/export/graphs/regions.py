@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitadapter.layers.nms import NMS, HardNMS
 
-__all__ = ["anchors_of", "clip", "pool", "select", "suppress"]
+__all__ = ["anchors_of", "clip", "exportable", "pool", "select", "suppress"]
 
 
 def anchors_of(generator: DefaultAnchorGenerator, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -43,8 +43,18 @@ def select(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [tensor[rows] for tensor in tensors]
 
 
+def exportable(nms: NMS) -> HardNMS:
+    """Returns a suppression that can be written as a program, raises ValueError for another."""
+    if not isinstance(nms, HardNMS):
+        raise ValueError(
+            f"only HardNMS can be exported, since {type(nms).__name__} repeats itself as often as "
+            "there are boxes: set nms=vitadapter.layers.nms.HardNMS"
+        )
+    return nms
+
+
 def suppress(
-    nms: NMS,
+    nms: HardNMS,
     boxes: Tensor,
     scores: Tensor,
     groups: Tensor,
@@ -65,15 +75,7 @@ def suppress(
 
     Returns:
         (K,) indexes of the boxes that are kept, best first, and their (K,) scores.
-
-    Raises:
-        ValueError: the suppression cannot be written as a program.
     """
-    if not isinstance(nms, HardNMS):
-        raise ValueError(
-            f"only HardNMS can be exported, since {type(nms).__name__} repeats itself as often as "
-            "there are boxes: set nms=vitadapter.layers.nms.HardNMS"
-        )
     # Every group is moved to a place of its own. A square of places keeps coordinates small, which
     # float32 needs to be exact.
     columns = math.isqrt(max(num_groups - 1, 0)) + 1
