@@ -25,13 +25,15 @@ from vitadapter.ops import MSDeformAttn, ms_deform_attn
 
 TINY = dict(embed_dim=16, depth=2, num_heads=2)
 IN_WINDOWS = dict(window_size=3, window_block_indexes=[0])
+ONE_BLOCK = TINY | dict(depth=1)
+# Tracing is slow: windows of `ViT` are in the adapter's test.
 NETS: dict[str, Callable[[], Backbone]] = {
-    "vit": partial(ViT, img_size=64, use_rel_pos=True, **TINY, **IN_WINDOWS),
+    "vit": partial(ViT, img_size=64, use_rel_pos=True, **ONE_BLOCK),
     "uni_perceiver": partial(UniPerceiver, pretrain_img_size=64, **TINY, **IN_WINDOWS),
     "beit": partial(BEiT, global_window_size=4, **TINY, **IN_WINDOWS),
-    "dinov3": partial(TimmViT, "vit_small_patch16_dinov3", **TINY),
-    "dinov2": partial(TimmViT, "vit_small_patch14_reg4_dinov2", pretrain_img_size=64, **TINY),
-    "eva02": partial(TimmViT, "eva02_tiny_patch14_224", pretrain_img_size=64, **TINY),
+    "dinov3": partial(TimmViT, "vit_small_patch16_dinov3", **ONE_BLOCK),
+    "dinov2": partial(TimmViT, "vit_small_patch14_reg4_dinov2", pretrain_img_size=64, **ONE_BLOCK),
+    "eva02": partial(TimmViT, "eva02_tiny_patch14_224", pretrain_img_size=64, **ONE_BLOCK),
     "mixed": partial(TimmViT, "vit_small_patch16_rope_mixed_224", pretrain_img_size=64, **TINY),
 }
 SIZES = [(64, 96), (160, 64), (224, 224)]
@@ -78,7 +80,7 @@ def _with_values(model: nn.Module) -> nn.Module:
 
 def _adapter() -> Model:
     backbone = ViTAdapter(
-        ViT(**TINY | dict(depth=1), **IN_WINDOWS),
+        ViT(**ONE_BLOCK, **IN_WINDOWS),
         num_interactions=1,
         num_extra_extractors=0,
         conv_dim=4,
@@ -190,9 +192,9 @@ def test_what_a_trace_has_fixed_is_refused() -> None:
 @pytest.mark.parametrize(
     ("net", "what"),
     [
-        (partial(BEiT, img_size=64, **TINY), "BEiT's global attention"),
+        (partial(BEiT, img_size=64, **ONE_BLOCK), "BEiT's global attention"),
         (
-            partial(TimmViT, "vit_small_patch16_dinov3", **TINY, **IN_WINDOWS),
+            partial(TimmViT, "vit_small_patch16_dinov3", **ONE_BLOCK, **IN_WINDOWS),
             "TimmViT with windows",
         ),
     ],

@@ -150,7 +150,10 @@ def _step_of(step: T.Augmentation) -> dict[str, Any]:
     if type(step) in _OWN_STEPS:
         return {"name": name, **{key: getattr(step, key) for key in _OWN_STEPS[type(step)]}}
     if type(step) is T.ResizeShortestEdge:
-        (least, *others), bilinear = step.short_edge_length, step.interp == Image.BILINEAR
+        (least, *others), bilinear = (
+            step.short_edge_length,
+            step.interp == Image.Resampling.BILINEAR,
+        )
         if bilinear and all(other == least for other in others):
             return {"name": name, "short_edge_length": least, "max_size": step.max_size}
     raise ValueError(

@@ -1,6 +1,7 @@
 """Position embeddings for token grids of another size than they were trained for."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +71,9 @@ def rotary_positions(
     if rope.normalize_coords != "separate":
         check_fixed(f"DINOv3's {rope.normalize_coords} positions", *hw)
     # timm divides by `float(side)`, which would make the size of the example a constant.
+    device = cast(Tensor, rope.periods).device
     y, x = (
-        (torch.arange(side, device=rope.periods.device) + 0.5 + rope.grid_offset) / side * 2 - 1
-        for side in hw
+        (torch.arange(side, device=device) + 0.5 + rope.grid_offset) / side * 2 - 1 for side in hw
     )
     coordinates = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
     return torch.cat(rope._get_pos_embed_from_coords(coordinates), dim=-1)
