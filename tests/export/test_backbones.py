@@ -36,7 +36,7 @@ NETS: dict[str, Callable[[], Backbone]] = {
     "eva02": partial(TimmViT, "eva02_tiny_patch14_224", pretrain_img_size=64, **ONE_BLOCK),
     "mixed": partial(TimmViT, "vit_small_patch16_rope_mixed_224", pretrain_img_size=64, **TINY),
 }
-SIZES = [(64, 96), (160, 64), (224, 224)]
+SIZES = [(64, 96), (160, 64), (480, 256)]
 
 
 class OneMap(Backbone):
@@ -80,7 +80,7 @@ def _with_values(model: nn.Module) -> nn.Module:
 
 def _adapter() -> Model:
     backbone = ViTAdapter(
-        ViT(**ONE_BLOCK, **IN_WINDOWS),
+        ViT(**ONE_BLOCK, window_size=14, window_block_indexes=[0]),  # one window or several
         num_interactions=1,
         num_extra_extractors=0,
         conv_dim=4,

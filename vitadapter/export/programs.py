@@ -46,8 +46,10 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
             cannot be traced.
     """
     multiple = graph.multiple
-    # All sides of feature maps differ, so that none is taken for another.
-    height, width = size or (5 * multiple, 7 * multiple)
+    # Large, so that there are several attention windows: of what there is one in the example, there
+    # would be one in all images. All sides of feature maps differ, so that none is taken for
+    # another. A trace computes nothing, and takes no longer for it.
+    height, width = size or (45 * multiple, 67 * multiple)
     dimensions: dict[int, object] = {}
     if size is None:
         dimensions |= {2: multiple * Dim("rows"), 3: multiple * Dim("columns")}
@@ -79,7 +81,7 @@ def _check_guards(program: ExportedProgram, graph: Graph) -> None:
     memory layouts.
     """
     batch = 3 if graph.takes_batches else 1
-    images = torch.empty(batch, 3, 11 * graph.multiple, 9 * graph.multiple, device="meta")
+    images = torch.empty(batch, 3, 83 * graph.multiple, 71 * graph.multiple, device="meta")
     names = {"L": {"images": images}, "torch": torch, "math": math}
     for guard in program._guards_code:
         if " != " not in guard and not eval(guard, names):
