@@ -47,9 +47,10 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
     """
     multiple = graph.multiple
     # Large, so that there are several attention windows: of what there is one in the example, there
-    # would be one in all images. All sides of feature maps differ, so that none is taken for
-    # another. A trace computes nothing, and takes no longer for it.
-    height, width = size or (45 * multiple, 67 * multiple)
+    # would be one in all images. Prime, so that the last windows are padded. All sides of feature
+    # maps differ, so that none is taken for another. A trace computes nothing, and takes no longer
+    # for it.
+    height, width = size or (43 * multiple, 67 * multiple)
     dimensions: dict[int, object] = {}
     if size is None:
         dimensions |= {2: multiple * Dim("rows"), 3: multiple * Dim("columns")}
