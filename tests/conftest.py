@@ -7,6 +7,7 @@ import setuptools  # noqa: F401
 import gc
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,10 @@ from vitadapter.checkpoint import download
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# PyTorch describes every step of a trace as soon as this logger has a handler, and pytest gives one
+# to each logger that does not propagate. It would make half of the time of an export.
+logging.getLogger("torch.__trace").propagate = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,26 +23,34 @@ def weights(cfg: DictConfig, tmp_path: Path) -> Path:
 
 
 def test_what_it_writes_predicts_as_the_config_with_weights(
-    cfg: DictConfig, tiny_config: Path, weights: Path, tmp_path: Path, capsys
+    cfg: DictConfig,
+    tiny_config: Path,
+    overrides: list[str],
+    weights: Path,
+    tmp_path: Path,
+    capsys,
 ) -> None:
     output = tmp_path / "detector.onnx"
-    arguments = [str(tiny_config), str(output), "--weights", str(weights)]
+    arguments = [str(tiny_config), str(output), "--weights", str(weights), "--overrides"]
+    arguments += overrides
     assert export.main(arguments) == 0
     assert f"{output}: images of any size, differs by" in capsys.readouterr().out
     expected, found = LazyPredictor(cfg, str(weights)), ExportedPredictor(output)
-    assert found.metadata.get("thing_classes") == expected.metadata.get("thing_classes")
-    image = np.random.default_rng(0).integers(0, 256, (90, 110, 3), np.uint8)
-    model, file = (predictor(image)["instances"] for predictor in (expected, found))
-    assert len(model) == len(file) > 0
-    torch.testing.assert_close(file.scores, model.scores, rtol=1e-4, atol=1e-5)
-    boxes = file.pred_boxes.tensor, model.pred_boxes.tensor
-    torch.testing.assert_close(*boxes, rtol=1e-4, atol=1e-3)
-    assert (file.pred_masks != model.pred_masks).float().mean() < 1e-3
+    for name in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
+        assert found.metadata.get(name) == expected.metadata.get(name) is not None
+    for height, width in ((90, 110), (128, 64), (50, 240)):
+        image = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+        model, file = (predictor(image)["instances"] for predictor in (expected, found))
+        assert len(model) == len(file) > 0
+        torch.testing.assert_close(file.scores, model.scores, rtol=1e-4, atol=1e-5)
+        boxes = file.pred_boxes.tensor, model.pred_boxes.tensor
+        torch.testing.assert_close(*boxes, rtol=1e-4, atol=1e-3)
+        assert file.pred_classes.equal(model.pred_classes)
+        assert (file.pred_masks != model.pred_masks).float().mean() < 1e-3
     with pytest.raises(SystemExit) as stopped:
         export.main(arguments)
     assert stopped.value.code == 2
     assert "exists: add --overwrite" in capsys.readouterr().err
-    assert predict.predict([str(output), str(tmp_path), "--weights", "a.pth"]) == 1
     photo = tmp_path / "photo.png"
     predict.cv2.imwrite(str(photo), image)
     drawn = ["--output", str(tmp_path / "drawn")]

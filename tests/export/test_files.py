@@ -10,20 +10,25 @@ import pytest
 import torch
 from detectron2.data import transforms as T
 from exported_models import build, predictor_of
+from PIL import Image
+from torch import nn
 
+from vitadapter.data.transforms import ResizeToFit, StretchToMultiple, augment
 from vitadapter.export import ExportedPredictor, export
+from vitadapter.export.description import Description, describe
+from vitadapter.export.graphs import graph_of
 from vitadapter.export.runtimes import Onnx, open_file
 from vitadapter.layers.soft_nms import SoftNMS
 from vitadapter.modeling.inference import SlidingWindow
 
 
 @pytest.fixture(scope="module")
-def segmenter() -> torch.nn.Module:
+def segmenter() -> nn.Module:
     return build("semantic_fpn")
 
 
 @pytest.fixture(scope="module")
-def onnx_file(segmenter: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_file(segmenter: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("files") / "segmenter.onnx"
     assert export(predictor_of(segmenter), "onnx", file) < 1e-4
     assert [path.name for path in file.parent.iterdir()] == ["segmenter.onnx"]
@@ -38,26 +43,29 @@ def test_a_file_says_what_it_is(onnx_file: Path) -> None:
     assert description.outputs == ["sem_seg"]
     assert description.pixel_mean == [120.0, 110.0, 100.0]
     assert description.software["torch"] == torch.__version__
+    metadata = ExportedPredictor(onnx_file).metadata
+    assert metadata.as_dict() == predictor_of(build("semantic_fpn")).metadata.as_dict()
 
 
-def test_segmenters_take_batches(onnx_file: Path, segmenter: torch.nn.Module) -> None:
+def test_segmenters_take_batches_of_any_size(onnx_file: Path, segmenter: nn.Module) -> None:
     compute, _ = open_file(onnx_file)
-    images = torch.randint(0, 256, (3, 3, 70, 90), dtype=torch.uint8)
-    (found,) = compute(images)
-    for image, logits in zip(images, found, strict=True):
-        with torch.no_grad():
+    for batch, size in enumerate([(70, 90), (128, 64), (40, 200)], start=1):
+        images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
+        (found,) = compute(images)
+        for image, logits in zip(images, found, strict=True):
             expected = segmenter([{"image": image}])[0]["sem_seg"]
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_windows_and_resizing_are_those_of_the_model(tmp_path: Path) -> None:
     model = build("semantic_fpn")
     model.inference = SlidingWindow((64, 64), (40, 40))
     source = predictor_of(model)
-    source.augmentations = T.AugmentationList([T.ResizeShortestEdge([80], 200)])
+    resize = ResizeToFit(80, 200)
+    source.augmentations = T.AugmentationList([resize])
     export(source, "torch", tmp_path / "a.pt2")
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    resized = T.ResizeShortestEdge([80], 200).get_transform(image).apply_image(image)
+    resized = resize.get_transform(image).apply_image(image)
     rgb = torch.from_numpy(resized[:, :, ::-1].transpose(2, 0, 1).copy())
     with torch.no_grad():
         expected = model([{"image": rgb, "height": 50, "width": 70}])[0]["sem_seg"]
@@ -65,9 +73,50 @@ def test_windows_and_resizing_are_those_of_the_model(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_file_for_one_size_takes_no_other(segmenter: torch.nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [],
+        [T.ResizeShortestEdge(80, 100)],
+        [T.ResizeShortestEdge([80], 100, sample_style="choice")],
+        [T.ResizeShortestEdge([80, 80])],
+        [ResizeToFit(40, 60), StretchToMultiple(32)],
+        [ResizeToFit(40)],
+    ],
+)
+def test_a_description_has_the_steps_of_resizing(segmenter: nn.Module, steps: list) -> None:
+    source = predictor_of(segmenter)
+    source.augmentations = T.AugmentationList(steps)
+    description = describe(source, graph_of(segmenter), None)
+    read = Description.from_json(description.to_json())
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    expected, found = (
+        augment(x, image).image for x in (source.augmentations, read.augmentations())
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        T.RandomFlip(),
+        T.ResizeShortestEdge([80, 81]),
+        T.ResizeShortestEdge([80, 90], sample_style="choice"),
+        T.ResizeShortestEdge(80, interp=Image.NEAREST),
+    ],
+)
+def test_steps_that_no_file_can_describe(segmenter: nn.Module, step: T.Augmentation) -> None:
+    source = predictor_of(segmenter)
+    source.augmentations = T.AugmentationList([step])
+    with pytest.raises(
+        ValueError, match=rf"can only resize images by .*, got {type(step).__name__}"
+    ):
+        describe(source, graph_of(segmenter), None)
+
+
+def test_a_file_for_one_size_takes_no_other(segmenter: nn.Module, tmp_path: Path) -> None:
     file = tmp_path / "fixed.pt2"
-    export(predictor_of(segmenter), "torch", file, size=(64, 96))
+    assert export(predictor_of(segmenter), "torch", file, size=(64, 96)) < 1e-4
     predictor = ExportedPredictor(file)
     assert predictor(np.zeros((50, 90, 3), np.uint8))["sem_seg"].shape == (3, 50, 90)
     with pytest.raises(ValueError, match=r"padded to \[64, 96\] \(height, width\), got \[96, 96\]"):
@@ -81,7 +130,17 @@ def test_images_that_are_too_small(onnx_file: Path) -> None:
         ExportedPredictor(onnx_file)(np.zeros((20, 90, 3), np.uint8))
 
 
-def test_unknown_formats_and_suffixes(segmenter: torch.nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((3, 64, 64), torch.uint8), ((1, 1, 64, 64), torch.uint8), ((1, 3, 64, 64), torch.float32)],
+)
+def test_what_are_no_images(onnx_file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    compute, _ = open_file(onnx_file)
+    with pytest.raises(ValueError, match=rf"must be \(B, 3, H, W\) uint8, got .* {dtype}"):
+        compute(torch.zeros(shape, dtype=dtype))
+
+
+def test_unknown_formats_and_suffixes(segmenter: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one of torch, onnx, tensorrt, got 'coreml'"):
         export(predictor_of(segmenter), "coreml", tmp_path / "a.onnx")
     with pytest.raises(ValueError, match=r"format onnx must end in \.onnx, got"):
@@ -133,20 +192,19 @@ def test_what_no_file_can_hold(tmp_path: Path) -> None:
     augmented.inference.tta = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"train\.inference\.tta\.enabled=False"):
         export(augmented, "torch", tmp_path / "a.pt2")
-    flipped = predictor_of(build("semantic_fpn"))
-    flipped.augmentations = T.AugmentationList([T.RandomFlip()])
-    with pytest.raises(ValueError, match="can only resize images by ResizeShortestEdge"):
-        export(flipped, "torch", tmp_path / "a.pt2")
+    linear = predictor_of(torch.nn.Linear(1, 1).eval())
+    with pytest.raises(ValueError, match="Linear has no backbone, pixel_mean, pixel_std"):
+        export(linear, "torch", tmp_path / "a.pt2", only_backbone=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_with_other_answers_is_not_written(
-    segmenter: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    segmenter: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitadapter.export.exporting.TOLERANCE", -1.0)
     file = tmp_path / "a.pt2"
     with pytest.raises(ValueError, match=r"must answer as the model within -1\.0, got"):
-        export(predictor_of(segmenter), "torch", file)
+        export(predictor_of(segmenter), "torch", file, only_backbone=True)
     assert list(tmp_path.iterdir()) == []
-    export(predictor_of(segmenter), "torch", file, force=True)
+    export(predictor_of(segmenter), "torch", file, only_backbone=True, force=True)
     assert file.is_file()

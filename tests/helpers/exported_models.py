@@ -19,7 +19,7 @@ from detectron2.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
 )
-from mask2former_samples import SHAPES, Pyramid, make_model
+from mask2former_samples import SHAPES, Pyramid, make_head, make_model
 from torch import nn
 
 from vitadapter.layers.nms import HardNMS
@@ -40,8 +40,8 @@ STRIDES = [8, 16]
 PIXELS = dict(pixel_mean=[120.0, 110.0, 100.0], pixel_std=[50.0, 60.0, 70.0])
 
 
-def _pooler(size: int) -> ROIPooler:
-    return ROIPooler(size, [1 / stride for stride in STRIDES], 0, "ROIAlignV2")
+def _pooler(size: int, strides: list[int] = STRIDES) -> ROIPooler:
+    return ROIPooler(size, [1 / stride for stride in strides], 0, "ROIAlignV2")
 
 
 def _box_parts() -> tuple[nn.Module, nn.Module]:
@@ -50,16 +50,21 @@ def _box_parts() -> tuple[nn.Module, nn.Module]:
         ShapeSpec(channels=16),
         box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
         num_classes=CLASSES,
-        test_score_thresh=0.2,
+        test_score_thresh=0.5,
         test_topk_per_image=20,
     )
     return head, predictor
 
 
 def _rcnn(roi_heads: nn.Module) -> nn.Module:
-    anchors = DefaultAnchorGenerator(sizes=[[24], [40]], aspect_ratios=[0.5, 1.0], strides=STRIDES)
+    levels = roi_heads.box_in_features
+    anchors = DefaultAnchorGenerator(
+        sizes=[[24], [40]][-len(levels) :],
+        aspect_ratios=[0.5, 1.0],
+        strides=STRIDES[-len(levels) :],
+    )
     rpn = RPN(
-        in_features=LEVELS,
+        in_features=levels,
         head=StandardRPNHead(in_channels=8, num_anchors=2),
         anchor_generator=anchors,
         anchor_matcher=Matcher([0.5], [0, 1]),
@@ -96,19 +101,23 @@ def mask_rcnn() -> nn.Module:
 
 
 def _cascade(
-    kind: type[CascadeROIHeads], mask_heads: list[nn.Module] | None, **extra: object
+    kind: type[CascadeROIHeads],
+    mask_heads: list[nn.Module] | None,
+    levels: list[str] = LEVELS,
+    **extra: object,
 ) -> nn.Module:
+    strides = STRIDES[-len(levels) :]
     box_heads, box_predictors = zip(*(_box_parts() for _ in range(2)), strict=True)
     return _rcnn(
         kind(
             num_classes=CLASSES,
-            box_in_features=LEVELS,
-            box_pooler=_pooler(3),
+            box_in_features=levels,
+            box_pooler=_pooler(3, strides),
             box_heads=box_heads,
             box_predictors=box_predictors,
             proposal_matchers=[Matcher([0.5], [0, 1]) for _ in range(2)],
-            mask_in_features=LEVELS,
-            mask_pooler=_pooler(6),
+            mask_in_features=levels,
+            mask_pooler=_pooler(6, strides),
             mask_heads=mask_heads,
             stage_loss_weights=[1.0, 0.5],
             **extra,
@@ -121,6 +130,7 @@ def cascade() -> nn.Module:
 
 
 def htc() -> nn.Module:
+    """With regions of one level, as tracing is slow."""
     shape = ShapeSpec(channels=8, height=6, width=6)
     heads = [
         HTCMaskHead(shape, num_classes=CLASSES, conv_dims=[8, 8], takes_previous=stage > 0)
@@ -136,13 +146,14 @@ def htc() -> nn.Module:
         conv_dim=8,
         num_classes=5,
     )
-    return _cascade(HTCROIHeads, heads, semantic_head=semantic, nms=HardNMS(0.5))
+    return _cascade(HTCROIHeads, heads, LEVELS[1:], semantic_head=semantic, nms=HardNMS(0.5))
 
 
 def mask2former() -> nn.Module:
     """With all three kinds of answers."""
     model = make_model("panoptic")
     model.semantic_on = True
+    model.sem_seg_head = make_head(encoder_layers=1, decoder_layers=1)  # tracing is slow
     return model
 
 
@@ -216,15 +227,23 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str) -> nn.Module:
-    """A model with weights that are large enough for its answers to differ."""
+    """A model with weights that are large enough for its answers to differ.
+
+    Scores are neither 0 nor 1, where many would be equal and their order chance.
+    """
     torch.manual_seed(0)
-    model = MODELS[name]().eval()
+    model = MODELS[name]().eval().requires_grad_(False)  # which makes tracing faster
     for parameter in model.parameters():
         if parameter.dim() > 1 and name != "mask2former":
             nn.init.normal_(parameter, std=0.1)
     for key, parameter in model.named_parameters():
-        if key.endswith(("cls_score.weight", "objectness_logits.weight", "fc_cls.weight")):
+        of_regions = not key.startswith("head.")
+        if of_regions and key.endswith(
+            ("cls_score.weight", "fc_cls.weight", "objectness_logits.weight")
+        ):
             nn.init.normal_(parameter, std=1.0)
+        if key.endswith("class_embed.weight"):  # of Mask2Former
+            nn.init.normal_(parameter, std=0.5)
         if key.endswith(("cls_score.bias", "fc_cls.bias")):
             nn.init.zeros_(parameter)
     return model
@@ -234,6 +253,7 @@ def predictor_of(model: nn.Module) -> SimpleNamespace:
     """What `export` uses of a `LazyPredictor`."""
     metadata = Metadata()
     metadata.set(thing_classes=["cat", "dog", "cow"])
+    metadata.set(thing_dataset_id_to_contiguous_id={7: 0, 3: 1, 5: 2})
     return SimpleNamespace(
         model=model,
         inference=SimpleNamespace(tta=None),

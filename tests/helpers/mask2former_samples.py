@@ -46,12 +46,21 @@ class Pyramid(Backbone):
         return SHAPES
 
 
-def make_head(num_queries: int = 8, num_classes: int = CLASSES) -> Mask2FormerHead:
+def make_head(
+    num_queries: int = 8,
+    num_classes: int = CLASSES,
+    *,
+    encoder_layers: int = 2,
+    decoder_layers: int = 4,
+) -> Mask2FormerHead:
     sizes = dict(embed_dim=32, mask_dim=16, num_heads=2, ffn_dim=16)
     return Mask2FormerHead(
-        MSDeformAttnPixelDecoder(SHAPES, num_layers=2, **sizes),
+        MSDeformAttnPixelDecoder(SHAPES, num_layers=encoder_layers, **sizes),
         MaskedTransformerDecoder(
-            num_classes=num_classes, num_queries=num_queries, num_layers=4, **sizes
+            num_classes=num_classes,
+            num_queries=num_queries,
+            num_layers=decoder_layers,
+            **sizes,
         ),
     )
 

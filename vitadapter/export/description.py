@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
+from PIL import Image
 from torch import nn
 
 import vitadapter
+from vitadapter.data.transforms import ResizeToFit, StretchToMultiple
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.modeling.inference import SlidingWindow
 from vitadapter.modeling.mask2former import Mask2Former
@@ -22,6 +25,11 @@ __all__ = ["KEY", "Description", "describe"]
 
 KEY = "vitadapter"  # of the metadata
 _VERSION = 1
+# Augmentations whose arguments are attributes of theirs, which are these.
+_OWN_STEPS: dict[type[T.Augmentation], tuple[str, ...]] = {
+    ResizeToFit: ("short", "long"),
+    StretchToMultiple: ("divisor",),
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,10 @@ class Description:
         multiple: height and width of padded images are multiples of this, in pixels.
         takes_batches: whether it takes several images at once.
         size: (height, width) of padded images, if it takes only one.
-        resize: `short_edge_length` and `max_size` in pixels; None to leave images as they are.
+        resize: steps that resize an image, each with the `name` of its class and its arguments.
         thing_classes, stuff_classes: names, if they are known.
+        thing_ids, stuff_ids: pairs of a class's id in the files of its data set and its number, if
+            they are known.
         pixel_mean, pixel_std: what the graph normalises with.
         sliding_window: arguments of `SlidingWindow`; None to predict whole images.
         queries: of a Mask2Former, its stride of masks and the arguments of its inference.
@@ -50,15 +60,34 @@ class Description:
     multiple: int
     takes_batches: bool
     size: list[int] | None
-    resize: dict[str, int] | None
+    resize: list[dict[str, Any]]
     thing_classes: list[str] | None
     stuff_classes: list[str] | None
+    thing_ids: list[list[int]] | None
+    stuff_ids: list[list[int]] | None
     pixel_mean: list[float]
     pixel_std: list[float]
     sliding_window: dict[str, Any] | None
     queries: dict[str, Any] | None
     software: dict[str, str]
     version: int = _VERSION
+
+    def augmentations(self) -> T.AugmentationList:
+        """Returns the steps that resize an image."""
+        classes = {kind.__name__: kind for kind in (T.ResizeShortestEdge, *_OWN_STEPS)}
+        steps = [dict(step) for step in self.resize]
+        return T.AugmentationList([classes[step.pop("name")](**step) for step in steps])
+
+    def metadata(self) -> Metadata:
+        """Returns what is known of the classes."""
+        metadata = Metadata()
+        for kind in ("thing", "stuff"):
+            names, ids = getattr(self, f"{kind}_classes"), getattr(self, f"{kind}_ids")
+            if names is not None:
+                metadata.set(**{f"{kind}_classes": names})
+            if ids is not None:
+                metadata.set(**{f"{kind}_dataset_id_to_contiguous_id": dict(ids)})
+        return metadata
 
     def to_json(self) -> str:
         """Returns it as text."""
@@ -91,16 +120,18 @@ def describe(predictor: LazyPredictor, graph: Graph, size: tuple[int, int] | Non
     Raises:
         ValueError: images are prepared in a way that the file cannot describe.
     """
-    model = predictor.model
+    model, metadata = predictor.model, predictor.metadata
     return Description(
         model=type(model).__name__,
         outputs=list(graph.outputs),
         image_format=predictor.image_format,
         multiple=graph.multiple,
         takes_batches=graph.takes_batches,
-        resize=_resize_of(predictor.augmentations),
-        thing_classes=predictor.metadata.get("thing_classes"),
-        stuff_classes=predictor.metadata.get("stuff_classes"),
+        resize=[_step_of(step) for step in predictor.augmentations.augs],
+        thing_classes=metadata.get("thing_classes"),
+        stuff_classes=metadata.get("stuff_classes"),
+        thing_ids=_pairs(metadata.get("thing_dataset_id_to_contiguous_id")),
+        stuff_ids=_pairs(metadata.get("stuff_dataset_id_to_contiguous_id")),
         pixel_mean=model.pixel_mean.flatten().tolist(),
         pixel_std=model.pixel_std.flatten().tolist(),
         sliding_window=_window_of(model),
@@ -110,21 +141,25 @@ def describe(predictor: LazyPredictor, graph: Graph, size: tuple[int, int] | Non
     )
 
 
-def _resize_of(augmentations: T.AugmentationList) -> dict[str, int] | None:
-    steps = list(augmentations.augs)
-    if not steps:
-        return None
-    step = steps[0]
-    if (
-        len(steps) > 1
-        or type(step) is not T.ResizeShortestEdge
-        or len({*step.short_edge_length}) > 1
-    ):
-        raise ValueError(
-            "an exported file can only resize images by ResizeShortestEdge to one size, got "
-            f"{steps}: set dataloader.test.mapper.augmentations"
+def _pairs(numbers: Mapping[int, int] | None) -> list[list[int]] | None:
+    return None if numbers is None else [[id_, number] for id_, number in numbers.items()]
+
+
+def _step_of(step: T.Augmentation) -> dict[str, Any]:
+    name = type(step).__name__
+    if type(step) in _OWN_STEPS:
+        return {"name": name, **{key: getattr(step, key) for key in _OWN_STEPS[type(step)]}}
+    if type(step) is T.ResizeShortestEdge:
+        (least, *others), bilinear = (
+            step.short_edge_length,
+            step.interp == Image.Resampling.BILINEAR,
         )
-    return {"short_edge_length": int(step.short_edge_length[0]), "max_size": int(step.max_size)}
+        if bilinear and all(other == least for other in others):
+            return {"name": name, "short_edge_length": least, "max_size": step.max_size}
+    raise ValueError(
+        "an exported file can only resize images by ResizeShortestEdge to one size (bilinear), "
+        f"ResizeToFit and StretchToMultiple, got {step}: set dataloader.test.mapper.augmentations"
+    )
 
 
 def _window_of(model: nn.Module) -> dict[str, Any] | None:

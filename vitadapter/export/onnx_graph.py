@@ -10,8 +10,9 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, helper
+from onnx.defs import OpSchema
 from onnxscript import opset18
-from onnxscript.values import Opset
+from onnxscript.values import Op, Opset
 from torch.export import ExportedProgram
 
 import vitadapter.ops  # noqa: F401  the operator
@@ -21,8 +22,22 @@ from .programs import paused_collection
 __all__ = ["cropped", "to_onnx", "with_padding"]
 
 _OPSET = 18
-# The domain of ONNX Runtime's TensorRT provider; TensorRT itself looks only at the node's name.
-_TENSORRT = Opset("trt.plugins", 1)
+# The domain is that of ONNX Runtime's TensorRT provider; TensorRT itself looks only at the node's
+# name. No package registers a schema for it, without which onnxscript does not record a node.
+_PLUGIN_SCHEMA = OpSchema(
+    "MultiscaleDeformableAttnPlugin_TRT",
+    "trt.plugins",
+    1,
+    inputs=[
+        OpSchema.FormalParameter("value", "tensor(float)"),
+        OpSchema.FormalParameter("spatial_shapes", "tensor(int32)"),
+        OpSchema.FormalParameter("level_start_index", "tensor(int32)"),
+        OpSchema.FormalParameter("sampling_locations", "tensor(float)"),
+        OpSchema.FormalParameter("attention_weights", "tensor(float)"),
+    ],
+    outputs=[OpSchema.FormalParameter("output", "tensor(float)")],
+)
+_PLUGIN: Any = Op(Opset("trt.plugins", 1), _PLUGIN_SCHEMA.name, _PLUGIN_SCHEMA)
 # What onnxscript calls tensors while it records nodes.
 _Value = Any
 # Any, because its annotations do not accept the results of its own operators.
@@ -147,7 +162,7 @@ def _as_plugin(
     for height, width in zip(sizes[:-2:2], sizes[1:-2:2], strict=True):
         starts.append(op.Add(starts[-1], op.Mul(height, width)))
     shapes = op.Reshape(op.Concat(*sizes, axis=0), op.Constant(value_ints=[-1, 2]))
-    output = _TENSORRT.MultiscaleDeformableAttnPlugin_TRT(
+    output = _PLUGIN(
         value,
         op.Cast(shapes, to=TensorProto.INT32),
         op.Cast(op.Concat(*starts, axis=0), to=TensorProto.INT32),

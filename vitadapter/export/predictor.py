@@ -6,8 +6,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch.nn.functional as F
-from detectron2.data import transforms as T
-from detectron2.data.catalog import Metadata
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -40,7 +38,7 @@ class ExportedPredictor:
 
     Attributes:
         description: what the file says of itself.
-        metadata: with `thing_classes` and `stuff_classes`, if they are known.
+        metadata: of the classes: their names and ids, if they are known.
 
     Raises:
         ValueError: it is another file, damaged or of a newer version, or its runtime is missing.
@@ -54,12 +52,8 @@ class ExportedPredictor:
             raise ValueError(
                 f"{file} holds only a backbone, whose outputs are {', '.join(described.outputs)}"
             )
-        self.metadata = Metadata()
-        for name in ("thing_classes", "stuff_classes"):
-            if getattr(described, name) is not None:
-                self.metadata.set(**{name: getattr(described, name)})
-        resize = [] if described.resize is None else [T.ResizeShortestEdge(**described.resize)]
-        self._augmentations = T.AugmentationList(resize)
+        self.metadata = described.metadata()
+        self._augmentations = described.augmentations()
         window = described.sliding_window
         self._window = None if window is None else SlidingWindow(**window)
 

@@ -1,10 +1,12 @@
 """Programs of `torch.export` for images of any size."""
 
 import gc
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from .graphs import Graph
@@ -40,11 +42,15 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
         them, or of one size; for batches of any size if the graph takes batches.
 
     Raises:
-        ValueError: the model has a part that only takes one size.
+        ValueError: the model has a part that only takes one size, and `size` is None; or one that
+            cannot be traced.
     """
     multiple = graph.multiple
-    # All sides of feature maps differ, so that none is taken for another.
-    height, width = size or (5 * multiple, 7 * multiple)
+    # Large, so that there are several attention windows: of what there is one in the example, there
+    # would be one in all images. Prime, so that the last windows are padded. All sides of feature
+    # maps differ, so that none is taken for another. A trace computes nothing, and takes no longer
+    # for it.
+    height, width = size or (43 * multiple, 67 * multiple)
     dimensions: dict[int, object] = {}
     if size is None:
         dimensions |= {2: multiple * Dim("rows"), 3: multiple * Dim("columns")}
@@ -54,10 +60,33 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
     images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
     arguments = (images, torch.tensor([height - 1, width - 1]))
     with torch.no_grad(), paused_collection():
-        program = torch.export.export(
-            graph, arguments, dynamic_shapes=(dimensions, None), strict=False
-        )
-    # What these would check is how memory was laid out for the example's size, which the operators
-    # of the program do not depend on. The shapes of inputs are checked nevertheless.
+        try:
+            program = torch.export.export(
+                graph, arguments, dynamic_shapes=(dimensions, None), strict=False
+            )
+        except UserError as error:
+            raise ValueError(f"torch.export cannot trace the model: {error}") from error
+    if size is None:
+        _check_guards(program, graph)
+    # What the rest would check is how memory was laid out for the example's size, which the
+    # operators of the program do not depend on. The shapes of inputs are checked nevertheless.
     program._guards_code = []
     return program
+
+
+def _check_guards(program: ExportedProgram, graph: Graph) -> None:
+    """Raises ValueError if a condition of the trace holds only for the size of the example.
+
+    Python code of a model has then turned a size into a number, or has taken a branch by it, and
+    the program would answer as for the example. Conditions that two numbers differ are those of
+    memory layouts.
+    """
+    batch = 3 if graph.takes_batches else 1
+    images = torch.empty(batch, 3, 83 * graph.multiple, 71 * graph.multiple, device="meta")
+    names = {"L": {"images": images}, "torch": torch, "math": math}
+    for guard in program._guards_code:
+        if " != " not in guard and not eval(guard, names):
+            raise ValueError(
+                "the model cannot be exported for images of any size, since a part of it was "
+                f"traced for one size ({guard}): give one (--size H W)"
+            )

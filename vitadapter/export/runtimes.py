@@ -113,10 +113,11 @@ class Onnx:
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        # Not TensorRT, which would build an engine for each size of images.
+        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        providers = [name for name in wanted if name in ort.get_available_providers()]
         try:
-            session = ort.InferenceSession(
-                str(file), options, providers=ort.get_available_providers()
-            )
+            session = ort.InferenceSession(str(file), options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
             raise ValueError(f"ONNX Runtime cannot read it: {error}") from error
         properties = session.get_modelmeta().custom_metadata_map
@@ -166,7 +167,11 @@ def open_file(file: str | Path) -> tuple[Compute, Description]:
 
 
 def _check_images(images: Tensor, description: Description) -> None:
-    """Raises ValueError unless the program takes images of this size and number."""
+    """Raises ValueError unless the program takes these images."""
+    if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images must be (B, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}"
+        )
     if len(images) != 1 and not description.takes_batches:
         raise ValueError(f"a detector takes one image at a time, got {len(images)}")
     unit = description.multiple

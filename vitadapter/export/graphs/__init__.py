@@ -29,10 +29,8 @@ def graph_of(model: nn.Module) -> Graph:
     """Returns a model, in evaluation mode, as a function of plain tensors.
 
     Raises:
-        ValueError: it is a model of another kind, or is in training mode.
+        ValueError: it is a model of another kind, or one that a `Graph` refuses.
     """
-    if model.training:
-        raise ValueError("a model must be in evaluation mode to be exported: call model.eval()")
     for kind, graph in _GRAPHS.items():
         if isinstance(model, kind):
             return graph(model).eval()

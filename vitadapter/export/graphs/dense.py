@@ -7,7 +7,7 @@ from vitadapter.modeling.dense.detector import SingleAnchorDetector
 from vitadapter.modeling.sparse_rcnn import SparseRCNN
 
 from .graph import Graph
-from .regions import anchors_of, clip, pool, select, suppress
+from .regions import anchors_of, clip, exportable, pool, select, suppress
 
 __all__ = ["DenseGraph", "SparseRCNNGraph"]
 
@@ -17,6 +17,10 @@ class DenseGraph(Graph):
 
     outputs = ("boxes", "scores", "classes")
     model: SingleAnchorDetector
+
+    def __init__(self, model: SingleAnchorDetector) -> None:
+        super().__init__(model)
+        self.nms = exportable(model.test_nms)
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detects objects; see `RCNNGraph.forward`."""
@@ -36,9 +40,7 @@ class DenseGraph(Graph):
         usable = usable & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
         boxes, scores, classes = select(usable, boxes, scores, classes)
         limit = model.max_detections_per_image
-        keep, scores = suppress(
-            model.test_nms, boxes, scores, classes, model.num_classes, size, limit
-        )
+        keep, scores = suppress(self.nms, boxes, scores, classes, model.num_classes, size, limit)
         return boxes[keep], scores, classes[keep]
 
     def _candidates(

@@ -28,6 +28,10 @@ class Graph(nn.Module):
             numbers of detections differ.
         outputs: names of what it returns.
         multiple: height and width of the images must be multiples of this, in pixels.
+
+    Raises:
+        ValueError: the model is in training mode, or is not as `Model` describes; or its backbone
+            pads images to squares.
     """
 
     takes_batches = False
@@ -37,6 +41,14 @@ class Graph(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if model.training:
+            raise ValueError("a model must be in evaluation mode to be exported: call model.eval()")
+        missing = [name for name in Model.__annotations__ if not hasattr(model, name)]
+        if missing:
+            raise ValueError(
+                f"a model must have {', '.join(Model.__annotations__)} to be exported, but "
+                f"{type(model).__name__} has no {', '.join(missing)}"
+            )
         self.model = cast(Model, model)
         constraints = self.model.backbone.padding_constraints
         if constraints.get("square_size", 0) > 0:

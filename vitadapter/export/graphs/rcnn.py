@@ -9,12 +9,12 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from torch import Tensor
 
-from vitadapter.layers.nms import NMS, HardNMS
+from vitadapter.layers.nms import HardNMS
 from vitadapter.modeling.roi_heads import CascadeROIHeads
 from vitadapter.modeling.roi_heads.cascade import SEMANTIC
 
 from .graph import Graph
-from .regions import anchors_of, clip, pool, select, suppress
+from .regions import anchors_of, clip, exportable, pool, select, suppress
 
 __all__ = ["RCNNGraph"]
 
@@ -39,6 +39,10 @@ class RCNNGraph(Graph):
                 "proposal_generator must be Detectron2's RPN to be exported, got "
                 f"{type(model.proposal_generator).__name__}"
             )
+        cascade = isinstance(heads, CascadeROIHeads)
+        predictor = heads.box_predictor[-1] if cascade else heads.box_predictor
+        own = heads.nms if cascade else None
+        self.nms = exportable(own or HardNMS(predictor.test_nms_thresh))
         self.outputs = ("boxes", "scores", "classes") + (("masks",) if heads.mask_on else ())
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
@@ -103,7 +107,7 @@ class RCNNGraph(Graph):
             _probabilities(predictor, logits),
             size,
             predictor,
-            HardNMS(predictor.test_nms_thresh),
+            self.nms,
         )
 
     def _cascade(
@@ -127,8 +131,7 @@ class RCNNGraph(Graph):
         else:
             stages = map(_probabilities, heads.box_predictor, all_logits)
             scores = torch.stack([*stages]).mean(dim=0)
-        nms = heads.nms or HardNMS(predictor.test_nms_thresh)
-        return _best_of_classes(boxes, scores, size, predictor, nms)
+        return _best_of_classes(boxes, scores, size, predictor, self.nms)
 
     def _single_masks(self, features: Features, boxes: Tensor, classes: Tensor) -> Tensor:
         heads: StandardROIHeads = self.model.roi_heads
@@ -173,7 +176,7 @@ def _mask_of(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _best_of_classes(
-    boxes: Tensor, scores: Tensor, size: Tensor, predictor: FastRCNNOutputLayers, nms: NMS
+    boxes: Tensor, scores: Tensor, size: Tensor, predictor: FastRCNNOutputLayers, nms: HardNMS
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Does what `fast_rcnn_inference` does for one image."""
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)

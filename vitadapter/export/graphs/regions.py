@@ -9,13 +9,12 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
-from detectron2.structures import Boxes
+from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor
 
 from vitadapter.layers.nms import NMS, HardNMS
 
-__all__ = ["anchors_of", "clip", "pool", "select", "suppress"]
+__all__ = ["anchors_of", "clip", "exportable", "pool", "select", "suppress"]
 
 
 def anchors_of(generator: DefaultAnchorGenerator, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -44,8 +43,18 @@ def select(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [tensor[rows] for tensor in tensors]
 
 
+def exportable(nms: NMS) -> HardNMS:
+    """Returns a suppression that can be written as a program, raises ValueError for another."""
+    if not isinstance(nms, HardNMS):
+        raise ValueError(
+            f"only HardNMS can be exported, since {type(nms).__name__} repeats itself as often as "
+            "there are boxes: set nms=vitadapter.layers.nms.HardNMS"
+        )
+    return nms
+
+
 def suppress(
-    nms: NMS,
+    nms: HardNMS,
     boxes: Tensor,
     scores: Tensor,
     groups: Tensor,
@@ -66,21 +75,20 @@ def suppress(
 
     Returns:
         (K,) indexes of the boxes that are kept, best first, and their (K,) scores.
-
-    Raises:
-        ValueError: the suppression cannot be written as a program.
     """
-    if not isinstance(nms, HardNMS):
-        raise ValueError(
-            f"only HardNMS can be exported, since {type(nms).__name__} repeats itself as often as "
-            "there are boxes: set nms=vitadapter.layers.nms.HardNMS"
-        )
     # Every group is moved to a place of its own. A square of places keeps coordinates small, which
     # float32 needs to be exact.
     columns = math.isqrt(max(num_groups - 1, 0)) + 1
     places = torch.stack((groups % columns, groups // columns), dim=1).repeat(1, 2)
     apart = boxes + (places * (size.max() + 1)).to(boxes.dtype)
-    keep = torch.ops.torchvision.nms(apart, scores, nms.iou_threshold)
+    # torchvision promises `torch.export` that at least two boxes are kept. Two that come last, and
+    # overlap with none, make this true.
+    fillers = apart.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
+    lowest = scores.new_full((2,), float("-inf"))
+    keep = torch.ops.torchvision.nms(
+        torch.cat([apart, fillers]), torch.cat([scores, lowest]), nms.iou_threshold
+    )
+    keep = keep[: keep.shape[0] - 2]
     if limit >= 0:
         keep = keep[:limit]
     return keep, scores[keep]
@@ -91,13 +99,10 @@ def pool(pooler: ROIPooler, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     rois = torch.cat([boxes.new_zeros(boxes.shape[0], 1), boxes], dim=1)
     if len(maps) == 1:
         return pooler.level_poolers[0](maps[0], rois)
-    levels = assign_boxes_to_levels(
-        [Boxes(boxes)],
-        pooler.min_level,
-        pooler.max_level,
-        pooler.canonical_box_size,
-        pooler.canonical_level,
-    )
+    # As `assign_boxes_to_levels`, without `Boxes`, which asks whether there are any.
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    levels = pooler.canonical_level + torch.log2(area.sqrt() / pooler.canonical_box_size + 1e-8)
+    levels = levels.floor().clamp(pooler.min_level, pooler.max_level) - pooler.min_level
     pooled = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], *pooler.output_size)
     for level, (feature, align) in enumerate(zip(maps, pooler.level_poolers, strict=True)):
         rows = (levels == level).nonzero()[:, 0]

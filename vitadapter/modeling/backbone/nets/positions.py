@@ -1,14 +1,21 @@
 """Position embeddings for token grids of another size than they were trained for."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
 from torch import Tensor
 
-from vitadapter.layers.sizes import holds_for_all_sizes
+from vitadapter.layers.sizes import check_fixed, holds_for_all_sizes
 
-__all__ = ["absolute_positions", "relative_positions", "resize_positions"]
+__all__ = [
+    "absolute_positions",
+    "relative_positions",
+    "resize_positions",
+    "rotary_positions",
+]
 
 
 def absolute_positions(embedding: Tensor, has_cls_token: bool, hw: tuple[int, int]) -> Tensor:
@@ -52,3 +59,21 @@ def relative_positions(table: Tensor, side: int) -> Tensor:
         table = F.interpolate(table.t()[None], size=2 * side - 1, mode="linear")[0].t()
     places = torch.arange(side, device=table.device)
     return table[places[:, None] - places + side - 1]
+
+
+def rotary_positions(
+    rope: RotaryEmbeddingCat | RotaryEmbeddingDinoV3, hw: tuple[int, int]
+) -> Tensor:
+    """Returns the rotary positions of a grid (h, w) in timm's form, which `rope` makes."""
+    symbolic = any(isinstance(side, torch.SymInt) for side in hw)
+    if not symbolic or not isinstance(rope, RotaryEmbeddingDinoV3):
+        return rope.get_embed(shape=list(hw))
+    if rope.normalize_coords != "separate":
+        check_fixed(f"DINOv3's {rope.normalize_coords} positions", *hw)
+    # timm divides by `float(side)`, which would make the size of the example a constant.
+    device = cast(Tensor, rope.periods).device
+    y, x = (
+        (torch.arange(side, device=device) + 0.5 + rope.grid_offset) / side * 2 - 1 for side in hw
+    )
+    coordinates = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    return torch.cat(rope._get_pos_embed_from_coords(coordinates), dim=-1)

@@ -20,7 +20,7 @@ from .plain_net import (
     new_norm_like,
     split_prefix,
 )
-from .positions import resize_positions
+from .positions import resize_positions, rotary_positions
 from .timm_windows import WINDOWED_BLOCKS, WindowedBlock, run_block_in_windows
 from .tuning import Tuning, tune
 
@@ -185,7 +185,7 @@ class TimmViT(PlainNet):
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:
         # (h * w, D), or (depth, heads, h * w, D)
-        rope = None if self.rope is None else self.rope.get_embed(shape=list(hw))
+        rope = None if self.rope is None else rotary_positions(self.rope, hw)
         windows = block_window_sizes(self.depth, self.window_size, self.window_block_indexes)
         calls: list[Callable[[Tensor], Tensor]] = []
         for index, prompts in zip(
