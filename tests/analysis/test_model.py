@@ -85,7 +85,7 @@ def test_command_and_script_print_the_same(capsys: pytest.CaptureFixture[str]) -
     [
         (["--size", "0", "64"], r"at least 1, got \(0, 64\)"),
         (["model.backbon=1"], "no key 'model.backbon'"),
-        (["model.backbone.bottom_up.num_interactions=5"], "num_interactions must divide"),
+        (["model.backbone.bottom_up.num_interactions=5"], "num_interactions must be .*divides"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str) -> None:
