@@ -268,6 +268,7 @@ def test_bad_inputs(attention: type[nn.Module]) -> None:
     for arguments, message in (
         ((query[..., 1:], points, value, shapes), r"query must have shape .*embed_dim=16"),
         ((query, points, value[0], shapes), r"value must have shape .*got \(126, 16\)"),
+        ((query, points, value[:1], shapes), r"same batch size, got \(2, 24, 16\) and \(1, 126"),
         ((query, points, value, shapes[:2]), r"num_levels=3 entries with the 126 tokens"),
         ((query, points, value[:, 1:], shapes), r"with the 125 tokens of value"),
     ):
@@ -303,7 +304,9 @@ def test_stripes_and_pales_need_the_maps_of_the_adapter(
         (partial(GlobalAttention, 16, 4, 0, 4), "num_levels=0"),
         (partial(PaleAttention, 16, 4, 1, 4, ratio=0.01), "ratio=0.01"),
         (partial(CSwinAttention, 15, 3, 1, 4), "CSwinAttention needs an even number of heads"),
-        (partial(CSwinAttention, 16, 4, 1, 4, stripe_width=0), "at least one row.* 0 rows"),
+        (partial(CSwinAttention, 16, 4, 1, 4, stripe_width=0), "at least one, .* 0 rows"),
+        (partial(CSwinAttention, 16, 4, 1, 4, stripe_width=1.5), "whole number .* 1.5 rows"),
+        (partial(PaleAttention, 16, 4, 1, 4, pale_size="2"), "whole number .* '2' rows"),
         (partial(PaleAttention, 16, 4, 1, 4, pale_size=-1), "PaleAttention .* -1 rows"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitadapter.modeling.backbone import ViT, ViTBaseline, ViTSpatialPrior
+from vitadapter.modeling.backbone import ViT, ViTAdapter, ViTBaseline, ViTSpatialPrior
 from vitadapter.ops import MSDeformAttn, MSDeformAttnReference
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -96,5 +96,14 @@ def test_any_size_is_padded() -> None:
 
 
 def test_the_interactions_must_divide_the_net() -> None:
-    with pytest.raises(ValueError, match="num_interactions must divide the net's depth 4"):
-        make(None, num_interactions=3)
+    for wrong in (3, 0, 2.0, "2", None):
+        message = f"num_interactions must be an integer that divides .* depth 4 .*got {wrong!r}"
+        with pytest.raises(ValueError, match=message):
+            make(None, num_interactions=wrong)
+
+
+def test_the_attention_is_a_class() -> None:
+    with pytest.raises(TypeError, match=r"attention must be a class .*got 'PaleAttention'"):
+        make("PaleAttention")
+    with pytest.raises(TypeError, match=r"attention must be a class .*got None"):
+        ViTAdapter(ViT(embed_dim=32, depth=4, num_heads=2), attention=None)

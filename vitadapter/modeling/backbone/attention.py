@@ -77,7 +77,7 @@ class GlobalAttention(nn.Module):
             `(B, Q, C)`.
 
         Raises:
-            ValueError: wrong shape.
+            ValueError: wrong shape, or batches of different size.
         """
         for name, tensor in (("query", query), ("value", value)):
             if tensor.dim() != 3 or tensor.shape[-1] != self.embed_dim:
@@ -85,6 +85,11 @@ class GlobalAttention(nn.Module):
                     f"{name} must have shape (batch, tokens, embed_dim={self.embed_dim}), "
                     f"got {tuple(tensor.shape)}"
                 )
+        if query.shape[0] != value.shape[0]:
+            raise ValueError(
+                "query and value must have the same batch size, got "
+                f"{tuple(query.shape)} and {tuple(value.shape)}"
+            )
         shapes = tuple((h, w) for h, w in spatial_shapes)
         tokens = sum(h * w for h, w in shapes)
         if len(shapes) != self.num_levels or tokens != value.shape[1]:
@@ -132,7 +137,8 @@ class _CrossedWindows(GlobalAttention):
             fewer.
 
     Raises:
-        ValueError: see `GlobalAttention`; or `num_heads` is odd or `window_units` not positive.
+        ValueError: see `GlobalAttention`; or `num_heads` is odd, or `window_units` not an integer
+            of at least 1.
     """
 
     units_per_row: int  # units in a row of stride 32
@@ -147,11 +153,12 @@ class _CrossedWindows(GlobalAttention):
         window_units: int,
     ) -> None:
         super().__init__(embed_dim, num_heads, num_levels, num_points, ratio)
-        if num_heads % 2 or window_units < 1:
+        if num_heads % 2 or not isinstance(window_units, int) or window_units < 1:
             raise ValueError(
                 f"{type(self).__name__} needs an even number of heads, half of them for rows and "
-                "half for columns (model.backbone.bottom_up.deform_num_heads), and windows of at "
-                f"least one row, got {num_heads} heads and {window_units} rows"
+                "half for columns (model.backbone.bottom_up.deform_num_heads), and windows of a "
+                f"whole number of rows, at least one, got {num_heads} heads and {window_units!r} "
+                "rows"
             )
         self.window_units = window_units
 

@@ -72,7 +72,7 @@ class ViTAdapter(PyramidBackbone):
             In the configs, it follows the net's setting of the same name.
 
     Raises:
-        TypeError: `net` is not such a ViT.
+        TypeError: `net` is not such a ViT, or `attention` is not a class.
         ValueError: the interactions do not cover the net, the patch size is not 16, `vit_feature`
             is unknown or does not fit the interactions, `feature_norm` has nothing to normalise or
             is a norm that the net does not have, or a number is out of range.
@@ -109,6 +109,7 @@ class ViTAdapter(PyramidBackbone):
             else _stages(net.depth, interaction_indexes)
         )
         _check_vit_feature(vit_feature, len(self.stages))
+        check_attention(attention)
         if not (0 <= drop_path_rate < 1 and ffn_ratio >= 0 and num_extra_extractors >= 0):
             raise ValueError(
                 "drop_path_rate in [0, 1), ffn_ratio >= 0 and num_extra_extractors >= 0 are "
@@ -254,6 +255,15 @@ class ViTAdapter(PyramidBackbone):
         return [resize(x, size) for x, size in zip(sources, sizes, strict=True)]
 
 
+def check_attention(attention: object) -> None:
+    """Raises TypeError unless `attention` can make the attention of injectors and extractors."""
+    if not callable(attention):
+        raise TypeError(
+            "attention must be a class such as MSDeformAttn, GlobalAttention, CSwinAttention or "
+            f"PaleAttention (or None for ViTSpatialPrior), got {attention!r}"
+        )
+
+
 def prior_tokens(priors: Sequence[Tensor], level_embed: Tensor) -> Tensor:
     """Makes tokens (B, 21 * h * w / 4, C) of the maps of strides 8, 16 and 32."""
     return torch.cat(
@@ -299,10 +309,10 @@ def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
 
 def split_evenly(depth: int, num_interactions: int) -> tuple[tuple[int, int], ...]:
     """Returns (start, stop) of each interaction's blocks."""
-    if num_interactions < 1 or depth % num_interactions:
+    if not isinstance(num_interactions, int) or num_interactions < 1 or depth % num_interactions:
         raise ValueError(
-            f"num_interactions must divide the net's depth {depth} (or give interaction_indexes), "
-            f"got {num_interactions}"
+            f"num_interactions must be an integer that divides the net's depth {depth} (ViTAdapter "
+            f"also takes interaction_indexes), got {num_interactions!r}"
         )
     step = depth // num_interactions
     return tuple((start, start + step) for start in range(0, depth, step))

@@ -13,7 +13,7 @@ from vitadapter.ops import MSDeformAttn
 from .interaction import Injector, TokenGrids
 from .pyramid import pad_images
 from .spatial_prior import SpatialPriorModule
-from .vit_adapter import init_weights, prior_tokens, resize, split_evenly
+from .vit_adapter import check_attention, init_weights, prior_tokens, resize, split_evenly
 from .vit_baseline import ViTBaseline
 
 __all__ = ["ViTSpatialPrior"]
@@ -37,7 +37,7 @@ class ViTSpatialPrior(ViTBaseline):
         block_indexes, norm_layer, norm: see `ViTBaseline`.
 
     Raises:
-        TypeError: `net` is not a plain ViT.
+        TypeError: `net` is not a plain ViT, or `attention` is neither a class nor None.
         ValueError: the patch size is not 16, `num_interactions` does not divide the net's depth, or
             block indexes are outside the net or out of order.
     """
@@ -65,6 +65,7 @@ class ViTSpatialPrior(ViTBaseline):
         self.spm = SpatialPriorModule(conv_dim, dim, prior_norm)
         self.injectors = None
         if attention is not None:
+            check_attention(attention)
 
             def make_attention(num_levels: int) -> nn.Module:
                 return attention(

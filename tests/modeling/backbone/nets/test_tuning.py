@@ -95,6 +95,37 @@ def test_what_is_merged_computes_the_same_and_is_a_plain_net(make):
     assert merge_lora(plain) is plain
 
 
+def test_a_layer_alone_and_one_in_several_places_are_merged():
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(6, 6), rank=3, scale=0.5, dropout=0.0).eval()
+    nn.init.normal_(layer.lora_b)
+    x = torch.randn(4, 6)
+    merged = merge_lora(layer)
+    assert type(merged) is nn.Linear
+    assert not merged.training
+    torch.testing.assert_close(merged(x), layer(x))
+    shared = nn.Sequential(layer, nn.Sequential(layer, layer))
+    merged = merge_lora(shared)
+    assert merged[0] is merged[1][0] is merged[1][1]
+    assert type(merged[0]) is nn.Linear
+    torch.testing.assert_close(merged(x), shared(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("update_dtype", [None, torch.float32])
+def test_merged_weights_of_half_precision_are_rounded_once(dtype, update_dtype):
+    """Whether or not the updates have the precision of the weights, which keep theirs."""
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(64, 48), rank=8, scale=1.7, dropout=0.0)
+    nn.init.normal_(layer.lora_b)
+    layer = layer.to(dtype)
+    for name in ("lora_a", "lora_b"):
+        factor = getattr(layer, name)
+        factor.data = factor.data.to(update_dtype or dtype)
+    weight, a, b = (p.detach().float() for p in (layer.weight, layer.lora_a, layer.lora_b))
+    assert torch.equal(layer.merged().weight, (weight + 1.7 * (b @ a)).to(dtype))
+
+
 def test_an_update_is_the_product_of_its_factors():
     torch.manual_seed(0)
     layer = LoRALinear(nn.Linear(6, 5), rank=3, scale=0.5, dropout=0.0)
@@ -315,6 +346,15 @@ def test_parts_of_a_frozen_net():
     assert trained == {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed"}
 
 
+@pytest.mark.parametrize("parts", [["bias"], ["norm"], ["attn"]])
+def test_parts_may_name_the_final_norm(parts):
+    """`ViTAdapter(feature_norm="net")` adds it after the tuning."""
+    net = ViT(**SIZE, tuning=[VisualPrompts(2), TrainedParts(parts)])
+    net.add_final_norm()
+    for name, parameter in net.named_parameters():
+        assert parameter.requires_grad == (is_added(name) or parts[0] in name), name
+
+
 def test_a_net_without_tuning_is_trained_as_a_whole():
     assert all(p.requires_grad for p in ViT(**SIZE).parameters())
     assert ViT(**SIZE).tuning == ()
@@ -323,13 +363,26 @@ def test_a_net_without_tuning_is_trained_as_a_whole():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoRA(0), "rank must be at least 1.*got rank=0"),
+        (lambda: LoRA(0), "rank must be an integer of at least 1.*got rank=0"),
         (lambda: LoRA(2, alpha=0), "alpha positive.*alpha=0"),
         (lambda: LoRA(2, dropout=1.0), "dropout=1.0"),
-        (lambda: LoRA(2, projections=["query"]), "qkv, proj, fc1, fc2, got .'query'"),
+        (lambda: LoRA(2, projections=["query"]), "qkv, proj, fc1, fc2, each once, got .'query'"),
         (lambda: LoRA(2, projections=[]), r"got \[\]"),
-        (lambda: VisualPrompts(0), "num_prompts must be at least 1, got 0"),
+        (lambda: LoRA(2.5), "rank must be an integer .*got rank=2.5"),
+        (lambda: LoRA("16"), "rank must be an integer .*got rank='16'"),
+        (lambda: LoRA(True), "rank must be an integer .*got rank=True"),
+        (lambda: LoRA(2, alpha=math.inf), "alpha positive and finite.*alpha=inf"),
+        (lambda: LoRA(2, alpha="8"), "alpha positive and finite.*alpha='8'"),
+        (lambda: LoRA(2, dropout="0"), "dropout in .*dropout='0'"),
+        (lambda: LoRA(2, projections="qkv"), "projections must be a list .*got 'qkv'"),
+        (lambda: LoRA(2, projections=None), "projections must be a list .*got None"),
+        (lambda: LoRA(2, projections=["qkv", "qkv"]), "each once, got .'qkv', 'qkv'"),
+        (lambda: VisualPrompts(0), "num_prompts must be an integer of at least 1, got 0"),
+        (lambda: VisualPrompts(2.5), "num_prompts must be an integer of at least 1, got 2.5"),
+        (lambda: VisualPrompts("5"), "num_prompts must be an integer of at least 1, got '5'"),
         (lambda: TrainedParts([]), r"got \[\]"),
+        (lambda: TrainedParts([1]), r"substrings must be a list of parts of names, got \[1\]"),
+        (lambda: TrainedParts({"bias": 1}), "substrings must be a list .*got {'bias': 1}"),
         (lambda: TrainedParts("bias"), "got 'bias'"),
         (lambda: ViT(**SIZE, tuning=[TrainedParts(["rope"])]), "ViT's parameters.*'rope'"),
         (lambda: ViT(**SIZE, tuning=[LoRA(2), LoRA(3)]), "'qkv', but have none"),
@@ -349,7 +402,7 @@ def test_wrong_arguments(make, message):
         make()
 
 
-@pytest.mark.parametrize("tuning", [LoRA(2), [16], "lora", None])
+@pytest.mark.parametrize("tuning", [LoRA(2), [16], "lora", "", None])
 def test_a_tuning_is_a_list(tuning):
     with pytest.raises(TypeError, match="tuning must be a list of LoRA"):
         ViT(**SIZE, tuning=tuning)

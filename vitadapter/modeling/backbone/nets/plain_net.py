@@ -94,8 +94,8 @@ class PlainNet(Backbone):
     def add_final_norm(self) -> None:
         """Adds `norm`, the final norm of pre-training, which checkpoints are then loaded into.
 
-        Nets are made without it, since parameters that are not used break distributed training. It
-        is frozen if the net is tuned, as the other weights are.
+        Nets are made without it, since parameters that are not used break distributed training. If
+        the net is tuned, it is as frozen as the other weights: `TrainedParts` may name it.
 
         Raises:
             ValueError: there was no such norm.
@@ -104,7 +104,8 @@ class PlainNet(Backbone):
             raise ValueError(f"{type(self).__name__} has no final norm of its pre-training")
         self.norm = self._make_final_norm()
         if self.tuning:
-            self.norm.requires_grad_(False)
+            for name, parameter in self.norm.named_parameters(prefix="norm"):
+                parameter.requires_grad_(any(part.trains(name) for part in self.tuning))
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -49,6 +50,10 @@ class Tuning(ABC):
             ValueError: the net has no place for it.
         """
 
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of the net itself is trained, by its name in the net."""
+        return False
+
 
 def tune(net: "PlainNet", tuning: Sequence[Tuning]) -> None:
     """Freezes a net and adds what is trained instead, in place; nothing happens without a tuning.
@@ -62,7 +67,7 @@ def tune(net: "PlainNet", tuning: Sequence[Tuning]) -> None:
         TypeError: `tuning` is not a list of such elements.
         ValueError: the net is tuned already, or has no place for one of them.
     """
-    if not isinstance(tuning, Sequence) or not all(isinstance(part, Tuning) for part in tuning):
+    if not _is_list(tuning) or not all(isinstance(part, Tuning) for part in tuning):
         raise TypeError(
             f"tuning must be a list of LoRA, VisualPrompts or TrainedParts, got {tuning!r}"
         )
@@ -84,6 +89,20 @@ def is_added(name: str) -> bool:
     return _ADDED.search(name) is not None
 
 
+def _is_list(value: object) -> bool:
+    """Whether it is a sequence, which a text is not."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is an integer, which True is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 class VisualPrompts(Tuning):
     """Visual prompt tuning (VPT-deep, arXiv 2203.12119): each block has learnt prompt tokens.
 
@@ -95,12 +114,12 @@ class VisualPrompts(Tuning):
         num_prompts: prompt tokens of each block.
 
     Raises:
-        ValueError: `num_prompts` is less than 1.
+        ValueError: `num_prompts` is not an integer of at least 1.
     """
 
     def __init__(self, num_prompts: int = 50) -> None:
-        if num_prompts < 1:
-            raise ValueError(f"num_prompts must be at least 1, got {num_prompts}")
+        if not _is_whole(num_prompts) or num_prompts < 1:
+            raise ValueError(f"num_prompts must be an integer of at least 1, got {num_prompts!r}")
         self.num_prompts = num_prompts
 
     def add_to(self, net: "PlainNet") -> None:
@@ -146,11 +165,17 @@ class LoRALinear(nn.Linear):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Returns a plain layer with the same outputs; its weight is new, its bias shared."""
+        """Returns a plain layer with the same outputs; its weight is new, its bias shared.
+
+        The new weight is computed in float32 at least and has the old one's precision.
+        """
         layer = nn.Linear(self.in_features, self.out_features, device="meta")
-        weight = self.weight + self.scale * (self.lora_b @ self.lora_a)
-        layer.weight, layer.bias = nn.Parameter(weight, self.weight.requires_grad), self.bias
-        return layer
+        old = self.weight
+        exact = torch.promote_types(old.dtype, torch.float32)
+        update = self.scale * (self.lora_b.to(exact) @ self.lora_a.to(exact))
+        layer.weight = nn.Parameter((old.to(exact) + update).to(old.dtype), old.requires_grad)
+        layer.bias = self.bias
+        return layer.train(self.training)
 
     def extra_repr(self) -> str:
         """What `print` says of the layer."""
@@ -171,8 +196,8 @@ class LoRA(Tuning):
             of the MLP (whatever they are called in the net).
 
     Raises:
-        ValueError: `rank` is less than 1, `alpha` is not positive, `dropout` is outside [0, 1), or
-            a projection is unknown.
+        ValueError: `rank` is not an integer of at least 1, `alpha` is not positive and finite,
+            `dropout` is outside [0, 1), or a projection is unknown or named twice.
     """
 
     def __init__(
@@ -184,14 +209,28 @@ class LoRA(Tuning):
         projections: Sequence[str] = ("qkv", "proj"),
     ) -> None:
         alpha = rank if alpha is None else alpha
-        if rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
+        if not (
+            _is_whole(rank)
+            and rank >= 1
+            and _is_number(alpha)
+            and 0 < alpha < math.inf
+            and _is_number(dropout)
+            and 0 <= dropout < 1
+        ):
             raise ValueError(
-                "rank must be at least 1, alpha positive and dropout in [0, 1), "
-                f"got {rank=}, {alpha=}, {dropout=}"
+                "rank must be an integer of at least 1, alpha positive and finite, and dropout in "
+                f"[0, 1), got {rank=}, {alpha=}, {dropout=}"
             )
-        if not projections or not set(projections) <= set(_PROJECTIONS):
+        known = list(_PROJECTIONS)
+        if not (
+            _is_list(projections)
+            and projections
+            and all(name in known for name in projections)
+            and len(set(projections)) == len(projections)
+        ):
             raise ValueError(
-                f"projections must be some of {', '.join(_PROJECTIONS)}, got {list(projections)}"
+                f"projections must be a list of some of {', '.join(known)}, each once, "
+                f"got {projections!r}"
             )
         self.rank = rank
         self.scale = alpha / rank
@@ -232,11 +271,13 @@ def merge_lora(model: nn.Module) -> nn.Module:
     if not any(isinstance(module, LoRALinear) for module in model.modules()):
         return model
     model = copy.deepcopy(model)
-    for parent in list(model.modules()):
-        for name, layer in parent.named_children():
-            if isinstance(layer, LoRALinear):
-                setattr(parent, name, layer.merged())
-    return model
+    merged = {layer: layer.merged() for layer in model.modules() if isinstance(layer, LoRALinear)}
+    # A layer that is used in several places is replaced in all of them.
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, LoRALinear) and name:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, merged[layer])
+    return merged[model] if isinstance(model, LoRALinear) else model
 
 
 class TrainedParts(Tuning):
@@ -249,11 +290,15 @@ class TrainedParts(Tuning):
         substrings: a parameter is trained if its name in the net contains one of these.
 
     Raises:
-        ValueError: `substrings` is empty or has an empty string.
+        ValueError: `substrings` is not a list of strings, or is empty or has an empty string.
     """
 
     def __init__(self, substrings: Sequence[str]) -> None:
-        if not substrings or isinstance(substrings, str) or not all(substrings):
+        if not (
+            _is_list(substrings)
+            and substrings
+            and all(isinstance(part, str) and part for part in substrings)
+        ):
             raise ValueError(f"substrings must be a list of parts of names, got {substrings!r}")
         self.substrings = tuple(substrings)
 
@@ -268,3 +313,7 @@ class TrainedParts(Tuning):
                 )
             for parameter in found:
                 parameter.requires_grad_(True)
+
+    def trains(self, name: str) -> bool:
+        """See `Tuning.trains`."""
+        return any(part in name for part in self.substrings)
