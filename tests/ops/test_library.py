@@ -6,6 +6,7 @@ import pytest
 import torch
 from ms_deform_attn_cases import BACKWARD_OP, FLAT, OP, OPCHECKS, SHAPES, make_inputs
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitadapter.ops import ms_deform_attn
 
@@ -98,3 +99,15 @@ def test_saves_only_its_inputs() -> None:
     ):
         ms_deform_attn(leaves[0], SHAPES, *leaves[1:])
     assert sorted(saved) == sorted(leaf.data_ptr() for leaf in leaves)
+
+
+def test_pytorch_counts_its_flops() -> None:
+    value, locations, weights = make_inputs(batch=2, queries=3, heads=2, head_dim=5)
+    taps = weights.shape[-2:].numel()
+    with FlopCounterMode(display=False) as counter:
+        output = ms_deform_attn(value.requires_grad_(), SHAPES, locations, weights)
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    # For every value of the output and every tap: four neighbours and one weight.
+    assert forward == 2 * output.numel() * taps * 5
+    assert counter.get_total_flops() == 3 * forward

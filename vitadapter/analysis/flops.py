@@ -6,7 +6,7 @@ same rules: a fused multiply-add is one FLOP, and norms and interpolation have f
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,12 +25,6 @@ aten = torch.ops.aten
 # Moves data or looks at it, beside views and what fvcore ignores.
 _FREE = {"_to_copy", "_unsafe_view", "clone", "copy", "lift_fresh", "max_pool2d_with_indices"}
 _FREE |= {name.removeprefix("aten::") for name in _IGNORED_OPS}
-
-
-def _ms_deform_attn(value: Tensor, shapes: Sequence[int], *taps: Tensor, out: Tensor) -> int:
-    """Of each value: a bilinear sample (4, as fvcore counts it) and its weight, for every tap."""
-    levels, points = taps[-1].shape[-2:]
-    return out.numel() * levels * points * 5
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, out: object) -> int:
@@ -65,8 +59,6 @@ def _group_norm(*args: Any, out: object) -> int:
 
 
 _FORMULAS: Mapping[OpOverloadPacket, Callable[..., int]] = {
-    torch.ops.vitadapter.ms_deform_attn: _ms_deform_attn,
-    torch.ops.vitadapter.ms_deform_attn_fused: _ms_deform_attn,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten.native_layer_norm: _layer_norm,
     aten.native_group_norm: _group_norm,

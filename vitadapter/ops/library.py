@@ -1,12 +1,14 @@
 """The namespace `torch.ops.vitadapter`: its compiled library, and what Python adds to it.
 
 The schemas and the kernels for CPU and CUDA are compiled (`kernels/ms_deform_attn`). The rules for
-tracing, autograd and autocast, and an implementation for all other devices, are registered here.
+tracing, autograd, autocast and counting FLOPs, and an implementation for all other devices, are
+registered here.
 """
 
 import functools
 import importlib
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._ops import OpOverloadPacket
+from torch.utils.flop_counter import register_flop_formula
 
 from vitadapter.ops.arguments import (
     Argument,
@@ -160,6 +163,8 @@ class Operator:
         torch.library.register_autograd(
             f"vitadapter::{backward}", self._refuse_double_backward, lib=_LIBRARY
         )
+        register_flop_formula(self._op)(self._flops)
+        register_flop_formula(self._backward_op)(self._backward_flops)
         return self
 
     @property
@@ -209,6 +214,25 @@ class Operator:
         value, *taps = ctx.saved_tensors
         grad_value, *grads = self._backward_op(grad_output, value, ctx.spatial_shapes, *taps)
         return grad_value, None, *grads
+
+    def _flops(self, *shapes: Sequence[int], out_shape: Sequence[int]) -> int:
+        """Of each value: a bilinear sample (4 multiply-adds) and its weight, for every tap.
+
+        Args:
+            shapes: of the arguments, in order, of which the last has the weights of the taps.
+            out_shape: of the result.
+
+        Returns:
+            FLOPs as `torch.utils.flop_counter` counts them, which takes a multiply-add as two.
+        """
+        levels, points = shapes[-1][-2:]
+        return 2 * 5 * math.prod(out_shape) * levels * points
+
+    def _backward_flops(
+        self, grad_shape: Sequence[int], *shapes: Sequence[int], **_: object
+    ) -> int:
+        """Twice the forward pass: gradients of the value and of the taps."""
+        return 2 * self._flops(*shapes, out_shape=grad_shape)
 
     def _refuse_double_backward(self, ctx: _Context, *grads: Tensor) -> tuple[None, ...]:
         raise NotImplementedError(
