@@ -1,5 +1,6 @@
 """`vitadapter export`: what it writes answers as the model does."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from vitadapter.commands import export, predict
 from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.engine.trainer import do_train
 from vitadapter.export import ExportedPredictor
 from vitadapter.export.runtimes import open_file
 
@@ -58,6 +60,31 @@ def test_what_it_writes_predicts_as_the_config_with_weights(
     assert (tmp_path / "drawn" / "photo.png").is_file()
     assert predict.predict([str(output), str(photo), *drawn, "--weights", "a.pth"]) == 2
     assert "leave out --weights and overrides" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_carries_its_config(
+    cfg: DictConfig, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg.train.max_iter = 1
+    do_train(cfg)
+    Path(cfg.dataset.test.json_file).unlink()
+    weights, output = "output/model_final.pth", tmp_path / "detector.pt2"
+    changes = ["--overrides", "model.roi_heads.box_predictor.test_score_thresh=0.02"]
+    assert export.main([weights, str(output), *changes]) == 0
+    assert ExportedPredictor(output).metadata.thing_classes == ["class0", "class1"]
+    photo = next(Path(cfg.dataset.test.image_root).glob("*.png"))
+    arguments = [weights, str(photo), "--score-threshold", "0", "--json", "--classes", "class1"]
+    assert predict.predict([*arguments, *changes]) == 0
+    found = json.loads(Path("predictions/predictions.json").read_text())
+    assert {one["category_name"] for one in found} == {"class1"}
+    assert predict.predict([weights, str(photo), "--classes", "person"]) == 2
+    assert "class0" in capsys.readouterr().err
+    torch.save({"model": {}}, "bare.pth")
+    assert predict.predict(["bare.pth", str(photo)]) == 2
+    assert "bare.pth carries no config: give its config" in capsys.readouterr().err
+    assert export.main(["nowhere.pth", str(tmp_path / "a.pt2")]) == 1
+    assert "nowhere.pth do not exist" in capsys.readouterr().err
 
 
 def test_the_backbone_alone(

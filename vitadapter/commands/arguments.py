@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from vitadapter.engine.checkpoint_config import is_checkpoint
 from vitadapter.model_zoo import zoo_address
 
 __all__ = [
@@ -20,9 +21,15 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-CONFIG = "name of an experiment (`vitadapter zoo` lists them), or a LazyConfig file"
+CONFIG = (
+    "name of an experiment (`vitadapter zoo` lists them), a LazyConfig file, or a checkpoint of a "
+    "run, which carries its config"
+)
 OVERRIDES = "set a key of the config; +key=value adds a key, and ~key deletes one"
-WEIGHTS = "checkpoint file or URL, or zoo for the published weights of the experiment"
+WEIGHTS = (
+    "checkpoint file or URL, or zoo for the published weights of the experiment, or those of the "
+    "checkpoint in place of a config"
+)
 
 
 class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -85,7 +92,7 @@ def weights_of(config: str, weights: str) -> str:
     """What `train.init_checkpoint` has to be to load the weights of `--weights`.
 
     Args:
-        config: see `model_zoo.config_file`.
+        config: see `load_config`.
         weights: of the command line.
 
     Raises:
@@ -93,6 +100,8 @@ def weights_of(config: str, weights: str) -> str:
     """
     if weights != "zoo":
         return weights
+    if is_checkpoint(config):
+        return config
     try:
         return zoo_address(config)
     except ValueError as error:

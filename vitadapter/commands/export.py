@@ -11,7 +11,6 @@ from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.run_checks import setup_errors
 from vitadapter.export import export
 from vitadapter.export.runtimes import FORMATS
-from vitadapter.model_zoo import config_file
 
 __all__ = ["main"]
 
@@ -27,12 +26,12 @@ updates are merged into the weights. Its answers are compared with the model's b
 _EXAMPLES = """
 examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x detector.onnx
-  %(prog)s output/config.yaml detector.pt2 --weights output/model_final.pth
+  %(prog)s output/model_final.pth detector.pt2     # a checkpoint carries its config
 """
 
 
 def _run(args: argparse.Namespace) -> None:
-    cfg = load_config(str(config_file(args.config_file)), args.overrides)
+    cfg = load_config(args.config_file, args.overrides)
     predictor = LazyPredictor(cfg, weights_of(args.config_file, args.weights), device="cpu")
     size = None if args.size is None else (args.size[0], args.size[1])
     difference = export(

@@ -65,8 +65,8 @@ examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ video.mp4 --output drawn/
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ --classes person car --json --crops
   %(prog)s detector.onnx photo.jpg                 # a file of `vitadapter export`
-  %(prog)s output/config.yaml photo.jpg --weights output/model_final.pth \\
-      --overrides train.device=cpu
+  %(prog)s output/model_final.pth photo.jpg        # a checkpoint carries its config
+  %(prog)s config.py photo.jpg --weights model_final.pth --overrides train.device=cpu
 """
 
 
@@ -189,22 +189,21 @@ def _prepared(
     if not is_exported:
         path = config_file(args.config_file)
         cfg = load_config(str(path), args.overrides)
-        metadata = class_metadata(cfg)
+        weights = None if args.weights is None else weights_of(args.config_file, args.weights)
+        loaded = weights or str(cfg.train.init_checkpoint)
     elif args.overrides or args.weights not in (None, "zoo"):
         raise ValueError(
             f"{path} holds its weights and settings: leave out --weights and overrides"
         )
     else:
         predictor: LazyPredictor | ExportedPredictor = ExportedPredictor(path)
-        metadata = predictor.metadata
+        loaded = str(path)
     classes = None
-    if args.classes:  # before weights are downloaded
+    if args.classes:  # before published weights are downloaded
+        metadata = predictor.metadata if is_exported else class_metadata(cfg, loaded)
         classes = chosen_classes(args.classes, class_names(metadata))
-    loaded = str(path)
     if not is_exported:
-        weights = None if args.weights is None else weights_of(args.config_file, args.weights)
         predictor = LazyPredictor(cfg, weights)
-        loaded = weights or str(cfg.train.init_checkpoint)
     settings: dict[str, object] = {
         "config": str(path),
         "weights": loaded,

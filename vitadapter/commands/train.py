@@ -16,6 +16,7 @@ from vitadapter.commands.arguments import (
     command_parser,
     weights_of,
 )
+from vitadapter.engine.checkpoint_config import is_checkpoint
 from vitadapter.engine.launch import Place, launch
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.run_checks import SetupError, check_device, check_run, setup_errors
@@ -39,7 +40,7 @@ _EVAL_EXAMPLES = """
 examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x              # the published weights
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --weights output/model_final.pth
-  %(prog)s output/config.yaml --weights output/model_final.pth train.device=cpu
+  %(prog)s output/model_final.pth train.device=cpu           # a checkpoint carries its config
 """
 
 _SCRIPT_EXAMPLES = """
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace, place: Place) -> None:
             place.join(cfg.train.device)
             # do_train checks too, but default_setup would write into the folder of another run.
             check_run(cfg, resume=args.resume, eval_only=args.eval_only)
-            default_setup(cfg, args)
+            # It logs the text of the file.
+            shown = "" if is_checkpoint(args.config_file) else args.config_file
+            default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": shown}))
         rank = comm.get_rank()
         logger = setup_logger(cfg.train.output_dir, distributed_rank=rank, name="vitadapter")
         logger.info("Results go to %s", cfg.train.output_dir)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import torch
@@ -102,10 +103,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
     Attributes:
         max_to_keep: how many checkpoints named after an iteration are kept; None for all.
         saved_iteration: the iteration of the last save; None before the first.
+        carried: plain entries that every file has besides, such as the config.
     """
 
     max_to_keep: int | None = None
     saved_iteration: int | None = None
+    carried: Mapping[str, object] = MappingProxyType({})
 
     def save(self, name: str, **extra: object) -> None:
         """Saves the model and all checkpointables as `name.pth`, and tags this as the last file.
@@ -148,7 +151,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise FloatingPointError(f"{wrong} is infinite or NaN: {target} is not written")
         self.logger.info("Saving checkpoint to %s", target)
         with _replaced(target) as file:
-            torch.save(data, file)
+            torch.save({**self.carried, **data}, file)
 
     def _remove_old(self, last: str) -> None:
         """Keeps the files written last, since a run may be resumed from an older one."""

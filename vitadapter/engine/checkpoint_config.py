@@ -7,12 +7,14 @@ asks for; here, a config may only name parts of models, data sets and optimizers
 import dataclasses
 import functools
 import importlib
+import inspect
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from detectron2.config.instantiate import dump_dataclass
@@ -33,6 +35,8 @@ __all__ = [
     "is_checkpoint",
     "read_config",
 ]
+
+Plain = dict[Any, Any]
 
 # Of these packages, every public class; none of them runs a text or loads a pickle.
 _CLASSES_OF = (
@@ -56,6 +60,7 @@ _FUNCTIONS = {
         "solver.build.get_default_optimizer_params",
     )
 }
+_STATIC_METHODS_OF = ("vitadapter.layers", "vitadapter.modeling", "detectron2.modeling")
 # They write files, or hand what they get to another framework.
 _EXCLUDED = (
     *("vitadapter.data.folders", "vitadapter.evaluation.detection_analysis"),
@@ -72,7 +77,9 @@ _TUPLE = "tag:yaml.org,2002:python/tuple"
 _PARTIAL = "tag:yaml.org,2002:python/object/apply:functools.partial"
 # A reference to another key. Other interpolations call functions, which can make new lazy calls.
 _REFERENCE = re.compile(r"\$\{[\w.\[\]]+\}")
-_DOTTED_NAME = re.compile(r"[^\W\d]\w*\s*\.\s*[^\W\d]")
+# Overrides of test-time augmentation; a name among them could become a class.
+_KEY = re.compile(r"[~+]{0,2}\w+(\.\w+)*")
+_PLAIN_VALUE = re.compile(r"(true|false|null|[-+]?\d+(\.\d*)?(e[-+]?\d+)?)?", re.IGNORECASE)
 _NAMES = ("thing_classes", "stuff_classes")
 _IDS = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
 
@@ -90,9 +97,14 @@ def _is_allowed(found: object) -> bool:
         return False
     if isinstance(found, type):
         return _is_in(module, _CLASSES_OF)
-    if not isinstance(found, FunctionType) or "." in found.__qualname__:  # methods
+    if not isinstance(found, FunctionType):
         return False
-    return _is_in(module, _FUNCTIONS_OF) or f"{module}.{found.__qualname__}" in _FUNCTIONS
+    owner, _, name = found.__qualname__.rpartition(".")
+    if owner:  # such as ResNet.make_stage
+        kind = getattr(sys.modules.get(found.__module__), owner, None)
+        is_static = isinstance(inspect.getattr_static(kind, name, None), staticmethod)
+        return is_static and _is_in(module, _STATIC_METHODS_OF)
+    return _is_in(module, _FUNCTIONS_OF) or f"{module}.{name}" in _FUNCTIONS
 
 
 def _named(name: str) -> Callable[..., Any]:
@@ -204,7 +216,8 @@ def _checked(value: object) -> object:
         return [_checked(below) for below in value]
     if isinstance(value, str) and "${" in _REFERENCE.sub("", value):
         raise ValueError(
-            f"a config inside a checkpoint may only refer to its keys, as ${{key}}, got {value:.100}"
+            "a config inside a checkpoint may only refer to its own keys, such as "
+            f"${{dataset.num_classes}}, got {value:.100}"
         )
     if not isinstance(value, dict):
         return value
@@ -223,14 +236,19 @@ def _checked(value: object) -> object:
 
 
 def _check_tta(cfg: DictConfig) -> None:
-    """Refuses overrides of test-time augmentation that name a class."""
+    """Refuses overrides of test-time augmentation that could name a class."""
     overrides = OmegaConf.select(cfg, "train.inference.tta.overrides") or []
     for text in map(str, overrides):
-        value = text.partition("=")[2]
-        if "_target_" in text or "$" in text or "\\" in text or _DOTTED_NAME.search(value):
+        key, _, value = text.partition("=")
+        values = re.split(r"[\[\]\s,]+", value)
+        if (
+            "_target_" in key
+            or not _KEY.fullmatch(key)
+            or not all(map(_PLAIN_VALUE.fullmatch, values))
+        ):
             raise ValueError(
-                "train.inference.tta.overrides inside a checkpoint must set plain values, got "
-                f"{text:.100}"
+                "train.inference.tta.overrides inside a checkpoint may only set numbers, true, "
+                f"false, null and lists of them, got {text:.100}"
             )
 
 
@@ -245,11 +263,10 @@ def config_from_text(text: str) -> DictConfig:
             f"a config has at most {_MOST_CHARACTERS} characters, this one has {len(text)}"
         )
     try:
-        content = yaml.load(text, _Loader)  # noqa: S506, a SafeLoader with checked names
+        content = yaml.load(text, _Loader)
         if not isinstance(content, dict):
             raise ValueError(f"it must be a group of keys, got {type(content).__name__}")
-        cfg = OmegaConf.create(_checked(content), flags={"allow_objects": True})
-        assert isinstance(cfg, DictConfig)
+        cfg = OmegaConf.create(cast(Plain, _checked(content)), flags={"allow_objects": True})
         _check_tta(cfg)
     except RecursionError as error:
         raise ValueError("its groups are nested too deep") from error
@@ -264,9 +281,7 @@ def config_to_text(cfg: DictConfig) -> str:
     Raises:
         ValueError: the config has what that would refuse, such as a class of your own.
     """
-    content = OmegaConf.to_container(
-        cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE
-    )
+    content = OmegaConf.to_container(cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
     try:
         text = yaml.dump(
             _written(content),
@@ -291,30 +306,29 @@ def class_entries(metadata: Metadata) -> dict[str, object]:
     entries: dict[str, object] = {
         key: [str(name) for name in known[key]] for key in _NAMES if known.get(key)
     }
-    stuff = entries.get("stuff_classes")
-    if list(entries) == ["stuff_classes"] and isinstance(stuff, list):
-        if stuff == [str(number) for number in range(len(stuff))]:  # stand for unknown names
-            return {}
+    numbers = [str(number) for number in range(len(known.get("stuff_classes", ())))]
+    if entries == {"stuff_classes": numbers}:  # they stand for names that are not known
+        return {}
     for key in _IDS:
         if entries and known.get(key):
             entries[key] = {int(id_): int(number) for id_, number in known[key].items()}
     return entries
 
 
-def _are_classes(entries: object) -> bool:
+def _are_classes(entries: Mapping[str, object]) -> bool:
     """Whether `class_entries` may have made this; other codes save other things as `classes`."""
-    if not isinstance(entries, Mapping) or not entries or not set(entries) <= {*_NAMES, *_IDS}:
-        return False
     names = [entries[key] for key in _NAMES if key in entries]
     ids = [entries[key] for key in _IDS if key in entries]
     return (
         len(names) > 0
+        and len(names) + len(ids) == len(entries)
         and all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in names)
-        and all(
-            isinstance(pairs, Mapping) and all(type(n) is int for pair in pairs.items() for n in pair)
-            for pairs in ids
-        )
+        and all(isinstance(i, dict) and all(map(_is_pair_of_ids, i.items())) for i in ids)
     )
+
+
+def _is_pair_of_ids(pair: tuple[object, object]) -> bool:
+    return all(type(number) is int for number in pair)
 
 
 def carried_classes(weights: str) -> Metadata | None:

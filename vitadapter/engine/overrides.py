@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from vitadapter import model_zoo
 from vitadapter.data.folders import resolve_root
+from vitadapter.engine.checkpoint_config import is_checkpoint, read_config
 from vitadapter.engine.settings import check_value, fill_defaults, settings_group
 
 __all__ = ["apply_overrides", "load_config"]
@@ -255,16 +256,20 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     `dataset.root`.
 
     Args:
-        config_file: Python or YAML, both of which can execute code; or the name of an experiment
-            of the model zoo, such as "COCO/mask_rcnn_vit_adapter_s_deit_3x".
+        config_file: Python or YAML, both of which can execute code; the name of an experiment
+            of the model zoo, such as "COCO/mask_rcnn_vit_adapter_s_deit_3x"; or a checkpoint that
+            carries its config, which is not run: see `read_config`.
         overrides: as for `apply_overrides`.
 
     Raises:
-        ValueError: the file is neither of these, or for the reasons of `apply_overrides` and
+        ValueError: the file is none of these, or for the reasons of `apply_overrides` and
             `resolve_root`. Errors that a Python file raises are passed on.
     """
     try:
-        cfg = model_zoo.load_experiment(model_zoo.config_file(config_file))
+        if is_checkpoint(config_file):
+            cfg = read_config(config_file)
+        else:
+            cfg = model_zoo.load_experiment(model_zoo.config_file(config_file))
     except (SyntaxError, YAMLError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error

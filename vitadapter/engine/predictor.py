@@ -1,6 +1,7 @@
 """Predictions for single images, for any LazyConfig with a model and a test mapper."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -18,6 +19,7 @@ from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.data.transforms import augment
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
+from vitadapter.engine.checkpoint_config import carried_classes, read_config
 from vitadapter.engine.inference import apply_tta, build_inference
 from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
@@ -55,12 +57,15 @@ class LazyPredictor:
         predictor = LazyPredictor(cfg, "output/model_final.pth")
         instances = predictor(read_image("image.jpg", "BGR"))["instances"]
 
+    A checkpoint of a run suffices: `LazyPredictor("output/model_final.pth")`.
+
     Args:
         cfg: the whole config. The model, `train`, the test mapper's augmentations and image
             format, and the class names of the test data set are used; the images need not
-            exist. Missing settings are filled in.
-        weights: checkpoint file or URL; None for `train.init_checkpoint`, "" for random weights
-            (to measure time and memory).
+            exist. Missing settings are filled in. Or a checkpoint that carries its config: see
+            `read_config`.
+        weights: checkpoint file or URL; None for `train.init_checkpoint` or the checkpoint that
+            stands in place of a config, "" for random weights (to measure time and memory).
         device: None for `train.device`.
         complete: whether the weights must be those of the whole model. If not, they may be what a
             training starts from, such as those of the net alone.
@@ -70,22 +75,29 @@ class LazyPredictor:
         inference: the model as `train.inference` runs it.
         image_format: "RGB" or "BGR", the channel order that the model wants.
         augmentations: how images are resized for it.
-        metadata: of the test data set, with `thing_classes` or, for a semantic or panoptic
-            segmenter, `stuff_classes` if they are known.
+        metadata: what the weights carry of their classes, or else of the test data set, with
+            `thing_classes` or, for a semantic or panoptic segmenter, `stuff_classes` if they are
+            known.
 
     Raises:
+        TypeError: `cfg` is neither a config nor the name of a file.
         ValueError: there are no weights, or they are incomplete or those of another model; the
-            device does not exist; or the image format is neither RGB nor BGR.
+            checkpoint carries no config; the device does not exist; or the image format is
+            neither RGB nor BGR.
     """
 
     def __init__(
         self,
-        cfg: DictConfig,
+        cfg: DictConfig | str | Path,
         weights: str | None = None,
         device: str | None = None,
         *,
         complete: bool = True,
     ) -> None:
+        if isinstance(cfg, str | Path):
+            cfg = read_config(cfg)
+        elif not isinstance(cfg, DictConfig):
+            raise TypeError(f"cfg must be a config or a checkpoint, got {type(cfg).__name__}")
         fill_defaults(cfg)
         if weights is None:
             weights = cfg.train.init_checkpoint
@@ -112,7 +124,7 @@ class LazyPredictor:
             averaged=cfg.train.ema.enabled,
         )
         self.inference = build_inference(cfg, self.model)
-        self.metadata = class_metadata(cfg)
+        self.metadata = class_metadata(cfg, weights)
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """
@@ -155,8 +167,16 @@ class LazyPredictor:
         return {"image": pixels, "height": height, "width": width}
 
 
-def class_metadata(cfg: DictConfig) -> Metadata:
-    """The metadata of a config's test data set, with the names of its classes if they are known."""
+def class_metadata(cfg: DictConfig, weights: str = "") -> Metadata:
+    """What is known of the classes of weights: what they carry, or else the config's test data set.
+
+    Args:
+        cfg: the whole config.
+        weights: as of `load_init_checkpoint`; "" for those of the test data set.
+    """
+    carried = carried_classes(weights)
+    if carried is not None:
+        return carried
     test = OmegaConf.select(cfg, "dataset.test")
     if test is None:
         return Metadata()

@@ -35,10 +35,12 @@ from vitadapter.engine.checkpoint import (
     find_not_finite,
     load_init_checkpoint,
 )
+from vitadapter.engine.checkpoint_config import class_entries, config_to_text
 from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
 from vitadapter.engine.ema import EMAHook, WeightEMA
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.inference import apply_tta, build_inference
+from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.published import log_published
 from vitadapter.engine.resume import find_checkpoint, resume_training
 from vitadapter.engine.run_checks import check_run, check_same_classes, setup_errors
@@ -266,6 +268,15 @@ def do_eval_only(cfg: DictConfig) -> Results:
     return results
 
 
+def _carried_config(cfg: DictConfig) -> dict[str, object]:
+    """The entry of checkpoints that has the config; none if others could not read it safely."""
+    try:
+        return {"config": config_to_text(cfg)}
+    except ValueError as error:
+        logger.warning("Checkpoints will not carry the config, but its classes' names: %s", error)
+        return {}
+
+
 def _train(cfg: DictConfig, resume: bool) -> Results:
     """The part of `do_train` for which the output folder is locked."""
     results: Results = {}
@@ -276,12 +287,16 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         return results
 
     with setup_errors():
+        # Before test-time augmentation changes the config.
+        carried = _carried_config(cfg)
         loader = _build_loader(cfg)
         evaluate = _build_evaluation(cfg)
         check_same_classes(cfg)
         model = build(cfg.model, "model").to(cfg.train.device)
         trainer = build_trainer(cfg, model, loader)
         checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
+        # Now that the data sets are read, the names of their classes are known.
+        checkpointer.carried = {**carried, "classes": class_entries(class_metadata(cfg))}
         ema = build_ema(cfg, checkpointer.model)
         evaluated = checkpointer.model if ema is None else ema.module
         # Built now, so that a fault of train.inference is found before training.
@@ -310,9 +325,10 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     Checkpoints, `metrics.json` (losses, learning rate, APs) and tensorboard events are written to
     `train.output_dir`, which is locked meanwhile. With `train.ema`, checkpoints also have the
     averaged weights, and these are evaluated. With `train.best_checkpoint`, `model_best.pth` has
-    the weights of the best evaluation. When an error, Ctrl-C or SIGTERM stops training early, the
-    last complete iteration is saved. With `train.seed`, a resumed run continues as if it had never
-    been stopped, within the limits that `vitadapter.engine.data_order` names.
+    the weights of the best evaluation. All of them carry the config and the names of the classes,
+    so that `LazyPredictor` needs nothing else. When an error, Ctrl-C or SIGTERM stops training
+    early, the last complete iteration is saved. With `train.seed`, a resumed run continues as if it
+    had never been stopped, within the limits that `vitadapter.engine.data_order` names.
 
     Args:
         cfg: the whole config, with model, dataloader.{train,test,evaluator}, optimizer,
