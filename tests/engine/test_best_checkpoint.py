@@ -81,7 +81,7 @@ def test_the_best_evaluated_weights_are_kept(
     assert state["best"] == {"metric": "segm/AP", "mode": mode, "value": values[at]}
     assert len(weights) == 5
     assert same(state["model"], weights[at])
-    assert set(state) == {"model", "iteration", "best"}
+    assert set(state) == {"model", "iteration", "best", "config", "classes"}
     assert last(keep) == "model_final.pth"
 
 

@@ -117,20 +117,20 @@ def _named(name: str) -> Callable[..., Any]:
     parts = name.removeprefix(f"{start}.").split(".")
     if start is None or not all(part.isidentifier() and part[0] != "_" for part in parts):
         raise ValueError(f"{_RULE}, got {name:.100}")
-    found: object = importlib.import_module(start)
-    for part in parts:
-        if isinstance(found, ModuleType) and not _is_in(found.__name__, _CLASSES_OF):
-            raise ValueError(f"{_RULE}, got {name:.100}")
-        try:
-            if isinstance(found, ModuleType) and not hasattr(found, part):
+    try:
+        found: object = importlib.import_module(start)
+        for part in parts:
+            if not isinstance(found, ModuleType) or hasattr(found, part):
+                found = getattr(found, part)
+            elif _is_in(found.__name__, _CLASSES_OF):
                 found = importlib.import_module(f"{found.__name__}.{part}")
             else:
-                found = getattr(found, part)
-        except (AttributeError, ImportError) as error:
-            raise ValueError(
-                f"the config inside the checkpoint names {name:.100}, which does not exist here: "
-                f"{error}"
-            ) from error
+                raise ValueError(f"{_RULE}, got {name:.100}")
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            f"the config inside the checkpoint names {name:.100}, which does not exist here: "
+            f"{error}"
+        ) from error
     if not callable(found) or not _is_allowed(found):
         raise ValueError(f"{_RULE}, got {name:.100}")
     return found
