@@ -31,6 +31,7 @@ from vitadapter.commands.prediction_inputs import (
     plan_outputs,
 )
 from vitadapter.data.image_files import read_image
+from vitadapter.engine.checkpoint_config import is_checkpoint
 from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.prediction_files import (
@@ -187,8 +188,9 @@ def _prepared(
     path = Path(args.config_file)
     is_exported = path.suffix in {each.suffix for each in FORMATS.values()}
     if not is_exported:
-        path = config_file(args.config_file)
-        cfg = load_config(str(path), args.overrides)
+        config = args.config_file
+        config = config if is_checkpoint(config) else str(config_file(config))
+        cfg = load_config(config, args.overrides)
         weights = None if args.weights is None else weights_of(args.config_file, args.weights)
         loaded = weights or str(cfg.train.init_checkpoint)
     elif args.overrides or args.weights not in (None, "zoo"):
@@ -197,7 +199,7 @@ def _prepared(
         )
     else:
         predictor: LazyPredictor | ExportedPredictor = ExportedPredictor(path)
-        loaded = str(path)
+        config = loaded = str(path)
     classes = None
     if args.classes:  # before published weights are downloaded
         metadata = predictor.metadata if is_exported else class_metadata(cfg, loaded)
@@ -205,7 +207,7 @@ def _prepared(
     if not is_exported:
         predictor = LazyPredictor(cfg, weights)
     settings: dict[str, object] = {
-        "config": str(path),
+        "config": config,
         "weights": loaded,
         "weights_changed": Path(loaded).stat().st_mtime if Path(loaded).is_file() else None,
         "overrides": list(args.overrides),

@@ -91,7 +91,8 @@ def run(args: argparse.Namespace, place: Place) -> None:
 def _launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Starts one process per GPU."""
     try:
-        args.config_file = str(config_file(args.config_file))
+        if not is_checkpoint(args.config_file):
+            args.config_file = str(config_file(args.config_file))
     except ValueError as error:
         parser.error(str(error))
     try:
