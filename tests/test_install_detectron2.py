@@ -154,6 +154,7 @@ NEED_DETECTRON2 = [
         "data",
         "engine",
         "evaluation",
+        "export",
         "model_zoo",
         "modeling",
         "solver",

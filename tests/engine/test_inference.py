@@ -127,7 +127,7 @@ def test_augmentation_changes_the_model_before_it_is_built(
     do_train(cfg)
     fresh.train.init_checkpoint = f"{cfg.train.output_dir}/model_final.pth"
     do_eval_only(fresh.copy())
-    evaluated.append(LazyPredictor(fresh.copy())._inference)
+    evaluated.append(LazyPredictor(fresh.copy()).inference)
     assert len(evaluated) == 3
     for inference in evaluated:
         assert inference.tta.model is inference.model
