@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compares estimates of training memory with real steps on the CPU, watched by PyTorch's profiler.
 
-Example: %(prog)s --batch 2 --sizes 128 192 256 COCO/mask_rcnn_vit_adapter_t_deit_1x
+Example: %(prog)s COCO/mask_rcnn_vit_adapter_t_deit_1x --batch 2 --sizes 128 192 256
 """
 
 import argparse
