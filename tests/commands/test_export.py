@@ -13,7 +13,7 @@ from vitadapter.commands import export, predict
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.trainer import do_train
 from vitadapter.export import ExportedPredictor
-from vitadapter.export.runtimes import open_file
+from vitadapter.export.formats import open_file
 
 
 @pytest.fixture

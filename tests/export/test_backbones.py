@@ -17,9 +17,9 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor, nn
 
 from vitadapter.export.description import describe
+from vitadapter.export.formats import FORMATS
 from vitadapter.export.graphs import BackboneGraph
 from vitadapter.export.programs import program_of
-from vitadapter.export.runtimes import FORMATS
 from vitadapter.modeling.backbone import BEiT, TimmViT, UniPerceiver, ViT, ViTAdapter
 from vitadapter.ops import MSDeformAttn, ms_deform_attn
 

@@ -16,8 +16,8 @@ from torch import nn
 from vitadapter.data.transforms import ResizeToFit, StretchToMultiple, augment
 from vitadapter.export import ExportedPredictor, export
 from vitadapter.export.description import Description, describe
+from vitadapter.export.formats import Onnx, open_file
 from vitadapter.export.graphs import graph_of
-from vitadapter.export.runtimes import Onnx, open_file
 from vitadapter.layers.soft_nms import SoftNMS
 from vitadapter.modeling.inference import SlidingWindow
 

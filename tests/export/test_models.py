@@ -12,9 +12,9 @@ from torch import nn
 from vitadapter.engine.predictor import Prediction
 from vitadapter.export import ExportedPredictor
 from vitadapter.export.description import describe
+from vitadapter.export.formats import FORMATS
 from vitadapter.export.graphs import graph_of
 from vitadapter.export.programs import program_of
-from vitadapter.export.runtimes import FORMATS
 
 SIZES = [(61, 83), (128, 64), (40, 200)]
 # One format for each model, because tracing is slow. An ONNX file is a translation of the program

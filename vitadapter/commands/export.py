@@ -10,7 +10,7 @@ from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.run_checks import setup_errors
 from vitadapter.export import export
-from vitadapter.export.runtimes import FORMATS
+from vitadapter.export.formats import FORMATS
 
 __all__ = ["main"]
 

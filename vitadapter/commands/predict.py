@@ -45,7 +45,7 @@ from vitadapter.engine.prediction_files import (
 from vitadapter.engine.predictor import LazyPredictor, class_metadata
 from vitadapter.engine.run_checks import setup_errors
 from vitadapter.export import ExportedPredictor
-from vitadapter.export.runtimes import FORMATS
+from vitadapter.export.formats import FORMATS
 from vitadapter.model_zoo import config_file
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import (

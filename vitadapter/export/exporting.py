@@ -12,9 +12,9 @@ from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.modeling.backbone import merge_lora
 
 from .description import describe
+from .formats import FORMATS, Compute, format_of
 from .graphs import BackboneGraph, Graph, graph_of
 from .programs import program_of
-from .runtimes import FORMATS, Compute, format_of
 
 __all__ = ["TOLERANCE", "export"]
 

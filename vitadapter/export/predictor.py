@@ -20,7 +20,7 @@ from vitadapter.modeling.mask2former.inference import (
 )
 from vitadapter.modeling.mask2former.transformer_decoder import MaskPrediction
 
-from .runtimes import open_file
+from .formats import open_file
 
 __all__ = ["ExportedPredictor"]
 

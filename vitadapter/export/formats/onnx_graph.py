@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 import vitadapter.ops  # noqa: F401  the operator
 
-from .programs import paused_collection
+from ..programs import paused_collection
 
 __all__ = ["cropped", "to_onnx", "with_padding"]
 

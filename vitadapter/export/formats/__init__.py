@@ -1,0 +1,42 @@
+"""The formats of exported files: how each is written, read and computed."""
+
+from pathlib import Path
+
+from ..description import Description
+from .format import Compute, Format
+from .onnx import Onnx
+from .torch_program import Torch
+
+__all__ = ["FORMATS", "Compute", "Format", "Onnx", "Torch", "format_of", "open_file"]
+
+FORMATS: dict[str, Format] = {
+    "torch": Torch(),
+    "onnx": Onnx(),
+    "tensorrt": Onnx(tensorrt_plugin=True),
+}
+
+
+def format_of(name: str) -> Format:
+    """Returns a format by its name; raises ValueError for an unknown one."""
+    if name not in FORMATS:
+        raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {name!r}")
+    return FORMATS[name]
+
+
+def open_file(file: str | Path) -> tuple[Compute, Description]:
+    """Opens a file that `export` has written.
+
+    Raises:
+        ValueError: it is damaged, another file, or of a newer version; or its runtime is missing.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    formats = {each.suffix: each for each in reversed(FORMATS.values())}
+    if path.suffix not in formats:
+        raise ValueError(f"an exported file ends in {' or '.join(formats)}, got {path}")
+    try:
+        return formats[path.suffix].read(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used as an exported file: {error}") from error

@@ -1,0 +1,72 @@
+"""What a format of exported files is, and what all of them need."""
+
+import math
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..description import Description
+
+__all__ = ["Compute", "Format", "check_images", "needed_package"]
+
+
+class Format(Protocol):
+    """A format: how its files are written, read and computed."""
+
+    suffix: str
+
+    def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
+        """Writes a program of `program_of`."""
+
+    def read(self, file: Path) -> tuple["Compute", Description]:
+        """Reads a file; raises ValueError if it is not one that `write` has written."""
+
+
+class Compute(Protocol):
+    """Computes the outputs of images."""
+
+    def __call__(self, images: Tensor) -> Sequence[Tensor]:
+        """Maps pixels (B, 3, H, W), uint8, of any size to the outputs of the graph."""
+
+
+def check_images(images: Tensor, description: Description) -> None:
+    """Raises ValueError unless the program takes these images.
+
+    Args:
+        images: pixels (B, 3, H, W), uint8.
+        description: of the file.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images must be (B, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}"
+        )
+    if len(images) != 1 and not description.takes_batches:
+        raise ValueError(f"a detector takes one image at a time, got {len(images)}")
+    unit = description.multiple
+    padded = [math.ceil(side / unit) * unit for side in images.shape[-2:]]
+    if description.size is not None and padded != description.size:
+        raise ValueError(
+            f"the file takes images that are padded to {description.size} (height, width), got "
+            f"{padded} of an image of {list(images.shape[-2:])} pixels"
+        )
+    if description.size is None and min(padded) < 2 * unit:
+        raise ValueError(
+            f"the file takes images with sides of more than {unit} pixels, got "
+            f"{list(images.shape[-2:])}"
+        )
+
+
+def needed_package(package: str) -> ModuleType:
+    """Imports a package of a runtime; raises ValueError if it is not installed."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ValueError(
+            f"this format needs the package {package}: pip install 'vitadapter[export]'"
+        ) from error
