@@ -15,8 +15,8 @@ from vitadapter.export.formats import FORMATS
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Writes a trained model to a file that runs without its config: a program of torch.export (.pt2), or
-ONNX (.onnx).
+Writes a trained model to a file that runs without its config: a program of torch.export (.pt2), the
+same compiled by AOTInductor (.pt2 with --format aoti), or ONNX (.onnx).
 
 The file takes `images` (1, 3, H, W) of any size, uint8 in the model's channel order, normalises and
 pads them, and returns boxes, scores, classes and masks, or class logits. LoRA's
@@ -52,7 +52,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=list(FORMATS),
-        help="by default, what the file's ending says; tensorrt is ONNX with TensorRT's plugin",
+        help="by default, what the file's ending says (.pt2: torch); aoti is compiled, tensorrt "
+        "is ONNX with TensorRT's plugin",
     )
     parser.add_argument("--backbone", action="store_true", help="only the maps of the backbone")
     parser.add_argument(

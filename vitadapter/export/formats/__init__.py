@@ -3,14 +3,16 @@
 from pathlib import Path
 
 from ..description import Description
+from .aot_inductor import AotInductor
 from .format import Compute, Format
 from .onnx import Onnx
 from .torch_program import Torch
 
-__all__ = ["FORMATS", "Compute", "Format", "Onnx", "Torch", "format_of", "open_file"]
+__all__ = ["FORMATS", "AotInductor", "Compute", "Format", "Onnx", "Torch", "format_of", "open_file"]
 
 FORMATS: dict[str, Format] = {
     "torch": Torch(),
+    "aoti": AotInductor(),
     "onnx": Onnx(),
     "tensorrt": Onnx(tensorrt_plugin=True),
 }
@@ -36,7 +38,10 @@ def open_file(file: str | Path) -> tuple[Compute, Description]:
     formats = {each.suffix: each for each in reversed(FORMATS.values())}
     if path.suffix not in formats:
         raise ValueError(f"an exported file ends in {' or '.join(formats)}, got {path}")
+    format_ = formats[path.suffix]
+    if isinstance(format_, Torch) and AotInductor.recognises(path):
+        format_ = FORMATS["aoti"]
     try:
-        return formats[path.suffix].read(path)
+        return format_.read(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be used as an exported file: {error}") from error
