@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.modeling.backbone import merge_lora
@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 
 
 def export(
-    source: LazyPredictor | DictConfig,
+    source: LazyPredictor | DictConfig | str | Path,
     format: str,
     file: str | Path,
     *,
@@ -39,11 +39,11 @@ def export(
     normalises and pads them. Detectors take one image (B = 1).
 
     Args:
-        source: the model, or the config of one.
-        format: "torch", "onnx", or "tensorrt" (ONNX with the node of TensorRT's plugin, which no
-            other runtime can read).
+        source: the model, the config of one, or a checkpoint that carries its config.
+        format: "torch", "aoti" (machine code of AOTInductor), "onnx", or "tensorrt" (ONNX with the
+            node of TensorRT's plugin, which no other runtime can read).
         file: to write; it ends in `.pt2` or `.onnx`.
-        weights: of a config; see `LazyPredictor`.
+        weights: of a config or checkpoint; see `LazyPredictor`.
         only_backbone: whether the file returns the feature maps of the backbone.
         size: (height, width) of the images that the file takes; None for any size.
         force: whether to write a file that answers otherwise than the model.
@@ -60,8 +60,10 @@ def export(
     path = Path(file)
     if path.suffix != writer.suffix:
         raise ValueError(f"the file of the format {format} must end in {writer.suffix}, got {path}")
-    if isinstance(source, DictConfig):
+    if isinstance(source, DictConfig | str | Path):
         source = LazyPredictor(source, weights, device="cpu")
+    elif weights is not None:
+        raise ValueError(f"the model has weights already: leave out weights, got {weights!r}")
     if getattr(source.inference, "tta", None) is not None:
         raise ValueError(
             "test-time augmentation cannot be exported: set train.inference.tta.enabled=False"
@@ -70,6 +72,7 @@ def export(
     model = copy.deepcopy(merge_lora(source.model)).cpu().requires_grad_(False)
     graph = BackboneGraph(model) if only_backbone else graph_of(model)
     _check_size(size, graph.multiple)
+    _check_weights(graph.model.backbone if only_backbone else model, format)
     description = describe(source, graph, size)
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
@@ -92,6 +95,16 @@ def _check_size(size: tuple[int, int] | None, multiple: int) -> None:
     if size is not None and any(side < 1 or side % multiple for side in size):
         raise ValueError(
             f"height and width of padded images must be multiples of {multiple} pixels, got {size}"
+        )
+
+
+def _check_weights(part: nn.Module, format: str) -> None:
+    size = sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
+    limit = format_of(format).max_bytes
+    if limit is not None and size > limit:
+        raise ValueError(
+            f"a file of the format {format} holds weights of at most {limit / 2**30:.2f} GiB, the "
+            f"model has {size / 2**30:.2f} GiB: choose torch or aoti"
         )
 
 
