@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from detectron2.structures import Instances
 from exported_models import build, predictor_of
+from tensorrt_operators import unsupported
 from torch import nn
 
 from vitadapter.engine.predictor import Prediction
@@ -87,6 +89,7 @@ def _assert_same(found: Prediction, expected: Prediction) -> None:
 def test_the_same_answers_at_other_sizes(name: str, tmp_path: Path) -> None:
     model = build(name)
     predictors = _predictors(model, tmp_path)
+    assert unsupported(onnx.load(tmp_path / "model.onnx")) == set()
     for predictor in predictors:
         assert predictor.metadata.thing_classes == ["cat", "dog", "cow"]
     for height, width in SIZES:

@@ -215,7 +215,9 @@ def with_padding(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
             ["padding_pads"],
             axis=0,
         ),
-        helper.make_node("Pad", ["images", "padding_pads"], ["padded_images"]),
+        # TensorRT has no uint8 but for inputs and outputs.
+        helper.make_node("Cast", ["images"], ["padding_pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Pad", ["padding_pixels", "padding_pads"], ["padded_images"]),
     ]
     for node in reversed(nodes):
         graph.node.insert(0, node)

@@ -63,15 +63,48 @@ function resizedTo(width, height, steps) {
   return [width, height];
 }
 
+// The weights of old pixels in each new one, along one side: a triangle as wide
+// as a new pixel, or an old one if that is wider. Pillow resizes so; sharp
+// itself shifts what it enlarges.
+function weightsOf(from, to) {
+  const scale = from / to;
+  const reach = Math.max(scale, 1);
+  return Array.from({ length: to }, (_, i) => {
+    const centre = (i + 0.5) * scale;
+    const first = Math.max(Math.floor(centre - reach + 0.5), 0);
+    const last = Math.min(Math.floor(centre + reach + 0.5), from);
+    const weights = [];
+    for (let j = first; j < last; j++) {
+      weights.push(Math.max(1 - Math.abs((j + 0.5 - centre) / reach), 0));
+    }
+    const sum = weights.reduce((x, y) => x + y, 0);
+    return { first, weights: weights.map((weight) => weight / sum) };
+  });
+}
+
+// Resizes one side of pixels; `step` is the distance of neighbours along it.
+function resizeSide(pixels, from, to, step) {
+  if (from === to) return pixels;
+  const lines = pixels.length / (from * step);
+  const resized = new Uint8Array(lines * to * step);
+  weightsOf(from, to).forEach(({ first, weights }, i) => {
+    for (let line = 0; line < lines; line++) {
+      for (let k = 0; k < step; k++) {
+        let value = 0.5;
+        for (let j = 0; j < weights.length; j++) {
+          value += weights[j] * pixels[(line * from + first + j) * step + k];
+        }
+        resized[(line * to + i) * step + k] = value;
+      }
+    }
+  });
+  return resized;
+}
+
 // Returns an image as ONNX Runtime takes it, (1, 3, H, W) uint8.
-async function readImage(file, width, height, order) {
-  const pixels = await sharp(file)
-    .autoOrient()
-    .removeAlpha()
-    .toColourspace('srgb')
-    .resize(width, height, { fit: 'fill', kernel: 'linear' })
-    .raw()
-    .toBuffer(); // RGB, pixel by pixel
+function asTensor(image, width, height, order) {
+  let pixels = resizeSide(image.data, image.info.width, width, 3); // RGB, pixel by pixel
+  pixels = resizeSide(pixels, image.info.height, height, 3 * width);
   const planes = new Uint8Array(pixels.length);
   const area = width * height;
   for (let channel = 0; channel < 3; channel++) {
@@ -84,12 +117,17 @@ async function readImage(file, width, height, order) {
 async function main(file, photo) {
   const description = readDescription(file);
   if (!description.outputs.includes('boxes')) throw new Error(`${file} holds no detector`);
-  const { autoOrient } = await sharp(photo).metadata();
-  const [width, height] = resizedTo(autoOrient.width, autoOrient.height, description.resize);
-  const images = await readImage(photo, width, height, description.image_format);
+  const image = await sharp(photo)
+    .autoOrient()
+    .removeAlpha()
+    .toColourspace('srgb')
+    .raw()
+    .toBuffer({ resolveWithObject: true });
+  const limits = [image.info.width, image.info.height];
+  const [width, height] = resizedTo(...limits, description.resize);
+  const images = asTensor(image, width, height, description.image_format);
   const session = await ort.InferenceSession.create(file);
   const { boxes, scores, classes } = await session.run({ images });
-  const limits = [autoOrient.width, autoOrient.height];
   const scales = [limits[0] / width, limits[1] / height];
   for (let i = 0; i < scores.data.length; i++) {
     const number = Number(classes.data[i]);
