@@ -124,7 +124,7 @@ def test_other_packages(package: Path, damage: str, tmp_path: Path) -> None:
         with zipfile.ZipFile(package) as old, zipfile.ZipFile(file, "w") as new:
             for name in old.namelist():
                 content = old.read(name)
-                if name.endswith("wrapper_metadata.json"):
+                if name.endswith("_metadata.json"):
                     content = content.replace(b'"vitadapter"', b'"other"')
                 new.writestr(name, content)
         message = "it has no description"
