@@ -232,7 +232,7 @@ def test_models_that_are_too_large_for_a_format(
 
 
 def test_checkpoints_and_weights(segmenter: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+    with pytest.raises(ValueError, match=r"nowhere\.pth do not exist"):
         export(tmp_path / "nowhere.pth", "torch", tmp_path / "a.pt2")
     with pytest.raises(ValueError, match="the model has weights already"):
         export(predictor_of(segmenter), "torch", tmp_path / "a.pt2", weights="model.pth")
