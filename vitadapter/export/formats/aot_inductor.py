@@ -21,7 +21,7 @@ class AotInductor:
     """
 
     suffix = ".pt2"
-    max_bytes = None
+    max_bytes: int | None = None
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""

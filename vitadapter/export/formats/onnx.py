@@ -23,7 +23,7 @@ class Onnx:
 
     suffix = ".onnx"
     # A message of protobuf has less than 2 GiB; the graph takes some of it.
-    max_bytes = 2**31 - 2**24
+    max_bytes: int | None = 2**31 - 2**24
 
     def __init__(self, tensorrt_plugin: bool = False) -> None:
         self.tensorrt_plugin = tensorrt_plugin

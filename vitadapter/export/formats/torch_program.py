@@ -15,7 +15,7 @@ class Torch:
     """The program itself; it is read by `import vitadapter.ops` and `torch.export.load`."""
 
     suffix = ".pt2"
-    max_bytes = None
+    max_bytes: int | None = None
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
