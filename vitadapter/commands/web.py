@@ -21,8 +21,8 @@ Serves a page on which images are uploaded or taken by a webcam and the model's 
 shown: above a score, of chosen classes, with or without boxes, masks and labels. The results can be
 downloaded as `vitadapter predict` writes them.
 
-Only this machine reaches the page unless --host says otherwise. An upload is deleted when it is read,
-and its predictions when the visitor leaves. Ctrl-C ends it.
+Only this machine reaches the page unless --host says otherwise. An upload is deleted once it is
+read, and its predictions when the visitor leaves. Ctrl-C ends it.
 It needs Gradio: pip install 'vitadapter[web]'
 """
 _EXAMPLES = """

@@ -1,8 +1,8 @@
 """The page: uploads, what is shown of the predictions in them, and their files."""
 
+import html
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,17 @@ _FORGET_EVERY, _FORGET_AFTER = 60, 300  # seconds, of the files that the page ha
 # clicked when it has its file.
 _CLICK = "() => document.querySelector('#{0}').click()"
 
+# Gradio's page does not upload a file that is too large, but says nothing.
+_WATCH_SIZES = """() => {{
+    const check = (files) => {{
+        if ([...(files ?? [])].some((file) => file.size > {1}))
+            document.querySelector('#{0}').click();
+    }};
+    document.addEventListener('change', (event) => check(event.target.files), true);
+    document.addEventListener('drop', (event) => check(event.dataTransfer?.files), true);
+    document.addEventListener('paste', (event) => check(event.clipboardData?.files), true);
+}}"""
+
 
 @dataclass(frozen=True)
 class _Controls:
@@ -35,10 +46,11 @@ class _Controls:
     classes: gr.Dropdown
     shown: gr.CheckboxGroup
     picture: gr.Image
-    words: gr.Markdown
+    words: gr.Textbox
     save_picture: gr.Button
     save_json: gr.Button
     files: tuple[gr.DownloadButton, gr.DownloadButton]
+    too_large: gr.Button
 
 
 def _lay_out(title: str, names: Sequence[str]) -> _Controls:
@@ -69,7 +81,7 @@ def _lay_out(title: str, names: Sequence[str]) -> _Controls:
             picture = gr.Image(
                 label="Predictions", buttons=["fullscreen"], interactive=False, elem_id="picture"
             )
-            words = gr.Markdown(elem_id="words")
+            words = gr.Textbox(label="Found", max_lines=8, interactive=False, elem_id="words")
             with gr.Row():
                 save_picture = gr.Button("Download the picture", interactive=False)
                 save_json = gr.Button("Download the results (JSON)", interactive=False)
@@ -77,8 +89,9 @@ def _lay_out(title: str, names: Sequence[str]) -> _Controls:
                 gr.DownloadButton(visible="hidden", elem_id="picture-file"),
                 gr.DownloadButton(visible="hidden", elem_id="json-file"),
             )
+            too_large = gr.Button(visible="hidden", elem_id="too-large")
     return _Controls(
-        upload, threshold, classes, shown, picture, words, save_picture, save_json, files
+        upload, threshold, classes, shown, picture, words, save_picture, save_json, files, too_large
     )
 
 
@@ -93,13 +106,9 @@ def _for_page(image: np.ndarray) -> np.ndarray:
     return fitted(image, _LARGEST_SHOWN) if max(image.shape) > _LARGEST_SHOWN else image
 
 
-@contextmanager
-def _messages() -> Iterator[None]:
-    """Shows a user's mistake in the page."""
-    try:
-        yield
-    except ValueError as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
+def _say(message: str) -> None:
+    """Shows a message until it is closed."""
+    gr.Warning(html.escape(message), duration=None)
 
 
 class Page:
@@ -121,14 +130,16 @@ class Page:
         with gr.Blocks(analytics_enabled=False, title=self._title, delete_cache=cache) as page:
             controls = _lay_out(self._title, self._answerer.names)
             self._listen(controls)
-            page.unload(self._forget)
+            page.unload(self.forget)
+            js = _WATCH_SIZES.format(controls.too_large.elem_id, self._answerer.limits.bytes)
+            page.load(None, js=js, api_visibility="private")
         return page
 
     def _listen(self, controls: _Controls) -> None:
         chosen = [controls.threshold, controls.classes, controls.shown]
         drawn = [controls.picture, controls.words, controls.save_picture, controls.save_json]
         controls.upload.input(
-            self._answer,
+            self.answer,
             [controls.upload, *chosen],
             [controls.upload, controls.threshold, controls.shown, *drawn],
             preprocess=False,  # which would open the upload in a way of its own
@@ -137,20 +148,21 @@ class Page:
         )
         gr.on(
             [control.change for control in chosen],
-            self._draw,
+            self.draw,
             chosen,
             drawn,
             trigger_mode="always_last",
             show_progress="hidden",
             api_visibility="private",
         )
+        controls.too_large.click(self.refuse_size, api_visibility="private")
         buttons = (controls.save_picture, controls.save_json)
-        writers = (self._write_picture, self._write_json)
+        writers = (self.write_picture, self.write_json)
         for button, file, write in zip(buttons, controls.files, writers, strict=True):
             written = button.click(write, chosen, file, api_visibility="private")
             written.success(None, js=_CLICK.format(file.elem_id), api_visibility="private")
 
-    def _answer(
+    def answer(
         self,
         upload: Mapping[str, str] | None,
         threshold: float,
@@ -158,12 +170,16 @@ class Page:
         parts: list[str],
         request: gr.Request,
     ) -> list[object]:
-        """Runs the model on an upload."""
-        self._forget(request)
+        """Runs the model on an upload, or shows nothing if it has been removed."""
+        self.forget(request)
+        nothing = [None, gr.skip(), gr.skip(), *self._drawn(None, threshold, classes, parts)]
         if upload is None:
-            return [None, gr.skip(), gr.skip(), *self._drawn(None, threshold, classes, parts)]
-        with _messages():
+            return nothing
+        try:
             answer = self._answerer.answer(Path(upload["path"]), upload.get("orig_name"))
+        except ValueError as error:
+            _say(str(error))
+            return nothing
         self._answers[request.session_hash] = answer
         while len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)
@@ -175,9 +191,10 @@ class Page:
             *self._drawn(answer, threshold, classes, parts),
         ]
 
-    def _draw(
+    def draw(
         self, threshold: float, classes: list[int], parts: list[str], request: gr.Request
     ) -> list[object]:
+        """Draws what is chosen of the last answer."""
         return self._drawn(self._answers.get(request.session_hash), threshold, classes, parts)
 
     def _drawn(
@@ -193,25 +210,34 @@ class Page:
         drawn = draw_found(image, found, palette, _shown(parts))
         return [_for_page(drawn), in_words(found, palette), can_save, can_save]
 
-    def _write_picture(
+    def write_picture(
         self, threshold: float, classes: list[int], parts: list[str], request: gr.Request
     ) -> str:
+        """Writes the picture that is shown, in its full size."""
         answer, selection = self._remembered(request), _selection(threshold, classes)
         return str(self._answerer.write_picture(answer, selection, _shown(parts)))
 
-    def _write_json(
+    def write_json(
         self, threshold: float, classes: list[int], parts: list[str], request: gr.Request
     ) -> str:
+        """Writes the predictions that are shown."""
         answer, selection = self._remembered(request), _selection(threshold, classes)
         return str(self._answerer.write_json(answer, selection))
 
     def _remembered(self, request: gr.Request) -> Answer:
-        with _messages():
-            if request.session_hash not in self._answers:
-                raise ValueError("The image is forgotten by now: upload it again.")
-        return self._answers[request.session_hash]
+        answer = self._answers.get(request.session_hash)
+        if answer is None:
+            message = "The image is forgotten by now: upload it again."
+            raise gr.Error(message, print_exception=False)
+        return answer
 
-    def _forget(self, request: gr.Request) -> None:
+    def refuse_size(self) -> None:
+        """Says that a file is too large."""
+        limit = self._answerer.limits.megabytes
+        _say(f"The file has more than {limit:g} megabytes (--max-megabytes)")
+
+    def forget(self, request: gr.Request) -> None:
+        """Forgets the answer of a visitor, who has left."""
         self._answers.pop(request.session_hash, None)
 
 

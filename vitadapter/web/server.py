@@ -68,7 +68,7 @@ def serving(
         OSError: the port is not free, or the host is not one of this machine's.
     """
     _check_address(host, port)
-    max_bytes = int(limits.megabytes * 1e6)
+    max_bytes = limits.bytes
     with tempfile.TemporaryDirectory(prefix="vitadapter-web-") as made:
         folder = Path(made).resolve()
         guard = Middleware(Guard, files=folder, max_bytes=max_bytes + _FORM_BYTES, host=host)

@@ -64,6 +64,16 @@ class Limits:
             if not value > 0:
                 raise ValueError(f"the {name} of an upload must be more than 0, got {value}")
 
+    @property
+    def bytes(self) -> int:
+        """Of a file."""
+        return int(self.megabytes * 1e6)
+
+    @property
+    def pixels(self) -> int:
+        """Of an image."""
+        return int(self.megapixels * 1e6)
+
 
 def read_upload(file: Path, name: str, limits: Limits) -> np.ndarray:
     """Reads an uploaded image as `vitadapter predict` reads a file, and deletes it.
@@ -82,7 +92,7 @@ def read_upload(file: Path, name: str, limits: Limits) -> np.ndarray:
     try:
         with open_image(file) as image:
             width, height = image.size
-            if width * height > limits.megapixels * 1e6:
+            if width * height > limits.pixels:
                 raise ValueError(
                     f"it has {width} x {height} pixels, but the page takes images of up to "
                     f"{limits.megapixels:g} megapixels (--max-megapixels)"
@@ -116,14 +126,19 @@ class Answerer:
         predictor: of images.
         limits: of uploads.
         folder: to write to.
+
+    Attributes:
+        limits: of uploads.
+        names: of all classes; none if they are not known.
+        palette: of the classes.
     """
 
     def __init__(self, predictor: Predictor, limits: Limits, folder: Path) -> None:
         self.names = class_names(predictor.metadata)
         self.palette = Palette(self.names)
         self._ids = dataset_ids(predictor.metadata)
+        self.limits = limits
         self._predictor = predictor
-        self._limits = limits
         self._folder = folder
 
     def answer(self, file: Path, name: str | None) -> Answer:
@@ -137,7 +152,7 @@ class Answerer:
             ValueError: it cannot be read, or the model does not take it; for its user to read.
         """
         name = Path(name or _UNNAMED).name or _UNNAMED
-        image = read_upload(file, name, self._limits)
+        image = read_upload(file, name, self.limits)
         try:
             return Answer(Path(name), image, Found.of(self._predictor(image)))
         except ValueError:  # such as the sizes that an exported file takes
