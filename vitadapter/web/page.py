@@ -18,7 +18,7 @@ __all__ = ["Page"]
 
 _BOXES, _MASKS, _LABELS = "Boxes", "Masks", "Labels"
 _LARGEST_SHOWN = 1600  # pixels of the longer side of a picture in the page; files have all
-_REMEMBERED = 8  # visitors whose last answer is kept
+_REMEMBERED = 4  # visitors whose last answer is kept
 _FORGET_EVERY, _FORGET_AFTER = 60, 300  # seconds, of the files that the page has loaded
 
 # Gradio's button downloads the file that it has had before the click. So this one is hidden, and is
@@ -143,6 +143,7 @@ class Page:
             [controls.upload, *chosen],
             [controls.upload, controls.threshold, controls.shown, *drawn],
             preprocess=False,  # which would open the upload in a way of its own
+            trigger_mode="always_last",
             show_progress_on=controls.picture,
             api_visibility="private",
         )
