@@ -64,7 +64,8 @@ def _serve(args: argparse.Namespace) -> None:
     limits = Limits(args.max_megabytes, args.max_megapixels)
     with setup_errors():
         predictor = find_model(args.config_file, args.weights, args.overrides).predictor()
-    with serving(predictor, Path(args.config_file).stem, limits, args.host, args.port) as address:
+    title = "/".join(Path(args.config_file).parts[-2:])
+    with serving(predictor, title, limits, args.host, args.port) as address:
         print(f"{args.config_file}: {address} (Ctrl-C ends it)", flush=True)
         while True:
             time.sleep(3600)

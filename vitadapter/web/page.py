@@ -148,7 +148,7 @@ class Page:
             api_visibility="private",
         )
         gr.on(
-            [control.change for control in chosen],
+            [controls.threshold.change, controls.classes.change, controls.shown.change],
             self.draw,
             chosen,
             drawn,
@@ -181,7 +181,7 @@ class Page:
         except ValueError as error:
             _say(str(error))
             return nothing
-        self._answers[request.session_hash] = answer
+        self._answers[_visitor(request)] = answer
         while len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)
         possible = _parts_of(answer.found)
@@ -196,7 +196,7 @@ class Page:
         self, threshold: float, classes: list[int], parts: list[str], request: gr.Request
     ) -> list[object]:
         """Draws what is chosen of the last answer."""
-        return self._drawn(self._answers.get(request.session_hash), threshold, classes, parts)
+        return self._drawn(self._answers.get(_visitor(request)), threshold, classes, parts)
 
     def _drawn(
         self, answer: Answer | None, threshold: float, classes: list[int], parts: list[str]
@@ -226,7 +226,7 @@ class Page:
         return str(self._answerer.write_json(answer, selection))
 
     def _remembered(self, request: gr.Request) -> Answer:
-        answer = self._answers.get(request.session_hash)
+        answer = self._answers.get(_visitor(request))
         if answer is None:
             message = "The image is forgotten by now: upload it again."
             raise gr.Error(message, print_exception=False)
@@ -239,7 +239,11 @@ class Page:
 
     def forget(self, request: gr.Request) -> None:
         """Forgets the answer of a visitor, who has left."""
-        self._answers.pop(request.session_hash, None)
+        self._answers.pop(_visitor(request), None)
+
+
+def _visitor(request: gr.Request) -> str:
+    return str(request.session_hash)
 
 
 def _selection(threshold: float, classes: list[int]) -> Selection:

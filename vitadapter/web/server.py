@@ -76,7 +76,7 @@ def serving(
             page = Page(Answerer(predictor, limits, folder), title).blocks()
             # What Gradio would otherwise take from the environment is said here. It is launched
             # rather than mounted: a page that is mounted takes any path as that of an upload.
-            page.launch(
+            _, address, _ = page.launch(
                 server_name=host,
                 server_port=port,
                 prevent_thread_lock=True,
@@ -94,6 +94,6 @@ def serving(
                 ssr_mode=False,
             )
             try:
-                yield page.local_url
+                yield address
             finally:
                 page.close(verbose=False)
