@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -14,7 +15,7 @@ from web_samples import TwoBoxes, write_photo
 
 pytest.importorskip("gradio")
 
-from vitadapter.web import Limits, serving
+from vitadapter.web import Limits, page, serving
 
 PREDICTOR = TwoBoxes()
 SECRET = "a line that must not be seen"
@@ -174,6 +175,18 @@ def test_nothing_is_left(tmp_path: Path, monkeypatch) -> None:
     assert dict(os.environ) == before
     with pytest.raises(ConnectionRefusedError):
         Client(address).ask("/")
+
+
+def test_files_are_deleted_while_it_runs(monkeypatch) -> None:
+    monkeypatch.setattr(page, "_FORGET_EVERY", 1)
+    monkeypatch.setattr(page, "_FORGET_AFTER", 1)
+    with serving(PREDICTOR, "title", Limits(), "127.0.0.1", None) as address:
+        (path,) = json.loads(Client(address).upload(b"x")[1])
+        assert Path(path).exists()
+        patience = time.monotonic() + 30
+        while Path(path).exists():
+            assert time.monotonic() < patience
+            time.sleep(0.1)
 
 
 def test_addresses_that_cannot_be_served() -> None:

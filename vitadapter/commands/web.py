@@ -22,7 +22,7 @@ shown: above a score, of chosen classes, with or without boxes, masks and labels
 downloaded as `vitadapter predict` writes them.
 
 Only this machine reaches the page unless --host says otherwise. An upload is deleted once it is
-read, and its predictions when the visitor leaves. Ctrl-C ends it.
+read, and pictures of it some minutes later. Ctrl-C ends it.
 It needs Gradio: pip install 'vitadapter[web]'
 """
 _EXAMPLES = """
