@@ -74,4 +74,4 @@ def test_a_signal_ends_it_without_a_trace(
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
     assert output == ""
-    assert list(temporary.glob("vitadapter-web-*")) == []
+    assert list(temporary.iterdir()) == []

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from gradio import routes
 from starlette.middleware import Middleware
 
 from .guard import Guard
@@ -73,6 +74,8 @@ def serving(
         folder = Path(made).resolve()
         guard = Middleware(Guard, files=folder, max_bytes=max_bytes + _FORM_BYTES, host=host)
         with _environment({"GRADIO_TEMP_DIR": str(folder), **_without_proxy(host)}):
+            # Gradio makes a folder there, and has read the environment when it was imported.
+            routes.DEFAULT_TEMP_DIR = str(folder)
             page = Page(Answerer(predictor, limits, folder), title).blocks()
             # What Gradio would otherwise take from the environment is said here. It is launched
             # rather than mounted: a page that is mounted takes any path as that of an upload.
