@@ -202,10 +202,10 @@ def _check_panoptic(
     if role == "train":
         report.proposal = propose_resize(
             [
-                (record["height"], record["width"], float(segment["area"]))
+                (int(record["height"]), int(record["width"]), float(area))
                 for record in records
                 for segment in record["segments_info"]
-                if segment.get("area", 0) > 0
+                if is_number(area := segment.get("area")) and area > 0
             ]
         )
     segments = [[s["category_id"] for s in record["segments_info"]] for record in records]
