@@ -186,10 +186,11 @@ def _scaled(image: Image.Image) -> tuple[Image.Image, float | None]:
     if not np.isfinite([low, high]).all():
         raise ValueError("it has pixels that are NaN or infinite")
     is_float = image.mode == "F"
-    # Up to half a level beyond a range is a rounding error.
+    # Of floats, up to half a level beyond a range is a rounding error.
+    slack = 0.5 / 255 if is_float else 0.0
     ranges = (1, *_RANGES) if is_float else _RANGES
-    white = next((end for end in ranges if high <= end * (1 + 0.5 / 255)), None)
-    if white is None or low < -0.5 / 255 * white:
+    white = next((end for end in ranges if high <= end * (1 + slack)), None)
+    if white is None or low < -slack * white:
         raise ValueError(f"its pixels must lie in 0..{_RANGES[-1]}, got {low:g} to {high:g}")
     levels = (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
     own_range = {"F": 1, "I": None}.get(image.mode, 2**16 - 1)
