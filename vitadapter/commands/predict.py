@@ -19,7 +19,8 @@ from tqdm import tqdm
 from vitadapter.commands.arguments import (
     CONFIG,
     OVERRIDES,
-    WEIGHTS,
+    WEIGHTS_OR_EXPORTED,
+    check_exported_overrides,
     command_parser,
     weights_of,
 )
@@ -45,7 +46,8 @@ from vitadapter.engine.prediction_files import (
 from vitadapter.engine.predictor import LazyPredictor, class_metadata
 from vitadapter.engine.run_checks import setup_errors
 from vitadapter.export import ExportedPredictor
-from vitadapter.export.formats import FORMATS
+from vitadapter.export.evaluation import check_fits
+from vitadapter.export.formats import is_exported
 from vitadapter.model_zoo import config_file
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import (
@@ -181,30 +183,40 @@ class Run:
         return failed
 
 
+def _exported(args: argparse.Namespace, file: str) -> ExportedPredictor:
+    """The predictor of an exported file, which stands in place of a config or of its weights."""
+    if file != args.config_file:
+        check_exported_overrides(args.overrides)
+        predictor = ExportedPredictor(file)
+        check_fits(predictor.description, load_config(args.config_file, args.overrides))
+        return predictor
+    if args.overrides or args.weights not in (None, "zoo"):
+        raise ValueError(
+            f"{file} holds its weights and settings: leave out --weights and overrides"
+        )
+    return ExportedPredictor(file)
+
+
 def _prepared(
     args: argparse.Namespace,
 ) -> tuple[LazyPredictor | ExportedPredictor, Selection, dict[str, object]]:
     """The predictor, what is wanted of it, and the settings that its predictions depend on."""
-    path = Path(args.config_file)
-    is_exported = path.suffix in {each.suffix for each in FORMATS.values()}
-    if not is_exported:
-        config = args.config_file
+    config = args.config_file
+    if not is_exported(config):
         config = config if is_checkpoint(config) else str(config_file(config))
+    file = next((each for each in (config, args.weights) if each and is_exported(each)), None)
+    classes = None
+    if file is not None:
+        predictor: LazyPredictor | ExportedPredictor = _exported(args, file)
+        loaded = file
+        if args.classes:
+            classes = chosen_classes(args.classes, class_names(predictor.metadata))
+    else:
         cfg = load_config(config, args.overrides)
         weights = None if args.weights is None else weights_of(args.config_file, args.weights)
         loaded = weights or str(cfg.train.init_checkpoint)
-    elif args.overrides or args.weights not in (None, "zoo"):
-        raise ValueError(
-            f"{path} holds its weights and settings: leave out --weights and overrides"
-        )
-    else:
-        predictor: LazyPredictor | ExportedPredictor = ExportedPredictor(path)
-        config = loaded = str(path)
-    classes = None
-    if args.classes:  # before published weights are downloaded
-        metadata = predictor.metadata if is_exported else class_metadata(cfg, loaded)
-        classes = chosen_classes(args.classes, class_names(metadata))
-    if not is_exported:
+        if args.classes:  # before published weights are downloaded
+            classes = chosen_classes(args.classes, class_names(class_metadata(cfg, loaded)))
         predictor = LazyPredictor(cfg, weights)
     settings: dict[str, object] = {
         "config": config,
@@ -282,7 +294,9 @@ def script(arguments: Sequence[str] | None = None) -> int:
         "--input", dest="inputs", required=True, nargs="+", help=INPUTS, metavar="INPUT"
     )
     parser.add_argument("--output", required=True, help=OUTPUT)
-    parser.add_argument("--weights", help=f"{WEIGHTS}; default: the config's train.init_checkpoint")
+    parser.add_argument(
+        "--weights", help=f"{WEIGHTS_OR_EXPORTED}; default: the config's train.init_checkpoint"
+    )
     _add_options(parser)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value; must come last")
     return run(_check(parser, parser.parse_args(arguments)))
@@ -301,7 +315,7 @@ def predict(arguments: Sequence[str], prog: str = "vitadapter predict") -> int:
     parser = command_parser(prog, __doc__.partition("\n\n")[2], _EXAMPLES)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUTS)
     parser.add_argument("--output", default="predictions", help=f"{OUTPUT} (default: predictions)")
-    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS} (default: zoo)")
+    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS_OR_EXPORTED} (default: zoo)")
     _add_options(parser)
     parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=OVERRIDES)
     args = _check(parser, parser.parse_args(arguments))
