@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,19 +13,46 @@ from torch.export import ExportedProgram
 
 from ..description import Description
 
-__all__ = ["Compute", "Format", "check_images", "needed_package"]
+__all__ = ["Compute", "Format", "Quantizing", "check_images", "needed_package"]
 
 
 class Format(Protocol):
-    """A format: how its files are written, read and computed."""
+    """A format: how its files are written, read and computed.
+
+    Attributes:
+        suffix: of its files.
+        companions: suffixes of further files that belong to each of them.
+        precisions: that it can hold.
+    """
 
     suffix: str
+    companions: Sequence[str]
+    precisions: Sequence[torch.dtype]
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
-        """Writes a program of `program_of`."""
+        """Writes a program of `program_of` in the precision of the description, except int8."""
 
     def read(self, file: Path) -> tuple["Compute", Description]:
         """Reads a file; raises ValueError if it is not one that `write` has written."""
+
+
+@runtime_checkable
+class Quantizing(Format, Protocol):
+    """A format that can hold int8."""
+
+    def write_int8(
+        self,
+        program: ExportedProgram,
+        description: Description,
+        file: Path,
+        images: Sequence[Tensor],
+    ) -> None:
+        """Writes a program whose matrix products and convolutions compute in int8.
+
+        Args:
+            program, description, file: see `Format.write`.
+            images: what numbers occur is learned of these, each (1, 3, H, W) uint8.
+        """
 
 
 class Compute(Protocol):

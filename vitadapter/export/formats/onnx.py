@@ -2,15 +2,42 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..description import KEY, Description
+from ..precision import precision_of
 from .format import Compute, check_images, needed_package
 
-__all__ = ["Onnx"]
+__all__ = ["Onnx", "onnx_model"]
+
+
+def onnx_model(
+    program: ExportedProgram, description: Description, *, tensorrt_plugin: bool = False
+) -> Any:
+    """Returns a program as an `onnx.ModelProto` in float32 that takes images of any size.
+
+    Args:
+        program, description: see `Format.write`.
+        tensorrt_plugin: see `Onnx`.
+    """
+    for package in ("onnx", "onnxscript"):
+        needed_package(package)
+    from .onnx_graph import cropped, to_onnx, with_padding
+
+    inputs, outputs = ["images", "size"], description.outputs
+    model = to_onnx(program, inputs, outputs, tensorrt_plugin=tensorrt_plugin)
+    model = with_padding(model, description.multiple)
+    return cropped(model, "sem_seg") if "sem_seg" in outputs else model
+
+
+def _save(model: Any, description: Description, file: Path) -> None:
+    onnx = needed_package("onnx")
+    onnx.helper.set_model_props(model, {KEY: description.to_json()})
+    onnx.save(model, str(file))
 
 
 class Onnx:
@@ -22,27 +49,35 @@ class Onnx:
     """
 
     suffix = ".onnx"
+    companions = ()
 
     def __init__(self, tensorrt_plugin: bool = False) -> None:
         self.tensorrt_plugin = tensorrt_plugin
+        # TensorRT chooses the precision of each layer when it builds an engine.
+        others = () if tensorrt_plugin else (torch.float16, torch.int8)
+        self.precisions = (torch.float32, *others)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
-        onnx = needed_package("onnx")
-        needed_package("onnxscript")
-        from .onnx_graph import cropped, to_onnx, with_padding
+        model = onnx_model(program, description, tensorrt_plugin=self.tensorrt_plugin)
+        if precision_of(description.precision) == torch.float16:
+            from .onnx_precision import with_half_products
 
-        model = to_onnx(
-            program,
-            ["images", "size"],
-            description.outputs,
-            tensorrt_plugin=self.tensorrt_plugin,
-        )
-        model = with_padding(model, description.multiple)
-        if "sem_seg" in description.outputs:
-            model = cropped(model, "sem_seg")
-        onnx.helper.set_model_props(model, {KEY: description.to_json()})
-        onnx.save(model, str(file))
+            model = with_half_products(model)
+        _save(model, description, file)
+
+    def write_int8(
+        self,
+        program: ExportedProgram,
+        description: Description,
+        file: Path,
+        images: Sequence[Tensor],
+    ) -> None:
+        """See `Quantizing`."""
+        model = onnx_model(program, description)
+        from .onnx_precision import with_int8_products
+
+        _save(with_int8_products(model, images), description, file)
 
     def read(self, file: Path) -> tuple[Compute, Description]:
         """See `Format`."""
