@@ -72,7 +72,7 @@ def test_what_it_writes_predicts_as_the_config_with_weights(
     assert "leave out model.input_format=RGB" in capsys.readouterr().err
     asked = [str(tiny_config), *overrides, "--weights", str(output)]
     for override, message in (
-        ("model.roi_heads.mask_on=False", r"leave out model\.roi_heads\.mask_on=False"),
+        ("model.input_format=BGR", r"leave out model\.input_format=BGR"),
         ("dataloader.test.mapper.image_format=BGR", "takes RGB images, but .*image_format=BGR"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -5,7 +5,7 @@ sampling locations, the decoding of boxes, and suppression.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,13 +19,16 @@ from .format import needed_package
 __all__ = ["with_half_products", "with_int8_products"]
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Inputs at which the result of a product ceases to be a feature: probabilities, places and boxes.
-_ENDS: dict[str, Callable[[int], bool]] = {
-    "Softmax": lambda _: True,
-    "TopK": lambda _: True,
-    "NonMaxSuppression": lambda _: True,
-    "GridSample": lambda index: index == 1,
-    "RoiAlign": lambda index: index > 0,
+# Nodes whose result is no feature any more but probabilities, places, sizes and choices; with the
+# inputs for which this is so, if not for all.
+_ENDS: dict[str, Sequence[int] | None] = {
+    "GridSample": [1],
+    "NonMaxSuppression": None,
+    "NonZero": None,
+    "RoiAlign": [1, 2],
+    "Shape": None,
+    "Softmax": None,
+    "TopK": None,
 }
 
 
@@ -155,7 +158,8 @@ def _reaches_product(node: NodeProto, readers: dict[str, list[tuple[NodeProto, i
         for reader, index in readers.get(waiting.pop(), []):
             if reader.op_type in _PRODUCTS:
                 return True
-            if reader.output[0] in seen or _ENDS.get(reader.op_type, lambda _: False)(index):
+            ends = _ENDS.get(reader.op_type, [])
+            if reader.output[0] in seen or ends is None or index in ends:
                 continue
             seen.add(reader.output[0])
             waiting.extend(reader.output)
