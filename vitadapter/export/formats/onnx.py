@@ -12,7 +12,7 @@ from ..description import KEY, Description
 from ..precision import precision_of
 from .format import Compute, check_images, needed_package
 
-__all__ = ["Onnx", "onnx_model"]
+__all__ = ["Onnx", "in_precision", "onnx_model"]
 
 
 def onnx_model(
@@ -32,6 +32,19 @@ def onnx_model(
     model = to_onnx(program, inputs, outputs, tensorrt_plugin=tensorrt_plugin)
     model = with_padding(model, description.multiple)
     return cropped(model, "sem_seg") if "sem_seg" in outputs else model
+
+
+def in_precision(model: Any, description: Description) -> Any:
+    """Makes the products of a model in float32 compute as its description says, except int8."""
+    precision = precision_of(description.precision)
+    if precision == torch.float32:
+        return model
+    from onnx import TensorProto
+
+    from .onnx_precision import with_half_products
+
+    kinds = {torch.float16: TensorProto.FLOAT16, torch.bfloat16: TensorProto.BFLOAT16}
+    return with_half_products(model, kinds[precision])
 
 
 def _save(model: Any, description: Description, file: Path) -> None:
@@ -60,11 +73,7 @@ class Onnx:
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
         model = onnx_model(program, description, tensorrt_plugin=self.tensorrt_plugin)
-        if precision_of(description.precision) == torch.float16:
-            from .onnx_precision import with_half_products
-
-            model = with_half_products(model)
-        _save(model, description, file)
+        _save(in_precision(model, description), description, file)
 
     def write_int8(
         self,

@@ -1,4 +1,4 @@
-"""ONNX graphs whose matrix products and convolutions compute in float16 or int8.
+"""ONNX graphs whose matrix products and convolutions compute in half precision or int8.
 
 Everything between them stays in float32: the normalisation of pixels and of layers, softmax,
 sampling locations, the decoding of boxes, and suppression.
@@ -32,34 +32,38 @@ _ENDS: dict[str, Sequence[int] | None] = {
 }
 
 
-def with_half_products(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes the products of a float32 model compute in float16; changed in place."""
+def with_half_products(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
+    """Makes the products of a float32 model compute in half precision; changed in place.
+
+    Args:
+        model: in float32.
+        kind: `TensorProto.FLOAT16` or `TensorProto.BFLOAT16`.
+    """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    halved: dict[str, str] = {}  # names of float16 tensors by those of float32
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    halved: dict[str, str] = {}  # names of tensors in half precision by those in float32
     nodes: list[NodeProto] = []
 
     def half(name: str) -> str:
         if name and name not in halved:
-            halved[name] = f"{name}_float16"
+            halved[name] = f"{name}_half"
             if name in weights:
-                values = numpy_helper.to_array(weights[name]).astype(np.float16)
+                values = numpy_helper.to_array(weights[name]).astype(dtype)
                 graph.initializer.append(numpy_helper.from_array(values, halved[name]))
             else:
-                nodes.append(
-                    helper.make_node("Cast", [name], [halved[name]], to=TensorProto.FLOAT16)
-                )
+                nodes.append(helper.make_node("Cast", [name], [halved[name]], to=kind))
         return halved.get(name, name)
 
     for node in graph.node:
-        if node.op_type in _PRODUCTS:
-            node.input[:] = [half(name) for name in node.input]
-            (output,) = node.output
-            node.output[0] = f"{output}_product"
+        if node.op_type not in _PRODUCTS:
             nodes.append(node)
-            nodes.append(helper.make_node("Cast", [node.output[0]], [output], to=TensorProto.FLOAT))
-        else:
-            nodes.append(node)
+            continue
+        node.input[:] = [half(name) for name in node.input]
+        (output,) = node.output
+        node.output[0] = f"{output}_half_product"
+        nodes.append(node)
+        nodes.append(helper.make_node("Cast", node.output, [output], to=TensorProto.FLOAT))
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}

@@ -9,20 +9,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..description import KEY, Description
-from ..precision import precision_of
 from .format import Compute, check_images, needed_package
-from .onnx import onnx_model
+from .onnx import in_precision, onnx_model
 
 __all__ = ["OpenVino"]
-
-# What the CPU plugin computes in, by the precision of the file. What int8 leaves is bfloat16 where
-# the processor has it, and float32 elsewhere.
-_HINTS = {
-    torch.float32: "f32",
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.int8: "bf16",
-}
 
 
 def _save(model: Any, description: Description, file: Path) -> None:
@@ -33,8 +23,7 @@ def _save(model: Any, description: Description, file: Path) -> None:
         needed_package("onnx").save(model, str(onnx_file))
         converted = openvino.Core().read_model(onnx_file)
         converted.set_rt_info(description.to_json(), KEY)
-        halved = precision_of(description.precision) in (torch.float16, torch.bfloat16)
-        openvino.save_model(converted, file, compress_to_fp16=halved)
+        openvino.save_model(converted, file, compress_to_fp16=False)
     finally:
         onnx_file.unlink(missing_ok=True)
 
@@ -42,18 +31,17 @@ def _save(model: Any, description: Description, file: Path) -> None:
 class OpenVino:
     """A graph in an `.xml` file and its weights in a `.bin` file beside it.
 
-    The graph is that of ONNX. In all precisions but float32, weights are float16 (or int8); what is
-    computed in which precision is decided by OpenVINO when it loads the file.
+    The graph is that of ONNX.
     """
 
     suffix = ".xml"
     companions = (".bin",)
-    precisions = tuple(_HINTS)
+    precisions = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
         needed_package("openvino")
-        _save(onnx_model(program, description), description, file)
+        _save(in_precision(onnx_model(program, description), description), description, file)
 
     def write_int8(
         self,
@@ -83,7 +71,9 @@ class OpenVino:
             raise ValueError("it has no description")
         description = Description.from_json(model.get_rt_info(KEY).astype(str))
         settings = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision_of(description.precision)],
+            # What is in another precision says so. Otherwise, some processors would compute the
+            # rest in bfloat16, in which coordinates above 256 are no longer exact.
+            "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
