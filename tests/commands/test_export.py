@@ -36,10 +36,13 @@ def test_what_it_writes_predicts_as_the_config_with_weights(
     monkeypatch,
 ) -> None:
     output = tmp_path / "detector.onnx"
-    arguments = [str(tiny_config), str(output), "--weights", str(weights), "--overrides"]
-    arguments += overrides
+    arguments = [str(tiny_config), str(output), "--weights", str(weights), "--verify-dataset"]
+    arguments += ["--verify", cfg.dataset.test.image_root, "--overrides", *overrides]
     assert export.main(arguments) == 0
-    assert f"{output}: fp32, images of any size, differs by" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{output}: fp32, images of any size, differs by" in printed
+    assert all(f"| {row}" in printed for row in ("detections", "masks", "bbox/AP ", "segm/AP "))
+    assert not Path(cfg.train.output_dir).exists()
     expected, found = LazyPredictor(cfg, str(weights)), ExportedPredictor(output)
     for name in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
         assert found.metadata.get(name) == expected.metadata.get(name) is not None
@@ -157,16 +160,27 @@ def test_the_backbone_alone(
         (["model.pth"], "must end in .onnx or .xml or .pt2"),
         (["nowhere/model.pt2"], "does not exist"),
         (["model.pt2", "--format", "coreml"], "invalid choice: 'coreml'"),
+        (["model.onnx", "--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["old.xml"], "old.bin exists: add --overwrite"),
     ],
 )
 def test_wrong_arguments(
     arguments: list[str], message: str, tiny_config: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("old.bin").touch()
     with pytest.raises(SystemExit) as stopped:
         export.main([str(tiny_config), *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_folders_without_images(tiny_config: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = [str(tiny_config), str(tmp_path / "a.onnx"), "--weights", "a.pth"]
+    for option in (["--calibrate"], ["--precision", "int8", "--calibrate"], ["--verify"]):
+        assert export.main([*arguments, *option, str(tmp_path / "empty")]) == 1
+        assert "empty must contain images (" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there(tiny_config: Path, tmp_path: Path, capsys) -> None:

@@ -1,6 +1,7 @@
 """Whether an exported file answers as the model does, on images and on a data set."""
 
 import copy
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,9 @@ def verify_on_dataset(cfg: DictConfig) -> Verify:
             if name.rpartition("/")[2] not in _METRICS:
                 continue
             rows.append([name, f"{value:.2f}", f"{found[name]:.2f}", f"{found[name] - value:+.2f}"])
-            if not abs(found[name] - value) <= allowed:
+            # Without an object of any class, both are NaN.
+            agrees = math.isclose(found[name], value, rel_tol=0, abs_tol=allowed)
+            if not agrees and not (math.isnan(value) and math.isnan(found[name])):
                 reasons.append(
                     f"{name} on the test set must be that of the model within {allowed:g}, got "
                     f"{found[name]:.2f} in place of {value:.2f}"
