@@ -62,13 +62,13 @@ class Onnx:
     """
 
     suffix = ".onnx"
-    companions = ()
+    companions: Sequence[str] = ()
 
     def __init__(self, tensorrt_plugin: bool = False) -> None:
         self.tensorrt_plugin = tensorrt_plugin
         # TensorRT chooses the precision of each layer when it builds an engine.
         others = () if tensorrt_plugin else (torch.float16, torch.int8)
-        self.precisions = (torch.float32, *others)
+        self.precisions: Sequence[torch.dtype] = (torch.float32, *others)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""

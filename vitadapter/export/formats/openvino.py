@@ -35,8 +35,8 @@ class OpenVino:
     """
 
     suffix = ".xml"
-    companions = (".bin",)
-    precisions = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
+    companions: Sequence[str] = (".bin",)
+    precisions: Sequence[torch.dtype] = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""

@@ -18,8 +18,8 @@ class Torch:
     """The program itself; it is read by `import vitadapter.ops` and `torch.export.load`."""
 
     suffix = ".pt2"
-    companions = ()
-    precisions = (torch.float32,)
+    companions: Sequence[str] = ()
+    precisions: Sequence[torch.dtype] = (torch.float32,)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
