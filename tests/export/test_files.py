@@ -19,6 +19,7 @@ from vitadapter.export.description import Description, describe
 from vitadapter.export.formats import Onnx, open_file
 from vitadapter.export.formats.onnx_graph import to_onnx
 from vitadapter.export.graphs import graph_of
+from vitadapter.export.precision import Tolerance
 from vitadapter.layers.soft_nms import SoftNMS
 from vitadapter.modeling.inference import SlidingWindow
 
@@ -142,11 +143,13 @@ def test_what_are_no_images(onnx_file: Path, shape: tuple[int, ...], dtype: torc
 
 
 def test_unknown_formats_and_suffixes(segmenter: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of torch, aoti, onnx, tensorrt, got 'coreml'"):
+    with pytest.raises(
+        ValueError, match="one of torch, aoti, onnx, openvino, tensorrt, got 'coreml'"
+    ):
         export(predictor_of(segmenter), "coreml", tmp_path / "a.onnx")
     with pytest.raises(ValueError, match=r"format onnx must end in \.onnx, got"):
         export(predictor_of(segmenter), "onnx", tmp_path / "a.pt2")
-    with pytest.raises(ValueError, match=r"ends in \.onnx or \.pt2"):
+    with pytest.raises(ValueError, match=r"ends in \.onnx or \.xml or \.pt2"):
         ExportedPredictor(Path(__file__))
     with pytest.raises(FileNotFoundError, match="there is no file"):
         ExportedPredictor(tmp_path / "nothing.onnx")
@@ -241,9 +244,10 @@ def test_checkpoints_and_weights(segmenter: nn.Module, tmp_path: Path) -> None:
 def test_a_file_with_other_answers_is_not_written(
     segmenter: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitadapter.export.exporting.TOLERANCE", -1.0)
+    none = Tolerance(outputs=-1.0, answers={}, points=0.0)
+    monkeypatch.setattr("vitadapter.export.exporting.tolerance_of", lambda precision: none)
     file = tmp_path / "a.pt2"
-    with pytest.raises(ValueError, match=r"must answer as the model within -1\.0, got"):
+    with pytest.raises(ValueError, match=r"outputs for noise must agree within -1, got"):
         export(predictor_of(segmenter), "torch", file, only_backbone=True)
     assert list(tmp_path.iterdir()) == []
     export(predictor_of(segmenter), "torch", file, only_backbone=True, force=True)

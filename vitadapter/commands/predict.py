@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from vitadapter.commands.arguments import CONFIG, OVERRIDES, WEIGHTS, command_parser
+from vitadapter.commands.arguments import CONFIG, OVERRIDES, WEIGHTS_OR_EXPORTED, command_parser
 from vitadapter.commands.prediction_inputs import (
     Planned,
     find_inputs,
@@ -254,7 +254,9 @@ def script(arguments: Sequence[str] | None = None) -> int:
         "--input", dest="inputs", required=True, nargs="+", help=INPUTS, metavar="INPUT"
     )
     parser.add_argument("--output", required=True, help=OUTPUT)
-    parser.add_argument("--weights", help=f"{WEIGHTS}; default: the config's train.init_checkpoint")
+    parser.add_argument(
+        "--weights", help=f"{WEIGHTS_OR_EXPORTED}; default: the config's train.init_checkpoint"
+    )
     _add_options(parser)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value; must come last")
     return run(_check(parser, parser.parse_args(arguments)))
@@ -273,7 +275,7 @@ def predict(arguments: Sequence[str], prog: str = "vitadapter predict") -> int:
     parser = command_parser(prog, __doc__.partition("\n\n")[2], _EXAMPLES)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUTS)
     parser.add_argument("--output", default="predictions", help=f"{OUTPUT} (default: predictions)")
-    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS} (default: zoo)")
+    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS_OR_EXPORTED} (default: zoo)")
     _add_options(parser)
     parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=OVERRIDES)
     args = _check(parser, parser.parse_args(arguments))

@@ -1,17 +1,17 @@
 """The models that commands predict with: by name, config, checkpoint or exported file."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 from detectron2.data.catalog import Metadata
 
-from vitadapter.commands.arguments import weights_of
+from vitadapter.commands.arguments import check_exported_overrides, weights_of
 from vitadapter.engine.checkpoint_config import is_checkpoint
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor, class_metadata
 from vitadapter.export import ExportedPredictor
-from vitadapter.export.formats import FORMATS
+from vitadapter.export.evaluation import check_fits
+from vitadapter.export.formats import is_exported
 from vitadapter.model_zoo import config_file
 
 __all__ = ["Model", "Predictor", "find_model"]
@@ -38,14 +38,14 @@ class Model(Protocol):
 
 
 class _ExportedModel:
-    def __init__(self, file: Path) -> None:
+    def __init__(self, config: str, file: str) -> None:
         self._predictor = ExportedPredictor(file)
-        self.config = self.weights = str(file)
+        self.config, self.weights = config, file
 
     def metadata(self) -> Metadata:
         return self._predictor.metadata
 
-    def predictor(self) -> Predictor:
+    def predictor(self) -> ExportedPredictor:
         return self._predictor
 
 
@@ -69,18 +69,25 @@ def find_model(config: str, weights: str | None, overrides: Sequence[str]) -> Mo
     Args:
         config: name of an experiment, config file, checkpoint that carries its config, or file of
             `vitadapter export`.
-        weights: see `weights_of`; None for `train.init_checkpoint`.
+        weights: see `weights_of`, or an exported file of the config's model; None for
+            `train.init_checkpoint`.
         overrides: of the config.
 
     Raises:
-        ValueError: there is no such model, or an exported file is given weights or overrides.
+        ValueError: there is no such model, an exported file is given weights or overrides, or it
+            is that of another model.
         FileNotFoundError: there is no such exported file.
     """
-    path = Path(config)
-    if path.suffix not in {each.suffix for each in FORMATS.values()}:
-        return _ConfiguredModel(config, weights, overrides)
-    if overrides or weights not in (None, "zoo"):
-        raise ValueError(
-            f"{path} holds its weights and settings: leave out --weights and overrides"
-        )
-    return _ExportedModel(path)
+    if is_exported(config):
+        if overrides or weights not in (None, "zoo"):
+            raise ValueError(
+                f"{config} holds its weights and settings: leave out --weights and overrides"
+            )
+        return _ExportedModel(config, config)
+    if weights is not None and is_exported(weights):
+        check_exported_overrides(overrides)
+        config = config if is_checkpoint(config) else str(config_file(config))
+        model = _ExportedModel(config, weights)
+        check_fits(model.predictor().description, load_config(config, overrides))
+        return model
+    return _ConfiguredModel(config, weights, overrides)

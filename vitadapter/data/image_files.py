@@ -4,7 +4,7 @@ import logging
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unicodedata import normalize
@@ -18,6 +18,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "check_map_size",
     "files_by_name",
+    "image_paths",
     "is_image_name",
     "missing_files",
     "open_image",
@@ -89,6 +90,29 @@ def walk(root: Path) -> Iterator[Path]:
                 )
                 below.remove(link.name)
         yield from (Path(folder, name) for name in names)
+
+
+def image_paths(inputs: Sequence[str | Path]) -> list[Path]:
+    """The image files among files and folders, those of a folder in order of their names.
+
+    Raises:
+        ValueError: an input does not exist, or a folder contains no image.
+    """
+    found: list[Path] = []
+    for given in inputs:
+        path = Path(given).expanduser()
+        if not path.is_dir():
+            if not path.is_file():
+                raise ValueError(f"the images must be files or folders, but {path} does not exist")
+            found.append(path)
+            continue
+        below = sorted(file for file in walk(path) if is_image_name(file.name))
+        if not below:
+            raise ValueError(
+                f"the folder {path} must contain images ({', '.join(IMAGE_SUFFIXES)}), found none"
+            )
+        found += below
+    return found
 
 
 def files_by_name(root: Path, suffix: str | None) -> dict[str, str]:

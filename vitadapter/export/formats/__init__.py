@@ -4,16 +4,30 @@ from pathlib import Path
 
 from ..description import Description
 from .aot_inductor import AotInductor
-from .format import Compute, Format
+from .format import Compute, Format, Quantizing
 from .onnx import Onnx
+from .openvino import OpenVino
 from .torch_program import Torch
 
-__all__ = ["FORMATS", "AotInductor", "Compute", "Format", "Onnx", "Torch", "format_of", "open_file"]
+__all__ = [
+    "FORMATS",
+    "AotInductor",
+    "Compute",
+    "Format",
+    "Onnx",
+    "OpenVino",
+    "Quantizing",
+    "Torch",
+    "format_of",
+    "is_exported",
+    "open_file",
+]
 
 FORMATS: dict[str, Format] = {
     "torch": Torch(),
     "aoti": AotInductor(),
     "onnx": Onnx(),
+    "openvino": OpenVino(),
     "tensorrt": Onnx(tensorrt_plugin=True),
 }
 
@@ -23,6 +37,11 @@ def format_of(name: str) -> Format:
     if name not in FORMATS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {name!r}")
     return FORMATS[name]
+
+
+def is_exported(name: str | Path) -> bool:
+    """Whether what stands in place of weights is, by its name, an exported file."""
+    return Path(name).suffix in {each.suffix for each in FORMATS.values()}
 
 
 def open_file(file: str | Path) -> tuple[Compute, Description]:

@@ -1,6 +1,7 @@
 """Packages of AOTInductor: a model as machine code, in `.pt2` files."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ class AotInductor:
 
     suffix = ".pt2"
     max_bytes: int | None = None
+    companions: Sequence[str] = ()
+    precisions: Sequence[torch.dtype] = (torch.float32,)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""

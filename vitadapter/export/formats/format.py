@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from ..description import Description
 
-__all__ = ["Compute", "Format", "check_images", "needed_package", "padded"]
+__all__ = ["Compute", "Format", "Quantizing", "check_images", "needed_package", "padded"]
 
 
 class Format(Protocol):
@@ -23,16 +23,39 @@ class Format(Protocol):
     Attributes:
         suffix: of its files.
         max_bytes: that the weights may have; None for any number.
+        companions: suffixes of further files that belong to each of them.
+        precisions: that it can hold.
     """
 
     suffix: str
     max_bytes: int | None
+    companions: Sequence[str]
+    precisions: Sequence[torch.dtype]
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
-        """Writes a program of `program_of`."""
+        """Writes a program of `program_of` in the precision of the description, except int8."""
 
     def read(self, file: Path) -> tuple["Compute", Description]:
         """Reads a file; raises ValueError if it is not one that `write` has written."""
+
+
+@runtime_checkable
+class Quantizing(Format, Protocol):
+    """A format that can hold int8."""
+
+    def write_int8(
+        self,
+        program: ExportedProgram,
+        description: Description,
+        file: Path,
+        images: Sequence[Tensor],
+    ) -> None:
+        """Writes a program whose matrix products and convolutions compute in int8.
+
+        Args:
+            program, description, file: see `Format.write`.
+            images: what numbers occur is learned of these, each (1, 3, H, W) uint8.
+        """
 
 
 class Compute(Protocol):

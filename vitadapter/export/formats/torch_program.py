@@ -1,5 +1,6 @@
 """Programs of `torch.export` in `.pt2` files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ class Torch:
 
     suffix = ".pt2"
     max_bytes: int | None = None
+    companions: Sequence[str] = ()
+    precisions: Sequence[torch.dtype] = (torch.float32,)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
