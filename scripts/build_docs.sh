@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the documentation site; any warning is an error. Needs `pip install -e '.[docs]'`, which
-# setup_env.sh has done. Open index.html of the folder in a browser, no server is needed.
+# setup_env.sh has done. Open index.html of the folder in a browser; only the search needs
+# a server, such as `python -m http.server --directory output/docs`.
 #
 #   ./scripts/build_docs.sh             writes to output/docs
 #   ./scripts/build_docs.sh FOLDER      writes to another folder, and replaces what is in it
