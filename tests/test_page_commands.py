@@ -29,12 +29,13 @@ from vitadapter.model_zoo import config_file
 from vitadapter.model_zoo.trained_models import TRAINED_MODELS
 
 BLOCK = re.compile(
-    r"(?:<!-- (?P<mark>.*?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```", re.M | re.S
+    r"(?:<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```",
+    re.MULTILINE | re.DOTALL,
 )
-MARK = re.compile(r"run|parsed: \S.*", re.DOTALL)
+MARK = re.compile(r"run|parsed: \S.*")
 EXPERIMENT = re.compile(r"(zoo://)?((?:ADE20K|Cityscapes|COCO\w*|Digits|LVIS)/\w+)")
 # Commands of others, which are taken on trust.
-OTHERS = ("cd", "git", "npm", "pip", "source", "trtexec", ".venv/bin/ruff")
+OTHERS = ("cd", "git", "npm", "pip", "source", "trtexec", "ruff")
 # Files that the reader has made: a config cannot be looked into there.
 MADE = (".pth", ".onnx", ".pt2", ".yaml")
 
@@ -79,14 +80,8 @@ def _commands(code: str, folder: Path) -> list[list[str]]:
     record.touch()
     scripts = [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "scripts").iterdir()]
     names = [*scripts, *(f"./{script}" for script in scripts), *OTHERS]
-    names += [
-        ".venv/bin/python",
-        ".venv/bin/vitadapter",
-        "pytest",
-        "python",
-        "torchrun",
-        "vitadapter",
-    ]
+    tools = ["python", "ruff", "torchrun", "vitadapter"]
+    names += [*tools, *(f".venv/bin/{tool}" for tool in tools)]
     script = "record() { printf '%s\\0' \"$@\" '' >>\"$RECORD\"; }\n"
     script += "".join(f'function {name} {{ record {name} "$@"; }}\n' for name in names)
     # With no search path, nothing else can run.
