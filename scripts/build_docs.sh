@@ -9,5 +9,5 @@ set -euo pipefail
 folder=$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../output/docs}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export NO_MKDOCS_2_WARNING=1 # of the theme, which has no fixes after May 2027; Zensical continues it
-exec .venv/bin/python -m mkdocs build --strict --quiet \
+exec .venv/bin/python -m mkdocs build --strict \
     --config-file projects/ViTAdapter/mkdocs.yml --site-dir "$folder"
