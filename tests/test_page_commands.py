@@ -35,7 +35,7 @@ BLOCK = re.compile(
 MARK = re.compile(r"run|parsed: \S.*")
 EXPERIMENT = re.compile(r"(zoo://)?((?:ADE20K|Cityscapes|COCO\w*|Digits|LVIS)/\w+)")
 # Commands of others, which are taken on trust.
-OTHERS = ("cd", "git", "npm", "pip", "source", "trtexec", "ruff")
+OTHERS = ("apt", "cd", "git", "npm", "pip", "ruff", "source", "trtexec")
 # Files that the reader has made: a config cannot be looked into there.
 MADE = (".pth", ".onnx", ".pt2", ".yaml")
 
