@@ -39,6 +39,14 @@ class Prediction(TypedDict, total=False):
 
 
 def check_image(image: object) -> None:
+    """Refuses what `LazyPredictor` does not take as an image.
+
+    Args:
+        image: ought to be a (H, W, 3) uint8 array in BGR order.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if image is None:
         raise ValueError("image is None, which is what cv2.imread returns for an unreadable file")
     rule = "image must be a (H, W, 3) uint8 array in BGR order"
