@@ -35,7 +35,8 @@ BLOCK = re.compile(
 MARK = re.compile(r"run|parsed: \S.*")
 EXPERIMENT = re.compile(r"(zoo://)?((?:ADE20K|Cityscapes|COCO\w*|Digits|LVIS)/\w+)")
 # Commands of others, which are taken on trust.
-OTHERS = ("apt", "cd", "git", "npm", "pip", "ruff", "source", "trtexec")
+OTHERS = ("apt", "build/detect", "cd", "cmake", "convert", "git", "node", "npm", "pip", "ruff")
+OTHERS += ("source", "trtexec")
 # Files that the reader has made: a config cannot be looked into there.
 MADE = (".pth", ".onnx", ".pt2", ".yaml")
 
@@ -133,6 +134,9 @@ def _arguments(command: Sequence[str]) -> argparse.Namespace | None:
         name, words = words[1], words[2:]
         if name == "vitadapter.model_zoo":
             name, words = "vitadapter", ["zoo", *words]
+    elif name == "python" and words[0] == "-c":
+        compile(words[1], "-c", "exec")
+        return None
     elif name == "python":
         name, words = words[0], words[1:]
     if name == "vitadapter" and words[0].startswith("-"):
