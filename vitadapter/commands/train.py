@@ -73,7 +73,12 @@ def run(args: argparse.Namespace, place: Place) -> None:
     try:
         with setup_errors():
             cfg = load_config(args.config_file, args.opts)
-            from_file = args.eval_only and is_exported(cfg.train.init_checkpoint or "")
+            from_file = is_exported(cfg.train.init_checkpoint or "")
+            if from_file and not args.eval_only:
+                raise ValueError(
+                    "an exported file can be evaluated, but not trained: set train.init_checkpoint "
+                    f"to a checkpoint, got {cfg.train.init_checkpoint}"
+                )
             if from_file:
                 check_exported_overrides(args.opts)
             check_device(OmegaConf.select(cfg, "train.device"))
