@@ -9,7 +9,7 @@ import glob
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -47,6 +47,7 @@ from vitadapter.engine.run_checks import setup_errors
 from vitadapter.export import ExportedPredictor
 from vitadapter.export.formats import FORMATS
 from vitadapter.model_zoo import config_file
+from vitadapter.modeling.inference import Tiles
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import (
     Found,
@@ -65,6 +66,7 @@ examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photo.jpg      # the published weights
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ video.mp4 --output drawn/
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ --classes person car --json --crops
+  %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x aerial.tif --tile 800    # a large image
   %(prog)s detector.onnx photo.jpg                 # a file of `vitadapter export`
   %(prog)s output/model_final.pth photo.jpg        # a checkpoint carries its config
   %(prog)s config.py photo.jpg --weights model_final.pth --overrides train.device=cpu
@@ -74,7 +76,21 @@ examples:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
+    if args.tile is None and args.tile_overlap is not None:
+        parser.error(f"--tile-overlap {args.tile_overlap} needs --tile, the side of a tile")
+    try:
+        args.tiles = _tiles(args)
+    except ValueError as error:
+        parser.error(str(error))
     return args
+
+
+def _tiles(args: argparse.Namespace) -> Tiles | None:
+    if args.tile is None:
+        return None
+    if args.tile_overlap is None:
+        return Tiles(args.tile)
+    return Tiles(args.tile, args.tile_overlap)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +102,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--classes", nargs="+", metavar="NAME", help="take predictions of these classes alone"
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="predict large images in tiles with sides of so many pixels",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=float,
+        metavar="FRACTION",
+        help=f"overlap of tiles, in [0, 1) of their side (default: {Tiles.overlap})",
     )
     parser.add_argument(
         "--json",
@@ -198,20 +226,21 @@ def _prepared(
             f"{path} holds its weights and settings: leave out --weights and overrides"
         )
     else:
-        predictor: LazyPredictor | ExportedPredictor = ExportedPredictor(path)
+        predictor: LazyPredictor | ExportedPredictor = ExportedPredictor(path, tiles=args.tiles)
         config = loaded = str(path)
     classes = None
     if args.classes:  # before published weights are downloaded
         metadata = predictor.metadata if is_exported else class_metadata(cfg, loaded)
         classes = chosen_classes(args.classes, class_names(metadata))
     if not is_exported:
-        predictor = LazyPredictor(cfg, weights)
+        predictor = LazyPredictor(cfg, weights, tiles=args.tiles)
     settings: dict[str, object] = {
         "config": config,
         "weights": loaded,
         "weights_changed": Path(loaded).stat().st_mtime if Path(loaded).is_file() else None,
         "overrides": list(args.overrides),
         "score_threshold": args.score_threshold,
+        "tiles": None if args.tiles is None else asdict(args.tiles),
         "classes": None if args.classes is None else sorted(set(args.classes)),
     }
     return predictor, Selection(args.score_threshold, classes), settings
@@ -231,8 +260,8 @@ def run(args: argparse.Namespace) -> int:
     """Predicts.
 
     Args:
-        args: with `config_file`, `inputs`, `output`, `weights`, `overrides` and what `_add_options`
-            adds.
+        args: with `config_file`, `inputs`, `output`, `weights`, `overrides`, what `_add_options`
+            adds and `tiles`.
 
     Returns:
         The exit status, see the top of this file.

@@ -20,10 +20,11 @@ from vitadapter.data.transforms import augment
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.checkpoint_config import carried_classes, read_config
-from vitadapter.engine.inference import apply_tta, build_inference
+from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference, set_tiles
 from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 from vitadapter.modeling.image_record import ImageRecord
+from vitadapter.modeling.inference import Tiles
 
 __all__ = ["LazyPredictor", "Prediction", "check_image", "class_metadata"]
 
@@ -32,8 +33,11 @@ class Prediction(TypedDict, total=False):
     """What the model finds in an image, in its pixels; a model has some of these."""
 
     instances: Instances
+    """If images are cut into tiles, `pred_masks` are `vitadapter.encoded_masks.EncodedMasks`."""
     sem_seg: Tensor
-    """(K, H, W), a map for each class."""
+    """(K, H, W), a map of scores for each class."""
+    label_map: Tensor
+    """(H, W), the class of each pixel, in place of `sem_seg` if images are cut into tiles."""
     panoptic_seg: tuple[Tensor, list[Segment]]
     """(H, W), a map of the numbers of segments, and their descriptions."""
 
@@ -69,12 +73,15 @@ class LazyPredictor:
         device: None for `train.device`.
         complete: whether the weights must be those of the whole model. If not, they may be what a
             training starts from, such as those of the net alone.
+        tiles: how large images are cut, such as `Tiles(size=800)`; None for
+            `train.inference.tiles`, by which they usually are not. See `Prediction` for what
+            differs.
 
     Attributes:
         model: in evaluation mode.
         inference: the model as `train.inference` runs it.
         image_format: "RGB" or "BGR", the channel order that the model wants.
-        augmentations: how images are resized for it.
+        augmentations: how images are resized for it; none if they are cut into tiles.
         metadata: what the weights carry of their classes, or else of the test data set, with
             `thing_classes` or, for a semantic or panoptic segmenter, `stuff_classes` if they are
             known.
@@ -93,6 +100,7 @@ class LazyPredictor:
         device: str | None = None,
         *,
         complete: bool = True,
+        tiles: Tiles | None = None,
     ) -> None:
         if isinstance(cfg, str | Path):
             cfg = read_config(cfg)
@@ -108,7 +116,10 @@ class LazyPredictor:
                 )
         device = device or cfg.train.device
         check_device(device)
+        if tiles is not None:
+            set_tiles(cfg, tiles)
         apply_tta(cfg)
+        apply_tiles(cfg)
         mapper = cfg.dataloader.test.mapper
         check_value("dataloader.test.mapper.image_format", ImageFormat, mapper.image_format)
         self.image_format = mapper.image_format

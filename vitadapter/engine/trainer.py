@@ -39,7 +39,7 @@ from vitadapter.engine.checkpoint_config import class_entries, config_to_text
 from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
 from vitadapter.engine.ema import EMAHook, WeightEMA
 from vitadapter.engine.hooks import EvalHook, StateKeeper
-from vitadapter.engine.inference import apply_tta, build_inference
+from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.published import log_published
 from vitadapter.engine.resume import find_checkpoint, resume_training
@@ -61,6 +61,7 @@ def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     Call it before the model is built, since test-time augmentation may change the model's settings.
     """
     apply_tta(cfg)
+    apply_tiles(cfg)
     if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
     loader = build(cfg.dataloader.test, "dataloader.test")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from vitadapter.data.transforms import augment
 from vitadapter.engine.predictor import Prediction, check_image
-from vitadapter.modeling.inference import SlidingWindow
+from vitadapter.modeling.image_record import ImageRecord, asked_size
+from vitadapter.modeling.inference import SlidingWindow, TiledInference, Tiles
 from vitadapter.modeling.mask2former.inference import (
     InstanceInference,
     PanopticInference,
@@ -35,6 +37,7 @@ class ExportedPredictor:
 
     Args:
         file: what `export` has written.
+        tiles: how large images are cut, as in `LazyPredictor`; None predicts whole images.
 
     Attributes:
         description: what the file says of itself.
@@ -45,7 +48,7 @@ class ExportedPredictor:
         FileNotFoundError: there is no such file.
     """
 
-    def __init__(self, file: str | Path) -> None:
+    def __init__(self, file: str | Path, *, tiles: Tiles | None = None) -> None:
         self._compute, self.description = open_file(file)
         described = self.description
         if not {"boxes", "sem_seg", "mask_logits"} & set(described.outputs):
@@ -56,6 +59,13 @@ class ExportedPredictor:
         self._augmentations = described.augmentations()
         window = described.sliding_window
         self._window = None if window is None else SlidingWindow(**window)
+        self._tiled = None
+        if tiles is not None:
+            self._tiled = TiledInference(
+                lambda records: [self._predict(record) for record in records],
+                tiles,
+                self._prepare,
+            )
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """See `LazyPredictor.__call__`."""
@@ -65,13 +75,23 @@ class ExportedPredictor:
         """Predicts several images, one after the other; see `LazyPredictor.predict`."""
         for image in images:
             check_image(image)
-        return [self._predict(image) for image in images]
+        return [self._predict_image(image) for image in images]
 
-    def _predict(self, image: np.ndarray) -> Prediction:
-        size = (image.shape[0], image.shape[1])
+    def _prepare(self, image: np.ndarray) -> Tensor:
+        return augment(self._augmentations, image).image
+
+    def _predict_image(self, image: np.ndarray) -> Prediction:
         if self.description.image_format == "RGB":
             image = image[:, :, ::-1]
-        pixels = augment(self._augmentations, np.ascontiguousarray(image)).image[None]
+        image = np.ascontiguousarray(image)
+        if self._tiled is not None:
+            whole = torch.from_numpy(image).permute(2, 0, 1)
+            return cast(Prediction, self._tiled([{"image": whole}])[0])
+        height, width = image.shape[:2]
+        return self._predict({"image": self._prepare(image), "height": height, "width": width})
+
+    def _predict(self, record: ImageRecord) -> Prediction:
+        size, pixels = asked_size(record), record["image"][None]
         if self.description.queries is not None:
             return self._segment_by_queries(pixels, size)
         if "sem_seg" in self.description.outputs:

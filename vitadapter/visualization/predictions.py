@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import cast
 
 import numpy as np
+import torch
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from torch import Tensor
@@ -72,17 +73,21 @@ class Selection:
             return self._of_segments(*cast(tuple[Tensor, list], prediction["panoptic_seg"]))
         if "instances" in prediction:
             return self._of_instances(cast(Instances, prediction["instances"]).to("cpu"))
-        labels = cast(Tensor, prediction["sem_seg"]).argmax(dim=0).numpy(force=True)
+        if "label_map" in prediction:
+            labels = cast(Tensor, prediction["label_map"]).numpy(force=True)
+        else:
+            labels = cast(Tensor, prediction["sem_seg"]).argmax(dim=0).numpy(force=True)
         if self.classes is not None:
             labels = np.where(np.isin(labels, [*self.classes]), labels, NOTHING)
         return Found(labels=labels)
 
     def _of_instances(self, instances: Instances) -> Found:
-        instances = instances[instances.scores >= self.score_threshold]
+        kept = instances.scores >= self.score_threshold
         if self.classes is not None:
-            kept = np.isin(instances.pred_classes.numpy(), [*self.classes])
-            instances = instances[np.flatnonzero(kept)]
-        return Found(instances[instances.scores.argsort(descending=True)])
+            kept &= torch.isin(instances.pred_classes, torch.tensor([*self.classes]))
+        order = instances.scores.argsort(descending=True)
+        # Selected once: masks of a large image have gigabytes.
+        return Found(instances[order[kept[order]]])
 
     def _of_segments(self, ids: Tensor, segments: Sequence[Segment]) -> Found:
         kept = [s for s in segments if self.classes is None or s["category_id"] in self.classes]
@@ -129,7 +134,7 @@ def _objects(instances: Instances, palette: Palette) -> Objects:
     return Objects(
         classes,
         instances.pred_boxes.tensor.numpy(),
-        instances.pred_masks.numpy() if instances.has("pred_masks") else None,
+        instances.pred_masks if instances.has("pred_masks") else None,
         [f"{palette.name(c)} {score:.2f}" for c, score in zip(classes, scores, strict=True)],
     )
 
