@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from vitadapter.commands.arguments import (
@@ -56,6 +57,7 @@ from vitadapter.visualization.predictions import (
     class_names,
     in_words,
 )
+from vitadapter.visualization.sample_sheets import shown_image
 
 DEFAULT_FPS = 25.0
 
@@ -170,8 +172,11 @@ class Run:
 
     def image(self, planned: Planned) -> None:
         """Predicts an image."""
-        image = np.ascontiguousarray(read_image(str(planned.source), "BGR"))
+        array_format = self.predictor.array_format
+        image = np.ascontiguousarray(read_image(str(planned.source), array_format))
         found = self._find(image)
+        if isinstance(array_format, int):
+            image = shown_image(torch.from_numpy(image).permute(2, 0, 1), "RGB")[:, :, ::-1]
         with self._writing(planned) as writer:
             writer.add(image, found)
         tqdm.write(f"{planned.source}: {in_words(found, self.palette)}")

@@ -18,6 +18,7 @@ from vitadapter.data.panoptic import panoptic_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.data.transforms import augment
 from vitadapter.engine.building import build
+from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.checkpoint_config import carried_classes, read_config
 from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference, set_tiles
@@ -42,13 +43,19 @@ class Prediction(TypedDict, total=False):
     """(H, W), a map of the numbers of segments, and their descriptions."""
 
 
-def check_image(image: object) -> None:
+def check_image(image: object, image_format: str | int = "BGR") -> None:
+    """Raises ValueError unless it is an image (H, W, C) as a predictor takes it."""
     if image is None:
         raise ValueError("image is None, which is what cv2.imread returns for an unreadable file")
-    rule = "image must be a (H, W, 3) uint8 array in BGR order"
+    is_colours = isinstance(image_format, str)
+    rule = f"image must be a (H, W, {image_format}) array of numbers"
+    if is_colours:
+        rule = "image must be a (H, W, 3) uint8 array in BGR order"
+    channels = 3 if is_colours else image_format
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{rule}, got {type(image).__name__}")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+    is_number = image.dtype == np.uint8 if is_colours else image.dtype.kind in "uif"
+    if image.ndim != 3 or image.shape[2] != channels or not is_number or image.size == 0:
         raise ValueError(f"{rule}, got {image.shape} {image.dtype}")
 
 
@@ -80,7 +87,9 @@ class LazyPredictor:
     Attributes:
         model: in evaluation mode.
         inference: the model as `train.inference` runs it.
-        image_format: "RGB" or "BGR", the channel order that the model wants.
+        image_format: "RGB" or "BGR", the channel order that the model wants, or the number of
+            channels that it takes as they are.
+        array_format: what is given to it, for `read_image`: "BGR", or the number of channels.
         augmentations: how images are resized for it; none if they are cut into tiles.
         metadata: what the weights carry of their classes, or else of the test data set, with
             `thing_classes` or, for a semantic or panoptic segmenter, `stuff_classes` if they are
@@ -118,11 +127,14 @@ class LazyPredictor:
         check_device(device)
         if tiles is not None:
             set_tiles(cfg, tiles)
+        apply_channels(cfg)
         apply_tta(cfg)
         apply_tiles(cfg)
         mapper = cfg.dataloader.test.mapper
         check_value("dataloader.test.mapper.image_format", ImageFormat, mapper.image_format)
         self.image_format = mapper.image_format
+        is_colours = isinstance(self.image_format, str)
+        self.array_format: str | int = "BGR" if is_colours else self.image_format
         self.augmentations = T.AugmentationList(
             build(mapper.augmentations, "dataloader.test.mapper.augmentations")
         )
@@ -143,6 +155,7 @@ class LazyPredictor:
             image: `(H, W, 3)` uint8 in BGR order, as
                 `vitadapter.data.image_files.read_image` returns it. (So does `cv2.imread`,
                 which however reads images of more than 8 bits differently from training.)
+                If the model takes other channels: `(H, W, C)`, of any numbers.
 
         Returns:
             The model's output for this image.
@@ -166,7 +179,7 @@ class LazyPredictor:
             ValueError: one of the images is not such an array.
         """
         for image in images:
-            check_image(image)
+            check_image(image, self.array_format)
         return self.inference([self.preprocess(image) for image in images])
 
     def preprocess(self, image: np.ndarray) -> ImageRecord:
@@ -174,6 +187,8 @@ class LazyPredictor:
         height, width = image.shape[:2]
         if self.image_format == "RGB":
             image = image[:, :, ::-1]
+        elif isinstance(self.image_format, int) and image.dtype != np.uint8:
+            image = image.astype(np.float32)
         pixels = augment(self.augmentations, np.ascontiguousarray(image)).image
         return {"image": pixels, "height": height, "width": width}
 

@@ -42,6 +42,7 @@ class ExportedPredictor:
     Attributes:
         description: what the file says of itself.
         metadata: of the classes: their names and ids, if they are known.
+        array_format: "BGR", the order of the channels of images.
 
     Raises:
         ValueError: it is another file, damaged or of a newer version, or its runtime is missing.
@@ -56,6 +57,7 @@ class ExportedPredictor:
                 f"{file} holds only a backbone, whose outputs are {', '.join(described.outputs)}"
             )
         self.metadata = described.metadata()
+        self.array_format = "BGR"
         self._augmentations = described.augmentations()
         window = described.sliding_window
         self._window = None if window is None else SlidingWindow(**window)
