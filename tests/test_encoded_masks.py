@@ -2,6 +2,7 @@
 
 import numpy as np
 import pycocotools.mask as mask_util
+import pytest
 import torch
 from detectron2.structures import Instances
 
@@ -59,5 +60,7 @@ def test_they_serve_as_masks_of_instances() -> None:
     assert all(np.array_equal(decoded, mask) for decoded, mask in pairs)
     assert np.array_equal(instances[instances.scores > 5].pred_masks.tensor(), masks[6:])
     assert np.array_equal(instances[3].pred_masks[0], masks[3])
-    assert np.array_equal(instances.pred_masks[-1], masks[-1])
+    assert np.array_equal(instances.pred_masks[np.int64(-1)], masks[-1])
+    with pytest.raises(IndexError):
+        instances.pred_masks[8]
     assert len(instances[instances.scores > 9].pred_masks.tensor()) == 0

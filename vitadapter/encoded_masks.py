@@ -62,10 +62,10 @@ class EncodedMasks:
     def __getitem__(self, index: Selected) -> "EncodedMasks": ...
     def __getitem__(self, index: int | Selected) -> "Tensor | EncodedMasks":
         """Mask (height, width) bool of a number, or some of the masks, selected as in a tensor."""
-        if isinstance(index, int):
-            return torch.from_numpy(mask_util.decode([self.rles[index]])[..., 0]).bool()
-        numbers = torch.arange(len(self))[index].tolist()
-        return EncodedMasks([self.rles[number] for number in numbers], self.shape[1:])
+        numbers = torch.arange(len(self))[index]
+        if numbers.dim() == 0:
+            return torch.from_numpy(mask_util.decode([self.rles[int(numbers)]])[..., 0]).bool()
+        return EncodedMasks([self.rles[number] for number in numbers.tolist()], self.shape[1:])
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[number] for number in range(len(self)))

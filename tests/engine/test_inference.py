@@ -262,7 +262,7 @@ def _ordered(results: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def test_other_forms_of_tiles_are_refused(cfg: DictConfig) -> None:
-    apply_overrides(cfg, ["train.inference.tiles=null"])
+    apply_overrides(cfg, ["~train.inference.tiles"])
     apply_tiles(cfg)
     assert isinstance(build_inference(cfg, instantiate(cfg.model)), InferenceModel)
     cfg.train.inference.tiles = 800

@@ -121,7 +121,7 @@ def test_wrong_predictions_and_labels(tmp_path: Path) -> None:
 def test_label_maps_of_tiles_count_like_scores(tmp_path: Path) -> None:
     truths = {name: some_labels(seed) for seed, name in enumerate("ab")}
     images, labels = write_pairs(tmp_path, truths)
-    guess = np.roll(np.where(truths["b"] == 255, 0, truths["b"]), 3, axis=0)
+    guess = np.roll(np.where(truths["b"] == 255, 0, truths["b"]), 3, axis=0).astype(np.int64)
     results = []
     for output in (scores_of(guess), {"label_map": torch.as_tensor(guess.astype(np.int16))}):
         evaluator = sem_seg_evaluator("own", str(images), str(labels), num_classes=CLASSES)

@@ -69,7 +69,7 @@ def export(
         )
     if isinstance(source.inference, TiledInference):
         raise ValueError(
-            "a file does not say how images are cut into tiles: set train.inference.tiles=null "
+            "a file does not say how images are cut into tiles: set ~train.inference.tiles "
             "and give tiles to ExportedPredictor or to vitadapter predict --tile"
         )
     if isinstance(source.image_format, int):
