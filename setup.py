@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass
@@ -199,14 +200,17 @@ def operator_extension(cuda: CudaToolkit | str) -> Extension:
     """The shared library ``vitadapter._C`` with every kernel that this machine can compile."""
     sources = sorted(str(path) for path in Path("kernels").rglob("*.cpp"))
     arguments = {"cxx": ["-O3", "-g0", f"-DPy_LIMITED_API={PYTHON_ABI[0]}", *openmp_flags()]}
-    include, libraries, link, architectures = [], [], [], ""
+    include, libraries, architectures = [], [], ""
+    # C++ programs load the library without Python. The functions of Python that it names must then
+    # not be looked up before they are called, as conda's linker flags demand.
+    link = ["-Wl,-z,lazy"] if sys.platform == "linux" else []
     if isinstance(cuda, CudaToolkit):
         sources += sorted(str(path) for path in Path("kernels").rglob("*_cuda.cu"))
         arguments["nvcc"] = ["-O3"]
         include = [str(path) for path in cuda.include]
         libraries = ["c10_cuda"]
         # By its path: pip's packages have no libcudart.so that -lcudart would find.
-        link = [str(cuda.runtime)]
+        link.append(str(cuda.runtime))
         architectures = os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(cuda)
         cpp_extension.CUDA_HOME = str(cuda.home)
     else:

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": Command("train a model, or go on with a stopped run", "commands.train:train"),
     "eval": Command("evaluate trained weights on the test set", "commands.train:evaluate"),
     "predict": Command("detect or segment in images and videos", "commands.predict:predict"),
+    "web": Command("try a model on a local page, by upload or webcam", "commands.web:main"),
     "zoo": Command("list the experiments and their trained models", "model_zoo.__main__:main"),
     "export": Command("write a model as ONNX or a program of torch.export", "commands.export:main"),
     "convert": Command("convert a checkpoint to this project's names", "commands.convert:main"),

@@ -20,11 +20,10 @@ from vitadapter.analysis.features import (
     FREQUENCIES,
     analyze_features,
     feature_maps,
-    image_paths,
     log_amplitudes,
 )
 from vitadapter.commands.analyze_features import main
-from vitadapter.data.image_files import read_image
+from vitadapter.data.image_files import image_paths, read_image
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.modeling.backbone import TimmViT
 

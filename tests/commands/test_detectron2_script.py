@@ -26,7 +26,7 @@ NET = "backbone.bottom_up.net."
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
-# Detectron2's ViTDet, the lines of README.md, and the rest of a config on tiny data.
+# Detectron2's ViTDet, the lines of the page for its users, and the rest of a config on tiny data.
 VITDET = """
 from pathlib import Path
 
@@ -53,8 +53,9 @@ lr_multiplier, train = _tiny.lr_multiplier, _tiny.train
 
 @pytest.fixture
 def vitdet_config(tiny_config: Path, repository: Path, tmp_path: Path) -> Path:
-    """A ViTDet of Detectron2's that has got the adapter as README.md says."""
-    blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    """A ViTDet of Detectron2's that has got the adapter as the page for its users says."""
+    page = repository / "projects" / "ViTAdapter" / "docs" / "coming_from" / "vitdet.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     (readme,) = (block for block in blocks if "L(ViTAdapter)(net=model.backbone.net" in block)
     path = tmp_path / "vitdet_adapter.py"
     path.write_text(VITDET.format(readme=readme, tiny=tiny_config))

@@ -9,11 +9,13 @@ import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
-from vitadapter.commands import export, predict
+from vitadapter.commands import export, predict, train
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.trainer import do_train
 from vitadapter.export import ExportedPredictor
 from vitadapter.export.formats import open_file
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 @pytest.fixture
@@ -31,12 +33,16 @@ def test_what_it_writes_predicts_as_the_config_with_weights(
     weights: Path,
     tmp_path: Path,
     capsys,
+    monkeypatch,
 ) -> None:
     output = tmp_path / "detector.onnx"
-    arguments = [str(tiny_config), str(output), "--weights", str(weights), "--overrides"]
-    arguments += overrides
+    arguments = [str(tiny_config), str(output), "--weights", str(weights), "--verify-dataset"]
+    arguments += ["--verify", cfg.dataset.test.image_root, "--overrides", *overrides]
     assert export.main(arguments) == 0
-    assert f"{output}: images of any size, differs by" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{output}: fp32, images of any size, differs by" in printed
+    assert all(f"| {row}" in printed for row in ("detections", "masks", "bbox/AP ", "segm/AP "))
+    assert not Path(cfg.train.output_dir).exists()
     expected, found = LazyPredictor(cfg, str(weights)), ExportedPredictor(output)
     for name in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
         assert found.metadata.get(name) == expected.metadata.get(name) is not None
@@ -49,6 +55,7 @@ def test_what_it_writes_predicts_as_the_config_with_weights(
         torch.testing.assert_close(*boxes, rtol=1e-4, atol=1e-3)
         assert file.pred_classes.equal(model.pred_classes)
         assert (file.pred_masks != model.pred_masks).float().mean() < 1e-3
+    _check_evaluation(tiny_config, overrides, weights, output, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
         export.main(arguments)
     assert stopped.value.code == 2
@@ -60,6 +67,47 @@ def test_what_it_writes_predicts_as_the_config_with_weights(
     assert (tmp_path / "drawn" / "photo.png").is_file()
     assert predict.predict([str(output), str(photo), *drawn, "--weights", "a.pth"]) == 2
     assert "leave out --weights and overrides" in capsys.readouterr().err
+    beside = [str(tiny_config), str(photo), *drawn, "--weights", str(output), "--json"]
+    beside += ["--overrides", *overrides]
+    assert predict.predict(beside) == 0
+    assert (tmp_path / "drawn" / "predictions.json").is_file()
+    assert predict.predict([*beside, "model.input_format=RGB"]) == 2
+    assert "leave out model.input_format=RGB" in capsys.readouterr().err
+    asked = [str(tiny_config), *overrides, "--weights", str(output)]
+    for override, message in (
+        ("model.input_format=BGR", r"leave out model\.input_format=BGR"),
+        ("dataloader.test.mapper.image_format=BGR", "takes RGB images, but .*image_format=BGR"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            train.evaluate([*asked, override])
+
+
+def _check_evaluation(
+    config: Path, overrides: list[str], weights: Path, file: Path, monkeypatch
+) -> None:
+    """An exported file has the AP of the weights in whose place it stands."""
+    evaluated = [f"{key}=" for key in ("train.output_dir", "dataset.test.json_file")]
+    folder, annotations = (
+        Path(next(o for o in overrides if o.startswith(key)).removeprefix(key)) for key in evaluated
+    )
+    script = ["--config-file", str(config), "--eval-only", *overrides]
+    train.script([*script, f"train.init_checkpoint={weights}"])
+    found = json.loads((folder / "inference/coco_instances_results.json").read_text())
+    # Every second detection is an object, so that AP is neither 0 nor 100.
+    content = json.loads(annotations.read_text())
+    content["annotations"] = [
+        dict(one, id=number, area=one["bbox"][2] * one["bbox"][3], iscrowd=0)
+        for number, one in enumerate(found[::2], start=1)
+    ]
+    annotations.write_text(json.dumps(content))
+    results = []
+    monkeypatch.setattr("vitadapter.engine.trainer.print_csv_format", results.append)
+    train.script([*script, f"train.init_checkpoint={weights}"])
+    train.evaluate([str(config), *overrides, "--weights", str(file)])
+    expected, exported = results
+    for task in ("bbox", "segm"):
+        assert 10 < expected[task]["AP"] < 95
+        assert exported[task]["AP"] == pytest.approx(expected[task]["AP"], abs=0.05)
 
 
 def test_a_checkpoint_that_carries_its_config(
@@ -109,19 +157,30 @@ def test_the_backbone_alone(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.pth"], "must end in .onnx or .pt2"),
+        (["model.pth"], "must end in .onnx or .xml or .pt2"),
         (["nowhere/model.pt2"], "does not exist"),
         (["model.pt2", "--format", "coreml"], "invalid choice: 'coreml'"),
+        (["model.onnx", "--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["old.xml"], "old.bin exists: add --overwrite"),
     ],
 )
 def test_wrong_arguments(
     arguments: list[str], message: str, tiny_config: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("old.bin").touch()
     with pytest.raises(SystemExit) as stopped:
         export.main([str(tiny_config), *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_folders_without_images(tiny_config: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = [str(tiny_config), str(tmp_path / "a.onnx"), "--weights", "a.pth"]
+    for option in (["--calibrate"], ["--precision", "int8", "--calibrate"], ["--verify"]):
+        assert export.main([*arguments, *option, str(tmp_path / "empty")]) == 1
+        assert "empty must contain images (" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there(tiny_config: Path, tmp_path: Path, capsys) -> None:

@@ -11,7 +11,7 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
-from vitadapter.commands import predict
+from vitadapter.commands import predict, predictors
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_nothing_found(
     options: list[str], tmp_path: Path, capsys, monkeypatch, names: tuple[str, ...]
 ) -> None:
     """It is said before the weights are loaded, which may be a long download."""
-    monkeypatch.delattr(predict, "LazyPredictor")
+    monkeypatch.delattr(predictors, "LazyPredictor")
     (tmp_path / "empty").mkdir()
     inputs = ["--input", *(str(tmp_path / name) for name in names)]
     assert predict.script([*options, *inputs, "--output", str(tmp_path / "drawn")]) == 1
@@ -166,7 +166,7 @@ def test_outputs_that_cannot_be_written(
     monkeypatch,
     capsys,
 ) -> None:
-    monkeypatch.setattr(predict, "LazyPredictor", None)  # found out before the model is loaded
+    monkeypatch.setattr(predictors, "LazyPredictor", None)  # found out before the model is loaded
     (tmp_path / "file").write_text("")
     write_video(tmp_path / "clip.avi")
     name = images / "000.png" if source.endswith(".png") else tmp_path / source
@@ -321,7 +321,7 @@ def test_requests_that_cannot_be_met(
 def test_a_single_file_has_one_drawn_input(
     options: list[str], images: Path, tmp_path: Path, flag: str, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr(predict, "LazyPredictor", None)
+    monkeypatch.setattr(predictors, "LazyPredictor", None)
     inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / "one.png")]
     assert predict.script([*options, *inputs, flag]) == 2
     assert "give a folder for --json" in capsys.readouterr().err

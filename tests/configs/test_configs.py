@@ -16,7 +16,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from project_configs import ALL_CONFIGS, CONFIGS, heads_of, load, net_wrapper, shrink
 from timm.models import get_pretrained_cfg
@@ -306,7 +306,8 @@ def test_the_mappers_read_an_annotated_image(path: Path, tmp_path: Path) -> None
 
     trained = instantiate(cfg.dataloader.train.mapper)(record)
     assert trained["image"].dtype == torch.uint8
-    sizes = re.findall(r"'(?:max_size|target_width)': (\d+)", str(cfg.dataloader.train.mapper))
+    mapper = OmegaConf.to_container(cfg.dataloader.train.mapper, resolve=True)
+    sizes = re.findall(r"'(?:max_size|target_width)': (\d+)", str(mapper))
     assert max(trained["image"].shape) <= max(map(int, sizes))
     assert trained["instances"].image_size == tuple(trained["image"].shape[1:])
     assert trained["instances"].has("gt_masks") == cfg.dataloader.train.dataset.masks

@@ -116,6 +116,14 @@ def test_integers_of_any_range(folder: Path, data: st.DataObject, kind: tuple, b
     np.testing.assert_allclose(image, np.repeat(expected[..., None], 3, 2), atol=0.51)
 
 
+@pytest.mark.parametrize(("brightest", "white"), [(4095, 4095), (4096, 65535), (256, 4095)])
+def test_a_range_ends_at_its_last_number(folder: Path, brightest: int, white: int) -> None:
+    values = np.full((3, 4), brightest, np.uint16)
+    Image.fromarray(values).save(folder / "end.png")
+    image = read_image(str(folder / "end.png"), "BGR")
+    assert set(image.ravel().tolist()) == {round(brightest * 255 / white)}
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), end=st.sampled_from([1, 255, 4095, 65535]))
 def test_floats_of_any_range(folder: Path, data: st.DataObject, end: int) -> None:

@@ -17,7 +17,9 @@ from vitadapter.data.transforms import ResizeToFit, StretchToMultiple, augment
 from vitadapter.export import ExportedPredictor, export
 from vitadapter.export.description import Description, describe
 from vitadapter.export.formats import Onnx, open_file
+from vitadapter.export.formats.onnx_graph import to_onnx
 from vitadapter.export.graphs import graph_of
+from vitadapter.export.precision import Tolerance
 from vitadapter.layers.soft_nms import SoftNMS
 from vitadapter.modeling.inference import SlidingWindow
 
@@ -141,11 +143,13 @@ def test_what_are_no_images(onnx_file: Path, shape: tuple[int, ...], dtype: torc
 
 
 def test_unknown_formats_and_suffixes(segmenter: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of torch, onnx, tensorrt, got 'coreml'"):
+    with pytest.raises(
+        ValueError, match="one of torch, aoti, onnx, openvino, tensorrt, got 'coreml'"
+    ):
         export(predictor_of(segmenter), "coreml", tmp_path / "a.onnx")
     with pytest.raises(ValueError, match=r"format onnx must end in \.onnx, got"):
         export(predictor_of(segmenter), "onnx", tmp_path / "a.pt2")
-    with pytest.raises(ValueError, match=r"ends in \.onnx or \.pt2"):
+    with pytest.raises(ValueError, match=r"ends in \.onnx or \.xml or \.pt2"):
         ExportedPredictor(Path(__file__))
     with pytest.raises(FileNotFoundError, match="there is no file"):
         ExportedPredictor(tmp_path / "nothing.onnx")
@@ -198,12 +202,52 @@ def test_what_no_file_can_hold(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_cannot_be_traced_is_no_traceback(tmp_path: Path) -> None:
+    model = build("semantic_fpn")
+    head = model.sem_seg_head.forward
+    model.sem_seg_head.forward = lambda features: head(
+        {name: x[x.sum() > 0][None] for name, x in features.items()}
+    )
+    with pytest.raises(ValueError, match=r"torch\.export cannot trace the model: "):
+        export(predictor_of(model), "torch", tmp_path / "a.pt2")
+
+
+class Untranslatable(nn.Module):
+    """PyTorch's histogram, which ONNX has not."""
+
+    def forward(self, images: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        return torch.histc(images, 3)
+
+
+def test_what_onnx_has_no_form_for() -> None:
+    arguments = torch.zeros(1, 3, 64, 64), torch.tensor([64, 64])
+    program = torch.export.export(Untranslatable(), arguments)
+    with pytest.raises(ValueError, match="ONNX cannot hold the model: "):
+        to_onnx(program, ["images", "size"], ["x"])
+
+
+def test_models_that_are_too_large_for_a_format(
+    segmenter: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Onnx, "max_bytes", 1000)
+    with pytest.raises(ValueError, match=r"onnx holds weights of at most 0\.00 GiB, the model has"):
+        export(predictor_of(segmenter), "onnx", tmp_path / "a.onnx")
+
+
+def test_checkpoints_and_weights(segmenter: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.pth do not exist"):
+        export(tmp_path / "nowhere.pth", "torch", tmp_path / "a.pt2")
+    with pytest.raises(ValueError, match="the model has weights already"):
+        export(predictor_of(segmenter), "torch", tmp_path / "a.pt2", weights="model.pth")
+
+
 def test_a_file_with_other_answers_is_not_written(
     segmenter: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitadapter.export.exporting.TOLERANCE", -1.0)
+    none = Tolerance(outputs=-1.0, answers={}, points=0.0)
+    monkeypatch.setattr("vitadapter.export.exporting.tolerance_of", lambda precision: none)
     file = tmp_path / "a.pt2"
-    with pytest.raises(ValueError, match=r"must answer as the model within -1\.0, got"):
+    with pytest.raises(ValueError, match=r"outputs for noise must agree within -1, got"):
         export(predictor_of(segmenter), "torch", file, only_backbone=True)
     assert list(tmp_path.iterdir()) == []
     export(predictor_of(segmenter), "torch", file, only_backbone=True, force=True)

@@ -157,14 +157,14 @@ def mask2former() -> nn.Module:
     return model
 
 
-def _dense(head: nn.Module) -> nn.Module:
-    scale = 8
+def _dense(head: nn.Module, levels: list[str] = LEVELS) -> nn.Module:
+    scale, strides = 8, STRIDES[-len(levels) :]
     return SingleAnchorDetector(
         backbone=Pyramid(),
         head=head,
-        head_in_features=LEVELS,
+        head_in_features=levels,
         anchor_generator=DefaultAnchorGenerator(
-            sizes=[[scale * stride] for stride in STRIDES], aspect_ratios=[1.0], strides=STRIDES
+            sizes=[[scale * stride] for stride in strides], aspect_ratios=[1.0], strides=strides
         ),
         anchor_matcher=ATSSMatcher(),
         num_classes=CLASSES,
@@ -176,8 +176,8 @@ def _dense(head: nn.Module) -> nn.Module:
     )
 
 
-def _head_arguments() -> dict[str, object]:
-    return dict(in_channels=8, num_levels=2, num_classes=CLASSES, conv_dims=[8], norm="")
+def _head_arguments(num_levels: int = len(LEVELS)) -> dict[str, object]:
+    return dict(in_channels=8, num_levels=num_levels, num_classes=CLASSES, conv_dims=[8], norm="")
 
 
 def sparse_rcnn() -> nn.Module:
@@ -216,7 +216,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "atss": lambda: _dense(
         ATSSHead(box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)), **_head_arguments())
     ),
-    "gfl": lambda: _dense(GFLHead(**_head_arguments())),
+    "gfl": lambda: _dense(GFLHead(**_head_arguments(num_levels=1)), LEVELS[1:]),
     "sparse_rcnn": sparse_rcnn,
     "semantic_fpn": lambda: _segmenter(
         SemanticFPNHead(SHAPES, num_classes=CLASSES, conv_dims=8, norm="")

@@ -32,11 +32,12 @@ SCHEDULES = {
     "LSJ, 25 epochs": "lsj_25ep",
     "LSJ, 50 epochs": "lsj_50ep",
     "LSJ, 100 epochs": "lsj_100ep",
-    "600 iterations": "finetune",
     "3x+MS, old features": "3x_old",
     "Objects365, then COCO": "o365",
 }
 HEADS = {
+    "Mask R-CNN": "mask_rcnn",
+    "Faster R-CNN": "faster_rcnn",
     "ATSS": "atss",
     "GFL": "gfl",
     "Sparse R-CNN": "sparse_rcnn",

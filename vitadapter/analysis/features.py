@@ -13,7 +13,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from vitadapter.data.image_files import IMAGE_SUFFIXES, is_image_name, read_image, read_stored, walk
+from vitadapter.data.image_files import read_image, read_stored
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.visualization.feature_figures import draw_feature_maps, plot_spectra
 from vitadapter.visualization.markdown import markdown_table
@@ -23,7 +23,6 @@ __all__ = [
     "FREQUENCIES",
     "analyze_features",
     "feature_maps",
-    "image_paths",
     "log_amplitudes",
     "normalised_image",
 ]
@@ -33,29 +32,6 @@ FREQUENCIES = 33
 
 # As in Park & Kim's code, so that log(0) does not occur.
 _EPSILON = 1e-6
-
-
-def image_paths(inputs: Sequence[str | Path]) -> list[Path]:
-    """The image files among files and folders, those of a folder in order of their names.
-
-    Raises:
-        ValueError: an input does not exist, or a folder contains no image.
-    """
-    found: list[Path] = []
-    for given in inputs:
-        path = Path(given).expanduser()
-        if not path.is_dir():
-            if not path.is_file():
-                raise ValueError(f"the images must be files or folders, but {path} does not exist")
-            found.append(path)
-            continue
-        below = sorted(file for file in walk(path) if is_image_name(file.name))
-        if not below:
-            raise ValueError(
-                f"the folder {path} must contain images ({', '.join(IMAGE_SUFFIXES)}), found none"
-            )
-        found += below
-    return found
 
 
 def _pyramid(model: nn.Module) -> tuple[Backbone, dict[str, int]]:

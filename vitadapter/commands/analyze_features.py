@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from vitadapter.analysis.features import analyze_features, image_paths
+from vitadapter.analysis.features import analyze_features
 from vitadapter.commands.arguments import (
     CONFIG,
     OVERRIDES,
@@ -12,6 +12,7 @@ from vitadapter.commands.arguments import (
     weights_of,
 )
 from vitadapter.commands.errors import exit_on_errors
+from vitadapter.data.image_files import image_paths
 from vitadapter.engine.launch import check_alone
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor

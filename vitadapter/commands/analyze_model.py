@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from vitadapter.analysis import Workload, analyze_model
 from vitadapter.analysis.activations import saved_activations, saved_table
 from vitadapter.analysis.feature_scales import scale_table, scale_warnings, scales_of_config
-from vitadapter.analysis.features import image_paths
 from vitadapter.analysis.measurement import measure, measured_table
 from vitadapter.commands.arguments import (
     CONFIG,
@@ -21,6 +20,7 @@ from vitadapter.commands.arguments import (
     split_overrides,
 )
 from vitadapter.commands.errors import exit_on_errors
+from vitadapter.data.image_files import image_paths
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import check_settings

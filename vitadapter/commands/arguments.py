@@ -12,7 +12,9 @@ __all__ = [
     "CONFIG",
     "OVERRIDES",
     "WEIGHTS",
+    "WEIGHTS_OR_EXPORTED",
     "DefaultsHelpFormatter",
+    "check_exported_overrides",
     "command_parser",
     "named",
     "split_overrides",
@@ -30,6 +32,7 @@ WEIGHTS = (
     "checkpoint file or URL, or zoo for the published weights of the experiment, or those of the "
     "checkpoint in place of a config"
 )
+WEIGHTS_OR_EXPORTED = f"{WEIGHTS}; or a file of `vitadapter export`"
 
 
 class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -86,6 +89,18 @@ def named(runs: Iterable[tuple[str, _T]]) -> dict[str, _T]:
             raise ValueError(f"the names of runs must differ, got {name!r} twice")
         found[name] = run
     return found
+
+
+def check_exported_overrides(overrides: Sequence[str]) -> None:
+    """Refuses overrides that an exported file in place of weights cannot obey.
+
+    Raises:
+        ValueError: one of them changes the model or how it runs.
+    """
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if key.startswith(("model.", "train.ema.", "train.inference.")):
+            raise ValueError(f"an exported file holds its model and settings: leave out {text}")
 
 
 def weights_of(config: str, weights: str) -> str:

@@ -17,13 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vitadapter.commands.arguments import (
-    CONFIG,
-    OVERRIDES,
-    WEIGHTS,
-    command_parser,
-    weights_of,
-)
+from vitadapter.commands.arguments import CONFIG, OVERRIDES, WEIGHTS_OR_EXPORTED, command_parser
 from vitadapter.commands.prediction_inputs import (
     Planned,
     find_inputs,
@@ -31,10 +25,9 @@ from vitadapter.commands.prediction_inputs import (
     names_a_file,
     plan_outputs,
 )
+from vitadapter.commands.predictors import Predictor, find_model
 from vitadapter.data.image_files import read_image
-from vitadapter.engine.checkpoint_config import is_checkpoint
 from vitadapter.engine.launch import check_alone
-from vitadapter.engine.overrides import load_config
 from vitadapter.engine.prediction_files import (
     FoundWriter,
     InputFiles,
@@ -43,11 +36,7 @@ from vitadapter.engine.prediction_files import (
     merge_json,
     started,
 )
-from vitadapter.engine.predictor import LazyPredictor, class_metadata
 from vitadapter.engine.run_checks import setup_errors
-from vitadapter.export import ExportedPredictor
-from vitadapter.export.formats import FORMATS
-from vitadapter.model_zoo import config_file
 from vitadapter.modeling.inference import Tiles
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import (
@@ -152,7 +141,7 @@ class Run:
         folder: that all files are in.
     """
 
-    predictor: LazyPredictor | ExportedPredictor
+    predictor: Predictor
     selection: Selection
     folder: Path
 
@@ -214,35 +203,18 @@ class Run:
         return failed
 
 
-def _prepared(
-    args: argparse.Namespace,
-) -> tuple[LazyPredictor | ExportedPredictor, Selection, dict[str, object]]:
+def _prepared(args: argparse.Namespace) -> tuple[Predictor, Selection, dict[str, object]]:
     """The predictor, what is wanted of it, and the settings that its predictions depend on."""
-    path = Path(args.config_file)
-    is_exported = path.suffix in {each.suffix for each in FORMATS.values()}
-    if not is_exported:
-        config = args.config_file
-        config = config if is_checkpoint(config) else str(config_file(config))
-        cfg = load_config(config, args.overrides)
-        weights = None if args.weights is None else weights_of(args.config_file, args.weights)
-        loaded = weights or str(cfg.train.init_checkpoint)
-    elif args.overrides or args.weights not in (None, "zoo"):
-        raise ValueError(
-            f"{path} holds its weights and settings: leave out --weights and overrides"
-        )
-    else:
-        predictor: LazyPredictor | ExportedPredictor = ExportedPredictor(path, tiles=args.tiles)
-        config = loaded = str(path)
+    model = find_model(args.config_file, args.weights, args.overrides, args.tiles)
     classes = None
     if args.classes:  # before published weights are downloaded
-        metadata = predictor.metadata if is_exported else class_metadata(cfg, loaded)
-        classes = chosen_classes(args.classes, class_names(metadata))
-    if not is_exported:
-        predictor = LazyPredictor(cfg, weights, tiles=args.tiles)
+        classes = chosen_classes(args.classes, class_names(model.metadata()))
+    predictor = model.predictor()
+    weights = Path(model.weights)
     settings: dict[str, object] = {
-        "config": config,
-        "weights": loaded,
-        "weights_changed": Path(loaded).stat().st_mtime if Path(loaded).is_file() else None,
+        "config": model.config,
+        "weights": model.weights,
+        "weights_changed": weights.stat().st_mtime if weights.is_file() else None,
         "overrides": list(args.overrides),
         "score_threshold": args.score_threshold,
         "tiles": None if args.tiles is None else asdict(args.tiles),
@@ -265,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
     """Predicts.
 
     Args:
-        args: with `config_file`, `inputs`, `output`, `weights`, `overrides`, what `_add_options`
+        args: with `config_file`, `inputs`, `output`, `weights`, `overrides` what `_add_options`
             adds and `tiles`.
 
     Returns:
@@ -316,7 +288,9 @@ def script(arguments: Sequence[str] | None = None) -> int:
         "--input", dest="inputs", required=True, nargs="+", help=INPUTS, metavar="INPUT"
     )
     parser.add_argument("--output", required=True, help=OUTPUT)
-    parser.add_argument("--weights", help=f"{WEIGHTS}; default: the config's train.init_checkpoint")
+    parser.add_argument(
+        "--weights", help=f"{WEIGHTS_OR_EXPORTED}; default: the config's train.init_checkpoint"
+    )
     _add_options(parser)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value; must come last")
     return run(_check(parser, parser.parse_args(arguments)))
@@ -335,7 +309,7 @@ def predict(arguments: Sequence[str], prog: str = "vitadapter predict") -> int:
     parser = command_parser(prog, __doc__.partition("\n\n")[2], _EXAMPLES)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUTS)
     parser.add_argument("--output", default="predictions", help=f"{OUTPUT} (default: predictions)")
-    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS} (default: zoo)")
+    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS_OR_EXPORTED} (default: zoo)")
     _add_options(parser)
     parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=OVERRIDES)
     args = _check(parser, parser.parse_args(arguments))

@@ -12,7 +12,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from vitadapter.commands.arguments import (
     OVERRIDES,
-    WEIGHTS,
+    WEIGHTS_OR_EXPORTED,
+    check_exported_overrides,
     command_parser,
     weights_of,
 )
@@ -21,6 +22,8 @@ from vitadapter.engine.launch import Place, launch
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.run_checks import SetupError, check_device, check_run, setup_errors
 from vitadapter.engine.trainer import do_eval_only, do_train
+from vitadapter.export.evaluation import evaluate_file
+from vitadapter.export.formats import is_exported
 from vitadapter.model_zoo import config_file
 
 __all__ = ["evaluate", "script", "train"]
@@ -41,6 +44,7 @@ examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x              # the published weights
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --weights output/model_final.pth
   %(prog)s output/model_final.pth train.device=cpu           # a checkpoint carries its config
+  %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --weights detector.onnx    # an exported file
 """
 
 _SCRIPT_EXAMPLES = """
@@ -49,6 +53,7 @@ Examples:
   or, with torchrun       torchrun --nproc_per_node 8 %(prog)s --config-file CONFIG
   resume after a stop     %(prog)s --config-file CONFIG --num-gpus 8 --resume
   evaluate                %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.pth
+  an exported file        %(prog)s --config-file CONFIG --eval-only train.init_checkpoint=W.onnx
   published weights       %(prog)s --config-file CONFIG --eval-only \\
       train.init_checkpoint=zoo://COCO/mask_rcnn_vit_adapter_s_deit_3x
   your own data           %(prog)s --config-file CONFIG dataset.root=DIR
@@ -68,6 +73,9 @@ def run(args: argparse.Namespace, place: Place) -> None:
     try:
         with setup_errors():
             cfg = load_config(args.config_file, args.opts)
+            from_file = args.eval_only and is_exported(cfg.train.init_checkpoint or "")
+            if from_file:
+                check_exported_overrides(args.opts)
             check_device(OmegaConf.select(cfg, "train.device"))
             place.join(cfg.train.device)
             # do_train checks too, but default_setup would write into the folder of another run.
@@ -78,7 +86,9 @@ def run(args: argparse.Namespace, place: Place) -> None:
         rank = comm.get_rank()
         logger = setup_logger(cfg.train.output_dir, distributed_rank=rank, name="vitadapter")
         logger.info("Results go to %s", cfg.train.output_dir)
-        if args.eval_only:
+        if from_file:
+            evaluate_file(cfg)
+        elif args.eval_only:
             do_eval_only(cfg)
         else:
             do_train(cfg, resume=args.resume)
@@ -158,7 +168,7 @@ def evaluate(arguments: Sequence[str], prog: str = "vitadapter eval") -> None:
         prog: name of the command in messages.
     """
     parser = _parser(prog, "Evaluates weights on the test set of a config.", _EVAL_EXAMPLES)
-    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS} (default: zoo)")
+    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS_OR_EXPORTED} (default: zoo)")
     args = parser.parse_intermixed_args(arguments)
     args.resume, args.eval_only = False, True
     try:

@@ -4,7 +4,7 @@ import logging
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unicodedata import normalize
@@ -21,6 +21,7 @@ __all__ = [
     "channels_size",
     "check_map_size",
     "files_by_name",
+    "image_paths",
     "is_image_name",
     "missing_files",
     "open_image",
@@ -95,6 +96,29 @@ def walk(root: Path) -> Iterator[Path]:
                 )
                 below.remove(link.name)
         yield from (Path(folder, name) for name in names)
+
+
+def image_paths(inputs: Sequence[str | Path]) -> list[Path]:
+    """The image files among files and folders, those of a folder in order of their names.
+
+    Raises:
+        ValueError: an input does not exist, or a folder contains no image.
+    """
+    found: list[Path] = []
+    for given in inputs:
+        path = Path(given).expanduser()
+        if not path.is_dir():
+            if not path.is_file():
+                raise ValueError(f"the images must be files or folders, but {path} does not exist")
+            found.append(path)
+            continue
+        below = sorted(file for file in walk(path) if is_image_name(file.name))
+        if not below:
+            raise ValueError(
+                f"the folder {path} must contain images ({', '.join(IMAGE_SUFFIXES)}), found none"
+            )
+        found += below
+    return found
 
 
 def files_by_name(root: Path, suffix: str | None) -> dict[str, str]:
@@ -202,10 +226,11 @@ def _scaled(image: Image.Image) -> tuple[Image.Image, float | None]:
     if not np.isfinite([low, high]).all():
         raise ValueError("it has pixels that are NaN or infinite")
     is_float = image.mode == "F"
-    # Up to half a level beyond a range is a rounding error.
+    # Of floats, up to half a level beyond a range is a rounding error.
+    slack = 0.5 / 255 if is_float else 0.0
     ranges = (1, *_RANGES) if is_float else _RANGES
-    white = next((end for end in ranges if high <= end * (1 + 0.5 / 255)), None)
-    if white is None or low < -0.5 / 255 * white:
+    white = next((end for end in ranges if high <= end * (1 + slack)), None)
+    if white is None or low < -slack * white:
         raise ValueError(f"its pixels must lie in 0..{_RANGES[-1]}, got {low:g} to {high:g}")
     levels = (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
     own_range = {"F": 1, "I": None}.get(image.mode, 2**16 - 1)

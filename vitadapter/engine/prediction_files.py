@@ -19,7 +19,7 @@ from PIL import Image
 from vitadapter.data.coco.results import to_results
 from vitadapter.data.panoptic.maps import id_to_rgb
 from vitadapter.visualization.overlays import Palette
-from vitadapter.visualization.predictions import NOTHING, Found, draw_found
+from vitadapter.visualization.predictions import EVERYTHING, NOTHING, Found, Shown, draw_found
 
 __all__ = [
     "FoundWriter",
@@ -182,6 +182,7 @@ class FoundWriter:
         palette: of the classes.
         ids: of the classes in files, by number; without them, the numbers stand in json.
         fps: frames per second; None for an image.
+        shown: what is drawn in the picture.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class FoundWriter:
         palette: Palette,
         ids: Mapping[int, int],
         fps: float | None,
+        shown: Shown,
     ) -> None:
         self._files = files
         self._root = root
@@ -201,6 +203,7 @@ class FoundWriter:
         self._palette = palette
         self._ids = ids
         self._fps = fps
+        self._shown = shown
         self._frame = 0
         self._entries: list[Entry] = []
         self._video: cv2.VideoWriter | None = None
@@ -217,14 +220,15 @@ class FoundWriter:
         palette: Palette,
         ids: Mapping[int, int],
         fps: float | None = None,
+        shown: Shown = EVERYTHING,
     ) -> "Iterator[FoundWriter]":
         """A writer whose files appear at the end of the `with` statement, unless it fails.
 
         Args:
-            files, root, name, palette, ids, fps: see the class.
+            files, root, name, palette, ids, fps, shown: see the class.
         """
         with _making(root) as making:
-            writer = cls(files, root, making, name, palette, ids, fps)
+            writer = cls(files, root, making, name, palette, ids, fps, shown)
             try:
                 yield writer
             finally:
@@ -259,7 +263,7 @@ class FoundWriter:
     def _add_picture(self, target: Path, image: np.ndarray, found: Found) -> None:
         is_frame = self._fps is not None
         rgb = np.ascontiguousarray(image[:, :, ::-1])
-        drawn = draw_found(rgb, found, self._palette, is_frame=is_frame)[:, :, ::-1]
+        drawn = draw_found(rgb, found, self._palette, self._shown, is_frame=is_frame)[:, :, ::-1]
         path = self._making / f"picture{target.suffix}"
         if self._fps is None:
             _write_image(path, drawn)

@@ -43,15 +43,23 @@ class Prediction(TypedDict, total=False):
     """(H, W), a map of the numbers of segments, and their descriptions."""
 
 
-def check_image(image: object, image_format: str | int = "BGR") -> None:
-    """Raises ValueError unless it is an image (H, W, C) as a predictor takes it."""
+def check_image(image: object, array_format: str | int = "BGR") -> None:
+    """Refuses what a predictor does not take as an image.
+
+    Args:
+        image: ought to be a (H, W, 3) uint8 array in BGR order, or (H, W, C) of any numbers.
+        array_format: "BGR", or the number C of channels.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if image is None:
         raise ValueError("image is None, which is what cv2.imread returns for an unreadable file")
-    is_colours = isinstance(image_format, str)
-    rule = f"image must be a (H, W, {image_format}) array of numbers"
+    is_colours = isinstance(array_format, str)
+    rule = f"image must be a (H, W, {array_format}) array of numbers"
     if is_colours:
         rule = "image must be a (H, W, 3) uint8 array in BGR order"
-    channels = 3 if is_colours else image_format
+    channels = 3 if is_colours else array_format
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{rule}, got {type(image).__name__}")
     is_number = image.dtype == np.uint8 if is_colours else image.dtype.kind in "uif"

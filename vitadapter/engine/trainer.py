@@ -47,7 +47,7 @@ from vitadapter.engine.run_checks import check_run, check_same_classes, setup_er
 from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.train_loop import AccumulatingTrainer
 
-__all__ = ["build_ema", "build_trainer", "do_eval_only", "do_test", "do_train"]
+__all__ = ["build_ema", "build_evaluation", "build_trainer", "do_eval_only", "do_test", "do_train"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,19 @@ Results = dict[str, dict[str, float]]
 Batch = list[dict[str, object]]
 
 
-def _build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
+def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     """Loads the test data now, so that faults in it are found before training.
 
     Call it before the model is built, since test-time augmentation may change the model's settings.
+
+    Args:
+        cfg: the whole config; `dataloader.test` and `dataloader.evaluator` are used.
+
+    Returns:
+        What evaluates a model that takes Detectron2's list of dicts: see `do_test`.
+
+    Raises:
+        ValueError, OSError: the data or its evaluator cannot be built.
     """
     apply_tta(cfg)
     apply_tiles(cfg)
@@ -238,7 +247,7 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
         Metrics by task, for instance `{"bbox": {"AP": ...}}`; empty without an evaluator
         and in all processes but the first.
     """
-    return _build_evaluation(cfg)(build_inference(cfg, model))
+    return build_evaluation(cfg)(build_inference(cfg, model))
 
 
 def do_eval_only(cfg: DictConfig) -> Results:
@@ -257,7 +266,7 @@ def do_eval_only(cfg: DictConfig) -> Results:
     """
     with setup_errors():
         check_run(cfg, eval_only=True)
-        evaluate = _build_evaluation(cfg)
+        evaluate = build_evaluation(cfg)
         model = build(cfg.model, "model").to(cfg.train.device)
         inference = build_inference(cfg, model)
         checkpointer = AtomicCheckpointer(model)
@@ -291,7 +300,7 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         # Before test-time augmentation changes the config.
         carried = _carried_config(cfg)
         loader = _build_loader(cfg)
-        evaluate = _build_evaluation(cfg)
+        evaluate = build_evaluation(cfg)
         check_same_classes(cfg)
         model = build(cfg.model, "model").to(cfg.train.device)
         trainer = build_trainer(cfg, model, loader)

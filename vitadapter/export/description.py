@@ -20,11 +20,12 @@ from vitadapter.modeling.mask2former import Mask2Former
 from vitadapter.modeling.semantic import SemanticSegmentor
 
 from .graphs import Graph
+from .precision import name_of
 
 __all__ = ["KEY", "Description", "describe"]
 
 KEY = "vitadapter"  # of the metadata
-_VERSION = 1
+_VERSION = 2
 # Augmentations whose arguments are attributes of theirs, which are these.
 _OWN_STEPS: dict[type[T.Augmentation], tuple[str, ...]] = {
     ResizeToFit: ("short", "long"),
@@ -50,6 +51,7 @@ class Description:
         pixel_mean, pixel_std: what the graph normalises with.
         sliding_window: arguments of `SlidingWindow`; None to predict whole images.
         queries: of a Mask2Former, its stride of masks and the arguments of its inference.
+        precision: name of what the file computes in; see `PRECISIONS`.
         software: versions that wrote the file.
         version: of this format.
     """
@@ -69,8 +71,18 @@ class Description:
     pixel_std: list[float]
     sliding_window: dict[str, Any] | None
     queries: dict[str, Any] | None
+    precision: str
     software: dict[str, str]
     version: int = _VERSION
+
+    @property
+    def answers(self) -> list[str]:
+        """Keys of the `Prediction` of an image; none of a backbone alone."""
+        if self.queries is None:
+            of_outputs = {"boxes": "instances", "sem_seg": "sem_seg"}
+            return [key for output, key in of_outputs.items() if output in self.outputs]
+        kinds = {"semantic": "sem_seg", "instances": "instances", "panoptic": "panoptic_seg"}
+        return [key for kind, key in kinds.items() if self.queries[kind]]
 
     def augmentations(self) -> T.AugmentationList:
         """Returns the steps that resize an image."""
@@ -108,14 +120,27 @@ class Description:
                 f"it has version {entries['version']} of the format, this vitadapter "
                 f"{vitadapter.__version__} reads up to {_VERSION}: update it"
             )
+        if entries["version"] == 1:
+            entries |= {"precision": name_of(torch.float32), "version": _VERSION}
         names = {field.name for field in dataclasses.fields(cls)}
         if set(entries) != names:
             raise ValueError(f"its description is damaged: {sorted(names ^ set(entries))}")
         return cls(**entries)
 
 
-def describe(predictor: LazyPredictor, graph: Graph, size: tuple[int, int] | None) -> Description:
+def describe(
+    predictor: LazyPredictor,
+    graph: Graph,
+    size: tuple[int, int] | None,
+    precision: torch.dtype = torch.float32,
+) -> Description:
     """Describes the model of a predictor.
+
+    Args:
+        predictor: of the model.
+        graph: of the model.
+        size: see `export`.
+        precision: see `export`.
 
     Raises:
         ValueError: images are prepared in a way that the file cannot describe.
@@ -136,6 +161,7 @@ def describe(predictor: LazyPredictor, graph: Graph, size: tuple[int, int] | Non
         pixel_std=model.pixel_std.flatten().tolist(),
         sliding_window=_window_of(model),
         queries=_queries_of(model),
+        precision=name_of(precision),
         size=None if size is None else list(size),
         software={"vitadapter": vitadapter.__version__, "torch": torch.__version__},
     )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from .graphs import Graph
@@ -64,7 +63,9 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
             program = torch.export.export(
                 graph, arguments, dynamic_shapes=(dimensions, None), strict=False
             )
-        except UserError as error:
+        except ValueError:  # what a part of the model says of itself
+            raise
+        except Exception as error:  # whatever the model's code raises with sizes without numbers
             raise ValueError(f"torch.export cannot trace the model: {error}") from error
     if size is None:
         _check_guards(program, graph)

@@ -205,7 +205,9 @@ class _Labels:
         return np.array(self._picture)
 
 
-def draw_objects(image: np.ndarray, objects: Objects, palette: Palette) -> np.ndarray:
+def draw_objects(
+    image: np.ndarray, objects: Objects, palette: Palette, *, draw_boxes: bool = True
+) -> np.ndarray:
     """The image with the masks, boxes and labels of objects.
 
     Smaller objects are drawn over larger ones. Earlier objects get their label first: if there is
@@ -215,6 +217,7 @@ def draw_objects(image: np.ndarray, objects: Objects, palette: Palette) -> np.nd
         image: (H, W, 3) RGB.
         objects: of the image.
         palette: of their classes.
+        draw_boxes: whether boxes are drawn; labels are placed at them in any case.
     """
     drawn = image.copy()
     boxes = np.asarray(objects.boxes, dtype=np.float64).reshape(-1, 4)
@@ -225,8 +228,9 @@ def draw_objects(image: np.ndarray, objects: Objects, palette: Palette) -> np.nd
     for index in np.argsort(-areas, kind="stable"):
         if objects.masks is not None:
             _draw_mask(drawn, objects.masks[index], colors[index])
-        x0, y0, x1, y1 = corners[index].tolist()
-        cv2.rectangle(drawn, (x0, y0), (x1, y1), colors[index], _thickness(drawn))
+        if draw_boxes:
+            x0, y0, x1, y1 = corners[index].tolist()
+            cv2.rectangle(drawn, (x0, y0), (x1, y1), colors[index], _thickness(drawn))
     labels = _Labels(drawn)
     for box, label, color in zip(boxes.tolist(), objects.labels, colors, strict=True):
         labels.write(box, label, color)

@@ -22,7 +22,16 @@ from vitadapter.visualization.overlays import (
     text_size,
 )
 
-__all__ = ["Found", "Selection", "chosen_classes", "class_names", "draw_found", "in_words"]
+__all__ = [
+    "EVERYTHING",
+    "Found",
+    "Selection",
+    "Shown",
+    "chosen_classes",
+    "class_names",
+    "draw_found",
+    "in_words",
+]
 
 _MOST_NAMED = 6  # classes of a label map in words
 _LEGEND_SHARE = 4  # the legend of a frame has at most a quarter of its height
@@ -44,6 +53,21 @@ class Found:
     instances: Instances | None = None
     labels: np.ndarray | None = None
     segments: tuple[np.ndarray, Sequence[Segment]] | None = None
+
+    @classmethod
+    def of(cls, prediction: Mapping[str, object]) -> "Found":
+        """All that is in the output of a model for an image."""
+        if "panoptic_seg" in prediction:
+            ids, segments = cast(tuple[Tensor, list[Segment]], prediction["panoptic_seg"])
+            return cls(segments=(ids.numpy(force=True), segments))
+        if "instances" in prediction:
+            instances = cast(Instances, prediction["instances"]).to("cpu")
+            if (instances.scores.diff() > 0).any():  # not as detectors return them
+                instances = instances[instances.scores.argsort(descending=True)]
+            return cls(instances)
+        if "label_map" in prediction:
+            return cls(labels=cast(Tensor, prediction["label_map"]).numpy(force=True))
+        return cls(labels=cast(Tensor, prediction["sem_seg"]).argmax(dim=0).numpy(force=True))
 
     def classes_of_segments(self) -> np.ndarray:
         """The label map (H, W) of `segments`."""
@@ -69,31 +93,48 @@ class Selection:
 
     def __call__(self, prediction: Mapping[str, object]) -> Found:
         """What is wanted of the output of a model for an image."""
-        if "panoptic_seg" in prediction:
-            return self._of_segments(*cast(tuple[Tensor, list], prediction["panoptic_seg"]))
-        if "instances" in prediction:
-            return self._of_instances(cast(Instances, prediction["instances"]).to("cpu"))
-        if "label_map" in prediction:
-            labels = cast(Tensor, prediction["label_map"]).numpy(force=True)
-        else:
-            labels = cast(Tensor, prediction["sem_seg"]).argmax(dim=0).numpy(force=True)
-        if self.classes is not None:
-            labels = np.where(np.isin(labels, [*self.classes]), labels, NOTHING)
-        return Found(labels=labels)
+        return self.of(Found.of(prediction))
+
+    def of(self, found: Found) -> Found:
+        """What is wanted of all that is found in an image."""
+        if found.segments is not None:
+            return self._of_segments(*found.segments)
+        if found.instances is not None:
+            return self._of_instances(found.instances)
+        assert found.labels is not None
+        if self.classes is None:
+            return found
+        is_wanted = np.isin(found.labels, [*self.classes])
+        return Found(labels=np.where(is_wanted, found.labels, NOTHING))
 
     def _of_instances(self, instances: Instances) -> Found:
         kept = instances.scores >= self.score_threshold
         if self.classes is not None:
             kept &= torch.isin(instances.pred_classes, torch.tensor([*self.classes]))
-        order = instances.scores.argsort(descending=True)
-        # Selected once: masks of a large image have gigabytes.
-        return Found(instances[order[kept[order]]])
+        return Found(instances[kept])  # once: masks of a large image have gigabytes
 
-    def _of_segments(self, ids: Tensor, segments: Sequence[Segment]) -> Found:
+    def _of_segments(self, ids: np.ndarray, segments: Sequence[Segment]) -> Found:
         kept = [s for s in segments if self.classes is None or s["category_id"] in self.classes]
-        numbers = ids.numpy(force=True)
-        shown = np.where(np.isin(numbers, [s["id"] for s in kept]), numbers, 0)
+        shown = np.where(np.isin(ids, [s["id"] for s in kept]), ids, 0)
         return Found(segments=(shown, kept))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is drawn of predictions.
+
+    Args:
+        boxes: of objects.
+        masks: of objects, or the colours of a label map.
+        labels: class and score of each object, or the legend of a label map.
+    """
+
+    boxes: bool = True
+    masks: bool = True
+    labels: bool = True
+
+
+EVERYTHING = Shown()
 
 
 def class_names(metadata: Metadata) -> Sequence[str]:
@@ -128,14 +169,15 @@ def chosen_classes(wanted: Sequence[str], names: Sequence[str]) -> frozenset[int
     return frozenset(number for number, name in enumerate(names) if name in wanted)
 
 
-def _objects(instances: Instances, palette: Palette) -> Objects:
+def _objects(instances: Instances, palette: Palette, shown: Shown) -> Objects:
     classes = instances.pred_classes.tolist()
     scores = instances.scores.tolist()
+    labels = [f"{palette.name(c)} {score:.2f}" for c, score in zip(classes, scores, strict=True)]
     return Objects(
         classes,
         instances.pred_boxes.tensor.numpy(),
-        instances.pred_masks if instances.has("pred_masks") else None,
-        [f"{palette.name(c)} {score:.2f}" for c, score in zip(classes, scores, strict=True)],
+        instances.pred_masks if shown.masks and instances.has("pred_masks") else None,
+        labels if shown.labels else [""] * len(classes),
     )
 
 
@@ -147,7 +189,12 @@ def _legend_height(image: np.ndarray, palette: Palette) -> int:
 
 
 def draw_found(
-    image: np.ndarray, found: Found, palette: Palette, *, is_frame: bool = False
+    image: np.ndarray,
+    found: Found,
+    palette: Palette,
+    shown: Shown = EVERYTHING,
+    *,
+    is_frame: bool = False,
 ) -> np.ndarray:
     """The image with what is found in it.
 
@@ -155,21 +202,23 @@ def draw_found(
         image: (H, W, 3) RGB.
         found: in the image.
         palette: of the classes.
+        shown: what is drawn of it.
         is_frame: whether it is one of several images that must have the same size.
 
     Returns:
         (H, W, 3) RGB, or with a legend below it if every pixel has a class.
     """
     if found.instances is not None:
-        return draw_objects(image, _objects(found.instances, palette), palette)
+        objects = _objects(found.instances, palette, shown)
+        return draw_objects(image, objects, palette, draw_boxes=shown.boxes)
     ids = None if found.segments is None else found.segments[0]
     labels = found.classes_of_segments() if found.labels is None else found.labels
-    drawn = draw_label_map(image, labels, palette, ids)
-    shown = [number for number in np.unique(labels).tolist() if number != NOTHING]
+    drawn = draw_label_map(image, labels, palette, ids) if shown.masks else image
+    named = [number for number in np.unique(labels).tolist() if number != NOTHING]
     height = _legend_height(image, palette) if is_frame else None
-    if not shown and not is_frame:
+    if not shown.labels or (not named and not is_frame):
         return drawn
-    legend = draw_legend(shown, palette, image.shape[1], text_size(image), height)
+    legend = draw_legend(named, palette, image.shape[1], text_size(image), height)
     return np.concatenate([drawn, legend])
 
 

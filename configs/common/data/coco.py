@@ -118,3 +118,25 @@ large_scale_jitter_augmentations = ListConfig(
     ],
     flags={"allow_objects": True},
 )
+
+# Small images for small data: `dataset.resize = small_images` belongs to these.
+small_images = dict(train_short=[192, 224, 256], short=224, long=448)
+small_image_augmentations = ListConfig(
+    [
+        L(T.RandomFlip)(horizontal=True),
+        L(T.ResizeShortestEdge)(
+            short_edge_length="${dataset.resize.train_short}",
+            sample_style="choice",
+            max_size="${dataset.resize.long}",
+        ),
+    ],
+    flags={"allow_objects": True},
+)
+small_image_test_augmentations = ListConfig(
+    [
+        L(T.ResizeShortestEdge)(
+            short_edge_length="${dataset.resize.short}", max_size="${dataset.resize.long}"
+        )
+    ],
+    flags={"allow_objects": True},
+)

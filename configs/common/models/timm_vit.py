@@ -49,6 +49,9 @@ dinov3_7b_frozen.update(
 eva02_base = dinov3_base.copy()
 eva02_base.update(model_name="eva02_base_patch14_224", window_size=16)
 
+eva02_small = eva02_base.copy()
+eva02_small.update(model_name="eva02_small_patch14_224", **small)
+
 eva02_large = dinov3_large.copy()
 eva02_large.update(model_name="eva02_large_patch14_224", window_size=16)
 

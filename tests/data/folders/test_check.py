@@ -52,6 +52,8 @@ def test_counts(folder: Path, splits: Splits) -> None:
     assert found.classes["train"] == found.class_images["train"] == {0: 4, 1: 4}
     assert (found.warnings, found.refusals) == ([], [])
     assert "| class1  |               4 |" in found.text()
+    assert found.text().endswith(found.proposal)
+    assert "dataset.resize.train_short" in found.proposal
 
 
 def test_boxes(folder: Path) -> None:

@@ -24,6 +24,7 @@ from vitadapter.data.coco.json_entries import (
 from vitadapter.data.coco.objects import all_numbers, is_number
 from vitadapter.data.dataset_source import first_few, spread
 from vitadapter.data.folders.image_checks import ListedImage, check_images
+from vitadapter.data.folders.image_size import propose_crop, propose_resize
 from vitadapter.data.folders.listing import image_facts
 from vitadapter.data.folders.prepare import LabelSettings, Prepared, Values
 from vitadapter.data.folders.report import ROLES, CheckReport
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 _NUM_IMAGES_READ = 1000
 # In COCO's words: areas of small and of medium objects end here, in square pixels.
 _SMALL, _MEDIUM = 32**2, 96**2
+# Lines of boxes that are left out.
+_UNUSABLE = ("boxes_without_area", "boxes_outside_the_image")
 
 
 def _files(values: Values, role: str, *keys: str) -> list[str]:
@@ -87,14 +90,14 @@ def _size_line(box: _Box) -> str:
 
 def _check_boxes(report: CheckReport, role: str, boxes: Sequence[_Box]) -> None:
     lines = ("crowds", "small_objects", "medium_objects", "large_objects")
-    faults = ("boxes_without_area", "boxes_outside_the_image", "boxes_that_reach_out_of_the_image")
+    faults = (*_UNUSABLE, "boxes_that_reach_out_of_the_image")
     counts = Counter(dict.fromkeys(lines + faults, 0))
     for box in boxes:
         counts[_size_line(box)] += 1
         counts[_box_line(box)] += 1
     counts.pop("", None)
     report.set(role, **counts)
-    unusable = sum(counts[line] for line in faults[:2])
+    unusable = sum(counts[line] for line in _UNUSABLE)
     if unusable:
         text = f"{unusable} of the {len(boxes)} boxes of dataset.{role} have no area in their"
         much = 2 * unusable > len(boxes)
@@ -125,6 +128,9 @@ def _check_instances(values: Values, report: CheckReport, role: str) -> list[Lis
     report.count_classes(role, shown.values())
     report.set(role, images=len(sizes), images_without_objects=len(sizes) - len(shown))
     _check_boxes(report, role, boxes)
+    if role == "train":
+        usable = [box for box in boxes if not box.is_crowd and _box_line(box) not in _UNUSABLE]
+        report.proposal = propose_resize([(*box.image_size, box.area) for box in usable])
     return [
         ListedImage(image_path(root, name), sizes[id_])
         for id_, image in images.items()
@@ -156,6 +162,7 @@ def _check_semantic(
     chosen = spread(pairs, limit or len(pairs))
     faults: list[str] = []
     pixels = np.zeros((2, num_classes), np.int64)
+    sizes: list[tuple[int, int]] = []
     for image, label in chosen:
         try:
             found = read(label)
@@ -166,6 +173,9 @@ def _check_semantic(
             continue
         counts = np.bincount(found[found != labels.ignore_label], minlength=num_classes)
         pixels += counts, counts > 0
+        sizes.append((found.shape[0], found.shape[1]))
+    if role == "train":
+        report.proposal = propose_crop(sizes)
     _note_unusable(report, role, "label maps", faults, len(chosen))
     report.classes[role], report.class_images[role] = (
         Counter(dict(enumerate(row))) for row in pixels.tolist()
@@ -189,6 +199,15 @@ def _check_panoptic(
         except ValueError as error:
             faults.append(str(error))
     _note_unusable(report, role, "panoptic maps", faults, len(chosen))
+    if role == "train":
+        report.proposal = propose_resize(
+            [
+                (int(record["height"]), int(record["width"]), float(area))
+                for record in records
+                for segment in record["segments_info"]
+                if is_number(area := segment.get("area")) and area > 0
+            ]
+        )
     segments = [[s["category_id"] for s in record["segments_info"]] for record in records]
     report.count_classes(role, segments)
     report.set(role, images=len(records), images_without_segments=segments.count([]))

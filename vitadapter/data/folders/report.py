@@ -27,6 +27,7 @@ class CheckReport:
         class_images: number of images that show a class, by role.
         warnings: what may be wrong.
         refusals: what makes training or evaluation wrong.
+        proposal: size of images for the `finetune` experiments, and why; "" for none.
     """
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class CheckReport:
     class_images: dict[str, Counter[int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    proposal: str = ""
 
     def set(self, role: str, **counts: int) -> None:
         """Fills places of the table; a keyword is the name of a line, with "_" for spaces."""
@@ -86,5 +88,6 @@ class CheckReport:
                 tabulate(rows, ["class", *heads], tablefmt="github"),
                 *(f"warning: {text}" for text in self.warnings),
                 *(f"refused: {text}" for text in self.refusals),
+                *([self.proposal] if self.proposal else []),
             ]
         )

@@ -234,8 +234,8 @@ def load_sem_seg_dataset(
     """Loads and checks a data set of images and label maps, known by name or given by folders.
 
     Args:
-        name, image_root, label_root, num_classes, class_names, ignore_label, reduce_zero_label,
-            role: as in `register_sem_seg`.
+        name, image_root, label_root: as in `register_sem_seg`.
+        num_classes, class_names, ignore_label, reduce_zero_label, role: likewise.
         root: `dataset.root`, which must be None by now; see `refuse_root`.
 
     Returns:

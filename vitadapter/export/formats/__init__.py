@@ -3,15 +3,31 @@
 from pathlib import Path
 
 from ..description import Description
-from .format import Compute, Format
+from .aot_inductor import AotInductor
+from .format import Compute, Format, Quantizing
 from .onnx import Onnx
+from .openvino import OpenVino
 from .torch_program import Torch
 
-__all__ = ["FORMATS", "Compute", "Format", "Onnx", "Torch", "format_of", "open_file"]
+__all__ = [
+    "FORMATS",
+    "AotInductor",
+    "Compute",
+    "Format",
+    "Onnx",
+    "OpenVino",
+    "Quantizing",
+    "Torch",
+    "format_of",
+    "is_exported",
+    "open_file",
+]
 
 FORMATS: dict[str, Format] = {
     "torch": Torch(),
+    "aoti": AotInductor(),
     "onnx": Onnx(),
+    "openvino": OpenVino(),
     "tensorrt": Onnx(tensorrt_plugin=True),
 }
 
@@ -21,6 +37,11 @@ def format_of(name: str) -> Format:
     if name not in FORMATS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {name!r}")
     return FORMATS[name]
+
+
+def is_exported(name: str | Path) -> bool:
+    """Whether what stands in place of weights is, by its name, an exported file."""
+    return Path(name).suffix in {each.suffix for each in FORMATS.values()}
 
 
 def open_file(file: str | Path) -> tuple[Compute, Description]:
@@ -36,7 +57,10 @@ def open_file(file: str | Path) -> tuple[Compute, Description]:
     formats = {each.suffix: each for each in reversed(FORMATS.values())}
     if path.suffix not in formats:
         raise ValueError(f"an exported file ends in {' or '.join(formats)}, got {path}")
+    format_ = formats[path.suffix]
+    if isinstance(format_, Torch) and AotInductor.recognises(path):
+        format_ = FORMATS["aoti"]
     try:
-        return formats[path.suffix].read(path)
+        return format_.read(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be used as an exported file: {error}") from error

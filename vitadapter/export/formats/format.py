@@ -1,31 +1,61 @@
 """What a format of exported files is, and what all of them need."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..description import Description
 
-__all__ = ["Compute", "Format", "check_images", "needed_package"]
+__all__ = ["Compute", "Format", "Quantizing", "check_images", "needed_package", "padded"]
 
 
 class Format(Protocol):
-    """A format: how its files are written, read and computed."""
+    """A format: how its files are written, read and computed.
+
+    Attributes:
+        suffix: of its files.
+        max_bytes: that the weights may have; None for any number.
+        companions: suffixes of further files that belong to each of them.
+        precisions: that it can hold.
+    """
 
     suffix: str
+    max_bytes: int | None
+    companions: Sequence[str]
+    precisions: Sequence[torch.dtype]
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
-        """Writes a program of `program_of`."""
+        """Writes a program of `program_of` in the precision of the description, except int8."""
 
     def read(self, file: Path) -> tuple["Compute", Description]:
         """Reads a file; raises ValueError if it is not one that `write` has written."""
+
+
+@runtime_checkable
+class Quantizing(Format, Protocol):
+    """A format that can hold int8."""
+
+    def write_int8(
+        self,
+        program: ExportedProgram,
+        description: Description,
+        file: Path,
+        images: Sequence[Tensor],
+    ) -> None:
+        """Writes a program whose matrix products and convolutions compute in int8.
+
+        Args:
+            program, description, file: see `Format.write`.
+            images: what numbers occur is learned of these, each (1, 3, H, W) uint8.
+        """
 
 
 class Compute(Protocol):
@@ -60,6 +90,32 @@ def check_images(images: Tensor, description: Description) -> None:
             f"the file takes images with sides of more than {unit} pixels, got "
             f"{list(images.shape[-2:])}"
         )
+
+
+def padded(
+    program: Callable[[Tensor, Tensor], Sequence[Tensor]], description: Description
+) -> Compute:
+    """Makes a program for padded images take images of any size.
+
+    Args:
+        program: maps padded `images` and their `size` to the outputs; see `Graph.normalised`.
+        description: of the file.
+    """
+
+    def compute(images: Tensor) -> Sequence[Tensor]:
+        check_images(images, description)
+        height, width = images.shape[-2:]
+        bottom, right = -height % description.multiple, -width % description.multiple
+        # Machine code reads the memory as it was laid out in the example.
+        pixels = F.pad(images, (0, right, 0, bottom)).contiguous()
+        with torch.no_grad():
+            outputs = program(pixels, torch.tensor([height, width]))
+        return [
+            output[..., :height, :width] if name == "sem_seg" else output
+            for name, output in zip(description.outputs, outputs, strict=True)
+        ]
+
+    return compute
 
 
 def needed_package(package: str) -> ModuleType:

@@ -2,15 +2,58 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..description import KEY, Description
+from ..precision import precision_of
 from .format import Compute, check_images, needed_package
 
-__all__ = ["Onnx"]
+__all__ = ["MAX_BYTES", "Onnx", "in_precision", "onnx_model"]
+
+# A message of protobuf has less than 2 GiB; the graph takes some of it.
+MAX_BYTES = 2**31 - 2**24
+
+
+def onnx_model(
+    program: ExportedProgram, description: Description, *, tensorrt_plugin: bool = False
+) -> Any:
+    """Returns a program as an `onnx.ModelProto` in float32 that takes images of any size.
+
+    Args:
+        program, description: see `Format.write`.
+        tensorrt_plugin: see `Onnx`.
+    """
+    for package in ("onnx", "onnxscript"):
+        needed_package(package)
+    from .onnx_graph import cropped, to_onnx, with_padding
+
+    inputs, outputs = ["images", "size"], description.outputs
+    model = to_onnx(program, inputs, outputs, tensorrt_plugin=tensorrt_plugin)
+    model = with_padding(model, description.multiple)
+    return cropped(model, "sem_seg") if "sem_seg" in outputs else model
+
+
+def in_precision(model: Any, description: Description) -> Any:
+    """Makes the products of a model in float32 compute as its description says, except int8."""
+    precision = precision_of(description.precision)
+    if precision == torch.float32:
+        return model
+    from onnx import TensorProto
+
+    from .onnx_precision import with_half_products
+
+    kinds = {torch.float16: TensorProto.FLOAT16, torch.bfloat16: TensorProto.BFLOAT16}
+    return with_half_products(model, kinds[precision])
+
+
+def _save(model: Any, description: Description, file: Path) -> None:
+    onnx = needed_package("onnx")
+    onnx.helper.set_model_props(model, {KEY: description.to_json()})
+    onnx.save(model, str(file))
 
 
 class Onnx:
@@ -22,27 +65,32 @@ class Onnx:
     """
 
     suffix = ".onnx"
+    max_bytes: int | None = MAX_BYTES
+    companions: Sequence[str] = ()
 
     def __init__(self, tensorrt_plugin: bool = False) -> None:
         self.tensorrt_plugin = tensorrt_plugin
+        # TensorRT chooses the precision of each layer when it builds an engine.
+        others = () if tensorrt_plugin else (torch.float16, torch.int8)
+        self.precisions: Sequence[torch.dtype] = (torch.float32, *others)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
-        onnx = needed_package("onnx")
-        needed_package("onnxscript")
-        from .onnx_graph import cropped, to_onnx, with_padding
+        model = onnx_model(program, description, tensorrt_plugin=self.tensorrt_plugin)
+        _save(in_precision(model, description), description, file)
 
-        model = to_onnx(
-            program,
-            ["images", "size"],
-            description.outputs,
-            tensorrt_plugin=self.tensorrt_plugin,
-        )
-        model = with_padding(model, description.multiple)
-        if "sem_seg" in description.outputs:
-            model = cropped(model, "sem_seg")
-        onnx.helper.set_model_props(model, {KEY: description.to_json()})
-        onnx.save(model, str(file))
+    def write_int8(
+        self,
+        program: ExportedProgram,
+        description: Description,
+        file: Path,
+        images: Sequence[Tensor],
+    ) -> None:
+        """See `Quantizing`."""
+        model = onnx_model(program, description)
+        from .onnx_precision import with_int8_products
+
+        _save(with_int8_products(model, images), description, file)
 
     def read(self, file: Path) -> tuple[Compute, Description]:
         """See `Format`."""

@@ -60,19 +60,25 @@ def to_onnx(
 
     Returns:
         The model, with its weights inside.
+
+    Raises:
+        ValueError: ONNX has no form for a part of the program.
     """
     form = _as_plugin if tensorrt_plugin else _as_grid_samples
-    with paused_collection():
-        translated = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            opset_version=_OPSET,
-            custom_translation_table={torch.ops.vitadapter.ms_deform_attn_fused.default: form},
-            optimize=True,
-            verbose=False,
-        )
+    try:
+        with paused_collection():
+            translated = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=_OPSET,
+                custom_translation_table={torch.ops.vitadapter.ms_deform_attn_fused.default: form},
+                optimize=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ValueError(f"ONNX cannot hold the model: {error}") from error
     assert translated is not None
     return translated.model_proto
 
@@ -209,7 +215,9 @@ def with_padding(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
             ["padding_pads"],
             axis=0,
         ),
-        helper.make_node("Pad", ["images", "padding_pads"], ["padded_images"]),
+        # TensorRT has no uint8 but for inputs and outputs.
+        helper.make_node("Cast", ["images"], ["padding_pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Pad", ["padding_pixels", "padding_pads"], ["padded_images"]),
     ]
     for node in reversed(nodes):
         graph.node.insert(0, node)

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..description import KEY, Description
-from .format import Compute, check_images
+from .format import Compute, padded
 
 __all__ = ["Torch"]
 
@@ -18,6 +16,9 @@ class Torch:
     """The program itself; it is read by `import vitadapter.ops` and `torch.export.load`."""
 
     suffix = ".pt2"
+    max_bytes: int | None = None
+    companions: Sequence[str] = ()
+    precisions: Sequence[torch.dtype] = (torch.float32,)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
@@ -38,17 +39,4 @@ class Torch:
         if not extra[KEY]:
             raise ValueError("it has no description")
         description = Description.from_json(extra[KEY])
-
-        def compute(images: Tensor) -> Sequence[Tensor]:
-            check_images(images, description)
-            height, width = images.shape[-2:]
-            bottom, right = -height % description.multiple, -width % description.multiple
-            padded = F.pad(images, (0, right, 0, bottom))
-            with torch.no_grad():
-                outputs = program(padded, torch.tensor([height, width]))
-            return [
-                output[..., :height, :width] if name == "sem_seg" else output
-                for name, output in zip(description.outputs, outputs, strict=True)
-            ]
-
-        return compute, description
+        return padded(program, description), description

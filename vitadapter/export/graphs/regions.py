@@ -17,6 +17,10 @@ from vitadapter.layers.nms import NMS, HardNMS
 __all__ = ["anchors_of", "clip", "exportable", "pool", "select", "suppress"]
 
 
+# A score that float16 can hold and that no box has.
+_LOWEST = -6e4
+
+
 def anchors_of(generator: DefaultAnchorGenerator, maps: Sequence[Tensor]) -> list[Tensor]:
     """Returns the anchors (H * W * A, 4) of each of the maps (1, C, H, W)."""
     levels = []
@@ -82,12 +86,10 @@ def suppress(
     places = torch.stack((groups % columns, groups // columns), dim=1).repeat(1, 2)
     apart = boxes + (places * (size.max() + 1)).to(boxes.dtype)
     # torchvision promises `torch.export` that at least two boxes are kept. Two that come last, and
-    # overlap with none, make this true.
+    # overlap with none, make this true. Their score is finite, as OpenVINO drops boxes with -inf.
     fillers = apart.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
-    lowest = scores.new_full((2,), float("-inf"))
-    keep = torch.ops.torchvision.nms(
-        torch.cat([apart, fillers]), torch.cat([scores, lowest]), nms.iou_threshold
-    )
+    ranks = torch.cat([scores.clamp(min=_LOWEST / 2), scores.new_full((2,), _LOWEST)])
+    keep = torch.ops.torchvision.nms(torch.cat([apart, fillers]), ranks, nms.iou_threshold)
     keep = keep[: keep.shape[0] - 2]
     if limit >= 0:
         keep = keep[:limit]

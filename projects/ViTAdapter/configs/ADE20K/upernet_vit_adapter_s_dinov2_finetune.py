@@ -26,8 +26,8 @@ dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 0
 dataloader.test.num_workers = 0
 
-model.backbone.net = get_config("common/models/vit.py").vit_small_dinov2
-model.backbone.net.update(window_size=0, window_block_indexes=[], drop_path_rate=0.0)
+_net = get_config("common/models/finetune.py").dinov2_small
+model.backbone.update(_net.backbone)
 model.backbone.feature_norm = "net"
 model.sem_seg_head.head.channels = 128
 model.sem_seg_head.auxiliary_head.channels = 64
@@ -43,4 +43,4 @@ train.eval_period = 60
 train.log_period = 5
 train.checkpointer.update(period=60, max_to_keep=1)
 train.seed = 1
-train.init_checkpoint = "timm://vit_small_patch14_dinov2.lvd142m"
+train.init_checkpoint = _net.weights

@@ -4,29 +4,24 @@ The net attends globally, as it was pre-trained, and trains at a tenth of the le
 `model.backbone.bottom_up.freeze_net=True` keeps it as it is.
 """
 
-import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from fvcore.common.param_scheduler import CosineParamScheduler
 
+from vitadapter.model_zoo import get_config
 from vitadapter.solver import FactorByName, warm_up
 
 from .mask_rcnn_vit_adapter_s_dinov2_3x import dataloader, dataset, model, optimizer, train
 
-_short_edges = (192, 224, 256)
-dataloader.train.mapper.augmentations = [
-    L(T.RandomFlip)(horizontal=True),
-    L(T.ResizeShortestEdge)(short_edge_length=_short_edges, sample_style="choice", max_size=448),
-]
+_data = get_config("common/data/coco.py")
+dataset.resize = _data.small_images
+dataloader.train.mapper.augmentations = _data.small_image_augmentations
 dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = 0
-dataloader.test.mapper.augmentations = [
-    L(T.ResizeShortestEdge)(short_edge_length=224, max_size=448)
-]
+dataloader.test.mapper.augmentations = _data.small_image_test_augmentations
 dataloader.test.num_workers = 0
 
-model.backbone.bottom_up.net.window_size = 0
-model.backbone.bottom_up.net.window_block_indexes = []
-model.backbone.bottom_up.net.drop_path_rate = 0.0
+_net = get_config("common/models/finetune.py").dinov2_small
+model.backbone.bottom_up.update(_net.backbone)
 model.backbone.norm = "LN"
 # Half the channels of the 3x config's heads: at this size they cost more than the backbone.
 model.backbone.out_channels = 128
@@ -57,5 +52,7 @@ train.log_period = 10
 train.checkpointer.period = 100
 train.checkpointer.max_to_keep = 1
 train.seed = 1
-train.init_checkpoint = "timm://vit_small_patch14_dinov2.lvd142m"
-train.inference.tta.wrapper.tta_mapper.update(min_sizes=_short_edges, max_size=448)
+train.init_checkpoint = _net.weights
+train.inference.tta.wrapper.tta_mapper.update(
+    min_sizes="${dataset.resize.train_short}", max_size="${dataset.resize.long}"
+)

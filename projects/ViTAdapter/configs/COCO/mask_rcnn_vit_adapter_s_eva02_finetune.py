@@ -1,0 +1,15 @@
+from vitadapter.model_zoo import get_config
+
+from .mask_rcnn_vit_adapter_s_dinov2_finetune import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+_net = get_config("common/models/finetune.py").eva02_small
+model.backbone.bottom_up.update(_net.backbone)
+model.update(_net.pixels)
+train.init_checkpoint = _net.weights

@@ -1,0 +1,3 @@
+"""The fixtures of whole runs, as for the engine."""
+
+from run_fixtures import *  # noqa: F403
