@@ -96,9 +96,9 @@ def augment(
         )
     # A flip returns a view with negative strides, which torch does not accept.
     pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-    labels = aug_input.sem_seg
-    if labels is not None:
-        labels = torch.as_tensor(np.ascontiguousarray(labels).astype(np.int64))
+    labels = None
+    if aug_input.sem_seg is not None:
+        labels = torch.as_tensor(np.ascontiguousarray(aug_input.sem_seg).astype(np.int64))
     return Augmented(pixels, labels, transforms)
 
 

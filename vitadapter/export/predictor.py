@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import transforms as T
+from torch import nn
 
 from vitadapter.data.transforms import augment
 from vitadapter.engine.predictor import Prediction, check_image
@@ -44,7 +45,8 @@ class ExportedPredictor:
         self.metadata = self.description.metadata()
         self.array_format = "BGR"
         augmentations = self.description.augmentations()
-        self._augmentations, self._inference = augmentations, self.model
+        self._augmentations = augmentations
+        self._inference: nn.Module = self.model
         if tiles is not None:
             self._augmentations = T.AugmentationList([])
             self._inference = TiledInference(
