@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist
 from vitadapter.engine.run_lock import check_unlocked
 from vitadapter.engine.settings import (
@@ -179,6 +180,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         ValueError: the message names the override to change.
     """
     check_settings(cfg)
+    apply_channels(cfg)
     _check_groups(cfg, ("dataloader.test", "model") if eval_only else _GROUPS)
     for key, kind in _OTHER_SETTINGS.items():
         if (value := OmegaConf.select(cfg, key, default=_ABSENT)) is not _ABSENT:

@@ -16,6 +16,8 @@ import torch
 from omegaconf import DictConfig
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.data.channel_files import MAX_CHANNELS
+
 __all__ = [
     "AmpDtype",
     "AmpSettings",
@@ -93,7 +95,12 @@ DDPArguments = Annotated[
     Rule("a group of arguments of DistributedDataParallel", _are_ddp_arguments),
 ]
 AmpDtype = Literal["float16", "bfloat16"]
-ImageFormat = Literal["RGB", "BGR"]
+ImageFormat = (
+    Literal["RGB", "BGR"]
+    | Annotated[
+        int, Rule(f"a number of channels up to {MAX_CHANNELS}", lambda v: 1 <= v <= MAX_CHANNELS)
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from vitadapter.engine.checkpoint_config import class_entries, config_to_text
 from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
 from vitadapter.engine.ema import EMAHook, WeightEMA
 from vitadapter.engine.hooks import EvalHook, StateKeeper
-from vitadapter.engine.inference import apply_tta, build_inference
+from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.published import log_published
 from vitadapter.engine.resume import find_checkpoint, resume_training
@@ -70,6 +70,7 @@ def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
         ValueError, OSError: the data or its evaluator cannot be built.
     """
     apply_tta(cfg)
+    apply_tiles(cfg)
     if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
     loader = build(cfg.dataloader.test, "dataloader.test")

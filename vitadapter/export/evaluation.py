@@ -56,7 +56,7 @@ def check_fits(description: Description, cfg: DictConfig) -> None:
             f"the exported file takes {description.image_format} images, but "
             f"dataloader.test.mapper.image_format={wanted}: set it to {description.image_format}"
         )
-    for key in ("tta.enabled", "amp_dtype"):
+    for key in ("tta.enabled", "amp_dtype", "tiles.size"):
         if value := OmegaConf.select(cfg, f"train.inference.{key}"):
             raise ValueError(
                 f"an exported file runs as it was exported, got train.inference.{key}={value}"
