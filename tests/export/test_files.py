@@ -89,7 +89,7 @@ def test_tiles_and_channels_are_not_written(segmenter: nn.Module, tmp_path: Path
     source.image_format = 5
     with pytest.raises(ValueError, match=r"models of colours can be exported, got one of 5"):
         export(source, "torch", tmp_path / "a.pt2")
-    source.inference = TiledInference(source.inference, Tiles(96), source.preprocess)
+    source.inference = TiledInference(source.inference, Tiles(96), torch.from_numpy)
     with pytest.raises(ValueError, match=r"how images are cut into tiles"):
         export(source, "torch", tmp_path / "a.pt2")
 
