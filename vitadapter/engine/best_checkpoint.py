@@ -143,12 +143,13 @@ class BestCheckpointer(AfterEvaluation):
     def _end(self, completed: int) -> None:
         found = "none at all" if self._best is None else f"{self._best.value:g} is still the best"
         logger.info(
-            "Training ends early, after %d of %d iterations: %d evaluations have brought no new "
-            "best %s (%s). Go on with --resume and a larger train.best_checkpoint.patience",
+            "Training ends early, after %d of %d iterations, because evaluations without a new best "
+            "%s have reached train.best_checkpoint.patience=%d (%s). To go on, set it higher and "
+            "add --resume",
             completed,
             self.trainer.max_iter,
-            self._patience,
             self._metric,
+            self._patience,
             found,
         )
         self._checkpointer.save(FINAL_NAME, iteration=self.trainer.iter)

@@ -22,8 +22,8 @@ from detectron2.utils.logger import _ColorfulFormatter
 from omegaconf import DictConfig
 
 from vitadapter.engine.checkpoint import BEST_NAME, FINAL_NAME
-from vitadapter.engine.known_warnings import without_known_warnings
 from vitadapter.engine.pictures import PICTURES_NAME
+from vitadapter.known_warnings import without_known_warnings
 from vitadapter.visualization.metrics_file import METRICS_NAME
 
 __all__ = ["CONFIG_NAME", "LOG_NAME", "RunLog"]
@@ -131,9 +131,14 @@ class RunLog:
         if self._file is not None:
             self._file.close()
 
-    def describe(self, cfg: DictConfig) -> None:
-        """Logs what the run runs on, and remembers its config as it is now."""
-        self._config = copy.deepcopy(cfg)
+    def describe(self, cfg: DictConfig, *, is_kept: bool = True) -> None:
+        """Logs what the run runs on, and remembers its config as it is now.
+
+        Args:
+            cfg: the whole config.
+            is_kept: whether `start` writes it to `config.yaml`.
+        """
+        self._config = copy.deepcopy(cfg) if is_kept else None
         logger.info("Results go to %s", self._folder)
         logger.info("Process %d of %d", comm.get_rank(), comm.get_world_size())
         logger.info("Environment:\n%s", _environment())
@@ -151,7 +156,7 @@ class RunLog:
         self._memory.setTarget(self._file)
         # From here on, each record is written at once.
         self._memory.capacity = 1
-        if comm.is_main_process():
+        if comm.is_main_process() and self._config is not None:
             path = self._folder / CONFIG_NAME
             LazyConfig.save(self._config, str(path))
             logger.info("The whole config is saved in %s", path)

@@ -9,7 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
@@ -21,6 +21,7 @@ __all__ = ["MLflowWriter", "Tracker", "WandbWriter", "check_installed"]
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
 Row = dict[str, float]
 # (H, W, 3) uint8 RGB by name.
 Pictures = dict[str, np.ndarray]
@@ -29,16 +30,7 @@ Pictures = dict[str, np.ndarray]
 _PROJECT = "vitadapter"
 
 
-def _new_scalars(storage: EventStorage, after: int) -> dict[int, Row]:
-    """The latest scalars by their iteration, of those after an iteration; medians of noisy ones."""
-    rows: dict[int, Row] = {}
-    for name, (value, iteration) in storage.latest_with_smoothing_hint().items():
-        if iteration > after:
-            rows.setdefault(iteration, {})[name] = value
-    return dict(sorted(rows.items()))
-
-
-def _new_pictures(storage: EventStorage) -> dict[int, Pictures]:
+def _pictures(storage: EventStorage) -> dict[int, Pictures]:
     """The pictures that no writer has taken yet, by their iteration."""
     found: dict[int, Pictures] = {}
     for name, image, iteration in storage._vis_data:  # Detectron2 has no other access
@@ -66,7 +58,7 @@ def check_installed(package: str) -> None:
 class Tracker(EventWriter):
     """A writer to an experiment tracker, which continues its run there when the run is resumed.
 
-    The tracker's name of the run and the last iteration that was written are kept in the output
+    The tracker's name of the run, and the last iteration of each scalar, are kept in the output
     folder, so that nothing is written twice even if training goes back to an older checkpoint.
 
     Args:
@@ -79,7 +71,7 @@ class Tracker(EventWriter):
     def __init__(self, output_dir: str) -> None:
         self._folder = Path(output_dir)
         self._state = self._folder / f"{self.package}_run.json"
-        self._last = -1
+        self._written: dict[str, int] = {}  # the last iteration of each scalar and picture
         self._is_open = False
         self.has_failed = True
         """Whether training ended early; set it before `close`."""
@@ -105,7 +97,7 @@ class Tracker(EventWriter):
         if is_resumed and self._state.is_file():
             try:
                 state = json.loads(self._state.read_text())
-                run_id, self._last = str(state["id"]), int(state["last_iteration"])
+                run_id, self._written = str(state["id"]), dict(state["written"])
             except (ValueError, LookupError, TypeError) as error:
                 logger.warning("%s is damaged: a new run is started (%s)", self._state, error)
         self._id = self._start(run_id, config)
@@ -115,24 +107,31 @@ class Tracker(EventWriter):
 
     def _keep(self) -> None:
         partial = self._state.with_suffix(".partial")
-        partial.write_text(json.dumps({"id": self._id, "last_iteration": self._last}))
+        partial.write_text(json.dumps({"id": self._id, "written": self._written}))
         partial.replace(self._state)
 
     def write(self) -> None:
         """Writes what is new. If the tracker cannot be reached, training goes on."""
         storage = get_event_storage()
-        scalars = _new_scalars(storage, self._last)
-        pictures = _new_pictures(storage)
+        scalars: dict[int, Row] = {}
+        for name, (value, iteration) in storage.latest_with_smoothing_hint().items():
+            scalars.setdefault(iteration, {})[name] = value
+        pictures = _pictures(storage)
         for iteration in sorted({*scalars, *pictures}):
-            if iteration <= self._last:  # a picture of before the run was resumed
+            row = self._new(scalars.get(iteration, {}), iteration)
+            images = self._new(pictures.get(iteration, {}), iteration)
+            if not row and not images:
                 continue
             try:
-                self._log(iteration, scalars.get(iteration, {}), pictures.get(iteration, {}))
+                self._log(iteration, row, images)
             except Exception as error:  # whatever the network and the tracker's package raise
                 logger.warning("%s did not take iteration %d: %s", self.package, iteration, error)
-            self._last = iteration
-        if scalars:
-            self._keep()
+            self._written.update(dict.fromkeys((*row, *images), iteration))
+        self._keep()
+
+    def _new(self, named: dict[str, Value], iteration: int) -> dict[str, Value]:
+        """What has not been written for this iteration or a later one."""
+        return {k: v for k, v in named.items() if self._written.get(k, -1) < iteration}
 
     def close(self) -> None:
         """Ends the run in the tracker."""
@@ -199,7 +198,8 @@ class WandbWriter(Tracker):
                 f"train.writers: wandb cannot start a run ({error}): log in, or keep the run on "
                 "this machine with WANDB_MODE=offline in the environment (`wandb sync` sends it)"
             ) from error
-        logger.info("Weights & Biases: %s", self._run.url or "offline, in the output folder")
+        place = "offline, in the output folder" if self._run.offline else self._run.url
+        logger.info("Weights & Biases: run %s, %s", self._run.id, place)
         return self._run.id
 
     def _log(self, iteration: int, scalars: Row, pictures: Pictures) -> None:
@@ -269,7 +269,7 @@ class MLflowWriter(Tracker):
         except MlflowException as error:
             logger.warning("MLflow has no run %s any more: a new one is started", run_id)
             logger.debug("MLflow: %s", error)
-            self._last = -1
+            self._written = {}
             return None
 
     def _create(self) -> Any:

@@ -22,6 +22,7 @@ from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import (
     FINAL_NAME,
+    LAST_NAME,
     AtomicCheckpointer,
     evaluation_iteration,
     find_not_finite,
@@ -210,7 +211,8 @@ def do_eval_only(cfg: DictConfig) -> Results:
         with setup_errors():
             check_run(cfg, eval_only=True)
             log = held.enter_context(RunLog(cfg.train.output_dir))
-            log.describe(cfg)
+            # Where a run was trained, its config stays.
+            log.describe(cfg, is_kept=not Path(cfg.train.output_dir, LAST_NAME).exists())
             evaluate = _build_evaluation(cfg)
             model = build(cfg.model, "model").to(cfg.train.device)
             inference = build_inference(cfg, model)
