@@ -217,6 +217,7 @@ def test_training_ends_when_evaluations_no_longer_improve(
     keep: DictConfig, evaluations: Callable, caplog
 ) -> None:
     patient(keep, 2)
+    keep.train.log_period = 1
     weights = evaluations(3.0, 7.0, float("nan"), 7.0)
     with caplog.at_level(logging.INFO, "vitadapter"):
         results = do_train(keep)

@@ -143,9 +143,9 @@ class BestCheckpointer(AfterEvaluation):
     def _end(self, completed: int) -> None:
         found = "none at all" if self._best is None else f"{self._best.value:g} is still the best"
         logger.info(
-            "Training ends early, after %d of %d iterations, because evaluations without a new best "
-            "%s have reached train.best_checkpoint.patience=%d (%s). To go on, set it higher and "
-            "add --resume",
+            "Training ends early, after %d of %d iterations, because evaluations without a new "
+            "best %s have reached train.best_checkpoint.patience=%d (%s). To go on, set it higher "
+            "and add --resume",
             completed,
             self.trainer.max_iter,
             self._metric,

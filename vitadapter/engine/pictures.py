@@ -19,7 +19,7 @@ from vitadapter.modeling.image_record import ImageRecord
 from vitadapter.visualization.overlays import Palette, fitted
 from vitadapter.visualization.predictions import Selection, draw_found
 
-__all__ = ["PICTURES_NAME", "PicturesHook", "test_samples"]
+__all__ = ["PICTURES_NAME", "PicturesHook", "indexed_samples"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> ImageRecord: ...
 
 
-def test_samples(loader: object) -> Samples:
+def indexed_samples(loader: object) -> Samples:
     """The data set of `dataloader.test`.
 
     Raises:

@@ -13,7 +13,7 @@ from vitadapter.engine.checkpoint import AtomicCheckpointer
 from vitadapter.engine.data_order import IterationSeed
 from vitadapter.engine.ema import EMAHook, WeightEMA
 from vitadapter.engine.hooks import EvalHook, StateKeeper
-from vitadapter.engine.pictures import PicturesHook, test_samples
+from vitadapter.engine.pictures import PicturesHook, indexed_samples
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.settings import BestCheckpointSettings
 from vitadapter.engine.train_loop import AccumulatingTrainer
@@ -59,7 +59,7 @@ def pictures_hook(
         period=wanted.period,
         eval_period=cfg.train.eval_period,
         number=wanted.number,
-        samples=test_samples(build(cfg.dataloader.test, "dataloader.test")),
+        samples=indexed_samples(build(cfg.dataloader.test, "dataloader.test")),
         inference=inference,
         palette=Palette(class_names(class_metadata(cfg))),
         output_dir=cfg.train.output_dir,

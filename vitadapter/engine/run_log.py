@@ -19,7 +19,8 @@ from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import _ColorfulFormatter
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vitadapter.engine.checkpoint import BEST_NAME, FINAL_NAME
 from vitadapter.engine.pictures import PICTURES_NAME
@@ -158,7 +159,10 @@ class RunLog:
         self._memory.capacity = 1
         if comm.is_main_process() and self._config is not None:
             path = self._folder / CONFIG_NAME
-            LazyConfig.save(self._config, str(path))
+            try:
+                LazyConfig.save(self._config, str(path))
+            except OmegaConfBaseException:  # a part that nobody uses has a reference to nothing
+                OmegaConf.save(self._config, path)
             logger.info("The whole config is saved in %s", path)
         self._memory.flush()
 

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+from detectron2.data.detection_utils import read_image
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vitadapter.engine.overrides import apply_overrides
+from vitadapter.engine.pictures import indexed_samples
+from vitadapter.engine.run_checks import SetupError
+from vitadapter.engine.trainer import do_train
+
+
+def test_the_same_images_are_drawn_after_evaluations(cfg: DictConfig) -> None:
+    apply_overrides(
+        cfg,
+        [
+            "train.pictures.period=2",
+            "train.pictures.number=1",
+            "train.eval_period=1",
+            "train.max_iter=5",
+            # Shows what an untrained model finds.
+            "model.roi_heads.box_predictor.test_score_thresh=0.0",
+        ],
+    )
+    do_train(cfg)
+    folder = Path(cfg.train.output_dir)
+    pictures = sorted((folder / "predictions").iterdir())
+    assert [p.name for p in pictures] == [f"0_000_{n:07d}.jpg" for n in (2, 4, 5)]
+    original = Path(cfg.dataset.test.image_root, "000.png")
+    assert read_image(pictures[0]).shape == read_image(original, "RGB").shape
+    events = EventAccumulator(str(folder)).Reload()
+    assert [e.step for e in events.Images("predictions/0_000")][-1] == 5
+
+
+def test_none_by_default(cfg: DictConfig) -> None:
+    cfg.train.max_iter = 1
+    do_train(cfg)
+    assert not Path(cfg.train.output_dir, "predictions").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.pictures.period=-1"], r"period must be 0 or a positive integer, got -1"),
+        (["train.pictures.number=0"], r"number must be a positive integer, got 0"),
+        (
+            ["train.pictures.period=1", "dataloader.evaluator=null"],
+            r"pictures\.period=1 counts evaluations",
+        ),
+    ],
+)
+def test_settings_that_cannot_work(cfg: DictConfig, overrides: list[str], message: str) -> None:
+    with pytest.raises((SetupError, ValueError), match=message):
+        do_train(apply_overrides(cfg, overrides))
+
+
+def test_a_loader_without_numbers() -> None:
+    with pytest.raises(ValueError, match=r"got generator: set train\.pictures\.period=0"):
+        indexed_samples(image for image in ())
