@@ -1,6 +1,9 @@
 """The trackers in their offline modes, read back by their own packages."""
 
+import itertools
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,25 @@ def tracked(cfg: DictConfig) -> DictConfig:
     """The tiny config with pictures of its two test images."""
     overrides = ["train.log_period=1", "train.pictures={period: 1, number: 2}"]
     return apply_overrides(cfg, overrides)
+
+
+def records(path: Path) -> Iterator[object]:
+    """The records of a file of wandb, which has the form of a LevelDB log."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, record = path.read_bytes(), b""
+    at = 7  # behind the file's own header
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:  # the padding of a block
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(record)
+            record = b""
 
 
 def only_run(client):
@@ -66,9 +88,6 @@ def test_mlflow_continues_its_run(tracked: DictConfig, mlflow, tmp_path: Path) -
 
 def test_wandb_keeps_its_run_in_the_output_folder(tracked: DictConfig, monkeypatch) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     apply_overrides(tracked, ["train.writers=[tensorboard, wandb]", "train.max_iter=1"])
     do_train(tracked)
@@ -78,20 +97,16 @@ def test_wandb_keeps_its_run_in_the_output_folder(tracked: DictConfig, monkeypat
     folder = Path(tracked.train.output_dir)
     assert list(folder.glob("events.out.tfevents.*"))
     starts, rows, codes = [], [], []
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                starts.append(record.run)
-            elif kind == "exit":
-                codes.append(record.exit.exit_code)
-            elif kind == "history":
-                items = record.history.item
-                rows.append({i.key or "/".join(i.nested_key): i.value_json for i in items})
+    files = folder.glob("wandb/offline-run-*/*.wandb")
+    for record in itertools.chain(*map(records, sorted(files, key=lambda p: p.stat().st_mtime))):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            starts.append(record.run)
+        elif kind == "exit":
+            codes.append(record.exit.exit_code)
+        elif kind == "history":
+            items = record.history.item
+            rows.append({i.key or "/".join(i.nested_key): i.value_json for i in items})
     assert len({run.run_id for run in starts}) == 1
     assert {run.display_name for run in starts} == {str(folder)}
     assert {run.project for run in starts} == {"vitadapter"}
@@ -101,7 +116,7 @@ def test_wandb_keeps_its_run_in_the_output_folder(tracked: DictConfig, monkeypat
     steps = [json.loads(row["_step"]) for row in rows if "total_loss" in row]
     assert steps == [0, 1]
     shown = [name for row in rows for name in row if name.startswith("predictions/")]
-    assert sorted(shown) == 2 * ["predictions/0_000"] + 2 * ["predictions/1_001"] or len(shown) == 4
+    assert shown == 2 * ["predictions/0_000", "predictions/1_001"]
 
 
 def test_wandb_without_an_account(cfg: DictConfig, monkeypatch, tmp_path: Path) -> None:
@@ -111,7 +126,7 @@ def test_wandb_without_an_account(cfg: DictConfig, monkeypatch, tmp_path: Path) 
     monkeypatch.setenv("HOME", str(tmp_path))  # no netrc
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     apply_overrides(cfg, ["train.writers=[wandb]"])
-    with pytest.raises(SetupError, match="wandb cannot start a run.*WANDB_MODE=offline"):
+    with pytest.raises(SetupError, match=r"wandb cannot start a run.*WANDB_MODE=offline"):
         do_train(cfg)
     folder = Path(cfg.train.output_dir)
     assert not (folder / "log.txt").exists()

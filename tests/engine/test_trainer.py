@@ -39,6 +39,7 @@ def test_trains_evaluates_and_writes(cfg: DictConfig) -> None:
     assert 100 < rows[0]["memory_mb"] < 1e5
     assert list(Path(cfg.train.output_dir).glob("events.out.tfevents.*"))
     assert not list(Path(cfg.train.output_dir).glob("*partial*"))
+    assert not Path(cfg.train.output_dir, "predictions").exists()
 
 
 def test_works_without_tensorboard(cfg: DictConfig, monkeypatch, caplog) -> None:

@@ -80,7 +80,7 @@ class Tracker(EventWriter):
     def run_name(self) -> str:
         """The output folder without what all runs have in common."""
         parts = self._folder.parts
-        return "/".join(parts[1:] if parts[:1] == ("output",) and len(parts) > 1 else parts)
+        return str(Path(*parts[1:]) if parts[:1] == ("output",) else self._folder)
 
     def start(self, config: Mapping[str, object], *, is_resumed: bool) -> None:
         """Starts the run in the tracker, or continues it.
