@@ -115,8 +115,8 @@ def test_wandb_keeps_its_run_in_the_output_folder(tracked: DictConfig, monkeypat
     assert codes == [0, 0]
     steps = [json.loads(row["_step"]) for row in rows if "total_loss" in row]
     assert steps == [0, 1]
-    shown = [name for row in rows for name in row if name.startswith("predictions/")]
-    assert shown == 2 * ["predictions/0_000", "predictions/1_001"]
+    shown = [name for row in rows for name in row if name.endswith("/path")]
+    assert shown == 2 * ["predictions/0_000/path", "predictions/1_001/path"]
 
 
 def test_wandb_without_an_account(cfg: DictConfig, monkeypatch, tmp_path: Path) -> None:
