@@ -141,7 +141,9 @@ class RunLog:
         """
         self._config = copy.deepcopy(cfg) if is_kept else None
         logger.info("Results go to %s", self._folder)
-        logger.info("Process %d of %d", comm.get_rank(), comm.get_world_size())
+        logger.info(
+            "Rank of this process: %d. World size: %d", comm.get_rank(), comm.get_world_size()
+        )
         logger.info("Environment:\n%s", _environment())
         logger.info("Command line: %s", shlex.join(sys.argv))
 
