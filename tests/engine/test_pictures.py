@@ -19,16 +19,20 @@ def test_the_same_images_are_drawn_after_evaluations(cfg: DictConfig) -> None:
             "train.pictures.number=1",
             "train.eval_period=1",
             "train.max_iter=3",
-            # Shows what an untrained model finds.
-            "model.roi_heads.box_predictor.test_score_thresh=0.0",
+            # Of what an untrained model finds.
+            "train.pictures.score_threshold=0",
         ],
     )
     do_train(cfg)
     folder = Path(cfg.train.output_dir)
     pictures = sorted((folder / "predictions").iterdir())
     assert [p.name for p in pictures] == [f"0_000_{n:07d}.jpg" for n in (2, 3)]
-    original = Path(cfg.dataset.test.image_root, "000.png")
-    assert read_image(pictures[0]).shape == read_image(original, "RGB").shape
+    original = read_image(Path(cfg.dataset.test.image_root, "000.png"), "RGB").astype(int)
+    drawn = [read_image(picture, "RGB") for picture in pictures]
+    assert all(image.shape == original.shape for image in drawn)
+    # JPEG alone changes the grey background by less.
+    assert all((abs(image - original) > 50).any(axis=2).mean() > 0.02 for image in drawn)
+    assert (drawn[0] != drawn[1]).any()
     events = EventAccumulator(str(folder)).Reload()
     assert [e.step for e in events.Images("predictions/0_000")][-1] == 3
 
@@ -37,6 +41,7 @@ def test_the_same_images_are_drawn_after_evaluations(cfg: DictConfig) -> None:
     ("overrides", "message"),
     [
         (["train.pictures.period=-1"], r"period must be 0 or a positive integer, got -1"),
+        (["train.pictures.score_threshold=50"], r"must be a number from 0 to 1, got 50"),
         (["train.pictures.number=0"], r"number must be a positive integer, got 0"),
         (
             ["train.pictures.period=1", "dataloader.evaluator=null"],

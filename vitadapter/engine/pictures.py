@@ -71,6 +71,7 @@ class PicturesHook(AfterEvaluation):
         period: in evaluations.
         eval_period: in iterations.
         number: how many images, spread evenly over the test set.
+        selection: which of the predictions are drawn.
         samples: the test set.
         inference: the model as it is evaluated.
         palette: of the classes.
@@ -84,6 +85,7 @@ class PicturesHook(AfterEvaluation):
         period: int,
         eval_period: int,
         number: int,
+        selection: Selection,
         samples: Samples,
         inference: nn.Module,
         palette: Palette,
@@ -93,6 +95,7 @@ class PicturesHook(AfterEvaluation):
         # By the iterations, so that it does not depend on where a run was stopped.
         self._period = period * eval_period
         self._indices = _spread(number, len(samples))
+        self._selection = selection
         self._samples = samples
         self._inference = inference
         self._palette = palette
@@ -126,7 +129,7 @@ class PicturesHook(AfterEvaluation):
         logger.info("%d pictures of predictions are in %s", len(self._indices), self._folder)
 
     def _draw(self, place: int, sample: ImageRecord, completed: int) -> None:
-        found = Selection()(self._inference([sample])[0])
+        found = self._selection(self._inference([sample])[0])
         file_name = str(sample["file_name"])
         image = np.ascontiguousarray(read_image(file_name, "RGB"))
         drawn = draw_found(image, found, self._palette)

@@ -18,7 +18,7 @@ from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.settings import BestCheckpointSettings
 from vitadapter.engine.train_loop import AccumulatingTrainer
 from vitadapter.visualization.overlays import Palette
-from vitadapter.visualization.predictions import class_names
+from vitadapter.visualization.predictions import Selection, class_names
 
 __all__ = ["best_checkpointer", "pictures_hook", "register_updates"]
 
@@ -59,6 +59,7 @@ def pictures_hook(
         period=wanted.period,
         eval_period=cfg.train.eval_period,
         number=wanted.number,
+        selection=Selection(wanted.score_threshold),
         samples=indexed_samples(build(cfg.dataloader.test, "dataloader.test")),
         inference=inference,
         palette=Palette(class_names(class_metadata(cfg))),

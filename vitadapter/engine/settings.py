@@ -90,6 +90,7 @@ NotNegativeNumber = Annotated[
     float, Rule("0 or a positive number", lambda v: 0 <= v < float("inf"))
 ]
 Decay = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
+Score = Annotated[float, Rule("a number from 0 to 1", lambda v: 0 <= v <= 1)]
 # NumPy takes the double of a seed.
 Seed = Annotated[
     int, Rule("an integer below 2**31 (-1 for a random one)", lambda v: -1 <= v < 2**31)
@@ -162,6 +163,8 @@ class PicturesSettings:
     period: NotNegativeInt = 0
     # How many images, spread evenly over the test set.
     number: PositiveInt = 4
+    # Of the objects that are drawn.
+    score_threshold: Score = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
