@@ -23,6 +23,7 @@ from vitadapter.engine.settings import (
     check_value,
     expand_home,
 )
+from vitadapter.engine.writers import check_writers
 
 __all__ = [
     "SetupError",
@@ -150,10 +151,29 @@ def _check_masks(cfg: DictConfig) -> None:
 
 
 def _check_best(cfg: DictConfig) -> None:
-    metric = cfg.train.best_checkpoint.metric
+    metric, patience = cfg.train.best_checkpoint.metric, cfg.train.best_checkpoint.patience
     if metric is not None and cfg.dataloader.get("evaluator") is None:
         raise ValueError(
             f"train.best_checkpoint.metric={metric} needs dataloader.evaluator, got none"
+        )
+    if patience is not None and metric is None:
+        raise ValueError(
+            f"train.best_checkpoint.patience={patience} needs a metric that no longer improves: "
+            "set train.best_checkpoint.metric=..., such as segm/AP"
+        )
+    if patience is not None and cfg.train.eval_period == 0:
+        raise ValueError(
+            f"train.best_checkpoint.patience={patience} counts evaluations, and "
+            "train.eval_period=0 evaluates only at the end: set train.eval_period=..."
+        )
+
+
+def _check_pictures(cfg: DictConfig) -> None:
+    period = cfg.train.pictures.period
+    if period > 0 and cfg.dataloader.get("evaluator") is None:
+        raise ValueError(
+            f"train.pictures.period={period} counts evaluations and needs dataloader.evaluator, "
+            "got none"
         )
 
 
@@ -196,6 +216,8 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         check_micro_batches(cfg, comm.get_world_size())
         _check_masks(cfg)
         _check_best(cfg)
+        _check_pictures(cfg)
+        check_writers(train.writers)
         check_unlocked(train.output_dir)
     occupied = Path(train.output_dir, LAST_NAME).exists()
     if occupied and not resume and not eval_only:
