@@ -248,6 +248,16 @@ def detections_of_task(detections: Sequence[Instance], task: str) -> list[Instan
     return [cast(Instance, {k: v for k, v in d.items() if k != other}) for d in detections]
 
 
+def _loaded(annotations: COCO, results: list[Instance]) -> COCO:
+    """The results, of which pycocotools itself needs at least one."""
+    if results:
+        return annotations.loadRes(results)
+    nothing = COCO()
+    nothing.dataset = {**annotations.dataset, "annotations": []}
+    nothing.createIndex()
+    return nothing
+
+
 def evaluate_detections(
     annotations: COCO, detections: Sequence[Instance], task: str, *, max_dets_per_image: int = 100
 ) -> DetectionFigures:
@@ -255,13 +265,13 @@ def evaluate_detections(
 
     Args:
         annotations: from `coco_api`.
-        detections: at least one, in COCO's results format.
+        detections: in COCO's results format.
         task: "bbox" or "segm".
         max_dets_per_image: number of detections of each category that count.
     """
     results = detections_of_task(detections, task)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        coco_eval = COCOeval(annotations, annotations.loadRes(results), task)
+        coco_eval = COCOeval(annotations, _loaded(annotations, results), task)
         coco_eval.params.maxDets = [max_dets_per_image]
         coco_eval.evaluate()
         coco_eval.accumulate()

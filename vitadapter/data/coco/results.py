@@ -16,7 +16,14 @@ from vitadapter.data.coco.annotations import CocoData, read_coco, with_masks
 from vitadapter.data.coco.json_entries import Findings, Id, checked_at, is_id, read_json
 from vitadapter.data.coco.objects import usable_mask
 
-__all__ = ["EvaluatedImages", "Instance", "coco_api", "load_annotations", "load_results"]
+__all__ = [
+    "EvaluatedImages",
+    "Instance",
+    "coco_api",
+    "load_annotations",
+    "load_results",
+    "read_results",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +169,19 @@ def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedIm
         ValueError: a file is missing or has the wrong format, or predictions belong to images or
             categories that the annotations do not have.
     """
-    data = load_annotations(json_file)
+    return read_results(load_annotations(json_file), results_file)
+
+
+def read_results(data: CocoData, results_file: str | Path) -> EvaluatedImages:
+    """Reads predictions, with or without masks.
+
+    Args:
+        data: annotations that they belong to.
+        results_file: list of detections in COCO's results format.
+
+    Raises:
+        ValueError: as `load_results`.
+    """
     api = coco_api(data)
     results = read_json(_existing(results_file, "results"))
     if not isinstance(results, list):
