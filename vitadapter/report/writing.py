@@ -14,6 +14,7 @@ from vitadapter.report.objects import describe_objects
 from vitadapter.report.pictures import Pictures
 from vitadapter.report.run import Json, Run, curves, open_run, summary
 from vitadapter.report.segments import describe_segments
+from vitadapter.visualization.figures import COLORS
 from vitadapter.visualization.metrics_file import RunMetrics
 
 __all__ = ["write_report"]
@@ -78,6 +79,7 @@ def write_report(
         content["title"] = "/".join(opened.folder.resolve().parts[-2:])
         content["summary"] = summary(opened, metrics, results)
         content["curves"] = None if metrics is None else curves(metrics)
+        content["lineColors"] = COLORS
         content["notes"] = opened.notes
         text = json.dumps(content, separators=(",", ":"), allow_nan=False)
         (unfinished / _DATA).write_text(f"const REPORT = {text};\n", encoding="utf-8")
