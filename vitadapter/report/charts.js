@@ -63,7 +63,8 @@ function lineChart({ title, series, xLabel, yLabel, yRange, xRange, mark, digits
     return box;
   }
   const reduce = (index, pick) => points.reduce((a, p) => pick(a, p[index]), points[0][index]);
-  const [x0, x1] = xRange ?? [reduce(0, Math.min), reduce(0, Math.max)];
+  let [x0, x1] = xRange ?? [reduce(0, Math.min), reduce(0, Math.max)];
+  if (x0 === x1) [x0, x1] = [x0 - 1, x1 + 1];
   let [y0, y1] = yRange ?? [Math.min(0, reduce(1, Math.min)), reduce(1, Math.max)];
   if (y0 === y1) y1 = y0 + 1;
   const px = (x) => LEFT + ((x - x0) / (x1 - x0 || 1)) * (WIDTH - LEFT - RIGHT);

@@ -90,13 +90,13 @@ function tag(item) {
 }
 
 /** A picture with room for what is drawn over it. */
-function stackOf(image, lazy) {
+function stackOf(image, lazy, grey = false) {
   const [w, h] = image.size;
   const stack = make("div", { class: "stack", style: `aspect-ratio:${w}/${h}` });
   if (image.file) {
     stack.append(make("img", {
       src: image.file, alt: image.name, loading: lazy ? "lazy" : "eager", decoding: "async",
-      class: Math.max(w, h) < 160 ? "small" : "",
+      class: `${Math.max(w, h) < 160 ? "small" : ""}${grey ? " grey" : ""}`,
     }));
   } else stack.append(make("div", { class: "lost" }, "image not found"));
   return stack;
@@ -292,11 +292,15 @@ class Gallery {
       : `${(100 * entry.mistakes).toFixed(1)} % wrong`;
     const card = make(
       "button", { class: "card", type: "button", "data-number": entry.number, click: () => this.open(place) },
-      make("div", { class: "picture" }, stackOf(image, true)),
+      make("div", { class: "picture" }, stackOf(image, true, this.isGrey())),
       make("div", { class: "name" }, make("span", { title: image.name }, image.name), make("span", { class: "muted" }, text)),
     );
     this.shows.observe(card);
     return card;
+  }
+  /** Whether images are grey, so that colours stand for classes and errors alone. */
+  isGrey() {
+    return !this.isObjects && this.state.layer !== "none";
   }
   decorate(card) {
     const number = +card.dataset.number, image = REPORT.images[number], stack = card.querySelector(".stack");
@@ -337,8 +341,8 @@ class Gallery {
     if (next < 0 || next >= this.found.length) return;
     this.open(next);
   }
-  panel(panels, caption, image) {
-    const stack = stackOf(image, false);
+  panel(panels, caption, image, grey = false) {
+    const stack = stackOf(image, false, grey);
     // No taller than the window.
     stack.style.maxWidth = `calc(${image.size[0] / image.size[1]} * 62vh)`;
     panels.append(make("figure", {}, make("figcaption", {}, caption), make("div", { class: "picture" }, stack)));
@@ -371,7 +375,7 @@ class Gallery {
   openLabels(image, panels, list) {
     const layers = [["image", null], ["truth", "truth"], ["prediction", "predicted"], ["errors", "errors"]];
     for (const [caption, layer] of layers) {
-      const stack = this.panel(panels, caption, image);
+      const stack = this.panel(panels, caption, image, layer !== null);
       if (layer) stack.append(make("img", { class: "over", src: image[layer], alt: "", style: `opacity:${this.state.opacity}` }));
     }
     const used = [...new Set([...image.classes, ...image.predictedClasses])];

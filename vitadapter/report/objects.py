@@ -231,7 +231,7 @@ class _Gallery:
             objects += [self._numbers[crowd["category_id"]], *box, _CROWD]
             objects.append(size_of(_area(crowd, box)))
         entry: Json = {
-            "name": name,
+            "name": path.name if Path(name).is_absolute() else name,
             "size": [record["width"], record["height"]],
             "detections": detections,
             "objects": objects,
