@@ -54,6 +54,9 @@ def test_counts_are_those_of_pycocotools(tmp_path: Path, task: str) -> None:
         2 * precision[best] * recall[best] / (precision[best] + recall[best])
     )
     assert f1[best] == f1.max()
+    at_best = curves.figures_at(best)
+    assert [x[1] for x in at_best] == [precision[best], recall[best], f1[best]]
+    assert np.isnan(curves.figures()[0][-1]), "nothing has a score of 1"
 
 
 def test_every_object_and_detection_is_in_one_pair(tmp_path: Path) -> None:

@@ -15,6 +15,10 @@ __all__ = ["ScoreCurves", "confusions", "score_curves"]
 _THRESHOLDS = np.linspace(0, 1, 101)
 
 
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
 @dataclass(frozen=True)
 class ScoreCurves:
     """Right and false detections for T thresholds and K classes, at an IoU of 0.5.
@@ -32,14 +36,26 @@ class ScoreCurves:
     objects: np.ndarray
 
     def figures(self, classes: slice | int = slice(None)) -> tuple[np.ndarray, ...]:
-        """Precision, recall and F1 (T,) of the pooled detections of some classes, 0 of nothing."""
+        """Precision, recall and F1 (T,) of the pooled detections of some classes.
+
+        Precision is NaN without detections, and recall is NaN without objects.
+        """
         rows = slice(classes, classes + 1) if isinstance(classes, int) else classes
         right, false = self.right[rows].sum(0), self.false[rows].sum(0)
         objects = self.objects[rows].sum()
         return (
-            right / np.maximum(right + false, 1),
-            right / np.maximum(objects, 1),
+            _ratio(right, right + false),
+            _ratio(right, np.full(right.shape, objects)),
             2 * right / np.maximum(right + false + objects, 1),
+        )
+
+    def figures_at(self, index: int) -> tuple[np.ndarray, ...]:
+        """Precision, recall and F1 (K,) of each class at one threshold; NaN as in `figures`."""
+        right, false = self.right[:, index], self.false[:, index]
+        return (
+            _ratio(right, right + false),
+            _ratio(right, self.objects),
+            _ratio(2 * right, right + false + self.objects),
         )
 
     def best(self, classes: slice | int = slice(None)) -> int:

@@ -89,23 +89,14 @@ def _check_names(run: Run, names: Sequence[str]) -> None:
 
 def _table(figures: DetectionFigures, curves: ScoreCurves, best: int) -> Json:
     rows = []
-    precision, recall, f1 = _by_class(curves, best)
+    at_best = curves.figures_at(best)
     detected = curves.right[:, best] + curves.false[:, best]
     for number, (name, count, values) in enumerate(figures.rows()[1:]):
-        at_best = (100 * x[number] for x in (precision, recall, f1))
-        numbers = plain([*(values[c] for c in COLUMNS), *at_best], 1)
+        percents = (100 * x[number] for x in at_best)
+        numbers = plain([*(values[c] for c in COLUMNS), *percents], 1)
         rows.append([name, count, int(detected[number]), *numbers])
     columns = ["class", "objects", "detections", *COLUMNS, "precision", "recall", "F1"]
     return {"columns": columns, "rows": rows}
-
-
-def _by_class(curves: ScoreCurves, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    right, false = curves.right[:, index], curves.false[:, index]
-    return (
-        right / np.maximum(right + false, 1),
-        right / np.maximum(curves.objects, 1),
-        2 * right / np.maximum(right + false + curves.objects, 1),
-    )
 
 
 def _score_data(curves: ScoreCurves, best: int) -> Json:

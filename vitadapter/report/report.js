@@ -11,6 +11,7 @@ const ERROR_TEXTS = {
   bkg: "where nothing is", miss: "objects that nothing is near to",
 };
 const MAIN_FIGURES = ["AP", "IoU", "PQ"];
+const COUNTS = ["objects", "detections", "segments", "matched", "false", "missed", "pixels"]; // columns
 
 const main = document.getElementById("main");
 let part = Object.keys(REPORT.parts)[0];
@@ -89,7 +90,7 @@ function training() {
     const color = i === 0 ? styleOf("--text") : colors[(i - 1) % colors.length];
     return [{ name: name.replace(/^loss_/, ""), x, y: smoothed(y), color }, { name, x, y, color, faint: true }];
   });
-  const evaluated = Object.entries(metrics).slice(0, 8).map(([name, { x, y }], i) => (
+  const evaluated = Object.entries(metrics).filter(([, { y }]) => y.some((v) => v !== null)).slice(0, 8).map(([name, { x, y }], i) => (
     { name, x, y, color: colors[i % colors.length], dots: true }
   ));
   const charts = [lineChart({ title: "Losses", series, xLabel: "iteration" })];
@@ -132,7 +133,7 @@ function classTable() {
         title: column === 0 ? value : null,
         style: column === mainColumn && value !== null
           ? `background:linear-gradient(90deg, rgba(var(--shade), .22) ${value}%, transparent ${value}%)` : null,
-      }, column === 0 ? value : shown(value, 1)));
+      }, column === 0 ? value : COUNTS.includes(columns[column]) || value === null ? shown(value) : value.toFixed(1)));
       const tr = make("tr", { class: `pick${number === chosenClass ? " chosen" : ""}`, tabindex: 0, click: () => choose(number) }, ...cells);
       tr.addEventListener("keydown", (event) => event.key === "Enter" && choose(number));
       return tr;
@@ -220,7 +221,7 @@ function confusionSection() {
     return cell;
   })));
   const head = make("tr", {}, make("th", {}, "true ↓ predicted →"), ...lines.map((k) => make("th", { scope: "col", title: className(k) }, className(k))));
-  const list = confused.slice(0, 15).map(([a, b, n]) => make("li", {}, link(`${className(a)} taken for ${className(b)}`, () => showPair(a, b)), ` ${shown(n)}`));
+  const list = confused.slice(0, 15).map(([a, b, n]) => make("li", {}, link(`${className(a)} taken for ${className(b)}`, () => showPair(a, b)), ` (${shown(n)})`));
   const words = [
     unit === "pixels" ? "Percent of the pixels of each true class." : `Numbers of ${unit}; the shade is the share of the true class.`,
     threshold === undefined ? "" : `At the best score, ${threshold.toFixed(2)}, and an IoU of at least 0.5.`,
