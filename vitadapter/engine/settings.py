@@ -159,6 +159,9 @@ class TrainSettings:
     # In iterations; 0 evaluates at the end only.
     eval_period: NotNegativeInt
     log_period: PositiveInt = 20
+    # Whether `vitadapter train` and `vitadapter eval` write `report/` at the end. It takes about as
+    # long as the evaluation of the results.
+    report: bool = False
     # A lazy call of `InferenceModel`: how evaluation and prediction run the model.
     inference: DictConfig | None = None
     device: Device = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
