@@ -169,3 +169,18 @@ def test_data_that_has_moved_is_named_by_an_override(run: Path, tmp_path: Path, 
     assert "dataset.test.json_file=" in capsys.readouterr().err
     assert main([str(run), *overrides, "--output", str(tmp_path / "page")]) == 0
     assert str(tmp_path / "page" / "index.html") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataloader.evaluator=null", "has no dataloader.evaluator"),
+        (
+            "dataloader.evaluator._target_=vitadapter.evaluation.lvis.lvis_evaluator",
+            "for a report, got lvis_evaluator",
+        ),
+    ],
+)
+def test_other_evaluators_are_refused(run: Path, override: str, message: str, capsys) -> None:
+    assert main([str(run), override]) == 1
+    assert message in capsys.readouterr().err

@@ -68,7 +68,8 @@ def write_report(
     describe = _DESCRIPTIONS.get(target)
     if describe is None:
         known = ", ".join(sorted(each.__name__ for each in _DESCRIPTIONS))  # type: ignore
-        raise ValueError(f"a report needs one of the evaluators {known}, got {target}")
+        name = getattr(target, "__name__", target)
+        raise ValueError(f"dataloader.evaluator must be one of {known} for a report, got {name}")
     metrics = opened.metrics()
     # Beside its place, so that a failure leaves an earlier report as it was.
     unfinished = folder.with_name(f".{folder.name}.unfinished")
