@@ -203,7 +203,7 @@ class Gallery {
 
   key() {
     const keys = this.isObjects
-      ? [["--right", "right prediction"], ["--wrong", "wrong prediction"], ["--missed", "missed object (dashed)"], ["#bbb", "truth that is found (white, dotted)"]]
+      ? [["--right", "right prediction"], ["--wrong", "wrong prediction"], ["--missed", "missed object (dashed)"], ["#bbb", "object that is found, where predictions are not shown (white, dotted)"]]
       : [["--wrong", "wrong pixel"], ["#999", "pixel that does not count"]];
     return make("div", { class: "key" }, ...keys.map(([color, text]) => make(
       "span", {}, make("i", { style: `background:${color.startsWith("--") ? `var(${color})` : color}` }), text,
@@ -320,7 +320,9 @@ class Gallery {
   }
   visible(number) {
     const { truth, predictions, threshold } = this.state;
-    return itemsOf(REPORT.images[number], threshold).filter((item) => (item.predicted ? predictions : truth));
+    // On a card, what finds an object stands for it too.
+    const isShown = (item) => (item.predicted ? predictions : truth && !(predictions && item.kind === "found"));
+    return itemsOf(REPORT.images[number], threshold).filter(isShown);
   }
 
   open(place) {
