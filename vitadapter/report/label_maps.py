@@ -191,7 +191,8 @@ def describe_label_maps(
     if absent:
         run.notes.append(f"{absent} of {len(records)} images have no prediction and are left out")
     maps = _Maps(reader, names, pictures)
-    images, unread = [], []
+    images: list[Json] = []
+    unread: list[str] = []
     for record, found in zip(records, predictions, strict=True):
         if found is None:
             continue
