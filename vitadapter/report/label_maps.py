@@ -13,7 +13,7 @@ from vitadapter.data.image_files import read_image, reason
 from vitadapter.data.sem_seg import LabelReader, register_sem_seg
 from vitadapter.report.objects import note_unread
 from vitadapter.report.pictures import Pictures
-from vitadapter.report.run import Json, Run, check_reproduced, plain
+from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain
 from vitadapter.visualization.metrics_file import RunMetrics
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.sem_seg_gallery import (
@@ -70,20 +70,10 @@ def _check_names(run: Run, names: Sequence[str]) -> None:
     except (KeyError, TypeError, ValueError) as error:
         run.notes.append(f"{path} is broken ({error!r}); the confusions were counted again")
         return
-    if len(before) != len(names):
-        run.notes.append(
-            f"The evaluation had {len(before)} classes, but there are {len(names)} now"
-        )
-        return
-    changed = [f"{a} → {b}" for a, b in zip(before, names, strict=True) if a != b]
-    if changed:
-        run.notes.append(
-            f"{len(changed)} classes have been renamed since the evaluation (old → new: "
-            f"{first_few(changed, 8)}). This page has the new names"
-        )
+    note_renamed(run, before, names)
 
 
-def _figures(pairs: Pairs, names: Sequence[str]) -> tuple[list[list[object]], Json]:
+def _figures(pairs: Pairs, names: Sequence[str]) -> tuple[list[list[object]], dict[str, float]]:
     """Rows of the table and the means, in percent."""
     count = len(names)
     right, truth, predicted = (np.zeros(count) for _ in range(3))
@@ -204,10 +194,10 @@ def describe_label_maps(
         raise ValueError(f"no image can be read with its labels and prediction: {unread[0]}")
     note_unread(run, unread)
     rows, means = _figures(maps.pairs, names)
-    check_reproduced(run, metrics, "sem_seg/mIoU", float(str(means["mIoU"])))
+    check_reproduced(run, metrics, "sem_seg/mIoU", means["mIoU"])
     columns = ["class", "pixels", "share", "IoU", "recall", "precision"]
     part = {
-        "means": [[name, *plain([value], 2)] for name, value in means.items()],  # type: ignore
+        "means": [[name, *plain([value], 2)] for name, value in means.items()],
         "table": {"columns": columns, "rows": rows},
         "confusion": {"unit": "pixels", "cells": [[a, b, n] for (a, b), n in maps.pairs.items()]},
     }

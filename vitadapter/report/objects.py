@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,12 +24,10 @@ from vitadapter.evaluation.judging import ERRORS, JudgedImage, judge_images
 from vitadapter.evaluation.operating_point import ScoreCurves, confusions, score_curves
 from vitadapter.evaluation.tide import cost_of_errors
 from vitadapter.report.pictures import Pictures, outlines
-from vitadapter.report.run import Json, Run, check_reproduced, plain
+from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain
 from vitadapter.visualization.metrics_file import RunMetrics
 
-__all__ = ["KINDS", "describe_objects", "read_picture", "size_of"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["KINDS", "describe_objects", "note_unread", "read_picture", "size_of"]
 
 KINDS = ("right", *ERRORS[:-1], "crowd")
 """Kinds of detections on the page, by their numbers."""
@@ -74,17 +71,7 @@ def _check_names(run: Run, names: Sequence[str]) -> None:
         rows = [row for row in csv.DictReader(file) if row.get("class") != "all classes"]
     task = rows[0]["task"] if rows else ""
     before = [str(row["class"]) for row in rows if row["task"] == task]
-    if len(before) != len(names):
-        run.notes.append(
-            f"The evaluation had {len(before)} classes, but there are {len(names)} now"
-        )
-        return
-    changed = [f"{a} → {b}" for a, b in zip(before, names, strict=True) if a != b]
-    if changed:
-        run.notes.append(
-            f"{len(changed)} classes have been renamed since the evaluation (old → new: "
-            f"{first_few(changed, 8)}). This page has the new names"
-        )
+    note_renamed(run, before, names)
 
 
 def _table(figures: DetectionFigures, curves: ScoreCurves, best: int) -> Json:
@@ -138,11 +125,11 @@ def _error_data(judged: Sequence[JudgedImage]) -> Json:
 
 
 def _task_data(
-    images: EvaluatedImages, detections: Sequence[Instance], task: str, most: int
+    images: EvaluatedImages, detections: Sequence[Instance], task: str, limits: Mapping[str, int]
 ) -> tuple[Json, list[JudgedImage], COCO, float, float]:
     api = coco_api(images.data, masks=task == "segm")
-    figures = evaluate_detections(api, detections, task, max_dets_per_image=most)
-    judged = judge_images(api, images.predictions, task, max_dets_per_image=most)
+    figures = evaluate_detections(api, detections, task, **limits)
+    judged = judge_images(api, images.predictions, task, **limits)
     numbers = {id_: number for number, id_ in enumerate(sorted(api.cats))}
     curves = score_curves(judged, numbers)
     best = curves.best()
@@ -276,9 +263,10 @@ def describe_objects(
     _check_names(run, data.class_names)
     content: Json = {"kind": "objects", "classes": data.class_names, "kinds": KINDS}
     parts: dict[str, Json] = {}
-    most = int(str(arguments.get("max_dets_per_image", 100)))
+    key = "max_dets_per_image"
+    limits = {key: int(str(arguments[key]))} if key in arguments else {}
     for task in tasks_of(data, detections):
-        parts[task], judged, api, threshold, ap = _task_data(images, detections, task, most)
+        parts[task], judged, api, threshold, ap = _task_data(images, detections, task, limits)
         check_reproduced(run, metrics, f"{task}/AP", ap)
     root = MetadataCatalog.get(registered).get("image_root")
     gallery = _Gallery(api, pictures, root, with_masks=task == "segm")

@@ -10,15 +10,24 @@ import numpy as np
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
+from vitadapter.data.dataset_source import first_few
 from vitadapter.engine.overrides import load_config
 from vitadapter.visualization.metrics_file import RunMetrics, read_metrics
 
-__all__ = ["Json", "Run", "open_run", "plain"]
+__all__ = [
+    "Json",
+    "Run",
+    "check_reproduced",
+    "curves",
+    "note_renamed",
+    "open_run",
+    "plain",
+    "summary",
+]
 
 Json = dict[str, object]
 
 _MOST_POINTS = 1000  # of a curve; more are not seen
-_SHOWN_LOSSES = "loss_"
 
 
 def plain(values: np.ndarray | Sequence[float], digits: int) -> list[float | int | None]:
@@ -94,7 +103,7 @@ def _thinned(curve: tuple[np.ndarray, np.ndarray]) -> Json:
 def curves(metrics: RunMetrics) -> Json:
     """Losses, learning rate and metrics of the evaluations over the iterations, for the page."""
     names = metrics.names()
-    losses = ["total_loss", *(n for n in names if n.startswith(_SHOWN_LOSSES))]
+    losses = ["total_loss", *(n for n in names if n.startswith("loss_"))]
     evaluated = [n for n in names if "/" in n and _is_headline(n)]
     return {
         "losses": {name: _thinned(metrics.curve(name)) for name in losses},
@@ -131,6 +140,27 @@ def check_reproduced(run: Run, metrics: RunMetrics | None, name: str, value: flo
         run.notes.append(
             f"{name} is {value:.2f} now, but the evaluation logged {logged:.2f}: annotations or "
             "results have changed since (this page has what the files say now)"
+        )
+
+
+def note_renamed(run: Run, before: Sequence[str], names: Sequence[str]) -> None:
+    """Notes it if classes are not called what they were at the evaluation.
+
+    Args:
+        run: whose notes are added to.
+        before: the names that the evaluation wrote.
+        names: the names now.
+    """
+    if len(before) != len(names):
+        run.notes.append(
+            f"The evaluation had {len(before)} classes, but there are {len(names)} now"
+        )
+        return
+    changed = [f"{a} → {b}" for a, b in zip(before, names, strict=True) if a != b]
+    if changed:
+        run.notes.append(
+            f"{len(changed)} classes have been renamed since the evaluation (old → new: "
+            f"{first_few(changed, 8)}). This page has the new names"
         )
 
 

@@ -184,7 +184,7 @@ def describe_segments(
         left_out = len(records) - len(evaluated)
         run.notes.append(f"{left_out} of {len(records)} images have no prediction and are left out")
     segments = _Segments(len(names), pictures)
-    images = []
+    images: list[Json] = []
     for record in evaluated:
         name, found = predictions[record["image_id"]]
         path = results.parent / "panoptic_predictions" / name
