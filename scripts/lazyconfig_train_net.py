@@ -7,6 +7,10 @@ whenever training stops. `vitadapter train` and `vitadapter eval` do the same.
 """
 
 if __name__ in ("__main__", "__mp_main__"):
+    from vitadapter.known_warnings import ignore_warnings_at_import
+
+    ignore_warnings_at_import()
+
     from vitadapter.engine.signals import exit_on_signals
 
     exit_on_signals()  # before the other imports, which take seconds

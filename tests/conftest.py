@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 from file_server import FileServer, serving
+from project_configs import SHARED_CONFIGS
 
 from vitadapter.checkpoint import download
 
@@ -25,6 +27,12 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 # PyTorch describes every step of a trace as soon as this logger has a handler, and pytest gives one
 # to each logger that does not propagate. It would make half of the time of an export.
 logging.getLogger("torch.__trace").propagate = True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives the processes of pytest-xdist a folder beside their own temporary ones."""
+    if hasattr(config, "workerinput"):
+        os.environ[SHARED_CONFIGS] = str(Path(config.option.basetemp).parent / "configs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

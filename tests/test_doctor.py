@@ -34,7 +34,7 @@ def test_working_installation(tmp_path: Path) -> None:
     status, lines, remedies = report(tmp_path)
     assert (status, remedies) == (0, "Nothing is missing: training can run here.\n")
     found = dict(line.split(maxsplit=1) for line in lines.splitlines())
-    assert found["vitadapter"] == f"0.1.0 in {Path(vitadapter.__file__).parent}"
+    assert found["vitadapter"] == f"0.2.0 in {Path(vitadapter.__file__).parent}"
     assert found["operators"].startswith("compiled with torch")
     assert " in use)" in found["operators"]
     assert set(doctor.PROBES) <= set(found)

@@ -108,9 +108,9 @@ def test_wheel_is_complete(repository: Path, built: Built) -> None:
         expected = files(repository / folder, package)
         assert expected
         assert expected <= names
-    assert "vitadapter-0.1.0.dist-info/licenses/LICENSE" in names
+    assert "vitadapter-0.2.0.dist-info/licenses/LICENSE" in names
     top_level = {name.partition("/")[0] for name in names}
-    assert top_level == {"vitadapter", "vitadapter-0.1.0.dist-info"}
+    assert top_level == {"vitadapter", "vitadapter-0.2.0.dist-info"}
 
 
 def test_compiled_wheel_serves_all_versions_of_python(compiled: Built) -> None:
@@ -120,7 +120,7 @@ def test_compiled_wheel_serves_all_versions_of_python(compiled: Built) -> None:
 
 
 def test_pure_wheel_serves_all_machines(pure: Built) -> None:
-    assert pure.wheel.name == "vitadapter-0.1.0-py3-none-any.whl"
+    assert pure.wheel.name == "vitadapter-0.2.0-py3-none-any.whl"
     assert not [name for name in pure.names() if name.startswith("vitadapter/_C")]
 
 

@@ -1,13 +1,13 @@
 """The command line: `vitadapter COMMAND ...`, or `python -m vitadapter COMMAND ...`."""
 
 import sys
-import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
 from vitadapter import __version__
+from vitadapter.known_warnings import ignore_warnings_at_import
 
 __all__ = ["COMMANDS", "main"]
 
@@ -89,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         from vitadapter.engine.signals import exit_on_signals
 
         exit_on_signals()  # before the imports, which take seconds
-    # Detectron2 and fvcore use what PyTorch deprecates; nobody who runs a command can change that.
-    warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+    ignore_warnings_at_import()
     module, function = COMMANDS[name].function.split(":")
     run = getattr(import_module(f"vitadapter.{module}"), function)
     return run(rest, prog=f"vitadapter {name}")

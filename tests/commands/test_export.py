@@ -80,6 +80,8 @@ def test_what_it_writes_predicts_as_the_config_with_weights(
     ):
         with pytest.raises(SystemExit, match=message):
             train.evaluate([*asked, override])
+    with pytest.raises(SystemExit, match=r"can be evaluated, but not trained: .*detector\.onnx"):
+        train.train([str(tiny_config), *overrides, f"train.init_checkpoint={output}"])
 
 
 def _check_evaluation(

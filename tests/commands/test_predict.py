@@ -335,3 +335,34 @@ def test_pictures_of_images_that_cannot_be_written_are_png(
     assert predict.script([*options, *inputs]) == 0
     assert (tmp_path / "drawn" / "a.png").is_file()
     assert {path.suffix for path in (tmp_path / "drawn" / "crops" / "a.sgi").iterdir()} == {".png"}
+
+
+def test_tiles(options: list[str], tmp_path: Path, capsys) -> None:
+    """A picture, json and crops of an image of four tiles."""
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(tmp_path / "large.png"), rng.integers(0, 256, (96, 100, 3), np.uint8))
+    written = ["--json", "--crops", "--output", str(tmp_path / "out")]
+    inputs = [*options, "--input", str(tmp_path / "large.png"), *written]
+    assert predict.script([*inputs, "--tile", "64", "--tile-overlap", "0.3"]) == 0
+    assert cv2.imread(str(tmp_path / "out" / "large.png")).shape == (96, 100, 3)
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(entries) == len(list((tmp_path / "out" / "crops" / "large.png").iterdir())) > 0
+    assert all(entry["segmentation"]["size"] == [96, 100] for entry in entries)
+    assert max(entry["bbox"][0] for entry in entries) > 64
+    again = [*inputs, "--tile", "64", "--skip-existing"]
+    assert predict.script(again) == 2
+    assert "tiles was {'size': 64, 'overlap': 0.3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tile-overlap", "0.3"], "--tile-overlap 0.3 needs --tile"),
+        (["--tile", "0"], "tiles need a positive size and batch_size, got 0"),
+        (["--tile", "64", "--tile-overlap", "1"], "overlap of tiles must be in [0, 1), got 1.0"),
+    ],
+)
+def test_bad_tiles(options: list[str], arguments: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        predict.script([*options, "--input", "a.png", "--output", "b.png", *arguments])
+    assert message in capsys.readouterr().err

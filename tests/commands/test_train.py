@@ -157,7 +157,10 @@ def test_a_stop_is_no_traceback(tiny_config: Path, overrides: list[str], monkeyp
         (["lr_multiplier=null"], r"lr_multiplier=null would put .*lr_multiplier\.start_value"),
         (["dataset.train.json_file=5"], r"dataloader\.train\.dataset: the file 5 does not exist"),
         (["dataloader.train.mapper.augmentations=5"], r"train\.mapper \(DatasetMapper with"),
-        (["dataloader.train.mapper.image_format=XYZ"], "must be RGB or BGR, got 'XYZ'"),
+        (
+            ["dataloader.train.mapper.image_format=XYZ"],
+            "must be RGB or BGR or a number of channels up to 16, got 'XYZ'",
+        ),
         (["dataloader.evaluator=5"], r"dataloader\.evaluator=5 would put"),
         (["dataloader.evaluator.plot_curves=x"], r"plot_curves must be True or False, got 'x'"),
     ],

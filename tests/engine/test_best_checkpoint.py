@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
-from training_samples import act, last, load, raise_error
+from training_samples import act, last, load, metrics_of, raise_error
 
 from vitadapter.engine import trainer as trainer_module
 from vitadapter.engine.overrides import apply_overrides
@@ -78,7 +79,8 @@ def test_the_best_evaluated_weights_are_kept(
     weights = evaluations(*values)
     do_train(keep)
     state = best(keep)
-    assert state["best"] == {"metric": "segm/AP", "mode": mode, "value": values[at]}
+    best_value = {"metric": "segm/AP", "mode": mode, "value": values[at], "completed": at + 1}
+    assert state["best"] == best_value
     assert len(weights) == 5
     assert same(state["model"], weights[at])
     assert set(state) == {"model", "iteration", "best", "config", "classes"}
@@ -134,7 +136,8 @@ def test_a_resumed_run_knows_the_best(keep: DictConfig, evaluations: Callable, c
     with caplog.at_level(logging.WARNING, "vitadapter"):
         do_train(keep, resume=True)
     assert "best by segm/AP: it is replaced" in caplog.text
-    assert best(keep)["best"] == {"metric": "segm/AP50", "mode": "max", "value": 1.0}
+    expected = {"metric": "segm/AP50", "mode": "max", "value": 1.0, "completed": 8}
+    assert best(keep)["best"] == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"text"])
@@ -203,3 +206,74 @@ def test_a_lost_checkpoint_is_not_replaced_by_the_best(
     Path(keep.train.output_dir, "last_checkpoint").write_text("model_0000007.pth")
     with pytest.raises(SetupError, match=r"write one of \['model_final\.pth'\] into it"):
         do_train(keep, resume=True)
+
+
+def patient(cfg: DictConfig, patience: int) -> DictConfig:
+    """With more iterations than will be trained."""
+    return apply_overrides(cfg, [f"train.best_checkpoint.patience={patience}", "train.max_iter=9"])
+
+
+def test_training_ends_when_evaluations_no_longer_improve(
+    keep: DictConfig, evaluations: Callable, caplog
+) -> None:
+    patient(keep, 2)
+    keep.train.log_period = 1
+    weights = evaluations(3.0, 7.0, float("nan"), 7.0)
+    with caplog.at_level(logging.INFO, "vitadapter"):
+        results = do_train(keep)
+    # No fifth evaluation, which would have raised StopIteration.
+    assert len(weights) == 4
+    assert results["segm"]["AP"] == 7.0
+    assert "after 4 of 9 iterations" in caplog.text
+    assert "train.best_checkpoint.patience=2 (7 is still the best)" in caplog.text
+    assert last(keep) == "model_final.pth"
+    final = load(keep, "model_final.pth")
+    assert final["trainer"]["iteration"] == 3
+    assert same(final["model"], weights[3])
+    assert [row["iteration"] for row in metrics_of(keep) if "segm/AP" in row] == [0, 1, 2, 3]
+
+    # The run counts as finished.
+    evaluations(5.0)
+    assert do_train(keep, resume=True)["segm"]["AP"] == 5.0
+    assert load(keep, "model_final.pth")["trainer"]["iteration"] == 3
+    # With more patience, it goes on and counts from the same best.
+    patient(keep, 4)
+    evaluations(6.0, 5.0)
+    do_train(keep, resume=True)
+    assert load(keep, "model_final.pth")["trainer"]["iteration"] == 5
+
+
+def test_a_stopped_run_keeps_the_count(keep: DictConfig, evaluations: Callable) -> None:
+    patient(keep, 3)
+    evaluations(7.0, 3.0, 3.0)
+    act(keep, raise_error, at=3)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        do_train(keep)
+    keep.dataloader.train.mapper.at = -1
+    evaluations(5.0)
+    do_train(keep, resume=True)
+    assert load(keep, "model_final.pth")["trainer"]["iteration"] == 3
+    assert best(keep)["best"]["value"] == 7.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.best_checkpoint.patience=0"], r"patience must be a positive integer or null"),
+        (["train.best_checkpoint.patience=-2"], r"must be a positive integer or null, got -2"),
+        (
+            ["train.best_checkpoint.patience=2", "train.best_checkpoint.metric=null"],
+            r"patience=2 needs a metric.*train\.best_checkpoint\.metric=",
+        ),
+        (
+            ["train.best_checkpoint.patience=2", "train.eval_period=0"],
+            r"eval_period=0 evaluates only at the end",
+        ),
+    ],
+)
+def test_patience_that_cannot_work(keep: DictConfig, overrides: list[str], message: str) -> None:
+    for override in overrides:
+        key, _, value = override.rpartition("=")
+        OmegaConf.update(keep, key, yaml.safe_load(value))
+    with pytest.raises(SetupError, match=message):
+        do_train(keep)

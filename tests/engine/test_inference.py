@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -10,13 +11,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vitadapter.engine import trainer
-from vitadapter.engine.inference import InferenceModel, apply_tta, build_inference
+from vitadapter.engine.inference import InferenceModel, apply_tiles, apply_tta, build_inference
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_eval_only, do_test, do_train
 from vitadapter.model_zoo import get_config
-from vitadapter.modeling.inference import DetectorWithTTA
+from vitadapter.modeling.inference import DetectorWithTTA, Tiles
 
 
 class _Probe(nn.Module):
@@ -207,3 +208,63 @@ def test_images_without_annotations_give_an_entry_to_the_server(
         entries = json.loads(written.read_text())
         assert {entry["image_id"] for entry in entries} == {i["id"] for i in content["images"]}
         assert all(key in entry for entry in entries)
+
+
+def test_tiles_of_a_mosaic_give_what_its_images_give(cfg: DictConfig) -> None:
+    """Tiles without an overlap are the images, and are resized as these are."""
+    cfg.dataloader.test.mapper.augmentations[0].short_edge_length = 96
+    model = instantiate(cfg.model)
+    predictor = LazyPredictor(cfg.copy(), _saved(model, cfg))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
+    found = [predictor(image)["instances"] for image in images]
+    mosaic = np.block([[[images[0]], [images[1]]], [[images[2]], [images[3]]]])
+    expected = []
+    for number, instances in enumerate(found):
+        y, x = divmod(number, 2)
+        offset = torch.tensor([x, y, x, y]) * 64
+        boxes = (instances.pred_boxes.tensor + offset).round(decimals=3).tolist()
+        areas = instances.pred_masks.flatten(1).sum(1).tolist()
+        classes = instances.pred_classes.tolist()
+        expected += zip(instances.scores.tolist(), classes, boxes, areas, strict=True)
+    tiled = LazyPredictor(cfg.copy(), _saved(model, cfg), tiles=Tiles(64, 0.0))
+    merged = tiled(np.ascontiguousarray(mosaic))["instances"]
+    assert len(merged) == len(expected) > 4
+    boxes = merged.pred_boxes.tensor.round(decimals=3).tolist()
+    areas = [int(mask.sum()) for mask in merged.pred_masks]
+    actual = zip(merged.scores.tolist(), merged.pred_classes.tolist(), boxes, areas, strict=True)
+    assert sorted(actual) == sorted(expected)
+
+
+def _saved(model: nn.Module, cfg: DictConfig) -> str:
+    path = Path(cfg.train.output_dir).with_name("weights.pth")
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
+
+
+def test_tiles_from_the_command_line_serve_evaluation(cfg: DictConfig) -> None:
+    """Those that contain the whole image change nothing."""
+    torch.manual_seed(0)
+    model = instantiate(cfg.model)
+    do_test(cfg, model)
+    whole = _saved_detections(cfg)
+    apply_overrides(cfg, ["train.inference.tiles.size=64", "train.inference.tiles.overlap=0.5"])
+    for _ in range(2):  # the config that the first time has changed serves the second time, too
+        do_test(cfg, model)
+        tiled = _saved_detections(cfg)
+        assert len(tiled) == len(whole) > 0
+        for ours, theirs in zip(_ordered(tiled), _ordered(whole), strict=True):
+            assert ours == theirs
+
+
+def _ordered(results: list[dict[str, object]]) -> list[dict[str, object]]:
+    return sorted(results, key=lambda r: (r["image_id"], -r["score"], r["bbox"]))
+
+
+def test_other_forms_of_tiles_are_refused(cfg: DictConfig) -> None:
+    apply_overrides(cfg, ["~train.inference.tiles"])
+    apply_tiles(cfg)
+    assert isinstance(build_inference(cfg, instantiate(cfg.model)), InferenceModel)
+    cfg.train.inference.tiles = 800
+    with pytest.raises(ValueError, match=r"train\.inference\.tiles\.size=800 predicts"):
+        apply_tiles(cfg)

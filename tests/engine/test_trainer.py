@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from training_samples import last, load, metrics_of, predictions_of
 
 from vitadapter.engine import trainer as trainer_module
+from vitadapter.engine import writers
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_eval_only, do_test, do_train
@@ -32,13 +33,17 @@ def test_trains_evaluates_and_writes(cfg: DictConfig) -> None:
     rows = metrics_of(cfg)
     assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1, 2]
     assert any("bbox/AP" in row for row in rows)
-    assert {"lr", "loss_mask", "loss_cls"} <= rows[0].keys()
+    assert {"lr", "loss_mask", "loss_cls", "data_time"} <= rows[0].keys()
+    assert 0 < rows[0]["images_per_second"] < 1e5
+    # PyTorch alone takes more than 100 MiB.
+    assert 100 < rows[0]["memory_mb"] < 1e5
     assert list(Path(cfg.train.output_dir).glob("events.out.tfevents.*"))
     assert not list(Path(cfg.train.output_dir).glob("*partial*"))
+    assert not Path(cfg.train.output_dir, "predictions").exists()
 
 
 def test_works_without_tensorboard(cfg: DictConfig, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(trainer_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
     cfg.train.max_iter = 1
     with caplog.at_level(logging.WARNING, "vitadapter"):
         do_train(cfg)
@@ -100,10 +105,15 @@ def test_evaluation_only(cfg: DictConfig, tmp_path: Path) -> None:
     model.load_state_dict(load(cfg, "model_final.pth")["model"])
     expected = predictions_of(cfg.train.output_dir)
     assert expected
+    trained = metrics_of(cfg)[-1]
     cfg.train.init_checkpoint = f"{cfg.train.output_dir}/model_final.pth"
     cfg.train.output_dir = str(tmp_path / "evaluated")
     assert do_eval_only(cfg).keys() == {"bbox", "segm"}
     assert predictions_of(cfg.train.output_dir) == expected
+    # In the row that training has written for these weights.
+    row = metrics_of(cfg)[-1]
+    assert row["iteration"] == trained["iteration"] == 3
+    assert row["bbox/AP"] == trained["bbox/AP"]
     cfg.train.output_dir = str(tmp_path / "tested")
     assert do_test(cfg, model).keys() == {"bbox", "segm"}
     assert predictions_of(cfg.train.output_dir) == expected

@@ -116,3 +116,21 @@ def test_wrong_predictions_and_labels(tmp_path: Path) -> None:
     write_labels(tmp_path / "labels/a.png", np.full((24, 32), 4, np.uint8))
     with pytest.raises(ValueError, match=r"got 4 in .*a\.png"):
         evaluator.process([record], [scores_of(np.zeros((24, 32), int))])
+
+
+def test_label_maps_of_tiles_count_like_scores(tmp_path: Path) -> None:
+    truths = {name: some_labels(seed) for seed, name in enumerate("ab")}
+    images, labels = write_pairs(tmp_path, truths)
+    guess = np.roll(np.where(truths["b"] == 255, 0, truths["b"]), 3, axis=0).astype(np.int64)
+    results = []
+    for output in (scores_of(guess), {"label_map": torch.as_tensor(guess.astype(np.int16))}):
+        evaluator = sem_seg_evaluator("own", str(images), str(labels), num_classes=CLASSES)
+        evaluator.reset()
+        for name in truths:
+            evaluator.process([{"file_name": str(images / f"{name}.jpg")}], [output])
+        results.append(evaluator.evaluate())
+    assert results[0] == results[1]
+    with pytest.raises(ValueError, match=r"must be a map of the label map's .*got \(1, 2\)"):
+        evaluator.process(
+            [{"file_name": str(images / "a.jpg")}], [{"label_map": torch.zeros(1, 2)}]
+        )

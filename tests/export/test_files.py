@@ -21,7 +21,7 @@ from vitadapter.export.formats.onnx_graph import to_onnx
 from vitadapter.export.graphs import graph_of
 from vitadapter.export.precision import Tolerance
 from vitadapter.layers.soft_nms import SoftNMS
-from vitadapter.modeling.inference import SlidingWindow
+from vitadapter.modeling.inference import SlidingWindow, TiledInference, Tiles
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,25 @@ def test_windows_and_resizing_are_those_of_the_model(tmp_path: Path) -> None:
         expected = model([{"image": rgb, "height": 50, "width": 70}])[0]["sem_seg"]
     found = ExportedPredictor(tmp_path / "a.pt2")(image)["sem_seg"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tiles_of_a_large_image(onnx_file: Path) -> None:
+    """Without an overlap, these are images of their own."""
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    whole = ExportedPredictor(onnx_file, tiles=Tiles(96, 0.0))(np.concatenate(tiles, axis=1)[:64])
+    assert whole["label_map"].shape == (64, 192)
+    expected = [p["sem_seg"].argmax(0) for p in ExportedPredictor(onnx_file).predict(tiles)]
+    assert torch.equal(whole["label_map"].long(), torch.cat(expected, dim=1))
+
+
+def test_tiles_and_channels_are_not_written(segmenter: nn.Module, tmp_path: Path) -> None:
+    source = predictor_of(segmenter)
+    source.image_format = 5
+    with pytest.raises(ValueError, match=r"models of colours can be exported, got one of 5"):
+        export(source, "torch", tmp_path / "a.pt2")
+    source.inference = TiledInference(source.inference, Tiles(96), torch.from_numpy)
+    with pytest.raises(ValueError, match=r"how images are cut into tiles"):
+        export(source, "torch", tmp_path / "a.pt2")
 
 
 @pytest.mark.parametrize(

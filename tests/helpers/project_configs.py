@@ -1,6 +1,7 @@
 """The experiments of projects/ViTAdapter: found, built without memory, cut down to train fast."""
 
 import functools
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ VARIANTS = {f"_n{n}": f"{_ADAPTER}.num_interactions={n}" for n in (1, 2, 6)} | {
 }
 ROW_OVERRIDES = TESTS | VARIANTS
 
+# Environment variable with the folder of configs that the processes of a suite share.
+SHARED_CONFIGS = "VITADAPTER_TESTS_SHARED_CONFIGS"
+
 CHANNELS = 32  # the ViT baseline's GroupNorm has 32 groups
 
 
@@ -61,11 +65,24 @@ def load(path: Path, test: str = "") -> DictConfig:
 
 @functools.cache
 def _pickled(path: Path, test: str) -> bytes:
-    """Loading takes half a second, and there are thousands of loads in the suite."""
+    """Loading takes half a second, and there are thousands of loads in the suite.
+
+    The processes of a suite share what they have loaded, see `tests/conftest.py`.
+    """
+    folder = os.environ.get(SHARED_CONFIGS)
+    shared = folder and Path(folder, f"{path.parent.name}-{path.stem}{test}.pickle")
+    if shared and shared.is_file():
+        return shared.read_bytes()
     cfg = apply_overrides(load_experiment(path), ROW_OVERRIDES[test].split() if test else [])
     apply_tta(cfg)
     check_settings(cfg)
-    return pickle.dumps(cfg)
+    pickled = pickle.dumps(cfg)
+    if shared:
+        shared.parent.mkdir(exist_ok=True)
+        partial = shared.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(pickled)
+        partial.replace(shared)
+    return pickled
 
 
 def net_wrapper(cfg: DictConfig) -> DictConfig:

@@ -95,7 +95,10 @@ def scales_of_config(cfg: DictConfig, images: Sequence[Path]) -> list[FeatureSca
         )
     return feature_scales(
         adapters[0],
-        (normalised_image(predictor, read_image(str(path), "BGR")).tensor for path in images),
+        (
+            normalised_image(predictor, read_image(str(path), predictor.array_format)).tensor
+            for path in images
+        ),
     )
 
 

@@ -13,10 +13,11 @@ from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from vitadapter.data.image_files import read_image
+from vitadapter.data.image_files import read_image, read_stored
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.visualization.feature_figures import draw_feature_maps, plot_spectra
 from vitadapter.visualization.markdown import markdown_table
+from vitadapter.visualization.sample_sheets import shown_image
 
 __all__ = [
     "FREQUENCIES",
@@ -50,7 +51,7 @@ def normalised_image(predictor: LazyPredictor, image: np.ndarray) -> ImageList:
 
     Args:
         predictor: with any model that has a backbone, `pixel_mean` and `pixel_std`.
-        image: (H, W, 3) uint8 in BGR order.
+        image: as the predictor takes it.
 
     Raises:
         ValueError: the model has not.
@@ -153,7 +154,7 @@ def _run(
     sums = dict.fromkeys(strides, torch.zeros(()))
     pictures: list[dict[int, np.ndarray]] = []
     for path in images:
-        image = np.ascontiguousarray(read_image(str(path), "BGR"))
+        image = np.ascontiguousarray(read_image(str(path), predictor.array_format))
         try:
             maps = feature_maps(predictor, image)
         except ValueError as error:
@@ -237,5 +238,6 @@ def analyze_features(
     for number, path in enumerate(images[:num_pictures]):
         written.append(folder / f"features_{number + 1:02d}_{path.stem}.png")
         maps = {name: run.pictures[number] for name, run in runs.items()}
-        draw_feature_maps(read_image(str(path), "RGB"), maps, written[-1])
+        shown = shown_image(torch.from_numpy(read_stored(str(path))).permute(2, 0, 1), "RGB")
+        draw_feature_maps(shown, maps, written[-1])
     return _table(runs, strides), written

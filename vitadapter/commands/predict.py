@@ -9,11 +9,12 @@ import glob
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from vitadapter.commands.arguments import CONFIG, OVERRIDES, WEIGHTS_OR_EXPORTED, command_parser
@@ -36,6 +37,7 @@ from vitadapter.engine.prediction_files import (
     started,
 )
 from vitadapter.engine.run_checks import setup_errors
+from vitadapter.modeling.inference import Tiles
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import (
     Found,
@@ -44,6 +46,7 @@ from vitadapter.visualization.predictions import (
     class_names,
     in_words,
 )
+from vitadapter.visualization.sample_sheets import shown_image
 
 DEFAULT_FPS = 25.0
 
@@ -54,6 +57,7 @@ examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photo.jpg      # the published weights
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ video.mp4 --output drawn/
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x photos/ --classes person car --json --crops
+  %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x aerial.tif --tile 800    # a large image
   %(prog)s detector.onnx photo.jpg                 # a file of `vitadapter export`
   %(prog)s output/model_final.pth photo.jpg        # a checkpoint carries its config
   %(prog)s config.py photo.jpg --weights model_final.pth --overrides train.device=cpu
@@ -63,7 +67,21 @@ examples:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
+    if args.tile is None and args.tile_overlap is not None:
+        parser.error(f"--tile-overlap {args.tile_overlap} needs --tile, the side of a tile")
+    try:
+        args.tiles = _tiles(args)
+    except ValueError as error:
+        parser.error(str(error))
     return args
+
+
+def _tiles(args: argparse.Namespace) -> Tiles | None:
+    if args.tile is None:
+        return None
+    if args.tile_overlap is None:
+        return Tiles(args.tile)
+    return Tiles(args.tile, args.tile_overlap)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +93,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--classes", nargs="+", metavar="NAME", help="take predictions of these classes alone"
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="predict large images in tiles with sides of so many pixels",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=float,
+        metavar="FRACTION",
+        help=f"overlap of tiles, in [0, 1) of their side (default: {Tiles.overlap})",
     )
     parser.add_argument(
         "--json",
@@ -131,8 +161,11 @@ class Run:
 
     def image(self, planned: Planned) -> None:
         """Predicts an image."""
-        image = np.ascontiguousarray(read_image(str(planned.source), "BGR"))
+        array_format = self.predictor.array_format
+        image = np.ascontiguousarray(read_image(str(planned.source), array_format))
         found = self._find(image)
+        if isinstance(array_format, int):
+            image = shown_image(torch.from_numpy(image).permute(2, 0, 1), "RGB")[:, :, ::-1]
         with self._writing(planned) as writer:
             writer.add(image, found)
         tqdm.write(f"{planned.source}: {in_words(found, self.palette)}")
@@ -172,7 +205,7 @@ class Run:
 
 def _prepared(args: argparse.Namespace) -> tuple[Predictor, Selection, dict[str, object]]:
     """The predictor, what is wanted of it, and the settings that its predictions depend on."""
-    model = find_model(args.config_file, args.weights, args.overrides)
+    model = find_model(args.config_file, args.weights, args.overrides, args.tiles)
     classes = None
     if args.classes:  # before published weights are downloaded
         classes = chosen_classes(args.classes, class_names(model.metadata()))
@@ -184,6 +217,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Predictor, Selection, dict[str,
         "weights_changed": weights.stat().st_mtime if weights.is_file() else None,
         "overrides": list(args.overrides),
         "score_threshold": args.score_threshold,
+        "tiles": None if args.tiles is None else asdict(args.tiles),
         "classes": None if args.classes is None else sorted(set(args.classes)),
     }
     return predictor, Selection(args.score_threshold, classes), settings
@@ -203,8 +237,8 @@ def run(args: argparse.Namespace) -> int:
     """Predicts.
 
     Args:
-        args: with `config_file`, `inputs`, `output`, `weights`, `overrides` and what `_add_options`
-            adds.
+        args: with `config_file`, `inputs`, `output`, `weights`, `overrides` what `_add_options`
+            adds and `tiles`.
 
     Returns:
         The exit status, see the top of this file.

@@ -13,6 +13,7 @@ from vitadapter.export import ExportedPredictor
 from vitadapter.export.evaluation import check_fits
 from vitadapter.export.formats import is_exported
 from vitadapter.model_zoo import config_file
+from vitadapter.modeling.inference import Tiles
 
 __all__ = ["Model", "Predictor", "find_model"]
 
@@ -38,8 +39,8 @@ class Model(Protocol):
 
 
 class _ExportedModel:
-    def __init__(self, config: str, file: str) -> None:
-        self._predictor = ExportedPredictor(file)
+    def __init__(self, config: str, file: str, tiles: Tiles | None) -> None:
+        self._predictor = ExportedPredictor(file, tiles=tiles)
         self.config, self.weights = config, file
 
     def metadata(self) -> Metadata:
@@ -50,7 +51,10 @@ class _ExportedModel:
 
 
 class _ConfiguredModel:
-    def __init__(self, config: str, weights: str | None, overrides: Sequence[str]) -> None:
+    def __init__(
+        self, config: str, weights: str | None, overrides: Sequence[str], tiles: Tiles | None
+    ) -> None:
+        self._tiles = tiles
         self.config = config if is_checkpoint(config) else str(config_file(config))
         self._cfg = load_config(self.config, overrides)
         self._given = None if weights is None else weights_of(config, weights)
@@ -60,10 +64,12 @@ class _ConfiguredModel:
         return class_metadata(self._cfg, self.weights)
 
     def predictor(self) -> Predictor:
-        return LazyPredictor(self._cfg, self._given)
+        return LazyPredictor(self._cfg, self._given, tiles=self._tiles)
 
 
-def find_model(config: str, weights: str | None, overrides: Sequence[str]) -> Model:
+def find_model(
+    config: str, weights: str | None, overrides: Sequence[str], tiles: Tiles | None = None
+) -> Model:
     """The model of a command line.
 
     Args:
@@ -72,6 +78,7 @@ def find_model(config: str, weights: str | None, overrides: Sequence[str]) -> Mo
         weights: see `weights_of`, or an exported file of the config's model; None for
             `train.init_checkpoint`.
         overrides: of the config.
+        tiles: how large images are cut; None for what the config says.
 
     Raises:
         ValueError: there is no such model, an exported file is given weights or overrides, or it
@@ -83,11 +90,11 @@ def find_model(config: str, weights: str | None, overrides: Sequence[str]) -> Mo
             raise ValueError(
                 f"{config} holds its weights and settings: leave out --weights and overrides"
             )
-        return _ExportedModel(config, config)
+        return _ExportedModel(config, config, tiles)
     if weights is not None and is_exported(weights):
         check_exported_overrides(overrides)
         config = config if is_checkpoint(config) else str(config_file(config))
-        model = _ExportedModel(config, weights)
+        model = _ExportedModel(config, weights, tiles)
         check_fits(model.predictor().description, load_config(config, overrides))
         return model
-    return _ConfiguredModel(config, weights, overrides)
+    return _ConfiguredModel(config, weights, overrides, tiles)

@@ -5,9 +5,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.env import seed_all_rng
 from omegaconf import OmegaConf
 from torch.multiprocessing import ProcessExitedException
 
@@ -21,7 +21,8 @@ from vitadapter.commands.arguments import (
 from vitadapter.engine.checkpoint_config import is_checkpoint
 from vitadapter.engine.launch import Place, launch
 from vitadapter.engine.overrides import load_config
-from vitadapter.engine.run_checks import SetupError, check_device, check_run, setup_errors
+from vitadapter.engine.run_checks import SetupError, check_device, setup_errors
+from vitadapter.engine.settings import check_settings
 from vitadapter.engine.trainer import do_eval_only, do_train
 from vitadapter.export.evaluation import evaluate_file
 from vitadapter.export.formats import is_exported
@@ -89,18 +90,20 @@ def run(args: argparse.Namespace, place: Place) -> None:
     try:
         with setup_errors():
             cfg = load_config(args.config_file, args.opts)
-            from_file = args.eval_only and is_exported(cfg.train.init_checkpoint or "")
+            from_file = is_exported(cfg.train.init_checkpoint or "")
+            if from_file and not args.eval_only:
+                raise ValueError(
+                    "an exported file can be evaluated, but not trained: set train.init_checkpoint "
+                    f"to a checkpoint, got {cfg.train.init_checkpoint}"
+                )
             if from_file:
                 check_exported_overrides(args.opts)
             check_device(OmegaConf.select(cfg, "train.device"))
             place.join(cfg.train.device)
-            # do_train checks too, but default_setup would write into the folder of another run.
-            check_run(cfg, resume=args.resume, eval_only=args.eval_only)
-            # It logs the text of the file.
-            shown = "" if is_checkpoint(args.config_file) else args.config_file
-            default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": shown}))
-        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="vitadapter")
-        logger.info("Results go to %s", cfg.train.output_dir)
+            check_settings(cfg)
+            seed = cfg.train.seed
+            # PyTorch's own seed is the same at each start.
+            seed_all_rng(None if seed < 0 else seed + comm.get_rank())
         if from_file:
             evaluate_file(cfg)
         elif args.eval_only:

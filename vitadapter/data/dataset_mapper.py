@@ -22,7 +22,7 @@ from vitadapter.data.image_files import (
     read_record_image,
     reason,
 )
-from vitadapter.data.transforms import augment
+from vitadapter.data.transforms import augment, refuse_colour_augmentations
 
 __all__ = [
     "DatasetMapper",
@@ -62,11 +62,13 @@ class RecordMapper(ABC):
     Args:
         is_train: training or inference.
         augmentations: applied in this order.
-        image_format: "RGB" or "BGR", whichever the model's pixel statistics are for.
+        image_format: "RGB" or "BGR", whichever the model's pixel statistics are for. Or a number of
+            channels, which are taken as they are; then, augmentations may not change colours.
         max_skipped: number of different unusable images at which a worker gives up.
 
     Raises:
-        ValueError: `max_skipped` is not positive.
+        ValueError: `max_skipped` is not positive, or an augmentation changes colours that images do
+            not have.
 
     Attributes:
         num_images: number of images in the data set, or None if unknown; see `build_train_loader`.
@@ -78,11 +80,13 @@ class RecordMapper(ABC):
         is_train: bool,
         *,
         augmentations: Sequence[T.Augmentation | T.Transform],
-        image_format: str,
+        image_format: str | int,
         max_skipped: int = 100,
     ) -> None:
         if max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, got {max_skipped}")
+        if isinstance(image_format, int):
+            refuse_colour_augmentations(augmentations, image_format)
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -218,7 +222,7 @@ class DatasetMapper(RecordMapper):
         is_train: bool,
         *,
         augmentations: Sequence[T.Augmentation | T.Transform],
-        image_format: str,
+        image_format: str | int,
         use_instance_mask: bool = False,
         recompute_boxes: bool = False,
         instance_augmentation: InstanceAugmentation | None = None,
@@ -226,6 +230,10 @@ class DatasetMapper(RecordMapper):
     ) -> None:
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes=True needs use_instance_mask=True, got False")
+        if instance_augmentation is not None and isinstance(image_format, int):
+            raise ValueError(
+                f"instance_augmentation needs colours, but images have {image_format} channels"
+            )
         if instance_augmentation is not None and not use_instance_mask:
             raise ValueError("instance_augmentation needs use_instance_mask=True, got False")
         super().__init__(

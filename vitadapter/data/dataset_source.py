@@ -271,7 +271,8 @@ class DatasetSource:
         Args:
             records: of the data set.
             name: of the data set.
-            inspect: called with each record whose image can be read, and the image in RGB.
+            inspect: called with each record whose image can be read, and the image in RGB
+                or, if its file has no colours, with all channels.
 
         Raises:
             ValueError: none can be read, or `inspect` raises it.
@@ -280,7 +281,7 @@ class DatasetSource:
 
         def is_usable(record: Record) -> bool:
             try:
-                image = read_record_image(record, "RGB")
+                image = read_record_image(record, None)
             except ValueError as error:
                 errors[str(record["file_name"])] = str(error)
                 return False

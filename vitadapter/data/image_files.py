@@ -14,17 +14,22 @@ from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from vitadapter.data.channel_files import holds_channels, read_array, stored_size
+
 __all__ = [
     "IMAGE_SUFFIXES",
+    "channels_size",
     "check_map_size",
     "files_by_name",
     "image_paths",
     "is_image_name",
     "missing_files",
     "open_image",
+    "read_channels",
     "read_image",
     "read_numbers",
     "read_record_image",
+    "read_stored",
     "reason",
     "walk",
 ]
@@ -32,6 +37,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_READABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
 # What Pillow raises for broken EXIF data.
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error)
@@ -58,7 +64,7 @@ def reason(error: Exception) -> str:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is an image. The `._*` files of macOS are not."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("._")
+    return name.lower().endswith(_READABLE_SUFFIXES) and not name.startswith("._")
 
 
 def _is_repeated(link: Path, followed: set[Path]) -> bool:
@@ -169,6 +175,25 @@ def missing_files(file_names: Iterable[str]) -> list[str]:
 
 
 @contextmanager
+def _existing_file(file_name: str | Path) -> Iterator[Path]:
+    """The path of a file. Any error until it is left becomes a ValueError that names the file."""
+    try:
+        path = _located(Path(PathManager.get_local_path(str(file_name))))
+        if not path.is_file():
+            raise ValueError(
+                "it is a folder, pipe or device" if path.exists() else "it does not exist"
+            )
+        yield path
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{file_name} cannot be read: it is not an image, or of a kind that Pillow does not "
+            "read, such as floating-point colours"
+        ) from error
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        raise ValueError(f"{file_name} cannot be read: {reason(error)}") from error
+
+
+@contextmanager
 def open_image(file_name: str | Path) -> Iterator[ImageFile.ImageFile]:
     """Opens an image. Any error until it is closed becomes a ValueError that names the file.
 
@@ -179,21 +204,12 @@ def open_image(file_name: str | Path) -> Iterator[ImageFile.ImageFile]:
         ValueError: it is not a file (reading a pipe might never end), it is not an image, or the
             body of the `with` statement raises an error.
     """
-    try:
-        path = _located(Path(PathManager.get_local_path(str(file_name))))
-        if not path.is_file():
-            raise ValueError(
-                "it is a folder, pipe or device" if path.exists() else "it does not exist"
-            )
-        with path.open("rb") as file, Image.open(file) as image:
-            yield image
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{file_name} cannot be read: it is not an image, or of a kind that Pillow does not "
-            "read, such as floating-point colours"
-        ) from error
-    except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise ValueError(f"{file_name} cannot be read: {reason(error)}") from error
+    with (
+        _existing_file(file_name) as path,
+        path.open("rb") as file,
+        Image.open(file) as image,
+    ):
+        yield image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -244,8 +260,38 @@ def _warn_of_surprises(file_name: str, pixels: np.ndarray, guessed: float | None
         )
 
 
-def read_image(file_name: str, image_format: str) -> np.ndarray:
+def read_channels(file_name: str, channels: int | None = None) -> np.ndarray:
+    """Reads all channels of an image or a `.npy` file, as they are; see `read_array`.
+
+    Args:
+        file_name: path of the image.
+        channels: how many there must be; None for any number.
+
+    Returns:
+        (H, W, C), uint8 or float32.
+
+    Raises:
+        ValueError: it is not an image, or has other channels; names the file.
+    """
+    with _existing_file(file_name) as path:
+        return read_array(path, channels)
+
+
+def _read_stored_colours(path: Path, image_format: str) -> np.ndarray:
+    pixels = read_array(path, None)
+    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+        raise ValueError(
+            f"it has {pixels.shape[2]} channels of {pixels.dtype}, which are no 8-bit colours: set "
+            "model.pixel_mean and model.pixel_std to a value for each channel, and for three "
+            "channels that are no colours image_format of the mappers to 3"
+        )
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def read_image(file_name: str, image_format: str | int) -> np.ndarray:
     """Reads an image of any colour mode, drops alpha, and applies the EXIF orientation.
+
+    Where `image_format` is a number of channels, it does what `read_channels` does instead.
 
     Numbers with more than 8 bits are scaled to 0..255, while Detectron2 clips them:
 
@@ -261,15 +307,21 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
 
     Args:
         file_name: path of the image.
-        image_format: "RGB", "BGR" or another format of Detectron2's `read_image`.
+        image_format: "RGB", "BGR" or another format of Detectron2's `read_image`; or a number of
+            channels.
 
     Returns:
-        (H, W, C) uint8.
+        (H, W, C) uint8; of a number of channels, numbers other than 8-bit are float32.
 
     Raises:
         ValueError: it is not an image, or has pixels that are negative, NaN or infinite; names the
             file.
     """
+    if isinstance(image_format, int):
+        return read_channels(file_name, image_format)
+    with _existing_file(file_name) as path:
+        if holds_channels(path):
+            return _read_stored_colours(path, image_format)
     with open_image(file_name) as image:
         # The second image of an MPO file is a preview.
         if getattr(image, "is_animated", False) and image.format != "MPO":
@@ -285,13 +337,31 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         return pixels
 
 
-def read_record_image(record: Mapping[str, object], image_format: str) -> np.ndarray:
+def channels_size(file_name: str | Path) -> tuple[int, int] | None:
+    """The (height, width) of an image whose channels are no colours to Pillow; None for others."""
+    with _existing_file(file_name) as path:
+        return stored_size(path) if holds_channels(path) else None
+
+
+def read_stored(file_name: str) -> np.ndarray:
+    """Reads an image (H, W, C) in RGB or, if its channels are no colours to Pillow, all of them."""
+    if channels_size(file_name) is not None:
+        return read_channels(file_name)
+    return read_image(file_name, "RGB")
+
+
+def read_record_image(record: Mapping[str, object], image_format: str | int | None) -> np.ndarray:
     """Reads the image (H, W, C) of a data set dict.
+
+    Args:
+        record: with "file_name".
+        image_format: as in `read_image`; None to do what `read_stored` does.
 
     Raises:
         ValueError: it is not an image, or does not have the size of the dict; names the file.
     """
-    image = read_image(str(record["file_name"]), image_format)
+    file_name = str(record["file_name"])
+    image = read_stored(file_name) if image_format is None else read_image(file_name, image_format)
     detection_utils.check_image_size(dict(record), image)
     return image
 

@@ -1,13 +1,16 @@
 """Augmentations that Detectron2 lacks, and a function that applies augmentations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import NoOpTransform, PadTransform, Transform
+from detectron2.data.transforms import ColorTransform
+from detectron2.projects.point_rend import ColorAugSSDTransform
+from fvcore.transforms.transform import BlendTransform, NoOpTransform, PadTransform, Transform
 from torch import Tensor
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "ResizeToFit",
     "StretchToMultiple",
     "augment",
+    "refuse_colour_augmentations",
     "resizes_at_ratios",
 ]
 
@@ -35,12 +39,39 @@ class Augmented(NamedTuple):
     """The transforms that were applied."""
 
 
-class _ThinInput(T.AugInput):
-    """Keeps one pixel of an image that is so thin that Detectron2's resizing rounds a side to 0."""
+class _ChannelResize(T.ResizeTransform):
+    """Resizes any channels as Pillow resizes colours; Detectron2 would not smooth floats."""
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        maps = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))[None].float()
+        size = (self.new_h, self.new_w)
+        maps = F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=True)
+        resized = maps[0].permute(1, 2, 0).numpy()
+        return resized if img.dtype != np.uint8 else resized.round().clip(0, 255).astype(np.uint8)
+
+
+def _has_colours(image: np.ndarray) -> bool:
+    return image.dtype == np.uint8 and image.shape[2] == 3
+
+
+class _Input(T.AugInput):
+    """Resizes thin images, and images without colours.
+
+    It keeps one pixel of an image that is so thin that Detectron2's resizing rounds a side to 0.
+    """
+
+    image: np.ndarray
+    sem_seg: np.ndarray | None
 
     def transform(self, tfm: Transform) -> None:
         if isinstance(tfm, T.ResizeTransform):
             tfm.new_h, tfm.new_w = max(tfm.new_h, 1), max(tfm.new_w, 1)
+            if not _has_colours(self.image):
+                smooth = _ChannelResize(tfm.h, tfm.w, tfm.new_h, tfm.new_w, tfm.interp)
+                self.image = smooth.apply_image(self.image)
+                if self.sem_seg is not None:
+                    self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+                return
         super().transform(tfm)
 
 
@@ -57,7 +88,7 @@ def augment(
     Raises:
         ValueError: no pixel is left.
     """
-    aug_input = _ThinInput(image, sem_seg=sem_seg)
+    aug_input = _Input(image, sem_seg=sem_seg)
     transforms = augmentations(aug_input)
     if 0 in aug_input.image.shape:
         raise ValueError(
@@ -65,10 +96,55 @@ def augment(
         )
     # A flip returns a view with negative strides, which torch does not accept.
     pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-    labels = aug_input.sem_seg
-    if labels is not None:
-        labels = torch.as_tensor(np.ascontiguousarray(labels).astype(np.int64))
+    labels = None
+    if aug_input.sem_seg is not None:
+        labels = torch.as_tensor(np.ascontiguousarray(aug_input.sem_seg).astype(np.int64))
     return Augmented(pixels, labels, transforms)
+
+
+_COLOUR = (
+    ColorAugSSDTransform,
+    T.RandomBrightness,
+    T.RandomContrast,
+    T.RandomLighting,
+    T.RandomSaturation,
+    ColorTransform,
+    BlendTransform,
+)
+
+
+def _parts(augmentation: object) -> Iterator[object]:
+    """An augmentation and those that it consists of."""
+    yield augmentation
+    if isinstance(augmentation, T.AugmentationList):
+        inner: Sequence[object] = augmentation.augs
+    elif isinstance(augmentation, T.RandomApply):
+        inner = [augmentation.aug]
+    elif isinstance(augmentation, RandomChoice):
+        inner = augmentation.branches
+    else:
+        return
+    for part in inner:
+        yield from _parts(part)
+
+
+def refuse_colour_augmentations(
+    augmentations: Sequence[T.Augmentation | T.Transform], channels: int
+) -> None:
+    """Raises ValueError if an augmentation changes colours, which images of channels do not have.
+
+    Args:
+        augmentations: of a mapper.
+        channels: of its images.
+    """
+    for index, augmentation in enumerate(augmentations):
+        colour = next((part for part in _parts(augmentation) if isinstance(part, _COLOUR)), None)
+        if colour is not None:
+            raise ValueError(
+                f"{type(colour).__name__} changes colours, but images have {channels} channels "
+                f"that are taken as they are: leave augmentation {index} of the mapper out, as "
+                f"~dataloader.train.mapper.augmentations.{index} does for training"
+            )
 
 
 class RandomChoice(T.Augmentation):
@@ -147,7 +223,8 @@ class _PadChannels(PadTransform):
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         height, width = img.shape[0] + self.y1, img.shape[1] + self.x1
         padded = np.empty((height, width, img.shape[2]), img.dtype)
-        padded[...] = np.round(self.pad_value).astype(img.dtype)
+        is_whole = np.issubdtype(img.dtype, np.integer)
+        padded[...] = np.round(self.pad_value) if is_whole else self.pad_value
         padded[: img.shape[0], : img.shape[1]] = img
         return padded
 
@@ -164,7 +241,9 @@ class _Resize(Transform):
         self.size = (new_width, new_height)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        return cv2.resize(img, self.size, interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(img, self.size, interpolation=cv2.INTER_LINEAR)
+        # Of a single channel, OpenCV drops the axis.
+        return resized.reshape(*resized.shape[:2], *img.shape[2:])
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords * np.asarray(self.scale)

@@ -1,25 +1,37 @@
-"""The weights with the best evaluation so far."""
+"""The weights with the best evaluation so far, and the end of training that no longer improves."""
 
 import logging
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
-from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
 from vitadapter.checkpoint.reading import read_checkpoint_file
-from vitadapter.engine.checkpoint import BEST_NAME, AtomicCheckpointer
+from vitadapter.engine.checkpoint import BEST_NAME, FINAL_NAME, AtomicCheckpointer
+from vitadapter.engine.hooks import AfterEvaluation, EvalHook
+from vitadapter.engine.settings import BestCheckpointSettings
 
 __all__ = ["BestCheckpointer"]
 
 logger = logging.getLogger(__name__)
 
 
-class BestCheckpointer(HookBase):
+class _Best(NamedTuple):
+    """What `model_best.pth` holds besides the weights."""
+
+    metric: str
+    mode: str
+    value: float
+    completed: int
+    """How many iterations were complete."""
+
+
+class BestCheckpointer(AfterEvaluation):
     """Saves the evaluated weights as `model_best.pth` whenever an evaluation is the best so far.
 
     Unlike Detectron2's hook of this name,
@@ -28,41 +40,52 @@ class BestCheckpointer(HookBase):
       none for masks where a model, early in training, detects nothing at all);
     - it saves the evaluated weights only, in a file that a run does not resume from;
     - it keeps the best value of a run that is resumed, which the file holds;
-    - it ignores training that was stopped in its very last iteration, before the evaluation.
+    - it ignores training that was stopped in its very last iteration, before the evaluation;
+    - with `patience`, it ends training that many evaluations after the best one. The run then
+      counts as finished.
 
     Register it after the hook that evaluates, and in every process.
 
     Args:
-        eval_period: of the evaluating hook.
-        checkpointer: writes the file, into its folder.
+        evaluation: the hook that evaluates.
+        eval_period: its period, in iterations.
+        checkpointer: writes the files, into its folder.
         model: whose weights are evaluated.
         results: what the last evaluation gave; empty in all processes but the first.
-        metric: name of the value that counts, such as "segm/AP".
-        mode: "max" or "min": whether it is good when it is high or low.
+        settings: `train.best_checkpoint`; with a metric.
     """
 
     def __init__(
         self,
+        evaluation: EvalHook,
         eval_period: int,
         checkpointer: AtomicCheckpointer,
         model: nn.Module,
         results: Mapping[str, Mapping[str, float]],
-        metric: str,
-        mode: str,
+        settings: BestCheckpointSettings,
     ) -> None:
+        super().__init__(evaluation)
+        assert settings.metric is not None
         self._period = eval_period
         self._checkpointer = checkpointer
         self._model = model
         self._results = results
-        self._metric, self._mode = metric, mode
-        self._sign = 1 if mode == "max" else -1
-        self._best = -math.inf  # times the sign
+        self._metric, self._mode = settings.metric, settings.mode
+        self._patience = settings.patience
+        self._best: _Best | None = None
         self._is_known = False
+        self._start = 0
 
-    def before_train(self) -> None:
-        """Takes the best value of the run that is resumed."""
+    def resume(self, start: int) -> None:
+        """Takes over the best value of the run that is resumed.
+
+        Args:
+            start: the iteration that training continues with.
+        """
+        # A best that cannot be used is as old as this start.
+        self._start = start
         path = Path(self._checkpointer.save_dir, f"{BEST_NAME}.pth")
-        if self.trainer.start_iter == 0 or not path.is_file():
+        if not path.is_file():
             return
         try:
             best = read_checkpoint_file(path, is_mapped=True).get("best")
@@ -70,10 +93,10 @@ class BestCheckpointer(HookBase):
             logger.warning("%s: it is replaced by the best from here on", error)
             return
         best = best if isinstance(best, Mapping) else {}
-        value = best.get("value")
+        value, completed = best.get("value"), best.get("completed", start)
         same = (best.get("metric"), best.get("mode")) == (self._metric, self._mode)
-        if same and isinstance(value, float):
-            self._best = self._sign * value
+        if same and isinstance(value, float) and isinstance(completed, int):
+            self._best = _Best(self._metric, self._mode, value, completed)
         else:
             logger.warning(
                 "%s is the best by %s: it is replaced by the best by %s from here on",
@@ -82,30 +105,55 @@ class BestCheckpointer(HookBase):
                 self._metric,
             )
 
-    def after_step(self) -> None:
-        """Looks at an evaluation between the iterations."""
-        completed = self.trainer.iter + 1
-        is_evaluated = self._period > 0 and completed % self._period == 0
-        if is_evaluated and completed < self.trainer.max_iter:
-            self._look()
+    def is_exhausted(self, completed: int) -> bool:
+        """Whether `patience` evaluations have brought no new best.
 
-    def after_train(self) -> None:
-        """Looks at the last evaluation if training was finished."""
-        if self.trainer.iter >= self.trainer.max_iter:
-            self._look()
+        Evaluations are counted by the iterations since the best, so that a run that is stopped and
+        resumed at any moment counts as one that was not.
 
-    def _look(self) -> None:
+        Args:
+            completed: number of complete iterations.
+        """
+        if self._patience is None:
+            return False
+        since = self._best.completed if self._best is not None else self._start
+        exhausted = completed // self._period - since // self._period >= self._patience
+        # The first process knows the values; all end together.
+        return comm.all_gather(exhausted)[0]
+
+    def after_evaluation(self, completed: int) -> None:
+        """Saves the weights if they are the best so far; ends training if they have not been."""
         flat = flatten_results_dict(dict(self._results))
         self._is_known = self._is_known or self._check_known(flat)
         value = float(flat.get(self._metric, math.nan))
-        if not math.isfinite(value) or self._sign * value <= self._best:
-            return
-        logger.info("%s=%g is the best so far", self._metric, value)
-        best = {"metric": self._metric, "mode": self._mode, "value": value}
-        self._checkpointer.save_weights(
-            BEST_NAME, self._model, iteration=self.trainer.iter, best=best
+        if math.isfinite(value) and self._is_better(value):
+            logger.info("%s=%g is the best so far", self._metric, value)
+            self._best = _Best(self._metric, self._mode, value, completed)
+            self._checkpointer.save_weights(
+                BEST_NAME, self._model, iteration=self.trainer.iter, best=self._best._asdict()
+            )
+        if completed < self.trainer.max_iter and self.is_exhausted(completed):
+            self._end(completed)
+
+    def _is_better(self, value: float) -> bool:
+        if self._best is None:
+            return True
+        return value > self._best.value if self._mode == "max" else value < self._best.value
+
+    def _end(self, completed: int) -> None:
+        found = "none at all" if self._best is None else f"{self._best.value:g} is still the best"
+        logger.info(
+            "Training ends early, after %d of %d iterations, because evaluations without a new "
+            "best %s have reached train.best_checkpoint.patience=%d (%s). To go on, set it higher "
+            "and add --resume",
+            completed,
+            self.trainer.max_iter,
+            self._metric,
+            self._patience,
+            found,
         )
-        self._best = self._sign * value
+        self._checkpointer.save(FINAL_NAME, iteration=self.trainer.iter)
+        self.trainer.finish_early()
 
     def _check_known(self, flat: Mapping[str, float]) -> bool:
         """Whether the metric is one; False where nothing was detected, so that it may yet come."""

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +31,7 @@ __all__ = [
     "LAST_NAME",
     "AtomicCheckpointer",
     "check_weights_exist",
+    "evaluation_iteration",
     "find_not_finite",
     "iteration_of",
     "load_init_checkpoint",
@@ -59,6 +61,29 @@ def iteration_of(path: Path) -> int | None:
     """The iteration in the name of a checkpoint; None if there is none."""
     match = _PERIODIC.fullmatch(path.name)
     return int(match[1]) if match else None
+
+
+def evaluation_iteration(weights: str) -> int:
+    """The iteration at which training writes the evaluation of weights to `metrics.json`.
+
+    Args:
+        weights: as of `load_init_checkpoint`.
+
+    Returns:
+        0 if the file does not say.
+    """
+    source = weights.partition("?")[0]
+    file = fetch(expand_home(source))
+    if not zipfile.is_zipfile(file):  # as runs save it
+        return 0
+    try:
+        iteration = read_checkpoint_file(file, is_mapped=True).get("iteration")
+    except ValueError:  # of another form, such as an archive of arrays
+        return 0
+    if not isinstance(iteration, int) or iteration < 0:
+        return 0
+    # Detectron2 counts on after the last iteration, before it evaluates.
+    return iteration + (Path(file).stem == FINAL_NAME)
 
 
 def _tensors(data: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -41,7 +41,7 @@ Plain = dict[Any, Any]
 # Of these packages, every public class: building one runs no text and loads no pickle.
 _CLASSES_OF = (
     *(f"vitadapter.{n}" for n in ("data", "evaluation", "layers", "modeling", "ops", "solver")),
-    "vitadapter.engine.inference",
+    *("vitadapter.engine.inference", "vitadapter.engine.writers"),
     *(f"detectron2.{n}" for n in ("data", "evaluation", "layers", "modeling", "solver")),
     *("detectron2.structures", "detectron2.projects.point_rend"),
     *("torch.nn", "torch.optim", "torchvision.ops", "timm.layers", "timm.models"),

@@ -1,6 +1,7 @@
-"""Hooks that keep the training state when training stops early."""
+"""Hooks that evaluate, and that keep the training state when training stops early."""
 
 import logging
+from abc import abstractmethod
 
 import torch
 from detectron2.engine import HookBase
@@ -8,7 +9,7 @@ from detectron2.engine import hooks as detectron2_hooks
 
 from vitadapter.engine.checkpoint import FINAL_NAME, AtomicCheckpointer
 
-__all__ = ["EvalHook", "StateKeeper"]
+__all__ = ["AfterEvaluation", "EvalHook", "StateKeeper"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,18 +21,59 @@ _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class EvalHook(detectron2_hooks.EvalHook):
     """Detectron2's, except that
 
-    - it does not evaluate if training was stopped in its very last iteration;
+    - it does not evaluate if training was stopped in its very last iteration, nor the same weights
+      twice if an evaluation ends training early;
     - a signal stops it at once.
+
+    Attributes:
+        completed: how many iterations were complete at the last evaluation; None before the first.
     """
+
+    completed: int | None = None
 
     def after_train(self) -> None:
         """Evaluates if training is finished."""
-        if self.trainer.iter >= self.trainer.max_iter:
+        if self.trainer.iter >= self.trainer.max_iter != self.completed:
             super().after_train()
 
     def _do_eval(self) -> None:
         with self.trainer.stop_signals.at_once():
             super()._do_eval()
+        # In `after_train`, the trainer is beyond the last iteration already.
+        self.completed = min(self.trainer.iter + 1, self.trainer.max_iter)
+
+
+class AfterEvaluation(HookBase):
+    """Does something after each evaluation. Register it behind the hook that evaluates.
+
+    Args:
+        evaluation: the hook that evaluates.
+    """
+
+    def __init__(self, evaluation: EvalHook) -> None:
+        self._evaluation = evaluation
+        self._seen: int | None = None
+
+    def after_step(self) -> None:
+        """Acts if the iteration has been evaluated."""
+        self._look()
+
+    def after_train(self) -> None:
+        """Acts if there was an evaluation after the last iteration."""
+        self._look()
+
+    def _look(self) -> None:
+        completed = self._evaluation.completed
+        if completed is not None and completed != self._seen:
+            self._seen = completed
+            self.after_evaluation(completed)
+
+    @abstractmethod
+    def after_evaluation(self, completed: int) -> None:
+        """
+        Args:
+            completed: how many iterations were complete when the weights were evaluated.
+        """
 
 
 class StateKeeper(HookBase):

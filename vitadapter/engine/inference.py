@@ -1,22 +1,32 @@
-"""Runs a trained model: batches, precision and test-time augmentation."""
+"""Runs a trained model: batches, precision, test-time augmentation and tiles."""
 
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import transforms as T
 from detectron2.modeling import Backbone
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.data.transforms import augment
 from vitadapter.engine.building import build
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.settings import AmpDtype, check_value
 from vitadapter.modeling.image_record import ImageRecord
-from vitadapter.modeling.inference import predict_by_size
+from vitadapter.modeling.inference import TiledInference, Tiles, predict_by_size
 
-__all__ = ["InferenceModel", "apply_tta", "build_inference"]
+__all__ = [
+    "InferenceModel",
+    "apply_tiles",
+    "apply_tta",
+    "build_inference",
+    "set_tiles",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +114,50 @@ def apply_tta(cfg: DictConfig) -> None:
     apply_overrides(cfg, overrides)
 
 
+def _enabled_tiles(cfg: DictConfig) -> DictConfig | None:
+    """`train.inference.tiles` of a config; None if it is absent or has no size."""
+    tiles = OmegaConf.select(cfg, "train.inference.tiles")
+    if tiles is None:
+        return None
+    if not isinstance(tiles, DictConfig):
+        raise ValueError(
+            "train.inference.tiles must be a group of the arguments of Tiles, as "
+            f"configs/common/train.py has it, got {tiles!r}: train.inference.tiles.size=800 "
+            "predicts images in tiles of 800 x 800 pixels"
+        )
+    return None if tiles.get("size") is None else tiles
+
+
+def set_tiles(cfg: DictConfig, tiles: Tiles) -> None:
+    """Makes a config in place predict images in tiles.
+
+    Args:
+        cfg: the whole config.
+        tiles: in place of the config's `train.inference.tiles`.
+    """
+    if OmegaConf.select(cfg, "train.inference") is None:
+        cfg.train.inference = L(InferenceModel)(model=None)
+    cfg.train.inference.tiles = L(Tiles)(**asdict(tiles))
+
+
+def apply_tiles(cfg: DictConfig) -> None:
+    """Changes a config in place as its tiles need it, if `train.inference.tiles` has a size.
+
+    The augmentations of test images become those of tiles, which are cut from whole images. Call it
+    after `apply_tta` and before the test data is loaded.
+
+    Args:
+        cfg: the whole config.
+
+    Raises:
+        ValueError: `train.inference.tiles` is not such a group.
+    """
+    if _enabled_tiles(cfg) is None or "tile_augmentations" in cfg.train.inference:
+        return
+    cfg.train.inference.tile_augmentations = cfg.dataloader.test.mapper.augmentations
+    cfg.dataloader.test.mapper.augmentations = []
+
+
 def build_inference(cfg: DictConfig, model: nn.Module) -> nn.Module:
     """Wraps `model` as `train.inference` of the config says; in a plain wrapper if it says nothing.
 
@@ -126,7 +180,15 @@ def build_inference(cfg: DictConfig, model: nn.Module) -> nn.Module:
         inference.tta = None if tta is None else tta.wrapper
     if tta is not None:
         inference.tta.model = model
+    tiles = _enabled_tiles(cfg)
+    inference.pop("tiles", None)
+    augmentations = inference.pop("tile_augmentations", [])
     built = build(inference, "train.inference")
     if not isinstance(built, nn.Module):
         raise ValueError(f"train.inference must build a module, got {built!r}")
-    return built
+    if tiles is None:
+        return built
+    prepare = T.AugmentationList(build(augmentations, "dataloader.test.mapper.augmentations"))
+    return TiledInference(
+        built, build(tiles, "train.inference.tiles"), lambda tile: augment(prepare, tile).image
+    )

@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from vitadapter import model_zoo
 from vitadapter.data.folders import resolve_root
+from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.checkpoint_config import is_checkpoint, read_config
 from vitadapter.engine.settings import check_value, fill_defaults, settings_group
 
@@ -252,8 +253,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Runs a LazyConfig file, fills in settings that it lacks, applies overrides and reads
-    `dataset.root`.
+    """Runs a LazyConfig file, fills in settings that it lacks, applies overrides, and what follows
+    from `model.pixel_mean` and `dataset.root`.
 
     Args:
         config_file: Python or YAML, both of which can execute code; the name of an experiment
@@ -262,8 +263,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: as for `apply_overrides`.
 
     Raises:
-        ValueError: the file is none of these, or for the reasons of `apply_overrides` and
-            `resolve_root`. Errors that a Python file raises are passed on.
+        ValueError: the file is none of these, or for the reasons of `apply_overrides`,
+            `apply_channels` and `resolve_root`. Errors that a Python file raises are passed on.
     """
     try:
         if is_checkpoint(config_file):
@@ -274,4 +275,6 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"--config-file {config_file} cannot be read: {cause}") from error
     fill_defaults(cfg)
-    return resolve_root(apply_overrides(cfg, overrides), overrides)
+    apply_overrides(cfg, overrides)
+    apply_channels(cfg)
+    return resolve_root(cfg, overrides)

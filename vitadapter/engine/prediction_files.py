@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data.catalog import Metadata
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 
+from vitadapter.data.coco.results import to_results
 from vitadapter.data.panoptic.maps import id_to_rgb
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.predictions import EVERYTHING, NOTHING, Found, Shown, draw_found
@@ -321,7 +321,7 @@ class FoundWriter:
         if found.segments is not None:
             return [self._panoptic_result(common, found.segments[1])]
         if found.instances is not None:
-            results = instances_to_coco_json(found.instances, None)
+            results: Sequence[Mapping] = to_results(found.instances, None)
         else:
             assert found.labels is not None
             kinds = [kind for kind in np.unique(found.labels).tolist() if kind != NOTHING]

@@ -18,12 +18,14 @@ from vitadapter.data.panoptic import panoptic_metadata
 from vitadapter.data.sem_seg import sem_seg_metadata
 from vitadapter.data.transforms import augment
 from vitadapter.engine.building import build
+from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.checkpoint_config import carried_classes, read_config
-from vitadapter.engine.inference import apply_tta, build_inference
+from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference, set_tiles
 from vitadapter.engine.run_checks import check_device
 from vitadapter.engine.settings import ImageFormat, check_value, fill_defaults
 from vitadapter.modeling.image_record import ImageRecord
+from vitadapter.modeling.inference import Tiles
 
 __all__ = ["LazyPredictor", "Prediction", "check_image", "class_metadata"]
 
@@ -32,27 +34,36 @@ class Prediction(TypedDict, total=False):
     """What the model finds in an image, in its pixels; a model has some of these."""
 
     instances: Instances
+    """If images are cut into tiles, `pred_masks` are `vitadapter.encoded_masks.EncodedMasks`."""
     sem_seg: Tensor
-    """(K, H, W), a map for each class."""
+    """(K, H, W), a map of scores for each class."""
+    label_map: Tensor
+    """(H, W), the class of each pixel, in place of `sem_seg` if images are cut into tiles."""
     panoptic_seg: tuple[Tensor, list[Segment]]
     """(H, W), a map of the numbers of segments, and their descriptions."""
 
 
-def check_image(image: object) -> None:
-    """Refuses what `LazyPredictor` does not take as an image.
+def check_image(image: object, array_format: str | int = "BGR") -> None:
+    """Refuses what a predictor does not take as an image.
 
     Args:
-        image: ought to be a (H, W, 3) uint8 array in BGR order.
+        image: ought to be a (H, W, 3) uint8 array in BGR order, or (H, W, C) of any numbers.
+        array_format: "BGR", or the number C of channels.
 
     Raises:
         ValueError: it is something else.
     """
     if image is None:
         raise ValueError("image is None, which is what cv2.imread returns for an unreadable file")
-    rule = "image must be a (H, W, 3) uint8 array in BGR order"
+    is_colours = isinstance(array_format, str)
+    rule = f"image must be a (H, W, {array_format}) array of numbers"
+    if is_colours:
+        rule = "image must be a (H, W, 3) uint8 array in BGR order"
+    channels = 3 if is_colours else array_format
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{rule}, got {type(image).__name__}")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+    is_number = image.dtype == np.uint8 if is_colours else image.dtype.kind in "uif"
+    if image.ndim != 3 or image.shape[2] != channels or not is_number or image.size == 0:
         raise ValueError(f"{rule}, got {image.shape} {image.dtype}")
 
 
@@ -77,12 +88,17 @@ class LazyPredictor:
         device: None for `train.device`.
         complete: whether the weights must be those of the whole model. If not, they may be what a
             training starts from, such as those of the net alone.
+        tiles: how large images are cut, such as `Tiles(size=800)`; None for
+            `train.inference.tiles`, by which they usually are not. See `Prediction` for what
+            differs.
 
     Attributes:
         model: in evaluation mode.
         inference: the model as `train.inference` runs it.
-        image_format: "RGB" or "BGR", the channel order that the model wants.
-        augmentations: how images are resized for it.
+        image_format: "RGB" or "BGR", the channel order that the model wants, or the number of
+            channels that it takes as they are.
+        array_format: what is given to it, for `read_image`: "BGR", or the number of channels.
+        augmentations: how images are resized for it; none if they are cut into tiles.
         metadata: what the weights carry of their classes, or else of the test data set, with
             `thing_classes` or, for a semantic or panoptic segmenter, `stuff_classes` if they are
             known.
@@ -101,6 +117,7 @@ class LazyPredictor:
         device: str | None = None,
         *,
         complete: bool = True,
+        tiles: Tiles | None = None,
     ) -> None:
         if isinstance(cfg, str | Path):
             cfg = read_config(cfg)
@@ -116,10 +133,16 @@ class LazyPredictor:
                 )
         device = device or cfg.train.device
         check_device(device)
+        if tiles is not None:
+            set_tiles(cfg, tiles)
+        apply_channels(cfg)
         apply_tta(cfg)
+        apply_tiles(cfg)
         mapper = cfg.dataloader.test.mapper
         check_value("dataloader.test.mapper.image_format", ImageFormat, mapper.image_format)
         self.image_format = mapper.image_format
+        is_colours = isinstance(self.image_format, str)
+        self.array_format: str | int = "BGR" if is_colours else self.image_format
         self.augmentations = T.AugmentationList(
             build(mapper.augmentations, "dataloader.test.mapper.augmentations")
         )
@@ -140,6 +163,7 @@ class LazyPredictor:
             image: `(H, W, 3)` uint8 in BGR order, as
                 `vitadapter.data.image_files.read_image` returns it. (So does `cv2.imread`,
                 which however reads images of more than 8 bits differently from training.)
+                If the model takes other channels: `(H, W, C)`, of any numbers.
 
         Returns:
             The model's output for this image.
@@ -163,7 +187,7 @@ class LazyPredictor:
             ValueError: one of the images is not such an array.
         """
         for image in images:
-            check_image(image)
+            check_image(image, self.array_format)
         return self.inference([self.preprocess(image) for image in images])
 
     def preprocess(self, image: np.ndarray) -> ImageRecord:
@@ -171,6 +195,8 @@ class LazyPredictor:
         height, width = image.shape[:2]
         if self.image_format == "RGB":
             image = image[:, :, ::-1]
+        elif isinstance(self.image_format, int) and image.dtype != np.uint8:
+            image = image.astype(np.float32)
         pixels = augment(self.augmentations, np.ascontiguousarray(image)).image
         return {"image": pixels, "height": height, "width": width}
 

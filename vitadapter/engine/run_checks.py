@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitadapter.data.coco import coco_metadata
+from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist
 from vitadapter.engine.run_lock import check_unlocked
 from vitadapter.engine.settings import (
@@ -22,6 +23,7 @@ from vitadapter.engine.settings import (
     check_value,
     expand_home,
 )
+from vitadapter.engine.writers import check_writers
 
 __all__ = [
     "SetupError",
@@ -149,10 +151,29 @@ def _check_masks(cfg: DictConfig) -> None:
 
 
 def _check_best(cfg: DictConfig) -> None:
-    metric = cfg.train.best_checkpoint.metric
+    metric, patience = cfg.train.best_checkpoint.metric, cfg.train.best_checkpoint.patience
     if metric is not None and cfg.dataloader.get("evaluator") is None:
         raise ValueError(
             f"train.best_checkpoint.metric={metric} needs dataloader.evaluator, got none"
+        )
+    if patience is not None and metric is None:
+        raise ValueError(
+            f"train.best_checkpoint.patience={patience} needs a metric that no longer improves: "
+            "set train.best_checkpoint.metric=..., such as segm/AP"
+        )
+    if patience is not None and cfg.train.eval_period == 0:
+        raise ValueError(
+            f"train.best_checkpoint.patience={patience} counts evaluations, and "
+            "train.eval_period=0 evaluates only at the end: set train.eval_period=..."
+        )
+
+
+def _check_pictures(cfg: DictConfig) -> None:
+    period = cfg.train.pictures.period
+    if period > 0 and cfg.dataloader.get("evaluator") is None:
+        raise ValueError(
+            f"train.pictures.period={period} counts evaluations and needs dataloader.evaluator, "
+            "got none"
         )
 
 
@@ -179,6 +200,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         ValueError: the message names the override to change.
     """
     check_settings(cfg)
+    apply_channels(cfg)
     _check_groups(cfg, ("dataloader.test", "model") if eval_only else _GROUPS)
     for key, kind in _OTHER_SETTINGS.items():
         if (value := OmegaConf.select(cfg, key, default=_ABSENT)) is not _ABSENT:
@@ -194,6 +216,8 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         check_micro_batches(cfg, comm.get_world_size())
         _check_masks(cfg)
         _check_best(cfg)
+        _check_pictures(cfg)
+        check_writers(train.writers)
         check_unlocked(train.output_dir)
     occupied = Path(train.output_dir, LAST_NAME).exists()
     if occupied and not resume and not eval_only:

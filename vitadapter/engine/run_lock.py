@@ -10,13 +10,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
 
-from detectron2.utils import comm
-
+from vitadapter.engine.agreement import agree
 from vitadapter.engine.signals import Handler, set_handlers
 
 if sys.platform == "win32":
@@ -92,21 +90,6 @@ class _Owner(NamedTuple):
         return (self.host, self.boot) == (other.host, other.boot)
 
 
-def _agree(action: Callable[[], None]) -> None:
-    """Lets the main process act; if it refuses, all processes do."""
-    error = None
-    if comm.is_main_process():
-        try:
-            action()
-        except ValueError as refused:
-            error = str(refused)
-        except OSError as refused:
-            error = f"train.output_dir must be a folder that can be written to, got {refused}"
-    error = comm.all_gather(error)[0]
-    if error is not None:
-        raise ValueError(error)
-
-
 class RunLock:
     """A lock on an output folder, held by the main process of a run while the run writes to it.
 
@@ -136,7 +119,7 @@ class RunLock:
             ValueError: in all processes, if another run holds the lock or the folder cannot be
                 written to.
         """
-        _agree(self._acquire)
+        agree(self._acquire_or_refuse)
         if self._descriptor is not None:
             threading.Thread(target=self._show_life, daemon=True).start()
             self._handlers = set_handlers(self._on_signal)
@@ -160,8 +143,16 @@ class RunLock:
             ValueError: as on entering.
         """
         if self._path.exists():
-            self._acquire()
+            self._acquire_or_refuse()
             self._release()
+
+    def _acquire_or_refuse(self) -> None:
+        try:
+            self._acquire()
+        except OSError as error:
+            raise ValueError(
+                f"train.output_dir must be a folder that can be written to, got {error}"
+            ) from error
 
     def _acquire(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,4 +248,4 @@ def check_unlocked(folder: str | Path) -> None:
     Raises:
         ValueError: in all processes; names the owner, and what to do.
     """
-    _agree(RunLock(folder).check)
+    agree(RunLock(folder).check)

@@ -5,7 +5,7 @@ whatever is declared here is checked, filled in and known to the command line.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import torch
 from omegaconf import DictConfig
 from torch.nn.parallel import DistributedDataParallel
+
+from vitadapter.data.channel_files import MAX_CHANNELS
+from vitadapter.engine.writers import WRITERS
 
 __all__ = [
     "AmpDtype",
@@ -27,6 +30,7 @@ __all__ = [
     "ImageFormat",
     "NotNegativeInt",
     "NotNegativeNumber",
+    "PicturesSettings",
     "PositiveInt",
     "Rule",
     "TrainSettings",
@@ -71,6 +75,15 @@ def _are_ddp_arguments(value: object) -> bool:
     return isinstance(value, Mapping) and known >= set(value)
 
 
+def _are_writers(value: object) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    names = [one for one in value if isinstance(one, str)]
+    calls = [one for one in value if isinstance(one, Mapping) and "_target_" in one]
+    is_known = set(names) <= set(WRITERS) and len(set(names)) == len(names)
+    return is_known and len(names) + len(calls) == len(value)
+
+
 PositiveInt = Annotated[int, Rule("a positive integer", lambda v: v >= 1)]
 NotNegativeInt = Annotated[int, Rule("0 or a positive integer", lambda v: v >= 0)]
 PositiveNumber = Annotated[float, Rule("a positive number", lambda v: 0 < v < float("inf"))]
@@ -78,6 +91,7 @@ NotNegativeNumber = Annotated[
     float, Rule("0 or a positive number", lambda v: 0 <= v < float("inf"))
 ]
 Decay = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
+Score = Annotated[float, Rule("a number from 0 to 1", lambda v: 0 <= v <= 1)]
 # NumPy takes the double of a seed.
 Seed = Annotated[
     int, Rule("an integer below 2**31 (-1 for a random one)", lambda v: -1 <= v < 2**31)
@@ -92,8 +106,20 @@ DDPArguments = Annotated[
     dict[str, object],
     Rule("a group of arguments of DistributedDataParallel", _are_ddp_arguments),
 ]
+Writers = Annotated[
+    list[object],
+    Rule(
+        f"a list of {', '.join(WRITERS)} (each once), or lazy calls of a Detectron2 EventWriter",
+        _are_writers,
+    ),
+]
 AmpDtype = Literal["float16", "bfloat16"]
-ImageFormat = Literal["RGB", "BGR"]
+ImageFormat = (
+    Literal["RGB", "BGR"]
+    | Annotated[
+        int, Rule(f"a number of channels up to {MAX_CHANNELS}", lambda v: 1 <= v <= MAX_CHANNELS)
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +157,20 @@ class BestCheckpointSettings:
     # Such as "segm/AP"; None for no such file.
     metric: Metric | None = None
     mode: Literal["max", "min"] = "max"
+    # Training ends after this many evaluations without a new best; None: never.
+    patience: PositiveInt | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesSettings:
+    """Pictures of what the model finds in a few test images, drawn during training."""
+
+    # In evaluations; 0 draws none.
+    period: NotNegativeInt = 0
+    # How many images, spread evenly over the test set.
+    number: PositiveInt = 4
+    # Of the objects that are drawn.
+    score_threshold: Score = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +202,9 @@ class TrainSettings:
     # Whether `vitadapter train` and `vitadapter eval` write `report/` at the end. It takes about as
     # long as the evaluation of the results.
     report: bool = False
+    # Besides metrics.json; None for TensorBoard where it is installed.
+    writers: Writers | None = None
+    pictures: PicturesSettings | None = field(default_factory=PicturesSettings)
     # A lazy call of `InferenceModel`: how evaluation and prediction run the model.
     inference: DictConfig | None = None
     device: Device = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")

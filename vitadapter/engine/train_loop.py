@@ -5,6 +5,7 @@ Losses and gradients are checked before each update, so that neither ever reache
 
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -15,14 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.engine.progress import peak_memory_mb
 from vitadapter.engine.settings import AmpSettings, PositiveInt, check_value
 from vitadapter.engine.signals import StopSignals
 
 __all__ = ["AccumulatingTrainer"]
+
+# What Detectron2's loop says is said as before.
+detectron2_logger = logging.getLogger(SimpleTrainer.__module__)
 
 # The smallest scale of a float16 loss: if gradients overflow even then, no scale will help.
 _MIN_SCALE = 2.0**-16
@@ -36,6 +41,8 @@ class _Report(NamedTuple):
 
     losses: list[Losses]  # of each micro-batch
     data_time: float
+    images: int
+    memory_mb: float | None  # the largest so far
     suspects: list[str]  # images of the micro-batches whose losses are not finite
 
 
@@ -109,6 +116,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self.amp_dtype = amp_dtype
         self.stop_signals = StopSignals()
         self._device_type = next(model.parameters()).device.type
+        self._images = 0  # of all processes, in the current iteration
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, init_scale=init_scale, enabled=amp_dtype is torch.float16
         )
@@ -116,11 +124,32 @@ class AccumulatingTrainer(SimpleTrainer):
     def train(self, start_iter: int, max_iter: int) -> None:
         """Trains like Detectron2's trainers; Ctrl-C and SIGTERM stop it between two updates.
 
+        A hook may lower `max_iter` meanwhile: see `finish_early`.
+
         Raises:
             KeyboardInterrupt, SystemExit: a signal, see `StopSignals`.
         """
-        with self.stop_signals.active():
-            super().train(start_iter, max_iter)
+        detectron2_logger.info("Starting training from iteration %d", start_iter)
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with self.stop_signals.active(), EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    # Afterwards it equals max_iter, by which hooks know that training finished.
+                    self.iter += 1
+            except Exception:
+                detectron2_logger.exception("Exception during training:")
+                raise
+            finally:
+                self.after_train()
+
+    def finish_early(self) -> None:
+        """Makes the current iteration the last one; for `after_step` of hooks, in all processes."""
+        self.max_iter = self.iter + 1
 
     def run_step(self) -> None:
         """Trains on the next `accumulate_steps` batches of the loader.
@@ -129,6 +158,7 @@ class AccumulatingTrainer(SimpleTrainer):
             FloatingPointError: a loss or a gradient is infinite or NaN; the weights are unchanged.
         """
         assert self.model.training, "the model was changed to eval mode"
+        start = time.perf_counter()
         try:
             self._backward()
         except Exception:
@@ -138,6 +168,9 @@ class AccumulatingTrainer(SimpleTrainer):
         self.after_backward()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        if comm.is_main_process():
+            speed = self._images / (time.perf_counter() - start)
+            get_event_storage().put_scalar("images_per_second", speed)
 
     def _backward(self) -> None:
         """Computes the gradient, which is finite or will be skipped by the scaler."""
@@ -214,14 +247,20 @@ class AccumulatingTrainer(SimpleTrainer):
             for sample in batch
         ]
         # Sent to all and not only to the first, so that all stop.
-        reports = comm.all_gather(_Report(losses, data_time, suspects))
+        images = sum(map(len, batches))
+        memory = peak_memory_mb(self._device_type)
+        reports = comm.all_gather(_Report(losses, data_time, images, memory, suspects))
         _check_finite(reports, self.iter)
         self._check_gradient(norm, batches)
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time)
         if not comm.is_main_process():
             return
+        self._images = sum(report.images for report in reports)
         storage.put_scalar("data_time", max(report.data_time for report in reports))
+        used = [report.memory_mb for report in reports if report.memory_mb is not None]
+        if used:
+            storage.put_scalar("memory_mb", max(used), smoothing_hint=False)
         mean = _mean([named for report in reports for named in report.losses])
         storage.put_scalar("total_loss", sum(mean.values()))
         if len(mean) > 1:

@@ -6,53 +6,64 @@ stops early, for whatever reason, leaves a checkpoint to resume from.
 
 import contextlib
 import copy
-import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from detectron2.engine import HookBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventStorage,
-    EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
-)
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
 from omegaconf import DictConfig, ListConfig
 
 from vitadapter.engine.batch_norm_checks import check_batch_norms
-from vitadapter.engine.best_checkpoint import BestCheckpointer
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import (
     FINAL_NAME,
+    LAST_NAME,
     AtomicCheckpointer,
+    evaluation_iteration,
     find_not_finite,
     load_init_checkpoint,
 )
 from vitadapter.engine.checkpoint_config import class_entries, config_to_text
-from vitadapter.engine.data_order import IterationSeed, batch_size_of, continue_data, seed_process
-from vitadapter.engine.ema import EMAHook, WeightEMA
-from vitadapter.engine.hooks import EvalHook, StateKeeper
-from vitadapter.engine.inference import apply_tta, build_inference
+from vitadapter.engine.data_order import batch_size_of, continue_data, seed_process
+from vitadapter.engine.ema import WeightEMA
+from vitadapter.engine.hooks import EvalHook
+from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.published import log_published
 from vitadapter.engine.resume import find_checkpoint, resume_training
 from vitadapter.engine.run_checks import check_run, check_same_classes, setup_errors
+from vitadapter.engine.run_hooks import best_checkpointer, pictures_hook, register_updates
 from vitadapter.engine.run_lock import RunLock
+from vitadapter.engine.run_log import RunLog
 from vitadapter.engine.train_loop import AccumulatingTrainer
+from vitadapter.engine.writers import WriterHook, open_writers, plain_config
+from vitadapter.visualization.metrics_file import METRICS_NAME
 
-__all__ = ["build_ema", "build_evaluation", "build_trainer", "do_eval_only", "do_test", "do_train"]
+__all__ = [
+    "build_ema",
+    "build_evaluation",
+    "build_trainer",
+    "do_eval_only",
+    "do_test",
+    "do_train",
+    "evaluate_only",
+]
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, float]]
 Batch = list[dict[str, object]]
+
+
+def _evaluator_folder(cfg: DictConfig) -> Path | None:
+    """Where the evaluator writes predictions, if it does."""
+    folder = (cfg.dataloader.get("evaluator") or {}).get("output_dir")
+    return Path(folder) if folder else None
 
 
 def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
@@ -70,12 +81,13 @@ def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
         ValueError, OSError: the data or its evaluator cannot be built.
     """
     apply_tta(cfg)
+    apply_tiles(cfg)
     if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
     loader = build(cfg.dataloader.test, "dataloader.test")
     evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
-    if output_dir := cfg.dataloader.evaluator.get("output_dir"):
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    if folder := _evaluator_folder(cfg):
+        folder.mkdir(parents=True, exist_ok=True)
 
     def evaluate(model: torch.nn.Module) -> Results:
         results = inference_on_dataset(model, loader, evaluator)
@@ -140,77 +152,25 @@ def build_ema(cfg: DictConfig, model: torch.nn.Module) -> WeightEMA | None:
     return WeightEMA(model, decay=ema.decay, ramp_iters=ema.ramp_iters) if ema.enabled else None
 
 
-class _Printer(CommonMetricPrinter):
-    """Detectron2's printer, without its division by 0 if it writes twice in an iteration."""
-
-    def write(self) -> None:
-        with contextlib.suppress(ZeroDivisionError):
-            super().write()
-
-
-def _build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    writers = [
-        _Printer(max_iter),
-        JSONWriter(str(Path(output_dir, "metrics.json"))),
-    ]
-    if importlib.util.find_spec("tensorboard") is not None:
-        writers.append(TensorboardXWriter(output_dir))
-    else:
-        logger.warning("tensorboard is not installed: curves are written to metrics.json only")
-    return writers
-
-
-def _build_hooks(
-    cfg: DictConfig,
-    checkpointer: AtomicCheckpointer,
-    ema: WeightEMA | None,
-    evaluate: Callable[[], Results],
-) -> list[HookBase]:
-    train = cfg.train
-    built = [
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
-    ]
-    if train.seed >= 0:
-        built.append(IterationSeed(train.seed))
-    if ema is not None:
-        built.append(EMAHook(ema, checkpointer.model))
-    built.append(StateKeeper(checkpointer))
-    if comm.is_main_process():
-        checkpointer.max_to_keep = train.checkpointer.max_to_keep
-        built.append(hooks.PeriodicCheckpointer(checkpointer, train.checkpointer.period))
-    built.append(EvalHook(train.eval_period, evaluate))
-    if comm.is_main_process():
-        writers = _build_writers(train.output_dir, train.max_iter)
-        built.append(hooks.PeriodicWriter(writers, period=train.log_period))
-    return built
-
-
-def _best_checkpointer(
-    cfg: DictConfig, checkpointer: AtomicCheckpointer, evaluated: torch.nn.Module, results: Results
-) -> BestCheckpointer | None:
-    """The hook that `train.best_checkpoint` asks for, if any."""
-    wanted, period = cfg.train.best_checkpoint, cfg.train.eval_period
-    if wanted.metric is None:
-        return None
-    return BestCheckpointer(period, checkpointer, evaluated, results, wanted.metric, wanted.mode)
-
-
 def _restore(
     cfg: DictConfig,
     trainer: AccumulatingTrainer,
     checkpointer: AtomicCheckpointer,
     ema: WeightEMA | None,
     resume: bool,
-) -> int:
-    """Loads what training starts from; returns the iteration to start with."""
+) -> tuple[int, bool]:
+    """Loads what training starts from.
+
+    Returns:
+        The iteration to start with, and whether a finished run has ended there.
+    """
     found = find_checkpoint(cfg.train.output_dir) if resume else None
     if found is not None:
         start = resume_training(checkpointer, trainer, ema, *found)
         if start >= cfg.train.max_iter and found[0].stem != FINAL_NAME:
             # The run was stopped after its last iteration, before the final save.
             checkpointer.save(FINAL_NAME, iteration=start - 1)
-        return start
+        return start, found[0].stem == FINAL_NAME
     load_init_checkpoint(
         checkpointer, cfg.train.init_checkpoint, allow_partial=cfg.train.init_allow_partial
     )
@@ -221,17 +181,19 @@ def _restore(
             f"{wrong} of the model is infinite or NaN before the first iteration: such a model "
             "cannot be saved (register the buffer of a constant with persistent=False)"
         )
-    return 0
+    return 0, False
 
 
-def _evaluate_finished(cfg: DictConfig, iteration: int, evaluate: Callable[[], Results]) -> None:
-    """Evaluates a finished run, and writes the metrics like the evaluation after training."""
+def _evaluate_at(
+    iteration: int, evaluate: Callable[[], Results], writers: Sequence[EventWriter]
+) -> Results:
+    """Evaluates, and writes the metrics like the evaluation after training."""
     with EventStorage(iteration) as storage:
-        storage.put_scalars(**flatten_results_dict(evaluate()), smoothing_hint=False)
-        if comm.is_main_process():
-            for writer in _build_writers(cfg.train.output_dir, iteration):
-                writer.write()
-                writer.close()
+        results = evaluate()
+        storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        for writer in writers:
+            writer.write()
+    return results
 
 
 def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
@@ -249,6 +211,39 @@ def do_test(cfg: DictConfig, model: torch.nn.Module) -> Results:
     return build_evaluation(cfg)(build_inference(cfg, model))
 
 
+def evaluate_only(cfg: DictConfig, load: Callable[[], tuple[torch.nn.Module, int]]) -> Results:
+    """Evaluates a model, and logs and keeps the results as a run does.
+
+    Args:
+        cfg: the whole config.
+        load: returns the model, which takes Detectron2's list of dicts, and the iteration of its
+            weights; is called once the data is known.
+
+    Returns:
+        As `do_test`.
+
+    Raises:
+        SetupError: the config or the data is unusable, or `load` raises ValueError or OSError.
+    """
+    with contextlib.ExitStack() as held:
+        with setup_errors():
+            check_run(cfg, eval_only=True)
+            log = held.enter_context(RunLog(cfg.train.output_dir))
+            # Where a run was trained, its config stays.
+            log.describe(cfg, is_kept=not Path(cfg.train.output_dir, LAST_NAME).exists())
+            evaluate = build_evaluation(cfg)
+            model, iteration = load()
+            log.start()
+        writers = []
+        if comm.is_main_process():
+            writers.append(JSONWriter(str(Path(cfg.train.output_dir, METRICS_NAME))))
+            held.callback(writers[0].close)
+        results = _evaluate_at(iteration, lambda: evaluate(model), writers)
+        log_published(cfg.train.init_checkpoint, flatten_results_dict(results))
+        log.end(_evaluator_folder(cfg))
+    return results
+
+
 def do_eval_only(cfg: DictConfig) -> Results:
     """Evaluates the weights of `train.init_checkpoint`.
 
@@ -263,18 +258,16 @@ def do_eval_only(cfg: DictConfig) -> Results:
     Raises:
         SetupError: the weights are incomplete or those of another model, or the data is unusable.
     """
-    with setup_errors():
-        check_run(cfg, eval_only=True)
-        evaluate = build_evaluation(cfg)
+
+    def load() -> tuple[torch.nn.Module, int]:
         model = build(cfg.model, "model").to(cfg.train.device)
         inference = build_inference(cfg, model)
+        weights = cfg.train.init_checkpoint
         checkpointer = AtomicCheckpointer(model)
-        load_init_checkpoint(
-            checkpointer, cfg.train.init_checkpoint, complete=True, averaged=cfg.train.ema.enabled
-        )
-    results = evaluate(inference)
-    log_published(cfg.train.init_checkpoint, flatten_results_dict(results))
-    return results
+        load_init_checkpoint(checkpointer, weights, complete=True, averaged=cfg.train.ema.enabled)
+        return inference, evaluation_iteration(weights)
+
+    return evaluate_only(cfg, load)
 
 
 def _carried_config(cfg: DictConfig) -> dict[str, object]:
@@ -286,7 +279,7 @@ def _carried_config(cfg: DictConfig) -> dict[str, object]:
         return {}
 
 
-def _train(cfg: DictConfig, resume: bool) -> Results:
+def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
     """The part of `do_train` for which the output folder is locked."""
     results: Results = {}
 
@@ -296,8 +289,9 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         return results
 
     with setup_errors():
+        log.describe(cfg)
         # Before test-time augmentation changes the config.
-        carried = _carried_config(cfg)
+        carried, config = _carried_config(cfg), plain_config(cfg)
         loader = _build_loader(cfg)
         evaluate = build_evaluation(cfg)
         check_same_classes(cfg)
@@ -314,16 +308,31 @@ def _train(cfg: DictConfig, resume: bool) -> Results:
         inference.register_forward_pre_hook(lambda *_: trainer.stop_signals.check())
         if ema is not None:
             checkpointer.add_checkpointable("model_ema", ema.module)
-        trainer.register_hooks(_build_hooks(cfg, checkpointer, ema, evaluate_and_keep))
-        trainer.register_hooks([_best_checkpointer(cfg, checkpointer, evaluated, results)])
-        start = _restore(cfg, trainer, checkpointer, ema, resume)
-    if start >= cfg.train.max_iter:
-        logger.info("All %d iterations are done already: only evaluating", cfg.train.max_iter)
-        _evaluate_finished(cfg, start, evaluate_and_keep)
-        return results
-    with setup_errors():
-        continue_data(loader, start * trainer.accumulate_steps, cfg.train.seed)
-    trainer.train(start, cfg.train.max_iter)
+        register_updates(cfg, trainer, checkpointer, ema)
+        evaluation = EvalHook(cfg.train.eval_period, evaluate_and_keep)
+        trainer.register_hooks([evaluation, pictures_hook(cfg, evaluation, inference)])
+        best = best_checkpointer(cfg, evaluation, checkpointer, evaluated, results)
+        start, is_final = _restore(cfg, trainer, checkpointer, ema, resume)
+        if best is not None and start > 0:
+            best.resume(start)
+        ended_early = is_final and best is not None and best.is_exhausted(start)
+        is_finished = ended_early or start >= cfg.train.max_iter
+        if not is_finished:
+            continue_data(loader, start * trainer.accumulate_steps, cfg.train.seed)
+    with contextlib.ExitStack() as held:
+        with setup_errors():
+            opened = open_writers(cfg.train, config, is_resumed=start > 0)
+            writers = held.enter_context(opened)
+            log.start()
+        if is_finished:
+            logger.info("The run is finished, after %d iterations: only evaluating", start)
+            _evaluate_at(start, evaluate_and_keep, writers)
+        else:
+            # The best weights come last, so that a metric that is unknown is written nevertheless.
+            periodic = WriterHook(writers, cfg.train.log_period)
+            trainer.register_hooks([periodic, best])
+            trainer.train(start, cfg.train.max_iter)
+    log.end(_evaluator_folder(cfg))
     return results
 
 
@@ -356,5 +365,6 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     with contextlib.ExitStack() as held:
         with setup_errors():
             check_run(cfg, resume=resume)
+            log = held.enter_context(RunLog(cfg.train.output_dir))
             held.enter_context(RunLock(cfg.train.output_dir))
-        return _train(cfg, resume)
+        return _train(cfg, resume, log)

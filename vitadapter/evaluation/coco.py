@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,10 +13,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOeval_opt
+from detectron2.structures import Instances
 from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import CocoData, read_registered, register_coco
-from vitadapter.data.coco.results import Instance, coco_api
+from vitadapter.data.coco.results import Instance, coco_api, to_results
+from vitadapter.data.dataset_source import Record
 from vitadapter.evaluation.detection_analysis import (
     DetectionFigures,
     check_arguments,
@@ -142,6 +144,14 @@ class _CheckedEvaluator(COCOEvaluator):
         if "segm" in (tasks or ()) and self._do_evaluation:
             coco_api(self._data, masks=True)  # refuses data without masks
         warn_of_uncounted(self._coco_api, max_dets_per_image, per_category=True)
+
+    def process(self, inputs: Sequence[Record], outputs: Sequence[Mapping[str, Instances]]) -> None:
+        """Takes the "instances" of some images; see `DatasetEvaluator`."""
+        for record, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to(self._cpu_device)
+            image = record["image_id"]
+            results = to_results(instances, image)
+            self._predictions.append(_Predictions(image_id=image, instances=results))
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """Like Detectron2's, and writes tables and curves next to the results."""

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
@@ -29,7 +28,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import read_coco
 from vitadapter.data.coco.annotations import Category
-from vitadapter.data.coco.results import Instance, coco_api
+from vitadapter.data.coco.results import Instance, coco_api, to_results
 from vitadapter.data.dataset_source import Record
 from vitadapter.data.lvis import lvis_files
 from vitadapter.evaluation.detection_analysis import (
@@ -215,8 +214,8 @@ class LVISEvaluator(DatasetEvaluator):
         """Takes the "instances" of some images; see `DatasetEvaluator`."""
         for single, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to(torch.device("cpu"))
-            for result in instances_to_coco_json(instances, single["image_id"]):
-                result["category_id"] = self._data.categories[result["category_id"]]["id"]
+            for result in to_results(instances, single["image_id"]):
+                result["category_id"] = self._data.categories[int(result["category_id"])]["id"]
                 self._results.append(result)
 
     def evaluate(self) -> dict[str, dict[str, float]]:

@@ -78,17 +78,38 @@ class _SemSegEvaluator(SemSegEvaluator):
         inputs: Sequence[Record],
         outputs: Sequence[Mapping[str, torch.Tensor]],
     ) -> None:
+        """Takes the "sem_seg" of some images, or the "label_map" that tiles give."""
         for record, output in zip(inputs, outputs, strict=True):
             truth = self._read_label(self.input_file_to_gt_file[record["file_name"]])
-            scores = output["sem_seg"]
-            if scores.shape != (self._num_classes, *truth.shape):
-                raise ValueError(
-                    f"the prediction for {record['file_name']} must be {self._num_classes} maps of "
-                    f"the label map's (height, width) {truth.shape}, got {tuple(scores.shape)}"
-                )
+            labels = self._labels(record, output, truth.shape)
             if self._with_boundary:
-                self._boundary.add(scores.argmax(dim=0).numpy(force=True), truth)
-        super().process(inputs, outputs)
+                self._boundary.add(labels, truth)
+            count = self._num_classes + 1  # with what is ignored
+            true_classes = np.where(truth == self._ignore_label, self._num_classes, truth)
+            pairs = np.bincount((count * labels + true_classes).ravel(), minlength=count**2)
+            self._conf_matrix += pairs.reshape(count, count)
+            self._predictions.extend(self.encode_json_sem_seg(labels, record["file_name"]))
+
+    def _labels(
+        self, record: Record, output: Mapping[str, torch.Tensor], size: tuple[int, ...]
+    ) -> np.ndarray:
+        """The predicted classes (H, W) int64 of an image."""
+        name = record["file_name"]
+        if "label_map" in output:
+            labels = output["label_map"].numpy(force=True).astype(np.int64)
+            if labels.shape != size:
+                raise ValueError(
+                    f"the prediction for {name} must be a map of the label map's "
+                    f"(height, width) {size}, got {labels.shape}"
+                )
+            return labels
+        scores = output["sem_seg"]
+        if scores.shape != (self._num_classes, *size):
+            raise ValueError(
+                f"the prediction for {name} must be {self._num_classes} maps of "
+                f"the label map's (height, width) {size}, got {tuple(scores.shape)}"
+            )
+        return scores.argmax(dim=0).numpy(force=True)
 
     def evaluate(self) -> dict[str, Metrics] | None:
         """Detectron2's metrics in percent, without those of classes that do not occur."""

@@ -3,8 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.engine.predictor import class_metadata
-from vitadapter.engine.run_checks import check_run, setup_errors
-from vitadapter.engine.trainer import Results, build_evaluation
+from vitadapter.engine.trainer import Results, evaluate_only
 
 from .description import Description
 from .model import ExportedModel
@@ -31,12 +30,13 @@ def evaluate_file(cfg: DictConfig) -> Results:
         SetupError: the file cannot be used, or is one of another task or with other classes; the
             data is unusable; or `train.inference` asks for what only the model itself can do.
     """
-    with setup_errors():
-        check_run(cfg, eval_only=True)
+
+    def load() -> tuple[ExportedModel, int]:
         model = ExportedModel(cfg.train.init_checkpoint)
-        evaluate = build_evaluation(cfg)
         check_fits(model.description, cfg)  # now that the names of the data's classes are known
-    return evaluate(model)
+        return model, 0
+
+    return evaluate_only(cfg, load)
 
 
 def check_fits(description: Description, cfg: DictConfig) -> None:
@@ -56,7 +56,7 @@ def check_fits(description: Description, cfg: DictConfig) -> None:
             f"the exported file takes {description.image_format} images, but "
             f"dataloader.test.mapper.image_format={wanted}: set it to {description.image_format}"
         )
-    for key in ("tta.enabled", "amp_dtype"):
+    for key in ("tta.enabled", "amp_dtype", "tiles.size"):
         if value := OmegaConf.select(cfg, f"train.inference.{key}"):
             raise ValueError(
                 f"an exported file runs as it was exported, got train.inference.{key}={value}"

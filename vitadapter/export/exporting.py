@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitadapter.data.image_files import read_image
 from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.modeling.backbone import merge_lora
+from vitadapter.modeling.inference import TiledInference
 
 from .description import describe
 from .formats import FORMATS, Compute, Quantizing, format_of
@@ -83,6 +84,15 @@ def export(
     if getattr(source.inference, "tta", None) is not None:
         raise ValueError(
             "test-time augmentation cannot be exported: set train.inference.tta.enabled=False"
+        )
+    if isinstance(source.inference, TiledInference):
+        raise ValueError(
+            "a file does not say how images are cut into tiles: set ~train.inference.tiles "
+            "and give tiles to ExportedPredictor or to vitadapter predict --tile"
+        )
+    if isinstance(source.image_format, int):
+        raise ValueError(
+            f"only models of colours can be exported, got one of {source.image_format} channels"
         )
     # A copy, since parameters without gradients are traced in less time.
     model = copy.deepcopy(merge_lora(source.model)).cpu().requires_grad_(False)

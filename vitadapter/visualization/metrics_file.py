@@ -11,11 +11,12 @@ import numpy as np
 
 from vitadapter.visualization.markdown import figure_cell, markdown_table
 
-__all__ = ["RunMetrics", "RunSummary", "format_table", "read_metrics", "summarize"]
+__all__ = ["METRICS_NAME", "RunMetrics", "RunSummary", "format_table", "read_metrics", "summarize"]
 
 logger = logging.getLogger(__name__)
 
-_FILE_NAME = "metrics.json"
+METRICS_NAME = "metrics.json"
+"""File name of the scalars of a run, in its output folder."""
 _TRAINING_KEY = "total_loss"
 
 
@@ -145,7 +146,7 @@ def read_metrics(run: str | Path) -> RunMetrics:
         ValueError: the file is missing, broken, or has no training iteration.
     """
     path = Path(run).expanduser()
-    path = path / _FILE_NAME if path.suffix != ".json" else path
+    path = path / METRICS_NAME if path.suffix != ".json" else path
     if not path.is_file():
         raise ValueError(
             f"{path} must be the metrics of a training run, but it does not exist or is a folder"

@@ -13,7 +13,9 @@ import cv2
 import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from vitadapter.encoded_masks import EncodedMasks
 from vitadapter.visualization.figures import class_color
 
 __all__ = [
@@ -72,13 +74,13 @@ class Objects:
     Args:
         classes: N numbers.
         boxes: (N, 4), x0, y0, x1, y1.
-        masks: N masks (H, W) bool, or None.
+        masks: N masks (H, W) bool, each of which is taken when it is drawn; or None.
         labels: N texts.
     """
 
     classes: Sequence[int]
     boxes: np.ndarray
-    masks: Sequence[np.ndarray] | None
+    masks: Sequence[np.ndarray] | Tensor | EncodedMasks | None
     labels: Sequence[str]
 
 
@@ -142,7 +144,7 @@ def _mixed(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
     return cv2.addWeighted(image, 1 - opacity, colors, opacity, 0)
 
 
-def _draw_mask(image: np.ndarray, mask: np.ndarray, color: Color) -> None:
+def _draw_mask(image: np.ndarray, mask: np.ndarray | Tensor, color: Color) -> None:
     """Fills and outlines a mask (H, W) in place."""
     levels = np.ascontiguousarray(mask, dtype=np.uint8)
     x, y, width, height = cv2.boundingRect(levels)

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import cast
 
 import numpy as np
+import torch
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from torch import Tensor
@@ -64,6 +65,8 @@ class Found:
             if (instances.scores.diff() > 0).any():  # not as detectors return them
                 instances = instances[instances.scores.argsort(descending=True)]
             return cls(instances)
+        if "label_map" in prediction:
+            return cls(labels=cast(Tensor, prediction["label_map"]).numpy(force=True))
         return cls(labels=cast(Tensor, prediction["sem_seg"]).argmax(dim=0).numpy(force=True))
 
     def classes_of_segments(self) -> np.ndarray:
@@ -105,11 +108,10 @@ class Selection:
         return Found(labels=np.where(is_wanted, found.labels, NOTHING))
 
     def _of_instances(self, instances: Instances) -> Found:
-        instances = instances[instances.scores >= self.score_threshold]
+        kept = instances.scores >= self.score_threshold
         if self.classes is not None:
-            kept = np.isin(instances.pred_classes.numpy(), [*self.classes])
-            instances = instances[np.flatnonzero(kept)]
-        return Found(instances)
+            kept &= torch.isin(instances.pred_classes, torch.tensor([*self.classes]))
+        return Found(instances[kept])  # once: masks of a large image have gigabytes
 
     def _of_segments(self, ids: np.ndarray, segments: Sequence[Segment]) -> Found:
         kept = [s for s in segments if self.classes is None or s["category_id"] in self.classes]
@@ -174,7 +176,7 @@ def _objects(instances: Instances, palette: Palette, shown: Shown) -> Objects:
     return Objects(
         classes,
         instances.pred_boxes.tensor.numpy(),
-        instances.pred_masks.numpy() if shown.masks and instances.has("pred_masks") else None,
+        instances.pred_masks if shown.masks and instances.has("pred_masks") else None,
         labels if shown.labels else [""] * len(classes),
     )
 

@@ -46,7 +46,7 @@ class Tile:
     classes: frozenset[int]
 
 
-def shown_image(image: Tensor, image_format: str) -> np.ndarray:
+def shown_image(image: Tensor, image_format: str | int) -> np.ndarray:
     """What a model gets, as an image (H, W, 3) uint8 RGB.
 
     Of more than three channels the first three are shown, of two both as red and green. Numbers
@@ -143,7 +143,7 @@ def _panels(
     return [image], set()
 
 
-def draw_sample(sample: Sample, image_format: str, palette: Palette, note: str = "") -> Tile:
+def draw_sample(sample: Sample, image_format: str | int, palette: Palette, note: str = "") -> Tile:
     """Draws a mapped image with its targets.
 
     Args:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
 
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from vitadapter.data.coco.annotations import CocoData, read_coco, with_masks
 from vitadapter.data.coco.json_entries import Findings, Id, checked_at, is_id, read_json
 from vitadapter.data.coco.objects import usable_mask
+from vitadapter.encoded_masks import EncodedMasks
 
 __all__ = [
     "EvaluatedImages",
@@ -23,6 +26,7 @@ __all__ = [
     "load_annotations",
     "load_results",
     "read_results",
+    "to_results",
 ]
 
 logger = logging.getLogger(__name__)
@@ -82,6 +86,26 @@ def coco_api(data: CocoData, *, masks: bool = False) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         api.createIndex()
     return api
+
+
+def to_results(instances: Instances, image_id: Id | None) -> list[Instance]:
+    """Predictions of an image in COCO's results format, with the model's numbers of classes.
+
+    Like Detectron2's `instances_to_coco_json`, which would decode `EncodedMasks` and encode them
+    again.
+
+    Args:
+        instances: on the CPU.
+        image_id: of the image.
+    """
+    if not (instances.has("pred_masks") and isinstance(instances.pred_masks, EncodedMasks)):
+        return instances_to_coco_json(instances, image_id)
+    without = Instances(instances.image_size, **instances.get_fields())
+    without.remove("pred_masks")
+    results = instances_to_coco_json(without, image_id)
+    for result, rle in zip(results, instances.pred_masks.rles, strict=True):
+        result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+    return results
 
 
 @dataclass(frozen=True)

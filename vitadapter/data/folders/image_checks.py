@@ -9,7 +9,7 @@ from pathlib import Path
 from vitadapter.data.dataset_source import first_few, spread
 from vitadapter.data.folders.listing import image_facts
 from vitadapter.data.folders.report import ROLES, CheckReport
-from vitadapter.data.image_files import read_image
+from vitadapter.data.image_files import read_stored
 
 __all__ = ["ListedImage", "check_images"]
 
@@ -48,7 +48,7 @@ def _read(image: ListedImage) -> _ReadImage:
     try:
         digest = hashlib.sha1(Path(image.path).read_bytes()).hexdigest()
         facts = image_facts(image.path)
-        read_image(image.path, "RGB")
+        read_stored(image.path)
     except (OSError, ValueError):
         return _ReadImage(image.path, digest)
     other = image.size is not None and facts.size != tuple(image.size)
@@ -101,6 +101,7 @@ def _check_role(
         images_of_16_or_32_bits=sum(mode.startswith("I") for mode in modes),
         images_of_floats=modes.count("F"),
         CMYK_images=modes.count("CMYK"),
+        images_of_channels_that_are_no_colours=modes.count("channels"),
     )
     faults = {"cannot be read": unreadable, "have another size than annotated": other_size}
     for what, paths in faults.items():

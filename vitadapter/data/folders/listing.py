@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 from PIL import ExifTags, Image
 
-from vitadapter.data.image_files import is_image_name, open_image, walk
+from vitadapter.data.image_files import channels_size, is_image_name, open_image, walk
 
 __all__ = [
     "ImageFacts",
@@ -164,6 +164,8 @@ def image_facts(path: str | Path) -> ImageFacts:
     Raises:
         ValueError: not an image; names the file.
     """
+    if (size := channels_size(path)) is not None:
+        return ImageFacts(size, "channels", False)
     with open_image(path) as image:
         turned = _orientation(image)
         width, height = image.size

@@ -148,7 +148,7 @@ class SemSegDatasetMapper(RecordMapper):
         is_train: bool,
         *,
         augmentations: Sequence[T.Augmentation | T.Transform],
-        image_format: str,
+        image_format: str | int,
         read_label: LabelReader,
         max_skipped: int = 100,
     ) -> None:

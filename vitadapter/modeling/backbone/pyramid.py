@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitadapter.layers.sizes import padding_to
 
-__all__ = ["PyramidBackbone", "block_outputs", "pad_images"]
+__all__ = ["PyramidBackbone", "block_outputs", "channels_of", "pad_images"]
 
 
 class PyramidBackbone(Backbone):
@@ -16,6 +16,9 @@ class PyramidBackbone(Backbone):
 
     Args:
         net: a plain ViT, which the subclass keeps.
+
+    Attributes:
+        in_chans: channels of the images, which are those of the net.
 
     Raises:
         ValueError: wrong patch size.
@@ -25,6 +28,7 @@ class PyramidBackbone(Backbone):
         super().__init__()
         if net.patch_size != 16:
             raise ValueError(f"net.patch_size must be 16 pixels, got {net.patch_size}")
+        self.in_chans = channels_of(net)
         self._out_features = ["res2", "res3", "res4", "res5"]
         self._out_feature_strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
         self._out_feature_channels = dict.fromkeys(self._out_features, net.embed_dim)
@@ -40,19 +44,26 @@ class PyramidBackbone(Backbone):
         return {"size_divisibility": self.size_divisibility}
 
 
-def pad_images(images: Tensor, multiple: int) -> Tensor:
+def channels_of(net: Backbone) -> int:
+    """The channels of the images of a net; 3 for one of others that does not say."""
+    return getattr(net, "in_chans", 3)
+
+
+def pad_images(images: Tensor, multiple: int, channels: int) -> Tensor:
     """Pads images with zeros at the bottom and at the right, as Detectron2 pads batches.
 
     Args:
-        images: (B, 3, H, W), normalised, so that 0 is the mean colour.
+        images: (B, C, H, W), normalised, so that 0 is the mean colour.
         multiple: height and width are padded to a multiple of this, in pixels.
+        channels: C.
 
     Raises:
         ValueError: wrong shape, or no pixel.
     """
-    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+    if images.dim() != 4 or images.shape[1] != channels or 0 in images.shape[2:]:
         raise ValueError(
-            f"images must be (B, 3, H, W) with H and W at least 1, got {tuple(images.shape)}"
+            f"images must be (B, {channels}, H, W) with H and W at least 1, got "
+            f"{tuple(images.shape)}"
         )
     bottom, right = (padding_to(size, multiple) for size in images.shape[2:])
     return F.pad(images, (0, right, 0, bottom))

@@ -25,10 +25,15 @@ class SpatialPriorModule(nn.Module):
         embed_dim: channels C of the outputs.
         norm: Detectron2's norm name, or a callable that makes a norm for a given number of
             channels.
+        in_chans: channels of the images.
     """
 
     def __init__(
-        self, conv_dim: int, embed_dim: int, norm: str | Callable[[int], nn.Module]
+        self,
+        conv_dim: int,
+        embed_dim: int,
+        norm: str | Callable[[int], nn.Module],
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
 
@@ -42,7 +47,7 @@ class SpatialPriorModule(nn.Module):
             ]
 
         self.stem = nn.Sequential(
-            *conv(3, conv_dim, 2),
+            *conv(in_chans, conv_dim, 2),
             *conv(conv_dim, conv_dim, 1),
             *conv(conv_dim, conv_dim, 1),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
@@ -59,7 +64,7 @@ class SpatialPriorModule(nn.Module):
         """Computes the spatial priors of images.
 
         Args:
-            images: normalised images (B, 3, H, W), H and W multiples of 32.
+            images: normalised images (B, in_chans, H, W), H and W multiples of 32.
 
         Returns:
             Maps (B, C, H / s, W / s) for the strides s = 4, 8, 16, 32.

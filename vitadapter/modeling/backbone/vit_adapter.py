@@ -122,7 +122,7 @@ class ViTAdapter(PyramidBackbone):
 
         dim = net.embed_dim
         self.level_embed = nn.Parameter(torch.zeros(3, dim))
-        self.spm = SpatialPriorModule(conv_dim, dim, norm)
+        self.spm = SpatialPriorModule(conv_dim, dim, norm, self.in_chans)
 
         def make_attention(num_levels: int) -> nn.Module:
             return attention(
@@ -199,7 +199,7 @@ class ViTAdapter(PyramidBackbone):
             For each output, the adapter's map, and that of the ViT in the same shape, which is None
             with `vit_feature=None`.
         """
-        images = pad_images(images, self.size_divisibility)
+        images = pad_images(images, self.size_divisibility, self.in_chans)
         c1, *priors = self.spm(images)
         c = prior_tokens(priors, self.level_embed)
         with self._net_grad_mode():

@@ -63,7 +63,7 @@ class ViTBaseline(PyramidBackbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes multi-scale features; see `ViTAdapter.forward`."""
-        images = pad_images(images, self.size_divisibility)
+        images = pad_images(images, self.size_divisibility, self.in_chans)
         return self._outputs(block_outputs(self.net, images, self.block_indexes))
 
     def _outputs(self, features: Mapping[int, Tensor]) -> dict[str, Tensor]:

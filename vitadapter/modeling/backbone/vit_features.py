@@ -38,6 +38,6 @@ class ViTFeatures(PyramidBackbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps images (B, 3, H, W), padded to multiples of 32, to (B, C, h, w) by name."""
-        images = pad_images(images, self.size_divisibility)
+        images = pad_images(images, self.size_divisibility, self.in_chans)
         outputs = block_outputs(self.net, images, self.block_indexes)
         return {f"block{i}": outputs[i].permute(0, 3, 1, 2) for i in self.block_indexes}

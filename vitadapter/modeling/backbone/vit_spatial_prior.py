@@ -62,7 +62,7 @@ class ViTSpatialPrior(ViTBaseline):
         dim, last = self.net.embed_dim, self.block_indexes[-1]
         stages = split_evenly(self.net.depth, num_interactions)
         self.starts = [start for start, _ in stages if start <= last]
-        self.spm = SpatialPriorModule(conv_dim, dim, prior_norm)
+        self.spm = SpatialPriorModule(conv_dim, dim, prior_norm, self.in_chans)
         self.injectors = None
         if attention is not None:
             check_attention(attention)
@@ -87,7 +87,7 @@ class ViTSpatialPrior(ViTBaseline):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes multi-scale features; see `ViTAdapter.forward`."""
-        images = pad_images(images, self.size_divisibility)
+        images = pad_images(images, self.size_divisibility, self.in_chans)
         c1, *priors = self.spm(images)
         x, prefix = self.net.embed(images)
         inject = self._injection(priors, TokenGrids.of(x.shape[1:3], images.device))

@@ -91,6 +91,13 @@ class PlainNet(Backbone):
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
 
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        # The patch embedding is the first convolution of a plain ViT.
+        first = next(module for module in self.modules() if isinstance(module, nn.Conv2d))
+        return first.in_channels
+
     def add_final_norm(self) -> None:
         """Adds `norm`, the final norm of pre-training, which checkpoints are then loaded into.
 

@@ -52,6 +52,7 @@ class TimmViT(PlainNet):
     Args:
         model_name: timm's name of an architecture, without a tag for weights.
         patch_size: side of a patch in pixels. Weights of other patch sizes are resized on loading.
+        in_chans: channels of the image.
         pretrain_img_size: image side in pixels for which there are absolute positions. None keeps
             timm's token grid: for example, 37 x 37 patches of 14 pixels become 592 pixels.
         embed_dim: channels C of the tokens; None for the model's own.
@@ -79,6 +80,7 @@ class TimmViT(PlainNet):
         model_name: str,
         *,
         patch_size: int = 16,
+        in_chans: int = 3,
         pretrain_img_size: int | None = None,
         embed_dim: int | None = None,
         depth: int | None = None,
@@ -95,6 +97,7 @@ class TimmViT(PlainNet):
         _check_name(model_name)
         sizes = dict(
             patch_size=patch_size,
+            in_chans=in_chans,
             pretrain_img_size=pretrain_img_size,
             embed_dim=embed_dim,
             depth=depth,
@@ -121,6 +124,7 @@ class TimmViT(PlainNet):
             model_name,
             num_classes=0,
             img_size=img_size,
+            in_chans=in_chans,
             patch_size=patch_size,
             embed_dim=embed_dim,
             depth=depth,

@@ -1,0 +1,246 @@
+"""Tiles against the same model on the whole image."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import ideal_models
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Instances, RotatedBoxes
+from ideal_models import draw, drawn, record_of
+
+from vitadapter.modeling.inference import TiledInference, Tiles
+
+
+def to_tensor(tile: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(tile.transpose(2, 0, 1).copy())
+
+
+def tiled(predict: Callable, tiles: Tiles, image: np.ndarray) -> dict:
+    return TiledInference(predict, tiles, to_tensor)([record_of(image)])[0]
+
+
+def described(instances: Instances) -> list[tuple]:
+    """Class, box and mask of each object, in one order."""
+    objects = []
+    for index, box in enumerate(instances.pred_boxes.tensor.tolist()):
+        mask = instances.pred_masks[index].numpy().tobytes() if instances.has("pred_masks") else b""
+        objects.append((int(instances.pred_classes[index]), tuple(box), mask))
+    return sorted(objects)
+
+
+def crowded(seed: int = 0) -> np.ndarray:
+    """Ellipses of two classes everywhere, with sides from 3 to 40 pixels, some of them touching."""
+    rng = np.random.default_rng(seed)
+    image = drawn(200, 260)
+    rows, columns = np.mgrid[:200, :260]
+    for number in range(1, 60):
+        y, x = rng.uniform(0, 200), rng.uniform(0, 260)
+        h, w = rng.uniform(3, 20, 2)
+        inside = ((rows - y) / h) ** 2 + ((columns - x) / w) ** 2 < 1
+        if not image[inside].any():
+            draw(image, number, int(rng.integers(1, 3)), inside)
+    return image
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_objects_that_a_tile_sees_whole(masks: bool, batch_size: int) -> None:
+    """All are smaller than the overlap of 48 pixels."""
+    image, predict = crowded(), partial(ideal_models.detections, masks=masks)
+    (whole,) = predict([record_of(image)])
+    assert len(whole["instances"]) > 30
+    found = tiled(predict, Tiles(96, 0.5, batch_size=batch_size), image)["instances"]
+    assert found.image_size == (200, 260)
+    assert described(found) == described(whole["instances"])
+    assert found.scores.tolist() == sorted(whole["instances"].scores.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_objects_that_no_tile_sees_whole(masks: bool) -> None:
+    image, predict = drawn(200, 260), partial(ideal_models.detections, masks=masks)
+    draw(image, 1, 1, np.s_[20:30, 5:255])  # across five tiles
+    draw(image, 2, 1, np.s_[30:40, 5:255])  # touches it, of the same class
+    draw(image, 3, 2, np.s_[42:50, 5:255])
+    draw(image, 4, 1, np.s_[60:190, 60:180])  # across corners
+    draw(image, 5, 1, np.s_[60:190, 180:220])
+    (whole,) = predict([record_of(image)])
+    found = tiled(predict, Tiles(64, 0.25), image)["instances"]
+    assert described(found) == described(whole["instances"])
+
+
+def test_slanted_neighbours_are_told_apart_by_their_masks() -> None:
+    """Their boxes nearly coincide."""
+    image, predict = drawn(120, 400), partial(ideal_models.detections, masks=True)
+    rows, columns = np.mgrid[:120, :400]
+    for number in range(1, 7):
+        middle = columns / 6 + 10 * (number - 1)
+        draw(image, number, 1, (rows >= middle) & (rows < middle + 9))
+    (whole,) = predict([record_of(image)])
+    found = tiled(predict, Tiles(120, 0.2), image)["instances"]
+    assert len(found) == 6
+    assert described(found) == described(whole["instances"])
+
+
+def test_what_one_tile_tells_apart_stays_apart() -> None:
+    """Two detections of one place, as Mask2Former gives them."""
+
+    def twice(records: Sequence) -> list[dict]:
+        outputs = ideal_models.detections(records, masks=True)
+        return [{"instances": Instances.cat([o["instances"]] * 2)} for o in outputs]
+
+    image = drawn(64, 100)
+    draw(image, 1, 1, np.s_[10:50, 5:95])
+    assert len(tiled(twice, Tiles(64, 0.3), image)["instances"]) == 2
+
+
+def test_a_cut_object_is_left_to_the_tile_that_sees_more() -> None:
+    """Its cut end is mistaken for another class."""
+
+    def mistaken(records: Sequence) -> list[dict]:
+        outputs = ideal_models.detections(records, masks=True)
+        for output in outputs:
+            found = output["instances"]
+            found.pred_classes[found.pred_boxes.area() < 200] = 2
+        return outputs
+
+    image = drawn(64, 112)
+    draw(image, 1, 1, np.s_[20:40, 30:60])  # the second tile begins at 48
+    found = tiled(mistaken, Tiles(64, 0.25), image)["instances"]
+    assert found.pred_classes.tolist() == [1]
+    assert found.pred_boxes.tensor.tolist() == [[30, 20, 60, 40]]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.2, 0.7])
+def test_label_maps(overlap: float) -> None:
+    image = crowded()
+    found = tiled(ideal_models.class_scores, Tiles(50, overlap), image)
+    assert found.keys() == {"label_map"}
+    assert torch.equal(found["label_map"], torch.from_numpy(image[..., 1].astype(np.int16)))
+
+
+def test_a_pixel_has_the_class_that_is_seen_from_its_middle() -> None:
+    """Each tile says how far its pixels are from its left border."""
+
+    def distance(records: Sequence) -> list[dict]:
+        width = records[0]["width"]
+        return [{"sem_seg": torch.eye(width)[:, None].expand(-1, 4, -1)} for _ in records]
+
+    found = tiled(distance, Tiles(10, 0.4), drawn(4, 22))["label_map"]
+    assert found[0].tolist() == [*range(8), *range(2, 8), *range(2, 10)]
+
+
+def partition(ids: torch.Tensor, listed: Sequence[dict]) -> set[tuple]:
+    """Class and pixels of each segment, whatever its number."""
+    return {(s["category_id"], s["isthing"], (ids == s["id"]).numpy().tobytes()) for s in listed}
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5])
+def test_panoptic_maps(overlap: float) -> None:
+    image = crowded()
+    draw(image, 61, 3, np.s_[0:20, :])  # stuff at both ends of the image
+    draw(image, 62, 3, np.s_[180:200, :])
+    draw(image, 63, 1, np.s_[90:110, 5:255])  # across five tiles, and its neighbour
+    draw(image, 64, 1, np.s_[110:120, 5:255])
+    (whole,) = ideal_models.segments([record_of(image)])
+    ids, listed = tiled(ideal_models.segments, Tiles(96, overlap), image)["panoptic_seg"]
+    assert ids.dtype == torch.int32
+    assert [s["id"] for s in listed] == list(range(1, len(listed) + 1))
+    assert partition(ids, listed) == partition(*whole["panoptic_seg"])
+
+
+@pytest.mark.parametrize("predict", [ideal_models.segments, ideal_models.class_scores])
+def test_nothing_but_background(predict: Callable) -> None:
+    found = tiled(predict, Tiles(50), drawn(70, 60))
+    for output in found.values():
+        ids, listed = output if isinstance(output, tuple) else (output, [])
+        assert not ids.any()
+        assert listed == []
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_no_objects(masks: bool) -> None:
+    found = tiled(partial(ideal_models.detections, masks=masks), Tiles(50), drawn(70, 60))
+    assert len(found["instances"]) == 0
+    assert found["instances"].has("pred_masks") == masks
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (30, 20)])
+def test_images_that_fit_into_a_tile_along_a_side(size: tuple[int, int]) -> None:
+    image = drawn(*size)
+    draw(image, 1, 1, np.s_[:, :])
+    (box,) = tiled(partial(ideal_models.detections, masks=True), Tiles(100, 0.3), image)[
+        "instances"
+    ].pred_boxes
+    assert box.tolist() == [0, 0, size[1], size[0]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, r"positive size and batch_size, got 0 and 1"),
+        ({"size": 8, "batch_size": 0}, r"positive size and batch_size, got 8 and 0"),
+        ({"size": 8, "overlap": 1.0}, r"overlap of tiles must be in \[0, 1\), got 1\.0"),
+        ({"size": 8, "overlap": -0.1}, r"overlap of tiles must be in \[0, 1\), got -0\.1"),
+        ({"size": 8, "iou_threshold": 0.0}, r"iou_threshold of tiles must be in \(0, 1\], got 0"),
+    ],
+)
+def test_bad_settings(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tiles(**arguments)
+
+
+def test_what_cannot_be_merged_is_refused() -> None:
+    image = drawn(40, 40)
+    with pytest.raises(ValueError, match=r"but the model predicts proposals"):
+        tiled(lambda records: [{"proposals": None}], Tiles(40), image)
+    boxes = RotatedBoxes(torch.ones(1, 5))
+    found = Instances((40, 40), pred_boxes=boxes, scores=torch.ones(1), pred_classes=torch.ones(1))
+    with pytest.raises(ValueError, match=r"boxes and masks of objects, but not RotatedBoxes"):
+        tiled(lambda records: [{"instances": found}], Tiles(40), image)
+    found = ideal_models.detections([record_of(image)], masks=False)[0]["instances"]
+    found.pred_keypoints = torch.zeros(0, 17, 3)
+    with pytest.raises(ValueError, match=r"but not pred_keypoints"):
+        tiled(lambda records: [{"instances": found}], Tiles(40), image)
+
+
+def test_resized_images_are_refused() -> None:
+    inference = TiledInference(ideal_models.class_scores, Tiles(40), to_tensor)
+    record = {**record_of(drawn(40, 40)), "height": 80, "width": 80, "file_name": "a.png"}
+    with pytest.raises(ValueError, match=r"a\.png .*set dataloader\.test\.mapper\.augmentations"):
+        inference([record])
+
+
+_MEMORY = """
+import resource
+import torch
+from detectron2.structures import Boxes, Instances
+from vitadapter.modeling.inference import TiledInference, Tiles
+
+def predict(records):
+    found = Instances((640, 640))
+    found.pred_masks = torch.ones(5, 640, 640, dtype=torch.bool)
+    found.pred_boxes = Boxes(torch.tensor([[0.0, 0, 640, 640]]).repeat(5, 1))
+    found.scores, found.pred_classes = torch.ones(5), torch.arange(5)
+    return [{"instances": found}]
+
+def peak():  # in MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+tiled = TiledInference(predict, Tiles(640, 0.0), lambda tile: torch.from_numpy(tile))
+before = peak()
+(output,) = tiled([{"image": torch.zeros(3, 2560, 2560, dtype=torch.uint8)}])
+masks = output["instances"].pred_masks
+assert len(masks) == 80 and all(int(mask.sum()) == 640**2 for mask in masks)
+print(peak() - before)
+"""
+
+
+def test_masks_of_a_large_image_are_not_held_at_full_size() -> None:
+    """There, 80 masks would have 500 MiB. The image has 19."""
+    command = [sys.executable, "-c", _MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 125
