@@ -87,7 +87,9 @@ class Run:
         try:
             return read_metrics(self.folder)
         except (OSError, ValueError) as error:
-            self.notes.append(f"No curves: {error}")
+            self.notes.append(
+                f"There are no curves (a run that was only evaluated has none): {error}"
+            )
             return None
 
 
