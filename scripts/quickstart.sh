@@ -65,7 +65,7 @@ train() {
     fi
     step "training and evaluating $name in $runs/$name"
     $python scripts/lazyconfig_train_net.py --resume --config-file "$configs/$name.py" \
-        "${overrides[@]}" train.output_dir="$runs/$name" "$@"
+        train.eval_period=300 train.report=True "${overrides[@]}" train.output_dir="$runs/$name" "$@"
     touch "$runs/$name/done"
 }
 
@@ -96,6 +96,7 @@ semantic() {
     echo "predictions:       $run/pictures/overview.png (image, ground truth, prediction)"
     echo "confusion matrix:  $run/inference/confusion_matrix.png"
     echo "loss and lr:       $run/curves.png"
+    echo "report:            $run/report/index.html (open it in a browser: curves, errors, all images)"
 }
 
 # analyze NAME=RUN ...: draws what the paper's figures 5 to 8 show, if --analyze is given
@@ -153,4 +154,5 @@ fi
 analyze "${models[@]}"
 echo "predictions:       $pictures/overview.png (ground truth left, prediction right)"
 echo "loss and lr:       $runs/$adapter/curves.png"
+echo "report:            $runs/$adapter/report/index.html (open it in a browser: curves, errors, all images)"
 echo "weights, log:      $runs/$adapter/"

@@ -27,6 +27,7 @@ COMMANDS = {
     "zoo": Command("list the experiments and their trained models", "model_zoo.__main__:main"),
     "export": Command("write a model as ONNX or a program of torch.export", "commands.export:main"),
     "convert": Command("convert a checkpoint to this project's names", "commands.convert:main"),
+    "report": Command("a page with what a run gets right and wrong", "commands.report:main"),
     "analyze": Command("AP by class and size of a finished evaluation", "commands.analyze:main"),
     "analyze-errors": Command("what each kind of error costs", "commands.analyze_errors:main"),
     "analyze-features": Command(

@@ -53,9 +53,13 @@ def test_the_commands_train_and_evaluate(
     tiny_config: Path, overrides: list[str], tmp_path: Path
 ) -> None:
     train.train(
-        [str(tiny_config), *overrides[:2], "--num-gpus", "1", *overrides[2:], "train.max_iter=1"]
+        [
+            *(str(tiny_config), *overrides[:2], "--num-gpus", "1", *overrides[2:]),
+            *("train.max_iter=1", "train.report=True"),
+        ]
     )
     output = tmp_path / "output"
+    assert (output / "report" / "index.html").is_file()
     evaluated = [f"train.output_dir={tmp_path / 'evaluated'}", "--weights"]
     train.evaluate([str(tiny_config), *overrides, *evaluated, str(output / "model_final.pth")])
     names = ("output", "evaluated")

@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import CocoData
+from vitadapter.data.coco.json_entries import Id
 from vitadapter.data.coco.results import Instance, coco_api, load_results
 from vitadapter.visualization.figures import plot_precision_recall
 from vitadapter.visualization.markdown import figure_cell, markdown_table
@@ -248,6 +249,16 @@ def detections_of_task(detections: Sequence[Instance], task: str) -> list[Instan
     return [cast(Instance, {k: v for k, v in d.items() if k != other}) for d in detections]
 
 
+def _loaded(annotations: COCO, results: list[Instance]) -> COCO:
+    """The results, of which pycocotools itself needs at least one."""
+    if results:
+        return annotations.loadRes(results)
+    nothing = COCO()
+    nothing.dataset = {**annotations.dataset, "annotations": []}
+    nothing.createIndex()
+    return nothing
+
+
 def evaluate_detections(
     annotations: COCO, detections: Sequence[Instance], task: str, *, max_dets_per_image: int = 100
 ) -> DetectionFigures:
@@ -255,18 +266,38 @@ def evaluate_detections(
 
     Args:
         annotations: from `coco_api`.
-        detections: at least one, in COCO's results format.
+        detections: in COCO's results format.
         task: "bbox" or "segm".
         max_dets_per_image: number of detections of each category that count.
     """
     results = detections_of_task(detections, task)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        coco_eval = COCOeval(annotations, annotations.loadRes(results), task)
-        coco_eval.params.maxDets = [max_dets_per_image]
-        coco_eval.evaluate()
-        coco_eval.accumulate()
-    categories = annotations.loadCats(coco_eval.params.catIds)
-    return DetectionFigures.from_coco_eval(coco_eval, [category["name"] for category in categories])
+        loaded = _loaded(annotations, results)
+        categories = sorted(annotations.cats)
+        images: dict[Id, set[Id]] = {category: set() for category in categories}
+        for region in (*annotations.anns.values(), *loaded.anns.values()):
+            images[region["category_id"]].add(region["image_id"])
+        objects = Counter(a["category_id"] for a in annotations.anns.values() if not a["iscrowd"])
+        # Category by category, in its own images: pycocotools looks at all pairs of a category and
+        # an image, which takes hours if there are thousands of both.
+        parts = []
+        for category in categories:
+            coco_eval = COCOeval(annotations, loaded, task)
+            coco_eval.params.maxDets = [max_dets_per_image]
+            coco_eval.params.catIds = [category]
+            coco_eval.params.imgIds = sorted(images[category])
+            coco_eval.evaluate()
+            coco_eval.accumulate()
+            parts.append(coco_eval)
+    return DetectionFigures(
+        task=task,
+        class_names=tuple(annotations.cats[category]["name"] for category in categories),
+        counts=np.array([objects[category] for category in categories]),
+        iou_thresholds=np.asarray(parts[0].params.iouThrs),
+        recall_levels=np.asarray(parts[0].params.recThrs),
+        precision=np.concatenate([part.eval["precision"][..., -1] for part in parts], axis=2),
+        recall=np.concatenate([part.eval["recall"][..., -1] for part in parts], axis=1),
+    )
 
 
 def write_analysis(

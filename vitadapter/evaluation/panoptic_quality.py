@@ -9,7 +9,16 @@ from vitadapter.data.dataset_source import Segment
 from vitadapter.data.panoptic.maps import VOID
 from vitadapter.visualization.markdown import figure_cell, markdown_table
 
-__all__ = ["PanopticQuality", "average_quality", "count_matches", "format_table", "quality_of"]
+__all__ = [
+    "Matching",
+    "PanopticQuality",
+    "average_quality",
+    "count_matches",
+    "counts_of",
+    "format_table",
+    "match_segments",
+    "quality_of",
+]
 
 _MATCHED, _FALSE_POSITIVE, _FALSE_NEGATIVE, _IOU = range(4)
 # Larger than any id.
@@ -32,18 +41,34 @@ class PanopticQuality(NamedTuple):
     num_classes: int
 
 
+class Matching(NamedTuple):
+    """The segments of one image.
+
+    Attributes:
+        matches: true id, predicted id and IoU of each pair of the same class.
+        confused: the same of pairs of different classes, whose segments are missed and false.
+        missed: ids of true segments without a partner, without crowds.
+        false: ids of predicted segments without a partner that count as false positives.
+    """
+
+    matches: list[tuple[int, int, float]]
+    confused: list[tuple[int, int, float]]
+    missed: list[int]
+    false: list[int]
+
+
 def _areas(ids: np.ndarray) -> dict[int, int]:
     found, counts = np.unique(ids, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
-def count_matches(
+def match_segments(
     truth: np.ndarray,
     truth_segments: Sequence[Segment],
     predicted: np.ndarray,
     predicted_segments: Sequence[Segment],
     num_classes: int,
-) -> np.ndarray:
+) -> Matching:
     """Matches the segments of one image: those of the same class with an IoU over one half.
 
     No segment can have two such partners, because segments do not overlap. As in COCO's program,
@@ -60,10 +85,6 @@ def count_matches(
         predicted_segments: their `id` and `category_id`.
         num_classes: K; categories are 0 .. K - 1.
 
-    Returns:
-        (K, 4), for each class the matches, false positives, false negatives, and the
-        sum of the matches' IoUs.
-
     Raises:
         ValueError: the maps differ in size, or predicted segments do not agree with their map.
     """
@@ -74,29 +95,78 @@ def count_matches(
     predicted_classes = {s["id"]: s["category_id"] for s in predicted_segments}
     crowds = {s["id"]: s["category_id"] for s in truth_segments if s.get("iscrowd", 0)}
 
-    counts = np.zeros((num_classes, 4))
+    found = Matching([], [], [], [])
     missed, unmatched = set(true_classes) - set(crowds), set(predicted_classes)
     for (true_id, predicted_id), overlap in overlaps.items():
-        category = true_classes.get(true_id)
-        if category is None or true_id in crowds or predicted_classes.get(predicted_id) != category:
+        if true_id not in missed or predicted_id not in predicted_classes:
             continue
         void = overlaps.get((VOID, predicted_id), 0)
         iou = overlap / (areas[0][true_id] + areas[1][predicted_id] - overlap - void)
-        if iou > 0.5:
-            counts[category, _MATCHED] += 1
-            counts[category, _IOU] += iou
-            missed.remove(true_id)
-            unmatched.remove(predicted_id)
-    for true_id in missed:
-        counts[true_classes[true_id], _FALSE_NEGATIVE] += 1
+        if iou <= 0.5:
+            continue
+        if predicted_classes[predicted_id] != true_classes[true_id]:
+            found.confused.append((true_id, predicted_id, iou))
+            continue
+        found.matches.append((true_id, predicted_id, iou))
+        missed.remove(true_id)
+        unmatched.remove(predicted_id)
+    found.missed.extend(sorted(missed))
     crowd_of = {category: crowd for crowd, category in crowds.items()}
-    for predicted_id in unmatched:
+    for predicted_id in sorted(unmatched):
         category = predicted_classes[predicted_id]
         ignored = overlaps.get((VOID, predicted_id), 0)
         if category in crowd_of:
             ignored += overlaps.get((crowd_of[category], predicted_id), 0)
         if ignored / areas[1][predicted_id] <= 0.5:
-            counts[category, _FALSE_POSITIVE] += 1
+            found.false.append(predicted_id)
+    return found
+
+
+def count_matches(
+    truth: np.ndarray,
+    truth_segments: Sequence[Segment],
+    predicted: np.ndarray,
+    predicted_segments: Sequence[Segment],
+    num_classes: int,
+) -> np.ndarray:
+    """Counts what `match_segments` finds in one image.
+
+    Args:
+        truth, truth_segments, predicted, predicted_segments, num_classes: as in `match_segments`.
+
+    Returns:
+        (K, 4), for each class the matches, false positives, false negatives, and the
+        sum of the matches' IoUs.
+
+    Raises:
+        ValueError: as `match_segments`.
+    """
+    found = match_segments(truth, truth_segments, predicted, predicted_segments, num_classes)
+    return counts_of(found, truth_segments, predicted_segments, num_classes)
+
+
+def counts_of(
+    found: Matching,
+    truth_segments: Sequence[Segment],
+    predicted_segments: Sequence[Segment],
+    num_classes: int,
+) -> np.ndarray:
+    """What `count_matches` returns, of an image that is matched already.
+
+    Args:
+        found: by `match_segments`.
+        truth_segments, predicted_segments, num_classes: as in `match_segments`.
+    """
+    true_classes = {s["id"]: s["category_id"] for s in truth_segments}
+    predicted_classes = {s["id"]: s["category_id"] for s in predicted_segments}
+    counts = np.zeros((num_classes, 4))
+    for true_id, _, iou in found.matches:
+        counts[true_classes[true_id], _MATCHED] += 1
+        counts[true_classes[true_id], _IOU] += iou
+    for true_id in found.missed:
+        counts[true_classes[true_id], _FALSE_NEGATIVE] += 1
+    for predicted_id in found.false:
+        counts[predicted_classes[predicted_id], _FALSE_POSITIVE] += 1
     return counts
 
 

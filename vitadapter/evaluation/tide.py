@@ -11,32 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from vitadapter.data.coco.json_entries import Id
 from vitadapter.data.coco.results import EvaluatedImages, Instance, coco_api, load_results
 from vitadapter.evaluation.detection_analysis import check_arguments, tasks_of
+from vitadapter.evaluation.judging import ERRORS, JudgedDetection, JudgedImage, judge_images
 from vitadapter.visualization.figures import plot_errors
 from vitadapter.visualization.markdown import markdown_table
 
-__all__ = ["ERRORS", "SPECIAL_ERRORS", "DetectionErrors", "analyze_errors", "find_errors"]
+__all__ = [
+    "ERRORS",
+    "SPECIAL_ERRORS",
+    "DetectionErrors",
+    "analyze_errors",
+    "cost_of_errors",
+    "find_errors",
+]
 
-ERRORS = ("cls", "loc", "both", "dupe", "bkg", "miss")
-"""Each false detection and each missed object is one of these:
-
-- cls: localised correctly but of the wrong class;
-- loc: of the right class but localised wrongly;
-- both: of the wrong class and localised wrongly;
-- dupe: right if there were no detection of the same object with a higher score;
-- bkg: background;
-- miss: an object that no detection would find if it were corrected.
-"""
 SPECIAL_ERRORS = ("FP", "FN")
 """All false detections, and all objects that are not found: these overlap with the kinds above."""
-
-_IOU = 0.5  # of a correct detection
-_BACKGROUND = 0.1  # the largest IoU of a detection of background
 
 
 @dataclass(frozen=True)
@@ -55,115 +49,8 @@ class DetectionErrors:
     counts: dict[str, int]
 
 
-@dataclass(slots=True, eq=False)
-class _Object:
-    category: Id
-    found: bool = False
-    # Of the wrong detections that would find it if they were corrected, the one with the best score
-    best: "_Detection | None" = None
-
-
-@dataclass(slots=True, eq=False)
-class _Detection:
-    category: Id
-    score: float
-    in_crowd: bool = False  # so it does not count, but as with `tidecv`, it can be corrected
-    error: str | None = None
-    target: _Object | None = None
-
-
-def _regions(instances: Iterable[Instance], task: str, api: COCO) -> list[object]:
-    """Boxes, or masks as RLE."""
-    return [x["bbox"] if task == "bbox" else api.annToRLE(x) for x in instances]
-
-
-def _ious(detections: list[object], objects: list[object], crowds: bool) -> np.ndarray:
-    """IoU (D, N); of crowds, the share of the detection that is inside."""
-    if not detections or not objects:
-        return np.zeros((len(detections), len(objects)))
-    return np.asarray(mask_util.iou(detections, objects, [crowds] * len(objects)))
-
-
-def _same_class(detections: Sequence[Instance], objects: Sequence[Instance]) -> np.ndarray:
-    columns = [np.array([x["category_id"] for x in group]) for group in (detections, objects)]
-    return columns[0][:, None] == columns[1]
-
-
-def _counted(detections: Sequence[Instance], max_dets_per_image: int) -> list[Instance]:
-    """The detections of an image that count, best score first."""
-    seen: Counter[Id] = Counter()
-    counted = []
-    for found in sorted(detections, key=lambda x: -x["score"]):
-        seen[found["category_id"]] += 1
-        if seen[found["category_id"]] <= max_dets_per_image:
-            counted.append(found)
-    return counted
-
-
-def _match(detections: list[_Detection], objects: list[_Object], ious: np.ndarray) -> np.ndarray:
-    """Marks the objects that are found. Returns for each detection whether it is correct (D,).
-
-    Args:
-        detections: D, best score first.
-        objects: N.
-        ious: (D, N), 0 for objects of another class.
-    """
-    free = ious.copy()
-    correct = np.zeros(len(detections), dtype=bool)
-    for index in range(len(detections) if objects else 0):
-        nearest = free[index].argmax()
-        if free[index, nearest] >= _IOU:
-            correct[index] = objects[nearest].found = True
-            free[:, nearest] = 0
-    return correct
-
-
-def _error(same: np.ndarray, other: np.ndarray, found: np.ndarray) -> tuple[str, int | None]:
-    """The kind of a wrong detection, and the object that it would find if it were corrected.
-
-    Args:
-        same: IoU (N,) with each object, 0 for those of another class.
-        other: IoU (N,) with each object, 0 for those of the same class.
-        found: (N,), whether the object is found by a correct detection.
-    """
-    if not len(found):
-        return "bkg", None
-    if _BACKGROUND <= same.max() <= _IOU:
-        return "loc", int(same.argmax())
-    if other.max() >= _IOU:
-        return "cls", int(other.argmax())
-    if same[found].max(initial=0) >= _IOU:
-        return "dupe", None
-    return ("bkg" if max(same.max(), other.max()) <= _BACKGROUND else "both"), None
-
-
-def _judge_image(
-    found: Sequence[Instance], truth: Sequence[Instance], task: str, api: COCO
-) -> tuple[list[_Detection], list[_Object]]:
-    """Finds the errors in one image; `found` has the best score first."""
-    crowds = [x for x in truth if x["iscrowd"]]
-    truth = [x for x in truth if not x["iscrowd"]]
-    detections = [_Detection(x["category_id"], x["score"]) for x in found]
-    objects = [_Object(x["category_id"]) for x in truth]
-    regions = _regions(found, task, api)
-    ious = _ious(regions, _regions(truth, task, api), False)
-    same_class = _same_class(found, truth)
-    in_crowd = _ious(regions, _regions(crowds, task, api), True) >= _IOU
-    in_crowd = (in_crowd & _same_class(found, crowds)).any(1)
-    correct = _match(detections, objects, ious * same_class)
-    taken = np.array([x.found for x in objects], dtype=bool)
-    for index in np.flatnonzero(~correct):
-        detection, same = detections[index], ious[index] * same_class[index]
-        detection.in_crowd = bool(in_crowd[index])
-        detection.error, nearest = _error(same, ious[index] - same, taken)
-        if nearest is not None and not taken[nearest]:
-            detection.target = objects[nearest]
-            detection.target.best = detection.target.best or detection
-    return detections, objects
-
-
 def _points(
-    detections: Iterable[_Detection], corrected: str | None
+    detections: Iterable[JudgedDetection], corrected: str | None
 ) -> Iterator[tuple[Id, float, bool]]:
     """Class, score and correctness of each detection after one kind of error is corrected."""
     for x in detections:
@@ -216,16 +103,22 @@ def find_errors(
         task: "bbox" or "segm".
         max_dets_per_image: number of detections of each category that count.
     """
-    detections: list[_Detection] = []
-    objects: list[_Object] = []
-    for image in sorted(api.imgs):
-        found = _counted(predictions.get(image, ()), max_dets_per_image)
-        judged = _judge_image(found, api.imgToAnns[image], task, api)
-        detections += judged[0]
-        objects += judged[1]
+    return cost_of_errors(
+        judge_images(api, predictions, task, max_dets_per_image=max_dets_per_image)
+    )
+
+
+def cost_of_errors(images: Sequence[JudgedImage]) -> DetectionErrors:
+    """What the errors of a model cost.
+
+    Args:
+        images: from `judge_images`.
+    """
+    detections = [x for image in images for x in image.detections]
+    objects = [x for image in images for x in image.objects]
     positives = Counter(x.category for x in objects)
-    unfound = Counter(x.category for x in objects if not x.found)
-    missed = Counter(x.category for x in objects if not x.found and x.best is None)
+    unfound = Counter(x.category for x in objects if x.found_by is None)
+    missed = Counter(x.category for x in objects if x.found_by is None and x.best is None)
 
     def cost(corrected: str | None, removed: Counter[Id]) -> float:
         left = Counter({c: count - removed[c] for c, count in positives.items()})

@@ -22,13 +22,21 @@ _STAGE_NUMBER = re.compile(r"_(stage)?\d+$")
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """A centred moving average (N,) that leaves out values that are not finite."""
-    reach = round(len(values) * _SMOOTHED_SHARE / 2)
-    kernel = np.ones(2 * reach + 1)
+    """A centred moving average (N,) that leaves out values that are not finite.
+
+    Towards both ends it is over fewer values, as many before as after: with values of one side
+    alone, the curve of a loss would begin at one that was never measured.
+    """
+    places = np.arange(len(values))
+    reach = np.minimum(round(len(values) * _SMOOTHED_SHARE / 2), places)
+    reach = np.minimum(reach, places[::-1])
+    first, behind = places - reach, places + reach + 1
     finite = np.isfinite(values)
-    counts = np.convolve(np.pad(finite.astype(float), reach), kernel, mode="valid")
-    sums = np.convolve(np.pad(np.where(finite, values, 0.0), reach), kernel, mode="valid")
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    counts = np.cumsum(np.append(0, finite))
+    sums = np.cumsum(np.append(0.0, np.where(finite, values, 0.0)))
+    number = counts[behind] - counts[first]
+    total = sums[behind] - sums[first]
+    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
 
 
 def _draw_curve(

@@ -21,14 +21,14 @@ from vitadapter.visualization.overlays import (
     greyed,
 )
 
-__all__ = ["draw_sem_seg_gallery"]
+__all__ = ["PredictedSegment", "draw_sem_seg_gallery", "predicted_labels", "read_predictions"]
 
 _TILE_SIDE = 320  # pixels of the longer side of an image on the sheet
 _GAP = 6
 _LEGEND_SIZE = 15  # pixels of the text
 
 
-class _Segment(TypedDict):
+class PredictedSegment(TypedDict):
     """The predicted mask of a class, as Detectron2's evaluator writes it."""
 
     file_name: str
@@ -36,13 +36,18 @@ class _Segment(TypedDict):
     segmentation: dict[str, object]
 
 
-def _read_predictions(path: Path) -> dict[str, list[_Segment]]:
+def read_predictions(path: Path) -> dict[str, list[PredictedSegment]]:
+    """The predicted masks of each image's file, which Detectron2's evaluator writes.
+
+    Raises:
+        ValueError: the file is missing or broken.
+    """
     if not path.is_file():
         raise ValueError(
             f"{path}, the predictions that an evaluation writes, does not exist or is a folder"
         )
     try:
-        by_image: dict[str, list[_Segment]] = {}
+        by_image: dict[str, list[PredictedSegment]] = {}
         for segment in json.loads(path.read_text()):
             by_image.setdefault(segment["file_name"], []).append(segment)
     except (KeyError, TypeError, ValueError) as error:
@@ -50,9 +55,14 @@ def _read_predictions(path: Path) -> dict[str, list[_Segment]]:
     return by_image
 
 
-def _predicted_labels(
-    segments: Sequence[_Segment], shape: tuple[int, int], ignore_label: int
+def predicted_labels(
+    segments: Sequence[PredictedSegment], shape: tuple[int, int], ignore_label: int
 ) -> np.ndarray:
+    """The label map (H, W) of an image's masks; pixels in none have the label `ignore_label`.
+
+    Raises:
+        ValueError: a mask does not have the (height, width) `shape`.
+    """
     labels = np.full(shape, ignore_label, dtype=np.int64)
     for segment in segments:
         mask = mask_util.decode(segment["segmentation"]).astype(bool)
@@ -118,7 +128,7 @@ def draw_sem_seg_gallery(
     Raises:
         ValueError: there are no predictions, or none for these images.
     """
-    segments = _read_predictions(Path(predictions_file).expanduser())
+    segments = read_predictions(Path(predictions_file).expanduser())
     evaluated = [i for i, record in enumerate(records) if record["file_name"] in segments]
     if not evaluated:
         raise ValueError(f"{predictions_file} holds no prediction for any of the images")
@@ -130,7 +140,7 @@ def draw_sem_seg_gallery(
         name = str(records[index]["file_name"])
         image = np.ascontiguousarray(read_image(name, "RGB"))
         truth = read_label(str(records[index]["sem_seg_file_name"]))
-        predicted = _predicted_labels(segments[name], image.shape[:2], read_label.ignore_label)
+        predicted = predicted_labels(segments[name], image.shape[:2], read_label.ignore_label)
         panels = [image, *(_overlay(image, labels, palette) for labels in (truth, predicted))]
         written.append(_save(output / f"{index:05d}_{Path(name).stem}.png", _row(panels)))
         rows.append(_row([fitted(panel, _TILE_SIDE) for panel in panels]))

@@ -25,6 +25,7 @@ __all__ = [
     "coco_api",
     "load_annotations",
     "load_results",
+    "read_results",
     "to_results",
 ]
 
@@ -192,7 +193,19 @@ def load_results(json_file: str | Path, results_file: str | Path) -> EvaluatedIm
         ValueError: a file is missing or has the wrong format, or predictions belong to images or
             categories that the annotations do not have.
     """
-    data = load_annotations(json_file)
+    return read_results(load_annotations(json_file), results_file)
+
+
+def read_results(data: CocoData, results_file: str | Path) -> EvaluatedImages:
+    """Reads predictions, with or without masks.
+
+    Args:
+        data: annotations that they belong to.
+        results_file: list of detections in COCO's results format.
+
+    Raises:
+        ValueError: as `load_results`.
+    """
     api = coco_api(data)
     results = read_json(_existing(results_file, "results"))
     if not isinstance(results, list):

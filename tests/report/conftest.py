@@ -1,0 +1,3 @@
+"""The fixtures of the browser."""
+
+from browser_fixtures import *  # noqa: F403

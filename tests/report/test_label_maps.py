@@ -1,0 +1,55 @@
+"""The report of a semantic segmenter, against confusions that numpy counts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluated_runs import picture, read_report, write_segmenter_run
+
+from vitadapter.commands.report import main
+from vitadapter.report import write_report
+from vitadapter.visualization.overlays import Palette
+
+
+def test_confusions_ious_and_maps(tmp_path: Path) -> None:
+    run, pairs = write_segmenter_run(tmp_path)
+    page, _ = write_report(run)
+    data = read_report(page)
+    expected = np.zeros((3, 3), dtype=int)
+    for truth, predicted in pairs:
+        known = truth != 255
+        expected += np.bincount(3 * truth[known] + predicted[known], minlength=9).reshape(3, 3)
+    part = data["parts"]["sem_seg"]
+    found = np.zeros((3, 3), dtype=int)
+    for true, predicted, count in part["confusion"]["cells"]:
+        found[true, predicted] = count
+    np.testing.assert_array_equal(found, expected)
+    iou = 100 * np.diag(expected) / (expected.sum(0) + expected.sum(1) - np.diag(expected))
+    assert [row[3] for row in part["table"]["rows"]] == pytest.approx(iou, abs=0.006)
+    assert dict(part["means"])["mIoU"] == pytest.approx(iou.mean(), abs=0.006)
+    for image, (truth, predicted) in zip(data["images"], pairs, strict=True):
+        wrong = (truth != predicted) & (truth != 255)
+        assert image["wrong"] == wrong.sum()
+        errors = picture(page.parent / image["errors"])
+        np.testing.assert_array_equal(errors[..., 3] == 230, wrong)
+        drawn = picture(page.parent / image["predicted"])[..., :3]
+        np.testing.assert_array_equal(drawn, Palette().table(3)[predicted])
+        assert (picture(page.parent / image["truth"])[truth == 255, 3] == 0).all()
+
+
+def test_results_of_other_images_are_refused(tmp_path: Path, capsys) -> None:
+    run, _ = write_segmenter_run(tmp_path)
+    file = run / "inference" / "sem_seg_predictions.json"
+    entries = [{**e, "file_name": "other.jpg"} for e in json.loads(file.read_text())]
+    file.write_text(json.dumps(entries))
+    assert main([str(run)]) == 1
+    assert "other.jpg, and none for the images of the data set" in capsys.readouterr().err
+
+
+def test_renamed_classes_are_noted(tmp_path: Path) -> None:
+    run, _ = write_segmenter_run(tmp_path)
+    table = {"classes": ["0", "road", "2"], "predicted_by_true": []}
+    (run / "inference" / "confusion_matrix.json").write_text(json.dumps(table))
+    _, notes = write_report(run)
+    assert any("road → 1" in note for note in notes)

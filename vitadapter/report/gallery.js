@@ -1,0 +1,396 @@
+"use strict";
+// The gallery: filters, cards that are made as one scrolls, and the viewer of one image.
+
+const DETECTION_FIELDS = 8; // class, score, x, y, width, height, kind, size
+const OBJECT_FIELDS = 7; // class, x, y, width, height, state, size
+const CROWD_STATE = -3;
+const CARDS_AT_ONCE = 60;
+const KIND_NAMES = {
+  right: "right", cls: "wrong class", loc: "badly placed", both: "wrong class and badly placed",
+  dupe: "duplicate", bkg: "false: nothing there", miss: "missed object", crowd: "in a crowd, not counted",
+  ignored: "in a region without labels, not counted",
+};
+const SIZES = ["small", "medium", "large"];
+const NOT_COUNTED = ["crowd", "ignored"];
+
+const masks = new Map(); // outlines of the images that were looked at: [detections, objects]
+const waiting = new Map();
+/** The scripts in masks/ call this. */
+function showMasks(number, outlines) {
+  masks.set(number, outlines);
+  (waiting.get(number) ?? []).forEach((done) => done());
+  waiting.delete(number);
+}
+function withMasks(number, done) {
+  if (masks.has(number)) return done();
+  if (waiting.has(number)) return waiting.get(number).push(done);
+  waiting.set(number, [done]);
+  return document.head.append(make("script", { src: REPORT.images[number].masks }));
+}
+
+const className = (number) => (number < 0 ? "background" : REPORT.classes[number]);
+
+/** Detections and objects of an image, as they are at a threshold of the score. */
+function itemsOf(image, threshold) {
+  const items = [], { detections, objects } = image;
+  for (let i = 0, place = 0; i < detections.length; i += DETECTION_FIELDS, place += 1) {
+    if (detections[i + 1] < threshold) continue;
+    const kind = REPORT.kinds[detections[i + 6]];
+    items.push({
+      predicted: true, place, class: detections[i], score: detections[i + 1],
+      box: detections.slice(i + 2, i + 6), kind, size: detections[i + 7],
+      mark: kind === "right" ? "right" : NOT_COUNTED.includes(kind) ? "crowd" : "wrong",
+    });
+  }
+  for (let i = 0, place = 0; i < objects.length; i += OBJECT_FIELDS, place += 1) {
+    const state = objects[i + 5];
+    const score = state < 0 ? -1 : detections[state * DETECTION_FIELDS + 1] ?? -1;
+    const kind = state === CROWD_STATE ? "crowd" : score >= threshold ? "found" : "miss";
+    items.push({
+      predicted: false, place, class: objects[i], box: objects.slice(i + 1, i + 5), kind,
+      size: objects[i + 6], mark: { crowd: "crowd", found: "found", miss: "missed" }[kind],
+    });
+  }
+  return items;
+}
+const isMistake = (item) => item.mark === "wrong" || item.mark === "missed";
+
+/** The items of an image as SVG over it. */
+function drawItems(number, items, { boxes, outlines, labels, lit, width }) {
+  const { size } = REPORT.images[number];
+  const svg = make("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, "aria-hidden": "true" });
+  const unit = size[0] / width; // pixels of the image in one of the screen
+  const taken = [];
+  for (const item of items) {
+    const dim = lit && !lit(item) ? " dim" : "";
+    const group = make("g", { class: dim });
+    if (outlines && masks.has(number)) {
+      const lines = masks.get(number)[item.predicted ? 0 : 1][item.place] ?? [];
+      const path = lines.map((line) => `M${line.join(" ")}Z`).join("");
+      group.append(make("path", { class: `mask ${item.mark}`, d: path, "fill-rule": "evenodd" }));
+    }
+    const [x, y, w, h] = item.box;
+    if (boxes) group.append(make("rect", { class: `thing ${item.mark}`, x, y, width: w, height: h }));
+    svg.append(group);
+    item.node = group;
+    if (!labels || dim) continue;
+    const height = 12 * unit, text = tag(item);
+    const place = [Math.max(0, Math.min(x, size[0] - text.length * height * 0.55)), y > height ? y - 3 * unit : y + height];
+    const reach = text.length * height * 0.55;
+    const hit = taken.some(([a, b, r]) => Math.abs(b - place[1]) < height && a < place[0] + reach && place[0] < a + r);
+    if (hit) continue; // rather none than several on top of each other
+    taken.push([...place, reach]);
+    svg.append(make("text", { class: "tag", x: place[0], y: place[1], "font-size": height, "stroke-width": 2.5 * unit }, text));
+  }
+  return svg;
+}
+function tag(item) {
+  const score = item.predicted && REPORT.judgedBy !== "panoptic" ? ` ${item.score.toFixed(2)}` : "";
+  return className(item.class) + score;
+}
+
+/** A picture with room for what is drawn over it. */
+function stackOf(image, lazy, grey = false) {
+  const [w, h] = image.size;
+  const stack = make("div", { class: "stack", style: `aspect-ratio:${w}/${h}` });
+  if (image.file) {
+    stack.append(make("img", {
+      src: image.file, alt: image.name, loading: lazy ? "lazy" : "eager", decoding: "async",
+      class: `${Math.max(w, h) < 160 ? "small" : ""}${grey ? " grey" : ""}`,
+    }));
+  } else stack.append(make("div", { class: "lost" }, "image not found"));
+  return stack;
+}
+
+/** The gallery of a report; `page.filter({...})` sets filters from elsewhere on the page. */
+class Gallery {
+  constructor(root, viewer) {
+    this.root = root; this.viewer = viewer;
+    this.isObjects = REPORT.kind === "objects";
+    this.state = {
+      class: "", kind: "", size: "", pair: null, sort: "mistakes", threshold: REPORT.threshold ?? 0,
+      boxes: REPORT.judgedBy !== "panoptic", outlines: true, labels: true, truth: true, predictions: true,
+      layer: "errors", opacity: 0.7,
+    };
+    this.names = new Map(REPORT.classes.map((name, number) => [name, number]));
+    this.grid = make("div", { class: "grid-cards", id: "cards" });
+    this.count = make("span", { class: "muted", id: "count", "aria-live": "polite" });
+    this.end = make("div", { style: "height:1px" });
+    this.controls = {};
+    root.append(this.filters(), this.key(), this.grid, this.end);
+    this.shows = new IntersectionObserver((seen) => {
+      for (const entry of seen) if (entry.isIntersecting) {
+        this.shows.unobserve(entry.target);
+        this.decorate(entry.target);
+      }
+    }, { rootMargin: "300px" });
+    new IntersectionObserver((seen) => seen[0].isIntersecting && this.more(), { rootMargin: "600px" }).observe(this.end);
+    viewer.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowRight") this.step(1);
+      if (event.key === "ArrowLeft") this.step(-1);
+    });
+    viewer.addEventListener("click", (event) => event.target === viewer && viewer.close());
+    this.update();
+  }
+
+  control(name, node, read, write) {
+    node.id = `filter-${name}`;
+    this.controls[name] = { node, write };
+    node.addEventListener("input", () => {
+      const value = read();
+      if (value === undefined) return;
+      this.state[name] = value;
+      if (name === "class" || name === "kind") this.state.pair = null;
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.update(), node.type === "range" ? 60 : 0);
+    });
+    return node;
+  }
+  select(name, options) {
+    const node = make("select", {}, ...options.map(([value, text]) => make("option", { value }, text)));
+    node.value = this.state[name];
+    return this.control(name, node, () => node.value, (value) => { node.value = value; });
+  }
+  check(name, text) {
+    const node = make("input", { type: "checkbox" });
+    node.checked = this.state[name];
+    this.control(name, node, () => node.checked, (value) => { node.checked = value; });
+    return make("label", {}, node, ` ${text}`);
+  }
+  range(name, text) {
+    const node = make("input", { type: "range", min: 0, max: 1, step: 0.01, "aria-label": text });
+    const value = make("output", {}, this.state[name].toFixed(2));
+    node.value = this.state[name];
+    this.control(name, node, () => {
+      value.textContent = (+node.value).toFixed(2);
+      return +node.value;
+    }, (next) => { node.value = next; value.textContent = next.toFixed(2); });
+    return make("label", {}, `${text} `, node, " ", value);
+  }
+
+  filters() {
+    const known = make("datalist", { id: "classes" });
+    REPORT.classes.slice(0, 2000).forEach((name) => known.append(make("option", { value: name })));
+    const chosen = make("input", { type: "search", list: "classes", placeholder: "all classes", "aria-label": "class" });
+    this.control("class", chosen, () => {
+      if (chosen.value === "") return "";
+      return this.names.has(chosen.value) ? this.names.get(chosen.value) : undefined;
+    }, (value) => { chosen.value = value === "" ? "" : className(value); });
+    const bar = make("div", { class: "filters" }, make("label", {}, "class ", chosen), known);
+    if (this.isObjects) {
+      const kinds = [...REPORT.kinds.filter((kind) => !NOT_COUNTED.includes(kind)), "miss"];
+      const options = [["", "everything"], ["mistakes", "any mistake"], ...kinds.map((kind) => [kind, KIND_NAMES[kind]])];
+      const sizes = [["", "any size"], ...SIZES.map((text, i) => [String(i), text])];
+      bar.append(make("label", {}, "kind ", this.select("kind", options)), make("label", {}, "size ", this.select("size", sizes)));
+      if (REPORT.judgedBy !== "panoptic") bar.append(this.range("threshold", "score from"));
+    } else {
+      const layers = [["errors", "errors"], ["predicted", "prediction"], ["truth", "truth"], ["none", "image alone"]];
+      bar.append(make("label", {}, "show ", this.select("layer", layers)), this.range("opacity", "opacity"));
+    }
+    const orders = [["mistakes", "most mistakes first"], ["file", "as in the data set"]];
+    if (this.isObjects && REPORT.judgedBy !== "panoptic") orders.splice(1, 0, ["score", "surest mistakes first"]);
+    bar.append(make("label", {}, "order ", this.select("sort", orders)));
+    if (this.isObjects) {
+      bar.append(this.check("predictions", "predictions"), this.check("truth", "truth"), this.check("boxes", "boxes"));
+      if (REPORT.images.some((image) => image.masks)) bar.append(this.check("outlines", "masks"));
+      bar.append(this.check("labels", "labels"));
+    }
+    this.pairText = make("span");
+    const reset = make("button", { class: "plain", id: "reset", click: () => this.filter({}) }, "Reset");
+    bar.append(reset, this.pairText, this.count);
+    return bar;
+  }
+
+  key() {
+    const keys = this.isObjects
+      ? [["--right", "right prediction"], ["--wrong", "wrong prediction"], ["--missed", "missed object (dashed)"], ["#bbb", "object that is found, where predictions are not shown (white, dotted)"]]
+      : [["--wrong", "wrong pixel"], ["#999", "pixel that does not count"]];
+    return make("div", { class: "key" }, ...keys.map(([color, text]) => make(
+      "span", {}, make("i", { style: `background:${color.startsWith("--") ? `var(${color})` : color}` }), text,
+    )));
+  }
+
+  /** Sets these filters, and all others to what shows everything. */
+  filter(wanted) {
+    const all = { class: "", kind: "", size: "", pair: null, threshold: REPORT.threshold ?? 0, ...wanted };
+    for (const [name, value] of Object.entries(all)) {
+      this.state[name] = value;
+      this.controls[name]?.write(value);
+    }
+    this.update();
+    if (Object.keys(wanted).length) this.root.scrollIntoView();
+  }
+
+  /** Whether an item is what the filters ask for. */
+  wanted(item) {
+    const { class: chosen, kind, size } = this.state;
+    if (chosen !== "" && item.class !== chosen) return false;
+    if (size !== "" && item.size !== +size) return false;
+    if (kind === "") return true;
+    return kind === "mistakes" ? isMistake(item) : item.kind === kind;
+  }
+  isFiltered() {
+    const { class: chosen, kind, size } = this.state;
+    return chosen !== "" || kind !== "" || size !== "";
+  }
+
+  objectMatches() {
+    const found = [];
+    let items = 0;
+    REPORT.images.forEach((image, number) => {
+      const matching = itemsOf(image, this.state.threshold).filter((item) => this.wanted(item));
+      items += matching.length;
+      if (!matching.length && this.isFiltered()) return;
+      const mistakes = matching.filter(isMistake);
+      const sure = mistakes.reduce((best, item) => Math.max(best, item.score ?? 0), 0);
+      found.push({ number, mistakes: mistakes.length, score: sure });
+    });
+    this.counted = this.isFiltered() ? `${shown(items)} matches in ` : "";
+    return found;
+  }
+  labelMatches() {
+    const found = [], { class: chosen, pair } = this.state;
+    REPORT.images.forEach((image, number) => {
+      let wrong = image.wrong;
+      if (pair || chosen !== "") {
+        wrong = 0;
+        for (let i = 0; i < image.pairs.length; i += 3) {
+          const [truth, predicted, pixels] = image.pairs.slice(i, i + 3);
+          const hit = pair ? truth === pair[0] && predicted === pair[1] : truth === chosen || predicted === chosen;
+          if (hit) wrong += pixels;
+        }
+        const there = pair ? wrong > 0 : image.classes.includes(chosen) || image.predictedClasses.includes(chosen);
+        if (!there) return;
+      }
+      found.push({ number, mistakes: image.pixels ? wrong / image.pixels : 0, score: 0 });
+    });
+    this.counted = "";
+    return found;
+  }
+
+  update() {
+    const found = this.isObjects ? this.objectMatches() : this.labelMatches();
+    const { sort, pair } = this.state;
+    if (sort !== "file") found.sort((a, b) => b[sort] - a[sort] || a.number - b.number);
+    this.found = found; this.made = 0;
+    this.grid.replaceChildren();
+    this.count.textContent = `${this.counted}${shown(found.length)} of ${shown(REPORT.images.length)} images`;
+    this.pairText.textContent = pair ? `${className(pair[0])} taken for ${className(pair[1])}` : "";
+    this.more();
+  }
+  more() {
+    if (!this.found) return;
+    const next = this.found.slice(this.made, this.made + CARDS_AT_ONCE);
+    next.forEach((entry, i) => this.grid.append(this.card(entry, this.made + i)));
+    this.made += next.length;
+  }
+
+  card(entry, place) {
+    const image = REPORT.images[entry.number];
+    const text = this.isObjects
+      ? `${entry.mistakes} ${entry.mistakes === 1 ? "mistake" : "mistakes"}`
+      : `${(100 * entry.mistakes).toFixed(1)} % wrong`;
+    const card = make(
+      "button", { class: "card", type: "button", "data-number": entry.number, click: () => this.open(place) },
+      make("div", { class: "picture" }, stackOf(image, true, this.isGrey())),
+      make("div", { class: "name" }, make("span", { title: image.name }, image.name), make("span", { class: "muted" }, text)),
+    );
+    this.shows.observe(card);
+    return card;
+  }
+  /** Whether images are grey, so that colours stand for classes and errors alone. */
+  isGrey() {
+    return !this.isObjects && this.state.layer !== "none";
+  }
+  decorate(card) {
+    const number = +card.dataset.number, image = REPORT.images[number], stack = card.querySelector(".stack");
+    if (!this.isObjects) {
+      const { layer, opacity } = this.state;
+      if (layer !== "none") stack.append(make("img", { class: "over", src: image[layer], alt: "", style: `opacity:${opacity}` }));
+      return;
+    }
+    const draw = () => {
+      const items = this.visible(number);
+      const width = stack.clientWidth || 250;
+      const lit = this.isFiltered() ? (item) => this.wanted(item) : null;
+      stack.append(drawItems(number, items, { ...this.state, lit, width }));
+    };
+    if (this.state.outlines && image.masks) withMasks(number, draw);
+    else draw();
+  }
+  visible(number) {
+    const { truth, predictions, threshold } = this.state;
+    // On a card, what finds an object stands for it too.
+    const isShown = (item) => (item.predicted ? predictions : truth && !(predictions && item.kind === "found"));
+    return itemsOf(REPORT.images[number], threshold).filter(isShown);
+  }
+
+  open(place) {
+    this.place = place;
+    const { number } = this.found[place], image = REPORT.images[number];
+    const close = make("button", { class: "plain", click: () => this.viewer.close() }, "Close");
+    const go = (step, text) => make("button", { class: "plain", click: () => this.step(step), "aria-label": step < 0 ? "previous image" : "next image" }, text);
+    const head = make("div", { class: "viewer-head" }, make("h3", {}, image.name), go(-1, "←"), go(1, "→"), close);
+    const panels = make("div", { class: "panels" });
+    const list = make("ul", { class: "items" });
+    this.viewer.replaceChildren(head, panels, list);
+    if (!this.viewer.open) this.viewer.showModal();
+    if (this.isObjects) this.openObjects(number, panels, list);
+    else this.openLabels(image, panels, list);
+  }
+  step(by) {
+    const next = this.place + by;
+    if (next < 0 || next >= this.found.length) return;
+    this.open(next);
+  }
+  panel(panels, caption, image, grey = false) {
+    const stack = stackOf(image, false, grey);
+    // No taller than the window.
+    stack.style.maxWidth = `calc(${image.size[0] / image.size[1]} * 62vh)`;
+    panels.append(make("figure", {}, make("figcaption", {}, caption), make("div", { class: "picture" }, stack)));
+    return stack;
+  }
+  openObjects(number, panels, list) {
+    const image = REPORT.images[number];
+    const items = itemsOf(image, this.state.threshold);
+    const stacks = [this.panel(panels, "truth", image), this.panel(panels, "prediction", image)];
+    const draw = () => stacks.forEach((stack, i) => {
+      stack.querySelector("svg")?.remove();
+      const side = items.filter((item) => item.predicted === (i === 1));
+      stack.append(drawItems(number, side, { ...this.state, lit: null, width: stack.clientWidth || 600 }));
+    });
+    if (this.state.outlines && image.masks) withMasks(number, draw);
+    else draw();
+    const ordered = [...items].sort((a, b) => isMistake(b) - isMistake(a) || (b.score ?? 0) - (a.score ?? 0));
+    const colors = { right: "--right", wrong: "--wrong", missed: "--missed", found: "--truth", crowd: "--line" };
+    for (const item of ordered.filter((each) => each.kind !== "found")) {
+      list.append(make(
+        "li", {
+          pointerenter: () => item.node?.querySelectorAll("*").forEach((n) => n.classList.add("lit")),
+          pointerleave: () => item.node?.querySelectorAll("*").forEach((n) => n.classList.remove("lit")),
+        },
+        make("span", { class: "swatch", style: `background:var(${colors[item.mark]})` }),
+        `${tag(item)}: ${KIND_NAMES[item.kind]} (${SIZES[item.size]})`,
+      ));
+    }
+  }
+  openLabels(image, panels, list) {
+    const layers = [["image", null], ["truth", "truth"], ["prediction", "predicted"], ["errors", "errors"]];
+    for (const [caption, layer] of layers) {
+      const stack = this.panel(panels, caption, image, layer !== null);
+      if (layer) stack.append(make("img", { class: "over", src: image[layer], alt: "", style: `opacity:${this.state.opacity}` }));
+    }
+    const used = [...new Set([...image.classes, ...image.predictedClasses])];
+    list.before(make("div", { class: "key" }, ...used.map((k) => make("span", {}, swatch(k), className(k)))));
+    for (let i = 0; i < image.pairs.length; i += 3) {
+      const [truth, predicted, pixels] = image.pairs.slice(i, i + 3);
+      const share = ((100 * pixels) / image.pixels).toFixed(1);
+      list.append(make("li", {}, `${className(truth)} taken for ${className(predicted)}: ${share} % of the pixels`));
+    }
+  }
+}
+
+function swatch(number) {
+  const color = REPORT.colors?.[number];
+  return make("span", { class: "swatch", style: color ? `background:rgb(${color.join(",")})` : "" });
+}

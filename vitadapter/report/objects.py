@@ -1,0 +1,276 @@
+"""The part of a report on detected objects: boxes, and masks if the model predicts them."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from pycocotools.coco import COCO
+
+from vitadapter.data.coco import read_registered, register_coco
+from vitadapter.data.coco.json_entries import Id
+from vitadapter.data.coco.results import EvaluatedImages, Instance, coco_api, read_results
+from vitadapter.data.dataset_source import first_few
+from vitadapter.data.image_files import read_record_image, reason
+from vitadapter.evaluation.detection_analysis import (
+    COLUMNS,
+    DetectionFigures,
+    evaluate_detections,
+    tasks_of,
+)
+from vitadapter.evaluation.judging import ERRORS, JudgedImage, judge_images
+from vitadapter.evaluation.operating_point import ScoreCurves, confusions, score_curves
+from vitadapter.evaluation.tide import cost_of_errors
+from vitadapter.report.pictures import Pictures, outlines
+from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain
+from vitadapter.visualization.metrics_file import RunMetrics
+
+__all__ = ["KINDS", "describe_objects", "note_unread", "read_picture", "size_of"]
+
+KINDS = ("right", *ERRORS[:-1], "crowd")
+"""Kinds of detections on the page, by their numbers."""
+
+# States of objects on the page; numbers from 0 are those of the detection that finds the object.
+_MISSED, _SPOILT, _CROWD = -1, -2, -3
+_LEAST_SCORE = 0.05  # of detections in the gallery
+_MOST_DETECTIONS = 100  # of an image in the gallery
+# Areas in pixels up to which COCO calls objects small and medium.
+_AREAS = (32**2, 96**2)
+
+
+def size_of(area: float) -> int:
+    """0, 1 or 2 for what COCO calls small, medium or large."""
+    return int(np.searchsorted(_AREAS, area))
+
+
+def read_picture(
+    number: int, record: Mapping[str, object], pictures: Pictures, unread: list[str]
+) -> str | None:
+    """Copies the image of a record; None if it cannot be read, which `unread` then says."""
+    try:
+        return pictures.add_image(number, np.ascontiguousarray(read_record_image(record, "RGB")))
+    except (OSError, ValueError) as error:
+        unread.append(reason(error))
+        return None
+
+
+def note_unread(run: Run, unread: Sequence[str]) -> None:
+    """Notes which images could not be read."""
+    if unread:
+        run.notes.append(f"{len(unread)} images cannot be read ({first_few(unread, 2)})")
+
+
+def _check_names(run: Run, names: Sequence[str]) -> None:
+    """Notes classes whose names have changed since the evaluation, which wrote them to a table."""
+    table = run.folder / "inference" / "per_class.csv"
+    if not table.is_file():
+        return
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("class") != "all classes"]
+    task = rows[0]["task"] if rows else ""
+    before = [str(row["class"]) for row in rows if row["task"] == task]
+    note_renamed(run, before, names)
+
+
+def _table(figures: DetectionFigures, curves: ScoreCurves, best: int) -> Json:
+    rows = []
+    at_best = curves.figures_at(best)
+    detected = curves.right[:, best] + curves.false[:, best]
+    for number, (name, count, values) in enumerate(figures.rows()[1:]):
+        percents = (100 * x[number] for x in at_best)
+        numbers = plain([*(values[c] for c in COLUMNS), *percents], 1)
+        rows.append([name, count, int(detected[number]), *numbers])
+    columns = ["class", "objects", "detections", *COLUMNS, "precision", "recall", "F1"]
+    return {"columns": columns, "rows": rows}
+
+
+def _score_data(curves: ScoreCurves, best: int) -> Json:
+    """Counts instead of figures, so that the page can pool classes."""
+    used = np.flatnonzero(curves.objects)
+    pooled = [plain(values, 4) for values in curves.figures()]
+    return {
+        "thresholds": plain(curves.thresholds, 2),
+        "best": round(float(curves.thresholds[best]), 2),
+        "pooled": dict(zip(("precision", "recall", "F1"), pooled, strict=True)),
+        "classes": {
+            int(k): {
+                "F1": plain(curves.figures(int(k))[2], 3),
+                "best": round(float(curves.thresholds[curves.best(int(k))]), 2),
+            }
+            for k in used
+        },
+    }
+
+
+def _precision_data(figures: DetectionFigures) -> Json:
+    """Precision at IoU 0.5 by recall, of all classes and of each one that has objects."""
+    (at,) = np.flatnonzero(np.isclose(figures.iou_thresholds, 0.5))
+    by_class = figures.precision[at, :, :, 0]
+    used = [k for k in range(by_class.shape[1]) if (by_class[:, k] > -1).all()]
+    return {
+        "recall": plain(figures.recall_levels, 2),
+        "mean": plain(figures.curve(0.5), 4),
+        "classes": {k: plain(by_class[:, k], 3) for k in used},
+    }
+
+
+def _error_data(judged: Sequence[JudgedImage]) -> Json:
+    errors = cost_of_errors(judged)
+    return {
+        "ap": round(errors.ap, 2),
+        "rows": [[kind, errors.counts[kind], round(errors.costs[kind], 2)] for kind in ERRORS],
+    }
+
+
+def _task_data(
+    images: EvaluatedImages, detections: Sequence[Instance], task: str, limits: Mapping[str, int]
+) -> tuple[Json, list[JudgedImage], COCO, float, float]:
+    api = coco_api(images.data, masks=task == "segm")
+    figures = evaluate_detections(api, detections, task, **limits)
+    judged = judge_images(api, images.predictions, task, **limits)
+    numbers = {id_: number for number, id_ in enumerate(sorted(api.cats))}
+    curves = score_curves(judged, numbers)
+    best = curves.best()
+    threshold = float(curves.thresholds[best])
+    pairs = confusions(judged, api, task, threshold)
+    cells = [
+        [-1 if a is None else numbers[a], -1 if b is None else numbers[b], count]
+        for (a, b), count in pairs.items()
+    ]
+    data: Json = {
+        "means": [[name, *plain([v], 2)] for name, v in figures.summary().items()],
+        "table": _table(figures, curves, best),
+        "precision": _precision_data(figures),
+        "scores": _score_data(curves, best),
+        "confusion": {"threshold": round(threshold, 2), "unit": "objects", "cells": cells},
+        "errors": _error_data(judged),
+    }
+    return data, judged, api, threshold, figures.summary()["AP"]
+
+
+def _box(instance: Instance) -> list[float]:
+    return [round(float(value), 1) for value in instance["bbox"]]
+
+
+def _area(instance: Mapping[str, object], box: Sequence[float]) -> float:
+    area = instance.get("area")
+    return float(area) if isinstance(area, int | float) else box[2] * box[3]
+
+
+class _Gallery:
+    """Writes images with their objects and detections.
+
+    Args:
+        api: the annotations, as they were judged.
+        pictures: writes the images.
+        image_root: folder that their names are relative to.
+        with_masks: whether outlines are written.
+    """
+
+    def __init__(
+        self, api: COCO, pictures: Pictures, image_root: Path | None, *, with_masks: bool
+    ) -> None:
+        self._api = api
+        self._pictures = pictures
+        self._root = image_root
+        self._with_masks = with_masks
+        self._numbers: dict[Id, int] = {id_: n for n, id_ in enumerate(sorted(api.cats))}
+        self.unread: list[str] = []
+
+    def _outlines(self, instance: Instance) -> list[list[int]]:
+        return outlines(self._api.annToMask(instance)) if "segmentation" in instance else []
+
+    def add(self, number: int, image: JudgedImage) -> Json:
+        """What the page knows of an image; all boxes are x, y, width, height in pixels."""
+        record = self._api.imgs[image.image]
+        name = str(record["file_name"])
+        path = Path(name) if self._root is None else Path(self._root, name)
+        shown = [x for x in image.detections if x.score >= _LEAST_SCORE][:_MOST_DETECTIONS]
+        places = {id(x): place for place, x in enumerate(shown)}
+        detections: list[float] = []
+        for x in shown:
+            box = _box(x.instance)
+            kind = KINDS[-1] if x.error and x.in_crowd else x.error or KINDS[0]
+            # Of masks, too, the size is that of the box: to decode all masks would take long.
+            detections += [self._numbers[x.category], round(x.score, 3), *box, KINDS.index(kind)]
+            detections.append(size_of(box[2] * box[3]))
+        objects: list[float] = []
+        for there in image.objects:
+            state = _SPOILT if there.best is not None else _MISSED
+            if there.found_by is not None:
+                state = places.get(id(there.found_by), len(shown))
+            box = _box(there.instance)
+            objects += [self._numbers[there.category], *box, state]
+            objects.append(size_of(_area(there.instance, box)))
+        for crowd in image.crowds:
+            box = _box(crowd)
+            objects += [self._numbers[crowd["category_id"]], *box, _CROWD]
+            objects.append(size_of(_area(crowd, box)))
+        entry: Json = {
+            "name": path.name if Path(name).is_absolute() else name,
+            "size": [record["width"], record["height"]],
+            "detections": detections,
+            "objects": objects,
+            "file": read_picture(
+                number, {**record, "file_name": str(path)}, self._pictures, self.unread
+            ),
+        }
+        if self._with_masks:
+            found = [self._outlines(x.instance) for x in shown]
+            truth = [x.instance for x in image.objects] + image.crowds
+            text = json.dumps([found, [self._outlines(x) for x in truth]], separators=(",", ":"))
+            entry["masks"] = self._pictures.add_outlines(number, f"showMasks({number}, {text});\n")
+        return entry
+
+
+def describe_objects(
+    run: Run, arguments: Json, metrics: RunMetrics | None, pictures: Pictures
+) -> tuple[Json, Path]:
+    """What the page shows of a detector's evaluation.
+
+    Args:
+        run: whose notes are added to.
+        arguments: of its `coco_evaluator`.
+        metrics: of the run.
+        pictures: writes the images of the gallery.
+
+    Returns:
+        The data of the page, and the file with the results.
+
+    Raises:
+        ValueError: annotations or results are missing, broken, or do not belong together.
+    """
+    results = run.result("coco_instances_results.json")
+    files = {key: arguments.get(key) for key in ("json_file", "image_root")}
+    given = {key: None if value is None else str(value) for key, value in files.items()}
+    registered = register_coco(str(arguments["name"]), **given, role="test")
+    data = read_registered(registered, ground_truth=True)
+    if not data.has_annotations:
+        raise ValueError(f"{data.source} has no annotations that the results could be compared to")
+    try:
+        images = read_results(data, results)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The results must be of the data set {data.source}, and complete: if it has "
+            "changed, or the evaluation was stopped, evaluate again; if it has moved, add "
+            "dataset.test.json_file=... and dataset.test.image_root=..."
+        ) from error
+    detections = [x for by_image in images.predictions.values() for x in by_image]
+    if not detections:
+        run.notes.append("The model detects nothing at all: each object is missed")
+    _check_names(run, data.class_names)
+    content: Json = {"kind": "objects", "classes": data.class_names, "kinds": KINDS}
+    parts: dict[str, Json] = {}
+    key = "max_dets_per_image"
+    limits = {key: int(str(arguments[key]))} if key in arguments else {}
+    for task in tasks_of(data, detections):
+        parts[task], judged, api, threshold, ap = _task_data(images, detections, task, limits)
+        check_reproduced(run, metrics, f"{task}/AP", ap)
+    root = MetadataCatalog.get(registered).get("image_root")
+    gallery = _Gallery(api, pictures, root, with_masks=task == "segm")
+    content |= {"parts": parts, "judgedBy": task, "threshold": round(threshold, 2)}
+    content["images"] = [gallery.add(number, image) for number, image in enumerate(judged)]
+    note_unread(run, gallery.unread)
+    return content, results
