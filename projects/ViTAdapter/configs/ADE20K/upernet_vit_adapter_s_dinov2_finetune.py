@@ -1,7 +1,7 @@
 """Fine-tuning DINOv2 on little data, small enough for a CPU: any folders of images and labels.
 
 The net's features are normalised before they are added, and it trains at 3 % of the learning rate:
-on some tens of images, both helped (README, "At small size").
+on some tens of images, both helped (projects/ViTAdapter/docs/study.md, "At small size").
 `model.backbone.freeze_net=True` keeps it as it is.
 """
 
