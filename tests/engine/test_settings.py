@@ -61,7 +61,7 @@ def test_detectron2s_own_config_gets_what_it_lacks(
     assert added.items() <= detectron2s.train.items()
     assert detectron2s.train.amp == {"enabled": False, "dtype": "float16", "init_scale": 512.0}
     assert detectron2s.train.ema == {"enabled": False, "decay": 0.9999, "ramp_iters": 2000}
-    assert detectron2s.train.best_checkpoint == {"metric": None, "mode": "max"}
+    assert detectron2s.train.best_checkpoint == {"metric": None, "mode": "max", "patience": None}
 
 
 def test_the_command_line_knows_what_detectron2s_own_config_lacks(tmp_path: Path) -> None:
