@@ -78,7 +78,8 @@ def test_distributed_micro_batches(tmp_path: Path) -> None:
         # The last two before the NaN loss and the infinite gradient were seen.
         assert report["reductions"] == 2 + 2
         assert report["unchanged"]
-    assert reports[0]["losses"].keys() == {"loss_cls", "loss_box", "total_loss"}
+    measured = {"images_per_second", "memory_mb"}
+    assert reports[0]["losses"].keys() == {"loss_cls", "loss_box", "total_loss"} | measured
     # The fault of one process stops both, and they say the same of it.
     assert reports[0]["messages"] == reports[1]["messages"]
     nan, gradient, diverged = reports[0]["messages"]
