@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from omegaconf import DictConfig
@@ -22,6 +23,15 @@ def mlflow(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     return package.MlflowClient()
+
+
+@pytest.fixture
+def wandb() -> Iterator[ModuleType]:
+    """The package, which reads the environment once in a process, as if it were fresh."""
+    package = pytest.importorskip("wandb")
+    package.teardown()
+    yield package
+    package.teardown()
 
 
 @pytest.fixture
@@ -86,8 +96,9 @@ def test_mlflow_continues_its_run(tracked: DictConfig, mlflow, tmp_path: Path) -
     assert len([name for name in files if name.endswith(".png")]) == 2
 
 
-def test_wandb_keeps_its_run_in_the_output_folder(tracked: DictConfig, monkeypatch) -> None:
-    pytest.importorskip("wandb")
+def test_wandb_keeps_its_run_in_the_output_folder(
+    tracked: DictConfig, wandb: ModuleType, monkeypatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     apply_overrides(tracked, ["train.writers=[tensorboard, wandb]", "train.max_iter=1"])
     do_train(tracked)
@@ -119,8 +130,9 @@ def test_wandb_keeps_its_run_in_the_output_folder(tracked: DictConfig, monkeypat
     assert shown == 2 * ["predictions/0_000/path", "predictions/1_001/path"]
 
 
-def test_wandb_without_an_account(cfg: DictConfig, monkeypatch, tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
+def test_wandb_without_an_account(
+    cfg: DictConfig, wandb: ModuleType, monkeypatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no netrc
