@@ -17,6 +17,8 @@ _AT_IMPORT = (
 _IN_RUNS = (
     # Detectron2's anchors call it in the old way.
     ("torch.meshgrid: in an upcoming release", UserWarning, "torch.functional"),
+    # An export, where torchvision uses what PyTorch deprecates.
+    ("`create_unbacked_symint` is deprecated", FutureWarning, "torchvision._meta_registrations"),
 )
 _LOGGED = (
     # Detectron2 asks for the compiler's version; on a machine without GPUs that finds an nvcc.

@@ -16,6 +16,7 @@ from vitadapter.export import ExportedPredictor, export
 from vitadapter.export.formats import FORMATS
 from vitadapter.export.precision import PRECISIONS
 from vitadapter.export.verification import Verdict, Verify, verify_on_dataset, verify_on_images
+from vitadapter.known_warnings import without_known_warnings
 
 __all__ = ["main"]
 
@@ -140,7 +141,7 @@ def main(arguments: Sequence[str], prog: str = "vitadapter export") -> int:
     if not args.output.absolute().parent.is_dir():
         parser.error(f"the folder of {args.output} does not exist")
     try:
-        with setup_errors():
+        with setup_errors(), without_known_warnings():
             _run(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
