@@ -157,9 +157,17 @@ NEED_DETECTRON2 = [
         "export",
         "model_zoo",
         "modeling",
+        "report",
         "solver",
+        "web",
     ),
-    *("visualization", "layers.conv_norm_relu", "layers.mean_over_processes", "layers.nms"),
+    *(
+        "encoded_masks",
+        "visualization",
+        "layers.conv_norm_relu",
+        "layers.mean_over_processes",
+        "layers.nms",
+    ),
 ]
 WITHOUT_DETECTRON2 = ["doctor", "install_detectron2", "layers.fast", "ops", "sample_data"]
 HIDE = """

@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data.catalog import Metadata
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -136,6 +137,19 @@ def test_a_class_of_the_users_is_left_out_with_a_warning(cfg: DictConfig, caplog
     assert warnings[0].endswith("test_checkpoint_config.OwnHead")
 
 
+def _located(node: object) -> object:
+    """A part of a config with classes in place of their names, since a class may have several."""
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node)
+    if isinstance(node, list):
+        return [_located(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    items = {key: _located(child) for key, child in node.items()}
+    target = items.get("_target_")
+    return items | {"_target_": locate(target)} if isinstance(target, str) else items
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_are_read_as_they_were(name: str) -> None:
     cfg = load_config(name)
@@ -150,7 +164,7 @@ def test_experiments_are_read_as_they_were(name: str) -> None:
     steps = [instantiate(each.dataloader.test.mapper.augmentations) for each in (cfg, read)]
     assert str(steps[0]) == str(steps[1])
     for key in ("train", "dataset", "optimizer.lr", "dataloader.test.mapper.image_format"):
-        assert str(OmegaConf.select(cfg, key)) == str(OmegaConf.select(read, key))
+        assert _located(OmegaConf.select(cfg, key)) == _located(OmegaConf.select(read, key))
 
 
 def test_the_experiments_above_exist() -> None:
