@@ -162,7 +162,6 @@ NEED_DETECTRON2 = [
         "web",
     ),
     *(
-        "encoded_masks",
         "visualization",
         "layers.conv_norm_relu",
         "layers.mean_over_processes",
