@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Compares how fast a trained model is in PyTorch and as exported files, and what it finds.
 
-For each model and number of threads, one image is predicted by the model itself, by the model with
-its backbone compiled, and by an exported file of each format and precision, in turns: from the
-resized image to the answer, with masks at the size of the image. Times are medians. With
+For each model and number of threads, one image is predicted by the model itself and by an exported
+file of each format and precision, in turns: from the resized image to the answer, with masks at the
+size of the image. --compile adds the model with a compiled backbone. Times are medians. With
 --evaluate, AP or mIoU on the test set of the config is beside. Times are CPU seconds with one
 thread, which other processes disturb least, and wall seconds with more.
 
@@ -40,6 +40,7 @@ from vitadapter.export.precision import PRECISIONS, name_of
 from vitadapter.visualization.markdown import markdown_table
 
 BASELINE = "PyTorch fp32"
+COMPILED = "torch.compile fp32"
 METRICS = ("AP", "mIoU", "PQ")
 
 
@@ -75,10 +76,9 @@ def contenders_of(
     folder: Path,
 ) -> dict[str, Contender]:
     """Exports the model to each format and precision that is asked for."""
-    found = {
-        BASELINE: Contender(lambda: predictor.inference),
-        "torch.compile fp32": Contender(partial(compiled, cfg, weights)),
-    }
+    found = {BASELINE: Contender(lambda: predictor.inference)}
+    if args.compile:
+        found[COMPILED] = Contender(partial(compiled, cfg, weights))
     calibration = image_paths([args.calibrate])[: args.calibration_images] if args.calibrate else []
     for name, format_ in FORMATS.items():
         for precision in format_.precisions:
@@ -146,7 +146,7 @@ def evaluate(contenders: dict[str, Contender], cfg: DictConfig) -> None:
         cfg.train.output_dir = folder
         run = build_evaluation(cfg)
         for name, contender in contenders.items():
-            if "compile" in name:
+            if name == COMPILED:
                 continue
             results = flatten_results_dict(run(contender.load()))
             contender.metrics = {
@@ -187,6 +187,9 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=[n for n in FORMATS if n != "tensorrt"])
     parser.add_argument(
         "--precisions", nargs="+", choices=list(PRECISIONS), default=["fp32", "bf16", "int8"]
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also measure the model under torch.compile"
     )
     parser.add_argument("--calibrate", metavar="FOLDER", help="images; without them, no int8")
     parser.add_argument("--calibration-images", type=int, default=64, help="at most (default: 64)")
