@@ -358,7 +358,7 @@ def test_tiles(options: list[str], tmp_path: Path, capsys) -> None:
     ("arguments", "message"),
     [
         (["--tile-overlap", "0.3"], "--tile-overlap 0.3 needs --tile"),
-        (["--tile", "0"], "tiles need a positive size and batch_size, got 0"),
+        (["--tile", "0"], "the size of tiles must be a positive integer, got 0"),
         (["--tile", "64", "--tile-overlap", "1"], "overlap of tiles must be in [0, 1), got 1.0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -30,15 +31,30 @@ def test_numbers_stay_as_they_are(tmp_path: Path, channels: int, dtype: type) ->
         np.testing.assert_array_equal(read, pixels.astype(np.float32))
 
 
-def test_channels_of_pages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("planar", [None, "separate"])
+def test_a_channel_a_page(tmp_path: Path, planar: str | None) -> None:
     pixels = some_pixels(5, np.uint16)
-    tifffile.imwrite(tmp_path / "a.tif", pixels.transpose(2, 0, 1), photometric="minisblack")
-    assert channels_size(tmp_path / "a.tif") in (None, (6, 4))
-    planar = tmp_path / "b.tif"
-    tifffile.imwrite(
-        planar, pixels.transpose(2, 0, 1), photometric="minisblack", planarconfig="separate"
-    )
-    np.testing.assert_array_equal(read_array(planar, 5), pixels)
+    pages = pixels.transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack", planarconfig=planar)
+    np.testing.assert_array_equal(read_array(tmp_path / "a.tif", 5), pixels)
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack", "miniswhite"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+def test_numbers_that_pillow_would_change(tmp_path: Path, photometric: str, dtype: type) -> None:
+    ends = np.iinfo(dtype)
+    shape = (6, 4) if photometric == "miniswhite" else (6, 4, 3)
+    pixels = np.random.default_rng(0).integers(ends.min, ends.max, shape, dtype, endpoint=True)
+    order = "contig" if len(shape) == 3 else None
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, planarconfig=order)
+    read = read_array(tmp_path / "a.tif", None)
+    np.testing.assert_array_equal(read, pixels.reshape(6, 4, -1).astype(np.float32))
+
+
+def test_16_bit_colours_that_pillow_would_cut(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), some_pixels(3, np.uint16) * 300)
+    with pytest.raises(ValueError, match=r"16 bits, of which 8 would be lost: save it as \.tif"):
+        read_array(tmp_path / "a.png", 3)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)])

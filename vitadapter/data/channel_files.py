@@ -15,15 +15,26 @@ _TIFF = (".tif", ".tiff")
 _CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA"}
 
 
-_SAMPLES_PER_PIXEL = 277  # a tag of TIFF files
+# Tags of TIFF files, and what they are where Pillow reads all numbers as they are stored: up to 8
+# bits, unsigned, in which 0 is black.
+_BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
 
 
 def _lost_by_pillow(path: Path) -> bool | None:
-    """Whether Pillow leaves out channels of a TIFF file; None if it cannot read it."""
+    """Whether Pillow changes or leaves out numbers of a TIFF file; None if it cannot read it."""
     try:
         with Image.open(path) as image:
             tags = getattr(image, "tag_v2", {})
-            return tags.get(_SAMPLES_PER_PIXEL, 1) > len(image.getbands())
+            bits = tags.get(_BITS, (1,))
+            kinds = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+            return (
+                tags.get(_SAMPLES, 1) > len(image.getbands())
+                or max(bits if isinstance(bits, tuple) else (bits,)) > 8
+                or set(kinds if isinstance(kinds, tuple) else (kinds,)) != {_UNSIGNED}
+                or tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+                or getattr(image, "n_frames", 1) > 1
+            )
     except UnidentifiedImageError:
         return None
 
@@ -68,6 +79,11 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _read_image(path: Path) -> np.ndarray:
     with Image.open(path) as image:
+        decoder = str(image.tile[0].args) if image.tile else ""
+        if ";16" in decoder and len(image.getbands()) > 1:
+            raise ValueError(
+                "its colours have 16 bits, of which 8 would be lost: save it as .tif or .npy"
+            )
         array = np.asarray(image.convert(_CONVERTED.get(image.mode, image.mode)))
     return array if array.ndim == 3 else array[..., None]
 

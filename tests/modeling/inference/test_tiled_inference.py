@@ -9,10 +9,11 @@ import ideal_models
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Instances, RotatedBoxes
+from detectron2.structures import Boxes, Instances, RotatedBoxes
 from ideal_models import draw, drawn, record_of
 
 from vitadapter.modeling.inference import TiledInference, Tiles
+from vitadapter.modeling.inference.tiled_objects import TiledObjects
 
 
 def to_tensor(tile: np.ndarray) -> torch.Tensor:
@@ -181,8 +182,11 @@ def test_images_that_fit_into_a_tile_along_a_side(size: tuple[int, int]) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 0}, r"positive size and batch_size, got 0 and 1"),
-        ({"size": 8, "batch_size": 0}, r"positive size and batch_size, got 8 and 0"),
+        ({"size": 0}, r"size of tiles must be a positive integer, got 0"),
+        ({"size": 64.5}, r"size of tiles must be a positive integer, got 64\.5"),
+        ({"size": "64"}, r"size of tiles must be a positive integer, got '64'"),
+        ({"size": 8, "batch_size": 0}, r"batch_size of tiles must be a positive integer, got 0"),
+        ({"size": 8, "overlap": "0.2"}, r"overlap of tiles must be a number, got '0\.2'"),
         ({"size": 8, "overlap": 1.0}, r"overlap of tiles must be in \[0, 1\), got 1\.0"),
         ({"size": 8, "overlap": -0.1}, r"overlap of tiles must be in \[0, 1\), got -0\.1"),
         ({"size": 8, "iou_threshold": 0.0}, r"iou_threshold of tiles must be in \(0, 1\], got 0"),
@@ -191,6 +195,29 @@ def test_images_that_fit_into_a_tile_along_a_side(size: tuple[int, int]) -> None
 def test_bad_settings(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tiles(**arguments)
+
+
+def test_too_many_tiles() -> None:
+    with pytest.raises(
+        ValueError, match=r"at most 4096 tiles, got \d+ of 100 pixels with an overl"
+    ):
+        Tiles(100, 0.99).of(3000, 3000)
+
+
+def test_a_cut_object_that_no_other_tile_has_found_is_kept() -> None:
+    tiles = Tiles(100, 0.2)
+    both = tiles.of(100, 180)
+    objects = TiledObjects(both, (100, 180), tiles)
+    found = Instances((100, 100))
+    found.pred_boxes = Boxes(torch.tensor([[82.0, 10.0, 99.5, 40.0]]))
+    found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([0])
+    objects.add(0, found)
+    assert objects.merged().pred_boxes.tensor.tolist() == found.pred_boxes.tensor.tolist()
+    other = Instances((100, 100))  # the same one, seen whole by the second tile
+    other.pred_boxes = Boxes(torch.tensor([[2.0, 10.0, 40.0, 40.0]]))
+    other.scores, other.pred_classes = torch.tensor([0.5]), torch.tensor([0])
+    objects.add(1, other)
+    assert objects.merged().pred_boxes.tensor.tolist() == [[82.0, 10.0, 120.0, 40.0]]
 
 
 def test_what_cannot_be_merged_is_refused() -> None:
@@ -219,6 +246,7 @@ import resource
 import torch
 from detectron2.structures import Boxes, Instances
 from vitadapter.modeling.inference import TiledInference, Tiles
+from vitadapter.modeling.inference.tiled_objects import TiledObjects
 
 def predict(records):
     found = Instances((640, 640))

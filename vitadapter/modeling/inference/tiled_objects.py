@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures.boxes import pairwise_intersection
 from torch import Tensor
 
 from vitadapter.encoded_masks import EncodedMasks, MaskCrop, Region, encode_union
@@ -20,7 +21,8 @@ _MARGIN = 0.01
 class TiledObjects:
     """Collects the "instances" of tiles and merges them.
 
-    - An object that its tile's border cuts is left to another tile, if one sees more around it.
+    - An object that its tile's border cuts is left to another tile, if one sees more around it and
+      has found it too.
     - Detections of two tiles are one object if they agree in what both tiles see.
     - Of such detections, the best one of those tiles that see the whole object is taken. If no
       tile does, the object has their joint box, their joint mask and their best score.
@@ -97,7 +99,7 @@ class TiledObjects:
             self._masks = [self._masks[index] for index in kept.nonzero()[:, 0].tolist()]
 
     def _leave_cut_objects_to_others(self) -> None:
-        """Drops what comes close to its tile's border in a place that another tile sees whole."""
+        """Drops what comes close to its tile's border, if a tile that sees all of it has it too."""
         regions = torch.tensor([tile.region for tile in self._tiles], dtype=torch.float32)
         margin = max(1.0, _MARGIN * self._settings.size)
         height, width = self._image_size
@@ -108,7 +110,15 @@ class TiledObjects:
         inside = (self._boxes[:, None, :2] >= low).all(-1)
         inside &= (self._boxes[:, None, 2:] <= high).all(-1)
         is_whole = inside.gather(1, self._tile_of[:, None])[:, 0]
-        self._keep(is_whole | ~inside.any(1))
+        cut = (~is_whole & inside.any(1)).nonzero()[:, 0]
+        common = pairwise_intersection(Boxes(self._boxes[cut]), Boxes(self._boxes))
+        covered = common / Boxes(self._boxes[cut]).area()[:, None]
+        is_there = covered >= self._settings.iou_threshold
+        is_there &= self._classes[cut][:, None] == self._classes
+        is_there &= inside[cut][:, self._tile_of]
+        kept = torch.ones(len(self._boxes), dtype=torch.bool)
+        kept[cut] = ~is_there.any(1)
+        self._keep(kept)
 
     def _matches(self) -> Iterator[Match]:
         numbers = [(self._tile_of == i).nonzero()[:, 0] for i in range(len(self._tiles))]

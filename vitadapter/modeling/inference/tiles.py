@@ -13,6 +13,10 @@ from .sliding_window import window_starts
 __all__ = ["Match", "Tile", "Tiles", "group_across_tiles", "overlaps"]
 
 
+# Each tile is compared with each other one: beyond this, that takes longer than to predict them.
+_MOST = 4096
+
+
 class Tile(NamedTuple):
     """A part of an image."""
 
@@ -46,10 +50,14 @@ class Tiles:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"tiles need a positive size and batch_size, got {self.size} and {self.batch_size}"
-            )
+        for name in ("size", "batch_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"the {name} of tiles must be a positive integer, got {value!r}")
+        for name in ("overlap", "iou_threshold"):
+            value = getattr(self, name)
+            if type(value) not in (int, float):
+                raise ValueError(f"the {name} of tiles must be a number, got {value!r}")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"the overlap of tiles must be in [0, 1), got {self.overlap}")
         if not 0 < self.iou_threshold <= 1:
@@ -71,12 +79,22 @@ class Tiles:
         ]
 
     def of(self, height: int, width: int) -> list[Tile]:
-        """The tiles of an image, row by row; one if the image is not larger than a tile."""
+        """The tiles of an image, row by row; one if the image is not larger than a tile.
+
+        Raises:
+            ValueError: there would be too many.
+        """
+        rows, columns = self._spans(height), self._spans(width)
+        number = len(rows) * len(columns)
+        if number > _MOST:
+            raise ValueError(
+                f"an image has at most {_MOST} tiles, got {number} of {self.size} pixels with an "
+                f"overlap of {self.overlap} for {height} x {width} pixels: take larger tiles or a "
+                "smaller overlap"
+            )
         return [
             Tile((x0, y0, x1, y1), (left, top, right, bottom))
-            for (y0, y1, top, bottom), (x0, x1, left, right) in product(
-                self._spans(height), self._spans(width)
-            )
+            for (y0, y1, top, bottom), (x0, x1, left, right) in product(rows, columns)
         ]
 
 
