@@ -197,7 +197,7 @@ def describe_label_maps(
     check_reproduced(run, metrics, "sem_seg/mIoU", means["mIoU"])
     columns = ["class", "pixels", "share", "IoU", "recall", "precision"]
     part = {
-        "means": [[name, *plain([value], 2)] for name, value in means.items()],
+        "means": [[name, *plain([value], 4)] for name, value in means.items()],
         "table": {"columns": columns, "rows": rows},
         "confusion": {"unit": "pixels", "cells": [[a, b, n] for (a, b), n in maps.pairs.items()]},
     }

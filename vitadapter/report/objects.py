@@ -140,7 +140,7 @@ def _task_data(
         for (a, b), count in pairs.items()
     ]
     data: Json = {
-        "means": [[name, *plain([v], 2)] for name, v in figures.summary().items()],
+        "means": [[name, *plain([v], 4)] for name, v in figures.summary().items()],
         "table": _table(figures, curves, best),
         "precision": _precision_data(figures),
         "scores": _score_data(curves, best),
