@@ -143,7 +143,7 @@ def _means(counts: np.ndarray, num_things: int) -> list[list[object]]:
         average = average_quality(group)
         names = ("PQ", "SQ", "RQ") if not suffix else ("PQ",)
         for name, value in zip(names, average or (np.nan,) * 3, strict=False):
-            rows.append([name + suffix, *plain([100 * value], 2)])
+            rows.append([name + suffix, *plain([100 * value], 4)])
     return rows
 
 
