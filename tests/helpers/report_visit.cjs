@@ -37,6 +37,8 @@ async function visitDetector(browser, path) {
   await page.locator(".card svg rect").first().waitFor({ state: "attached" });
   seen.rects = [await page.locator(".card svg rect").count()];
   await page.locator("#filter-boxes").uncheck();
+  // The cards are drawn anew in the next frame.
+  await page.locator(".card svg rect").first().waitFor({ state: "detached", timeout: 5000 });
   await page.locator(".card svg path.mask").first().waitFor({ state: "attached" });
   seen.rects.push(await page.locator(".card svg rect").count());
   seen.masks = await page.locator(".card svg path.mask").count();
