@@ -238,6 +238,8 @@ def analyze_features(
     for number, path in enumerate(images[:num_pictures]):
         written.append(folder / f"features_{number + 1:02d}_{path.stem}.png")
         maps = {name: run.pictures[number] for name, run in runs.items()}
-        shown = shown_image(torch.from_numpy(read_stored(str(path))).permute(2, 0, 1), "RGB")
+        # A copy, because PyTorch warns of arrays that cannot be written to.
+        stored = torch.from_numpy(read_stored(str(path)).copy())
+        shown = shown_image(stored.permute(2, 0, 1), "RGB")
         draw_feature_maps(shown, maps, written[-1])
     return _table(runs, strides), written

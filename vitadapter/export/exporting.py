@@ -1,7 +1,8 @@
 """From a model to a file."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -77,6 +78,40 @@ def export(
     _check_precision(format, precision, calibration)
     if only_backbone and verify:
         raise ValueError("a backbone alone has no answers to compare: leave out verify")
+    source = _predictor_of(source, weights)
+    # A copy, since parameters without gradients are traced in less time.
+    model = copy.deepcopy(merge_lora(source.model)).cpu().requires_grad_(False)
+    graph = BackboneGraph(model) if only_backbone else graph_of(model)
+    _check_size(size, graph.multiple)
+    _check_weights(graph.model.backbone if only_backbone else model, format)
+    description = describe(source, graph, size, precision)
+    with _written_whole(path, (*writer.companions, writer.suffix)) as partial:
+        program = program_of(graph, size)
+        if isinstance(writer, Quantizing) and precision == torch.int8:
+            records = (source.preprocess(read_image(str(image), "BGR")) for image in calibration)
+            images = [record["image"][None] for record in records]
+            writer.write_int8(program, description, partial, images)
+        else:
+            writer.write(program, description, partial)
+        if writer is FORMATS["tensorrt"]:
+            return float("nan")
+        difference = _difference(graph, writer.read(partial)[0], size, precision)
+        reasons = _reasons(difference, precision)
+        reasons += [
+            text for each in verify for text in each(source, ExportedPredictor(partial)).reasons
+        ]
+        if reasons and not force:
+            raise ValueError(
+                f"the file does not answer as the model: {'; '.join(reasons)} (--force writes it "
+                "nevertheless)"
+            )
+    return difference
+
+
+def _predictor_of(
+    source: LazyPredictor | DictConfig | str | Path, weights: str | None
+) -> LazyPredictor:
+    """The model to export; raises ValueError for one that runs as no file can."""
     if isinstance(source, DictConfig | str | Path):
         source = LazyPredictor(source, weights, device="cpu")
     elif weights is not None:
@@ -94,40 +129,20 @@ def export(
         raise ValueError(
             f"only models of colours can be exported, got one of {source.image_format} channels"
         )
-    # A copy, since parameters without gradients are traced in less time.
-    model = copy.deepcopy(merge_lora(source.model)).cpu().requires_grad_(False)
-    graph = BackboneGraph(model) if only_backbone else graph_of(model)
-    _check_size(size, graph.multiple)
-    _check_weights(graph.model.backbone if only_backbone else model, format)
-    description = describe(source, graph, size, precision)
+    return source
+
+
+@contextmanager
+def _written_whole(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """A file to write, which with its companions takes the place of another if nothing fails."""
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    suffixes = (*writer.companions, writer.suffix)
     try:
-        program = program_of(graph, size)
-        if isinstance(writer, Quantizing) and precision == torch.int8:
-            records = (source.preprocess(read_image(str(image), "BGR")) for image in calibration)
-            images = [record["image"][None] for record in records]
-            writer.write_int8(program, description, partial, images)
-        else:
-            writer.write(program, description, partial)
-        difference = float("nan")
-        if writer is not FORMATS["tensorrt"]:
-            difference = _difference(graph, writer.read(partial)[0], size, precision)
-            reasons = _reasons(difference, precision)
-            reasons += [
-                text for each in verify for text in each(source, ExportedPredictor(partial)).reasons
-            ]
-            if reasons and not force:
-                raise ValueError(
-                    f"the file does not answer as the model: {'; '.join(reasons)} (--force writes "
-                    "it nevertheless)"
-                )
+        yield partial
         for suffix in suffixes:
             partial.with_suffix(suffix).replace(path.with_suffix(suffix))
     finally:
         for suffix in suffixes:
             partial.with_suffix(suffix).unlink(missing_ok=True)
-    return difference
 
 
 def _check_precision(format: str, precision: torch.dtype, calibration: Sequence[Path]) -> None:

@@ -9,11 +9,10 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vitadapter.data.dataset_source import Record, first_few
-from vitadapter.data.image_files import read_image, reason
+from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg import LabelReader, register_sem_seg
-from vitadapter.report.objects import note_unread
 from vitadapter.report.pictures import Pictures
-from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain
+from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain, read_each
 from vitadapter.visualization.metrics_file import RunMetrics
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.sem_seg_gallery import (
@@ -181,18 +180,8 @@ def describe_label_maps(
     if absent:
         run.notes.append(f"{absent} of {len(records)} images have no prediction and are left out")
     maps = _Maps(reader, names, pictures)
-    images: list[Json] = []
-    unread: list[str] = []
-    for record, found in zip(records, predictions, strict=True):
-        if found is None:
-            continue
-        try:
-            images.append(maps.add(len(images), record, found))
-        except (OSError, ValueError) as error:
-            unread.append(reason(error))
-    if unread and not images:
-        raise ValueError(f"no image can be read with its labels and prediction: {unread[0]}")
-    note_unread(run, unread)
+    pairs = [pair for pair in zip(records, predictions, strict=True) if pair[1] is not None]
+    images = read_each(run, pairs, lambda number, pair: maps.add(number, *pair), [])
     rows, means = _figures(maps.pairs, names)
     check_reproduced(run, metrics, "sem_seg/mIoU", means["mIoU"])
     columns = ["class", "pixels", "share", "IoU", "recall", "precision"]

@@ -12,7 +12,6 @@ from pycocotools.coco import COCO
 from vitadapter.data.coco import read_registered, register_coco
 from vitadapter.data.coco.json_entries import Id
 from vitadapter.data.coco.results import EvaluatedImages, Instance, coco_api, read_results
-from vitadapter.data.dataset_source import first_few
 from vitadapter.data.image_files import read_record_image, reason
 from vitadapter.evaluation.detection_analysis import (
     COLUMNS,
@@ -24,10 +23,10 @@ from vitadapter.evaluation.judging import ERRORS, JudgedImage, judge_images
 from vitadapter.evaluation.operating_point import ScoreCurves, confusions, score_curves
 from vitadapter.evaluation.tide import cost_of_errors
 from vitadapter.report.pictures import Pictures, outlines
-from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain
+from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, note_unread, plain
 from vitadapter.visualization.metrics_file import RunMetrics
 
-__all__ = ["KINDS", "describe_objects", "note_unread", "read_picture", "size_of"]
+__all__ = ["KINDS", "describe_objects", "read_picture", "size_of"]
 
 KINDS = ("right", *ERRORS[:-1], "crowd")
 """Kinds of detections on the page, by their numbers."""
@@ -54,12 +53,6 @@ def read_picture(
     except (OSError, ValueError) as error:
         unread.append(reason(error))
         return None
-
-
-def note_unread(run: Run, unread: Sequence[str]) -> None:
-    """Notes which images could not be read."""
-    if unread:
-        run.notes.append(f"{len(unread)} images cannot be read ({first_few(unread, 2)})")
 
 
 def _check_names(run: Run, names: Sequence[str]) -> None:

@@ -1,16 +1,17 @@
 """Reads a run's folder: its config, its metrics over time, and what its evaluation wrote."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.data.dataset_source import first_few
+from vitadapter.data.image_files import reason
 from vitadapter.engine.overrides import load_config
 from vitadapter.visualization.metrics_file import RunMetrics, read_metrics
 
@@ -20,12 +21,15 @@ __all__ = [
     "check_reproduced",
     "curves",
     "note_renamed",
+    "note_unread",
     "open_run",
     "plain",
+    "read_each",
     "summary",
 ]
 
 Json = dict[str, object]
+_T = TypeVar("_T")
 
 _MOST_POINTS = 1000  # of a curve; more are not seen
 
@@ -215,3 +219,35 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Run:
             "has no config.yaml" + ("" if path.is_dir() else " (there is no such folder)")
         )
     return Run(path, load_config(str(config), overrides))
+
+
+def read_each(
+    run: Run, samples: Iterable[_T], add: Callable[[int, _T], Json], unread: list[str]
+) -> list[Json]:
+    """Describes images one by one, and notes those that cannot be read.
+
+    Args:
+        run: whose notes are added to.
+        samples: of which each describes an image.
+        add: of the number of an image and its sample, what the page shows of it.
+        unread: why images could not be read; is added to.
+
+    Raises:
+        ValueError: not one can be read.
+    """
+    images: list[Json] = []
+    for sample in samples:
+        try:
+            images.append(add(len(images), sample))
+        except (OSError, ValueError) as error:
+            unread.append(reason(error))
+    if unread and not images:
+        raise ValueError(f"no image can be read with its labels and prediction: {unread[0]}")
+    note_unread(run, unread)
+    return images
+
+
+def note_unread(run: Run, unread: Sequence[str]) -> None:
+    """Notes which images could not be read."""
+    if unread:
+        run.notes.append(f"{len(unread)} images cannot be read ({first_few(unread, 2)})")

@@ -10,7 +10,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vitadapter.data.coco.json_entries import read_json
 from vitadapter.data.dataset_source import Record, Segment, first_few
-from vitadapter.data.image_files import reason
 from vitadapter.data.panoptic import register_panoptic
 from vitadapter.data.panoptic.maps import read_panoptic_png, rgb_to_id
 from vitadapter.evaluation.panoptic_quality import (
@@ -20,9 +19,9 @@ from vitadapter.evaluation.panoptic_quality import (
     match_segments,
     quality_of,
 )
-from vitadapter.report.objects import note_unread, read_picture, size_of
+from vitadapter.report.objects import read_picture, size_of
 from vitadapter.report.pictures import Pictures, outlines
-from vitadapter.report.run import Json, Run, check_reproduced, plain
+from vitadapter.report.run import Json, Run, check_reproduced, plain, read_each
 from vitadapter.visualization.metrics_file import RunMetrics
 
 __all__ = ["describe_segments"]
@@ -184,17 +183,13 @@ def describe_segments(
         left_out = len(records) - len(evaluated)
         run.notes.append(f"{left_out} of {len(records)} images have no prediction and are left out")
     segments = _Segments(len(names), pictures)
-    images: list[Json] = []
-    for record in evaluated:
+
+    def add(number: int, record: Record) -> Json:
         name, found = predictions[record["image_id"]]
         path = results.parent / "panoptic_predictions" / name
-        try:
-            images.append(segments.add(len(images), record, path, found))
-        except (OSError, ValueError) as error:
-            segments.unread.append(reason(error))
-    if segments.unread and not images:
-        raise ValueError(f"no image can be compared with its prediction: {segments.unread[0]}")
-    note_unread(run, segments.unread)
+        return segments.add(number, record, path, found)
+
+    images = read_each(run, evaluated, add, segments.unread)
     means = _means(segments.counts, len(metadata.thing_classes))
     if images and means[0][1] is not None:
         check_reproduced(run, metrics, "panoptic_seg/PQ", float(str(means[0][1])))

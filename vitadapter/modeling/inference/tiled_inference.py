@@ -27,8 +27,9 @@ _MERGERS: dict[str, tuple[str, type[Merger]]] = {
 class TiledInference(nn.Module):
     """Predicts images in overlapping tiles and merges what is found in them.
 
-    Memory does not grow with the image, but for its pixels, one label map or panoptic map, and one
-    bit for each pixel in the box of a mask: see `TiledObjects`, `TiledLabels` and `TiledSegments`.
+    Memory does not grow with the image, but for its pixels, one label map or the panoptic maps of
+    all tiles, and one bit for each pixel in the box of a mask: see `TiledObjects`, `TiledLabels`
+    and `TiledSegments`.
 
     Args:
         predict: predicts a batch of tiles, such as an `InferenceModel`.
@@ -91,6 +92,8 @@ class TiledInference(nn.Module):
                             f"tiles merge {', '.join(_MERGERS)}, but the model predicts {kind}"
                         )
                     name, merger = _MERGERS[kind]
-                    mergers.setdefault(name, merger(tiles, size, self.tiles)).add(number, found)
+                    if name not in mergers:
+                        mergers[name] = merger(tiles, size, self.tiles)
+                    mergers[name].add(number, found)
             del outputs  # otherwise they would be kept while the next tiles are predicted
         return {name: merger.merged() for name, merger in mergers.items()}
