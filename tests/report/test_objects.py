@@ -37,8 +37,7 @@ def test_figures_are_those_of_pycocotools_and_tide(tmp_path: Path) -> None:
     run = write_detector_run(tmp_path, content, detections)
     page, notes = write_report(run)
     data = read_report(page)
-    assert len(notes) == 1
-    assert "metrics.json" in notes[0]
+    assert notes == ["There are no curves of training: the run was only evaluated"]
     files = tmp_path / "data" / "instances.json", run / "inference" / RESULTS
     for task in ("bbox", "segm"):
         part = data["parts"][task]
@@ -157,8 +156,27 @@ def test_other_folders_are_refused(run: Path, tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path / "nowhere")]) == 1
     assert "there is no such folder" in capsys.readouterr().err
     assert main([str(run), "--output", str(tmp_path / "data")]) == 1
-    assert "it has other files" in capsys.readouterr().err
+    assert "has other files (images, instances.json)" in capsys.readouterr().err
     assert (tmp_path / "data" / "instances.json").is_file()
+    assert main([str(run), "--output", str(tmp_path / "data" / "instances.json")]) == 1
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_files_that_were_put_beside_a_report_are_not_lost(
+    run: Path, tmp_path: Path, capsys
+) -> None:
+    assert main([str(run)]) == 0
+    assert main([str(run)]) == 0, "a report alone is replaced"
+    mine = run / "report" / "remarks.txt"
+    mine.write_text("mine")
+    assert main([str(run)]) == 1
+    assert "other files (remarks.txt)" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "data.js").write_text("let mine;")
+    assert main([str(run), "--output", str(other)]) == 1
+    assert "other files (data.js)" in capsys.readouterr().err
+    assert mine.is_file()
 
 
 def test_data_that_has_moved_is_named_by_an_override(run: Path, tmp_path: Path, capsys) -> None:
@@ -174,7 +192,9 @@ def test_data_that_has_moved_is_named_by_an_override(run: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("dataloader.evaluator=null", "has no dataloader.evaluator"),
+        ("dataloader.evaluator=null", "got none: without one, a run is never evaluated"),
+        ("dataloader.evaluator._target_=no.such.thing", "for a report, got no.such.thing"),
+        ("dataloader.evaluator.output_dir=null", "output_dir must be a folder for a report"),
         (
             "dataloader.evaluator._target_=vitadapter.evaluation.lvis.lvis_evaluator",
             "for a report, got lvis_evaluator",

@@ -1,11 +1,12 @@
 """The report of a panoptic segmenter whose one mistake is known."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from evaluated_runs import read_report, write_panoptic_run
-from panoptic_samples import NAMES
+from panoptic_samples import CATEGORIES, NAMES
 
 from vitadapter.commands.report import main
 from vitadapter.report import write_report
@@ -30,6 +31,16 @@ def test_a_dog_that_is_taken_for_a_cat(tmp_path: Path) -> None:
     assert [int((state == -1).sum()) for state in states] == [1, 0, 0]
     pq = [row[2] for row in part["table"]["rows"] if row[2] is not None]
     assert dict(part["means"])["PQ"] == pytest.approx(np.mean(pq), abs=0.01)
+
+
+def test_renamed_classes_are_noted(tmp_path: Path) -> None:
+    run = write_panoptic_run(tmp_path)
+    results = run / "inference" / "panoptic_predictions.json"
+    entries = [{**c, "name": "lawn" if c["id"] == 9 else c["name"]} for c in CATEGORIES]
+    content = json.loads(results.read_text()) | {"categories": entries}
+    results.write_text(json.dumps(content))
+    _, notes = write_report(run)
+    assert any("lawn → grass" in note for note in notes)
 
 
 def test_without_results_it_says_what_to_run(tmp_path: Path, capsys) -> None:

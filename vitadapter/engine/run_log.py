@@ -168,17 +168,19 @@ class RunLog:
             logger.info("The whole config is saved in %s", path)
         self._memory.flush()
 
-    def end(self, predictions: Path | None) -> None:
+    def end(self, predictions: Path | None, report: Path | None) -> None:
         """Says in one line where the results are.
 
         Args:
             predictions: the folder of the evaluator, if it has one.
+            report: the page of this run's report, if it has one.
         """
         paths = {
             "weights": self._folder / f"{FINAL_NAME}.pth",
             "best weights": self._folder / f"{BEST_NAME}.pth",
             "metrics": self._folder / METRICS_NAME,
             "predictions": predictions,
+            "report": report,
             "pictures": self._folder / PICTURES_NAME,
             "log": self._folder / LOG_NAME,
             "config": self._folder / CONFIG_NAME,

@@ -43,10 +43,10 @@ function ticks(low, high, count) {
   return found;
 }
 
+/** All digits of a round number, without those of its binary form. */
 function tickText(value) {
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  return size < 1e-3 || size >= 1e6 ? value.toExponential(0) : String(+value.toPrecision(3));
+  const round = +value.toPrecision(9), size = Math.abs(round);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? round.toExponential() : String(round);
 }
 
 const WIDTH = 560, HEIGHT = 300, LEFT = 52, BOTTOM = 36, TOP = 8, RIGHT = 10;
@@ -73,7 +73,7 @@ function lineChart({ title, series, xLabel, yLabel, yRange, xRange, mark, digits
   for (const y of ticks(y0, y1, 5)) {
     svg.append(
       make("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(y), y2: py(y) }),
-      make("text", { x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, tickText(y)),
+      make("text", { class: "tick", x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, tickText(y)),
     );
   }
   for (const x of ticks(x0, x1, 6)) {

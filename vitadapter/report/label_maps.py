@@ -61,7 +61,7 @@ def _by_record(
 
 def _check_names(run: Run, names: Sequence[str]) -> None:
     """Notes classes whose names have changed since the evaluation."""
-    path = run.folder / "inference" / "confusion_matrix.json"
+    path = run.results / "confusion_matrix.json"
     if not path.is_file():
         return
     try:

@@ -57,7 +57,7 @@ def read_picture(
 
 def _check_names(run: Run, names: Sequence[str]) -> None:
     """Notes classes whose names have changed since the evaluation, which wrote them to a table."""
-    table = run.folder / "inference" / "per_class.csv"
+    table = run.results / "per_class.csv"
     if not table.is_file():
         return
     with table.open(newline="", encoding="utf-8") as file:

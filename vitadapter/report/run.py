@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.data.dataset_source import first_few
 from vitadapter.data.image_files import reason
+from vitadapter.engine.checkpoint import LAST_NAME
 from vitadapter.engine.overrides import load_config
 from vitadapter.visualization.metrics_file import RunMetrics, read_metrics
 
@@ -55,13 +55,20 @@ class Run:
     cfg: DictConfig
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def results(self) -> Path:
+        """The folder that the evaluation writes to; it moves with the run if it is inside."""
+        given = Path(str(self.cfg.dataloader.evaluator.output_dir))
+        trained = Path(str(self.cfg.train.output_dir))
+        return self.folder / given.relative_to(trained) if given.is_relative_to(trained) else given
+
     def result(self, name: str) -> Path:
         """A file that the evaluation writes.
 
         Raises:
             ValueError: it does not exist; the message says what to run.
         """
-        path = self.folder / "inference" / name
+        path = self.results / name
         if not path.is_file():
             raise ValueError(
                 f"{path} does not exist: the run has not been evaluated. Run `vitadapter eval "
@@ -70,30 +77,19 @@ class Run:
             )
         return path
 
-    def evaluator(self) -> tuple[object, Json]:
-        """The function of the config that builds the evaluator, and its arguments.
-
-        Raises:
-            ValueError: the config has none.
-        """
-        node = self.cfg.dataloader.get("evaluator")
-        if node is None:
-            raise ValueError(
-                f"the config of {self.folder} has no dataloader.evaluator, so that the run is "
-                "never evaluated: train or evaluate it with one"
-            )
-        arguments = cast(Json, OmegaConf.to_container(node, resolve=True))
-        target = arguments.pop("_target_")
-        return (locate(target) if isinstance(target, str) else target), arguments
+    def arguments(self) -> Json:
+        """The arguments of the evaluator."""
+        arguments = cast(Json, OmegaConf.to_container(self.cfg.dataloader.evaluator, resolve=True))
+        return {name: value for name, value in arguments.items() if name != "_target_"}
 
     def metrics(self) -> RunMetrics | None:
         """The metrics over time; None, with a note, if there are none."""
         try:
             return read_metrics(self.folder)
         except (OSError, ValueError) as error:
-            self.notes.append(
-                f"There are no curves (a run that was only evaluated has none): {error}"
-            )
+            is_trained = (self.folder / LAST_NAME).is_file()
+            why = str(error) if is_trained else "the run was only evaluated"
+            self.notes.append(f"There are no curves of training: {why}")
             return None
 
 
@@ -179,7 +175,7 @@ def summary(run: Run, metrics: RunMetrics | None, results: Path) -> list[tuple[s
     ]
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
     rows.append(("evaluated", written))
-    last = run.folder / "last_checkpoint"
+    last = run.folder / LAST_NAME
     if last.is_file():
         rows.append(("last checkpoint", last.read_text(encoding="utf-8").strip()))
     if metrics is None:
@@ -201,17 +197,22 @@ def summary(run: Run, metrics: RunMetrics | None, results: Path) -> list[tuple[s
     return rows
 
 
-def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Run:
+def open_run(
+    folder: str | Path, overrides: Sequence[str] = (), cfg: DictConfig | None = None
+) -> Run:
     """Opens the output folder of a run.
 
     Args:
         folder: of `vitadapter train` or `vitadapter eval`.
         overrides: of its config, such as `dataset.test.image_root=...` for data that has moved.
+        cfg: its config, if it is at hand; None reads `config.yaml`.
 
     Raises:
         ValueError: it is no such folder, or its config cannot be used.
     """
     path = Path(folder).expanduser()
+    if cfg is not None:
+        return Run(path, cfg)
     config = path / "config.yaml"
     if not config.is_file():
         raise ValueError(

@@ -21,7 +21,7 @@ from vitadapter.evaluation.panoptic_quality import (
 )
 from vitadapter.report.objects import read_picture, size_of
 from vitadapter.report.pictures import Pictures, outlines
-from vitadapter.report.run import Json, Run, check_reproduced, plain, read_each
+from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain, read_each
 from vitadapter.visualization.metrics_file import RunMetrics
 
 __all__ = ["describe_segments"]
@@ -103,8 +103,8 @@ class _Segments:
 
 def _predictions(
     path: Path, classes: Mapping[object, int]
-) -> dict[object, tuple[str, list[Segment]]]:
-    """File of the map and segments, with class numbers, of each image id."""
+) -> tuple[dict[object, tuple[str, list[Segment]]], dict[int, str]]:
+    """File of the map and segments, with class numbers, of each image id; the classes' names."""
     content = read_json(str(path))
     try:
         found = {}
@@ -114,11 +114,13 @@ def _predictions(
                 for s in entry["segments_info"]
             ]
             found[entry["image_id"]] = (str(entry["file_name"]), segments)
-    except (KeyError, TypeError) as error:
+        categories = content.get("categories", ())  # type: ignore[attr-defined]
+        names = {classes[entry["id"]]: str(entry["name"]) for entry in categories}
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must hold panoptic predictions of this data set, got {error!r}: evaluate again"
         ) from error
-    return found
+    return found, names
 
 
 def _table(names: Sequence[str], counts: np.ndarray) -> Json:
@@ -171,7 +173,9 @@ def describe_segments(
     classes = (
         metadata.thing_dataset_id_to_contiguous_id | metadata.stuff_dataset_id_to_contiguous_id
     )
-    predictions = _predictions(results, classes)
+    predictions, before = _predictions(results, classes)
+    if before:  # earlier versions wrote none
+        note_renamed(run, [before[k] for k in sorted(before)], names)
     records: list[Record] = DatasetCatalog.get(registered)
     evaluated = [record for record in records if record["image_id"] in predictions]
     if predictions and not evaluated:
