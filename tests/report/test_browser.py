@@ -43,7 +43,7 @@ def test_filters_and_switches(
     assert [page["errors"] for page in seen] == [[], [], []]
     boxes, labels, panoptic = seen
     data = read_report(pages[0])
-    images = [np.reshape(image["detections"], (-1, 8)) for image in data["images"]]
+    images = [np.reshape(image["detections"], (-1, 9)) for image in data["images"]]
     false = data["kinds"].index("bkg")
     wanted = [(d[:, 1] >= 0.6) & (d[:, 6] == false) & (d[:, 7] == 2) for d in images]
     matching = [image for image in wanted if image.any()]

@@ -32,7 +32,7 @@ def test_confusions_ious_and_maps(tmp_path: Path) -> None:
         wrong = (truth != predicted) & (truth != 255)
         assert image["wrong"] == wrong.sum()
         errors = picture(page.parent / image["errors"])
-        np.testing.assert_array_equal(errors[..., 3] == 230, wrong)
+        np.testing.assert_array_equal(errors[..., 3] == 255, wrong)
         drawn = picture(page.parent / image["predicted"])[..., :3]
         np.testing.assert_array_equal(drawn, Palette().table(3)[predicted])
         assert (picture(page.parent / image["truth"])[truth == 255, 3] == 0).all()

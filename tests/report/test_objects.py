@@ -72,7 +72,7 @@ def test_the_gallery_has_each_object_and_what_finds_it(run: Path) -> None:
     for record, image in zip(content["images"], data["images"], strict=True):
         folder = run / "report"
         assert (folder / image["file"]).is_file()
-        found = np.reshape(image["detections"], (-1, 8))
+        found = np.reshape(image["detections"], (-1, 9))
         kept = [d for d in detections if d["image_id"] == record["id"] and d["score"] >= 0.05]
         assert len(found) == len(kept)
         assert (np.diff(found[:, 1]) <= 0).all(), "best score first"
@@ -127,6 +127,23 @@ def test_an_image_that_is_gone_is_noted(run: Path, tmp_path: Path) -> None:
     page, notes = write_report(run)
     assert any("1 images cannot be read" in note for note in notes)
     assert [image["file"] is None for image in read_report(page)["images"]] == [False, True, False]
+
+
+def test_paths_that_are_relative_to_where_the_run_was_started(
+    run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """As those of the quickstart."""
+    monkeypatch.chdir(tmp_path)
+    evaluator = "dataloader.evaluator"
+    overrides = [
+        f"{evaluator}.json_file=data/instances.json",
+        f"{evaluator}.image_root=data/images",
+    ]
+    page, notes = write_report(run, overrides=overrides)
+    assert not any("cannot be read" in note for note in notes)
+    images = read_report(page)["images"]
+    assert [image["name"] for image in images] == ["1.png", "2.png", "3.png"]
+    assert all((page.parent / image["file"]).is_file() for image in images)
 
 
 @pytest.mark.parametrize(

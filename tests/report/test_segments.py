@@ -24,11 +24,15 @@ def test_a_dog_that_is_taken_for_a_cat(tmp_path: Path) -> None:
     cells = {(a, b): n for a, b, n in part["confusion"]["cells"]}
     assert cells.pop((dog, cat)) == 1
     assert cells == {(k, k): n for k, n in enumerate(matched.tolist()) if n}
-    kinds = [np.reshape(i["detections"], (-1, 8))[:, 6].astype(int) for i in data["images"]]
+    kinds = [np.reshape(i["detections"], (-1, 9))[:, 6].astype(int) for i in data["images"]]
     wrong = [[data["kinds"][k] for k in image if data["kinds"][k] != "right"] for image in kinds]
     assert wrong == [["cls"], [], []]
     states = [np.reshape(image["objects"], (-1, 7))[:, 5] for image in data["images"]]
     assert [int((state == -1).sum()) for state in states] == [1, 0, 0]
+    first = np.reshape(data["images"][0]["detections"], (-1, 9))
+    (about,) = first[first[:, 8] >= 0]
+    assert about[0] == cat
+    assert states[0][int(about[8])] == -1
     pq = [row[2] for row in part["table"]["rows"] if row[2] is not None]
     assert dict(part["means"])["PQ"] == pytest.approx(np.mean(pq), abs=0.01)
 

@@ -1,12 +1,12 @@
 "use strict";
 // The gallery: filters, cards that are made as one scrolls, and the viewer of one image.
 
-const DETECTION_FIELDS = 8; // class, score, x, y, width, height, kind, size
+const DETECTION_FIELDS = 9; // class, score, x, y, width, height, kind, size, number of the object it is wrong about
 const OBJECT_FIELDS = 7; // class, x, y, width, height, state, size
 const CROWD_STATE = -3;
 const CARDS_AT_ONCE = 60;
 const KIND_NAMES = {
-  right: "right", cls: "wrong class", loc: "badly placed", both: "wrong class and badly placed",
+  right: "right", found: "found", spoilt: "taken for something else, or badly placed", cls: "wrong class", loc: "badly placed", both: "wrong class and badly placed",
   dupe: "duplicate", bkg: "false: nothing there", miss: "missed object", crowd: "in a crowd, not counted",
   ignored: "in a region without labels, not counted",
 };
@@ -30,9 +30,12 @@ function withMasks(number, done) {
 
 const className = (number) => (number < 0 ? "background" : REPORT.classes[number]);
 
-/** Detections and objects of an image, as they are at a threshold of the score. */
+/**
+ * Detections and objects of an image, as they are at a threshold of the score. An object that a wrong
+ * detection is about is "spoilt": it is no mistake more. The first such detection has its class as `truth`.
+ */
 function itemsOf(image, threshold) {
-  const items = [], { detections, objects } = image;
+  const items = [], found = new Set(), spoilers = new Map(), { detections, objects } = image;
   for (let i = 0, place = 0; i < detections.length; i += DETECTION_FIELDS, place += 1) {
     if (detections[i + 1] < threshold) continue;
     const kind = REPORT.kinds[detections[i + 6]];
@@ -41,14 +44,18 @@ function itemsOf(image, threshold) {
       box: detections.slice(i + 2, i + 6), kind, size: detections[i + 7],
       mark: kind === "right" ? "right" : NOT_COUNTED.includes(kind) ? "crowd" : "wrong",
     });
+    const about = detections[i + 8];
+    if (kind === "right") found.add(place);
+    else if (about >= 0 && !spoilers.has(about)) spoilers.set(about, items.at(-1));
   }
   for (let i = 0, place = 0; i < objects.length; i += OBJECT_FIELDS, place += 1) {
     const state = objects[i + 5];
-    const score = state < 0 ? -1 : detections[state * DETECTION_FIELDS + 1] ?? -1;
-    const kind = state === CROWD_STATE ? "crowd" : score >= threshold ? "found" : "miss";
+    const spoiler = spoilers.get(place);
+    const kind = state === CROWD_STATE ? "crowd" : found.has(state) ? "found" : spoiler ? "spoilt" : "miss";
+    if (kind === "spoilt") spoiler.truth = objects[i];
     items.push({
       predicted: false, place, class: objects[i], box: objects.slice(i + 1, i + 5), kind,
-      size: objects[i + 6], mark: { crowd: "crowd", found: "found", miss: "missed" }[kind],
+      size: objects[i + 6], mark: kind === "miss" ? "missed" : kind === "crowd" ? "crowd" : "found",
     });
   }
   return items;
@@ -110,7 +117,7 @@ class Gallery {
     this.state = {
       class: "", kind: "", size: "", pair: null, sort: "mistakes", threshold: REPORT.threshold ?? 0,
       boxes: REPORT.judgedBy !== "panoptic", outlines: true, labels: true, truth: true, predictions: true,
-      layer: "errors", opacity: 0.7,
+      layer: "errors", opacity: 0.75,
     };
     this.names = new Map(REPORT.classes.map((name, number) => [name, number]));
     this.grid = make("div", { class: "grid-cards", id: "cards" });
@@ -140,7 +147,7 @@ class Gallery {
       const value = read();
       if (value === undefined) return;
       this.state[name] = value;
-      if (name === "class" || name === "kind") this.state.pair = null;
+      if (["class", "kind", "size"].includes(name)) this.state.pair = null;
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.update(), node.type === "range" ? 60 : 0);
     });
@@ -169,9 +176,9 @@ class Gallery {
   }
 
   filters() {
-    const known = make("datalist", { id: "classes" });
+    const known = make("datalist", { id: "class-names" });
     REPORT.classes.slice(0, 2000).forEach((name) => known.append(make("option", { value: name })));
-    const chosen = make("input", { type: "search", list: "classes", placeholder: "all classes", "aria-label": "class" });
+    const chosen = make("input", { type: "search", list: "class-names", placeholder: "all classes", "aria-label": "class" });
     this.control("class", chosen, () => {
       if (chosen.value === "") return "";
       return this.names.has(chosen.value) ? this.names.get(chosen.value) : undefined;
@@ -203,8 +210,9 @@ class Gallery {
 
   key() {
     const keys = this.isObjects
-      ? [["--right", "right prediction"], ["--wrong", "wrong prediction"], ["--missed", "missed object (dashed)"], ["#bbb", "object that is found, where predictions are not shown (white, dotted)"]]
-      : [["--wrong", "wrong pixel"], ["#999", "pixel that does not count"]];
+      ? [["--right", "right prediction"], ["--wrong", "wrong prediction"], ["--missed", "missed object (dashed)"], ["#bbb", "object that has a prediction (white, dotted), in the truth alone"]]
+      : [["--wrong", "wrong pixel"]];
+    if (!this.isObjects && REPORT.images.some(({ pixels, size: [w, h] }) => pixels < w * h)) keys.push(["#999", "pixel that does not count"]);
     return make("div", { class: "key" }, ...keys.map(([color, text]) => make(
       "span", {}, make("i", { style: `background:${color.startsWith("--") ? `var(${color})` : color}` }), text,
     )));
@@ -223,15 +231,16 @@ class Gallery {
 
   /** Whether an item is what the filters ask for. */
   wanted(item) {
-    const { class: chosen, kind, size } = this.state;
+    const { class: chosen, kind, size, pair } = this.state;
+    if (pair) return item.kind === "cls" && item.truth === pair[0] && item.class === pair[1];
     if (chosen !== "" && item.class !== chosen) return false;
     if (size !== "" && item.size !== +size) return false;
     if (kind === "") return true;
     return kind === "mistakes" ? isMistake(item) : item.kind === kind;
   }
   isFiltered() {
-    const { class: chosen, kind, size } = this.state;
-    return chosen !== "" || kind !== "" || size !== "";
+    const { class: chosen, kind, size, pair } = this.state;
+    return chosen !== "" || kind !== "" || size !== "" || pair !== null;
   }
 
   objectMatches() {
@@ -320,8 +329,8 @@ class Gallery {
   }
   visible(number) {
     const { truth, predictions, threshold } = this.state;
-    // On a card, what finds an object stands for it too.
-    const isShown = (item) => (item.predicted ? predictions : truth && !(predictions && item.kind === "found"));
+    // On a card, what finds an object, or is wrong about it, stands for it too.
+    const isShown = (item) => (item.predicted ? predictions : truth && !(predictions && item.mark === "found"));
     return itemsOf(REPORT.images[number], threshold).filter(isShown);
   }
 
@@ -363,14 +372,14 @@ class Gallery {
     else draw();
     const ordered = [...items].sort((a, b) => isMistake(b) - isMistake(a) || (b.score ?? 0) - (a.score ?? 0));
     const colors = { right: "--right", wrong: "--wrong", missed: "--missed", found: "--truth", crowd: "--line" };
-    for (const item of ordered.filter((each) => each.kind !== "found")) {
+    for (const item of ordered.filter((each) => each.mark !== "found")) {
       list.append(make(
         "li", {
           pointerenter: () => item.node?.querySelectorAll("*").forEach((n) => n.classList.add("lit")),
           pointerleave: () => item.node?.querySelectorAll("*").forEach((n) => n.classList.remove("lit")),
         },
         make("span", { class: "swatch", style: `background:var(${colors[item.mark]})` }),
-        `${tag(item)}: ${KIND_NAMES[item.kind]} (${SIZES[item.size]})`,
+        `${tag(item)}: ${KIND_NAMES[item.kind]}${item.kind === "cls" && item.truth !== undefined ? `, it is ${className(item.truth)}` : ""} (${SIZES[item.size]})`,
       ));
     }
   }

@@ -26,7 +26,7 @@ __all__ = ["describe_label_maps"]
 _MOST_PAIRS = 12  # of an image: the confusions with the most pixels
 _RIGHT, _WRONG, _IGNORED = range(3)
 # Vermilion for wrong pixels; a grey veil over those that do not count.
-_ERROR_COLORS = np.array([(0, 0, 0, 0), (213, 94, 0, 230), (128, 128, 128, 120)], np.uint8)
+_ERROR_COLORS = np.array([(0, 0, 0, 0), (213, 94, 0, 255), (128, 128, 128, 120)], np.uint8)
 _NO_CLASS = -1
 
 Pairs = Counter[tuple[int, int]]
@@ -94,8 +94,9 @@ def _figures(pairs: Pairs, names: Sequence[str]) -> tuple[list[list[object]], di
     ]
     means = {
         "mIoU": float(iou[there].mean()) if there.any() else np.nan,
-        "mAcc": float(recall[there].mean()) if there.any() else np.nan,
-        "pixel accuracy": float(100 * right.sum() / total),
+        "fwIoU": float(np.nansum(iou * truth) / total),
+        "mACC": float(recall[there].mean()) if there.any() else np.nan,
+        "pACC": float(100 * right.sum() / total),
     }
     return rows, means
 
@@ -180,11 +181,11 @@ def describe_label_maps(
     if absent:
         run.notes.append(f"{absent} of {len(records)} images have no prediction and are left out")
     maps = _Maps(reader, names, pictures)
-    pairs = [pair for pair in zip(records, predictions, strict=True) if pair[1] is not None]
+    pairs = [(r, found) for r, found in zip(records, predictions, strict=True) if found is not None]
     images = read_each(run, pairs, lambda number, pair: maps.add(number, *pair), [])
     rows, means = _figures(maps.pairs, names)
     check_reproduced(run, metrics, "sem_seg/mIoU", means["mIoU"])
-    columns = ["class", "pixels", "share", "IoU", "recall", "precision"]
+    columns = ["class", "pixels", "% of pixels", "IoU", "recall", "precision"]
     part = {
         "means": [[name, *plain([value], 4)] for name, value in means.items()],
         "table": {"columns": columns, "rows": rows},

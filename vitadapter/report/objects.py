@@ -26,13 +26,23 @@ from vitadapter.report.pictures import Pictures, outlines
 from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, note_unread, plain
 from vitadapter.visualization.metrics_file import RunMetrics
 
-__all__ = ["KINDS", "describe_objects", "read_picture", "size_of"]
+__all__ = [
+    "ABOUT_NONE",
+    "CROWD",
+    "KINDS",
+    "MISSED",
+    "describe_objects",
+    "read_picture",
+    "size_of",
+]
 
 KINDS = ("right", *ERRORS[:-1], "crowd")
 """Kinds of detections on the page, by their numbers."""
 
 # States of objects on the page; numbers from 0 are those of the detection that finds the object.
-_MISSED, _SPOILT, _CROWD = -1, -2, -3
+MISSED, CROWD = -1, -3
+ABOUT_NONE = -1
+"""Of detections: the number of the object that one is wrong about, where there is none."""
 _LEAST_SCORE = 0.05  # of detections in the gallery
 _MOST_DETECTIONS = 100  # of an image in the gallery
 # Areas in pixels up to which COCO calls objects small and medium.
@@ -158,7 +168,7 @@ class _Gallery:
     Args:
         api: the annotations, as they were judged.
         pictures: writes the images.
-        image_root: folder that their names are relative to.
+        image_root: folder that their names are shown relative to, if it is known.
         with_masks: whether outlines are written.
     """
 
@@ -178,20 +188,22 @@ class _Gallery:
     def add(self, number: int, image: JudgedImage) -> Json:
         """What the page knows of an image; all boxes are x, y, width, height in pixels."""
         record = self._api.imgs[image.image]
-        name = str(record["file_name"])
-        path = Path(name) if self._root is None else Path(self._root, name)
+        path = Path(str(record["file_name"]))
+        is_below = self._root is not None and path.is_relative_to(self._root)
         shown = [x for x in image.detections if x.score >= _LEAST_SCORE][:_MOST_DETECTIONS]
         places = {id(x): place for place, x in enumerate(shown)}
+        numbers = {id(there): number for number, there in enumerate(image.objects)}
         detections: list[float] = []
         for x in shown:
             box = _box(x.instance)
             kind = KINDS[-1] if x.error and x.in_crowd else x.error or KINDS[0]
             # Of masks, too, the size is that of the box: to decode all masks would take long.
             detections += [self._numbers[x.category], round(x.score, 3), *box, KINDS.index(kind)]
-            detections.append(size_of(box[2] * box[3]))
+            about = ABOUT_NONE if x.about is None else numbers[id(x.about)]
+            detections += [size_of(box[2] * box[3]), about]
         objects: list[float] = []
         for there in image.objects:
-            state = _SPOILT if there.best is not None else _MISSED
+            state = MISSED
             if there.found_by is not None:
                 state = places.get(id(there.found_by), len(shown))
             box = _box(there.instance)
@@ -199,16 +211,14 @@ class _Gallery:
             objects.append(size_of(_area(there.instance, box)))
         for crowd in image.crowds:
             box = _box(crowd)
-            objects += [self._numbers[crowd["category_id"]], *box, _CROWD]
+            objects += [self._numbers[crowd["category_id"]], *box, CROWD]
             objects.append(size_of(_area(crowd, box)))
         entry: Json = {
-            "name": path.name if Path(name).is_absolute() else name,
+            "name": path.relative_to(str(self._root)).as_posix() if is_below else path.name,
             "size": [record["width"], record["height"]],
             "detections": detections,
             "objects": objects,
-            "file": read_picture(
-                number, {**record, "file_name": str(path)}, self._pictures, self.unread
-            ),
+            "file": read_picture(number, record, self._pictures, self.unread),
         }
         if self._with_masks:
             found = [self._outlines(x.instance) for x in shown]

@@ -13,6 +13,7 @@ from vitadapter.data.dataset_source import first_few
 from vitadapter.data.image_files import reason
 from vitadapter.engine.checkpoint import LAST_NAME
 from vitadapter.engine.overrides import load_config
+from vitadapter.engine.run_log import CONFIG_NAME
 from vitadapter.visualization.metrics_file import RunMetrics, read_metrics
 
 __all__ = [
@@ -77,6 +78,11 @@ class Run:
             )
         return path
 
+    def config_text(self) -> str | None:
+        """`config.yaml`, if there is one."""
+        path = self.folder / CONFIG_NAME
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
     def arguments(self) -> Json:
         """The arguments of the evaluator."""
         arguments = cast(Json, OmegaConf.to_container(self.cfg.dataloader.evaluator, resolve=True))
@@ -105,8 +111,11 @@ def _thinned(curve: tuple[np.ndarray, np.ndarray]) -> Json:
 def curves(metrics: RunMetrics) -> Json:
     """Losses, learning rate and metrics of the evaluations over the iterations, for the page."""
     names = metrics.names()
-    losses = ["total_loss", *(n for n in names if n.startswith("loss_"))]
-    evaluated = [n for n in names if "/" in n and _is_headline(n)]
+    # Of models with many losses, those of layers and stages come last.
+    losses = sorted((n for n in names if n.startswith("loss_")), key=lambda n: (n[-1].isdigit(), n))
+    losses.insert(0, "total_loss")
+    headlines = [f"{task}/{metric}" for task, all_ in _HEADLINES.items() for metric in all_]
+    evaluated = [n for n in headlines if n in names]
     return {
         "losses": {name: _thinned(metrics.curve(name)) for name in losses},
         "rate": _thinned(metrics.curve("lr")),
@@ -166,16 +175,20 @@ def note_renamed(run: Run, before: Sequence[str], names: Sequence[str]) -> None:
         )
 
 
-def summary(run: Run, metrics: RunMetrics | None, results: Path) -> list[tuple[str, str]]:
+def summary(
+    run: Run, metrics: RunMetrics | None, results: Path, images: int
+) -> list[tuple[str, str]]:
     """What the run is: pairs of a name and a text."""
     train = run.cfg.train
+    last = run.folder / LAST_NAME
+    weights = "weights at the start" if last.is_file() else "weights"
+    written = time.strftime("%Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
+    data = run.cfg.dataloader.evaluator.get("name")
     rows = [
         ("run", str(run.folder.resolve())),
-        ("weights at the start", str(train.init_checkpoint)),
+        (weights, str(train.init_checkpoint or "random")),
+        ("evaluated", f"{written}, on {images} {'image' if images == 1 else 'images'} of {data}"),
     ]
-    written = time.strftime("%Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
-    rows.append(("evaluated", written))
-    last = run.folder / LAST_NAME
     if last.is_file():
         rows.append(("last checkpoint", last.read_text(encoding="utf-8").strip()))
     if metrics is None:
@@ -213,7 +226,7 @@ def open_run(
     path = Path(folder).expanduser()
     if cfg is not None:
         return Run(path, cfg)
-    config = path / "config.yaml"
+    config = path / CONFIG_NAME
     if not config.is_file():
         raise ValueError(
             f"{path} must be the output folder of `vitadapter train` or `vitadapter eval`, but it "

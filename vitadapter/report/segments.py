@@ -19,7 +19,7 @@ from vitadapter.evaluation.panoptic_quality import (
     match_segments,
     quality_of,
 )
-from vitadapter.report.objects import read_picture, size_of
+from vitadapter.report.objects import ABOUT_NONE, CROWD, MISSED, read_picture, size_of
 from vitadapter.report.pictures import Pictures, outlines
 from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain, read_each
 from vitadapter.visualization.metrics_file import RunMetrics
@@ -29,7 +29,6 @@ __all__ = ["describe_segments"]
 _KINDS = ("right", "cls", "bkg", "ignored")
 """Kinds of predicted segments on the page, by their numbers."""
 
-_MISSED, _CROWD = -1, -3  # states of true segments on the page
 _NOTHING = -1
 
 
@@ -75,19 +74,21 @@ class _Segments:
         kinds |= {id_: kinds.get(id_, false) for id_ in found.false}
         order = {segment["id"]: place for place, segment in enumerate(segments)}
         states = {pair[0]: order[pair[1]] for pair in found.matches}
+        there = [s for s in truth if (true_ids == s["id"]).any()]
+        numbers = {segment["id"]: number for number, segment in enumerate(there)}
+        about = {pair[1]: numbers[pair[0]] for pair in found.confused}
         drawn: list[list[list[list[int]]]] = [[], []]
         detections: list[float] = []
         for segment in segments:
             mask = ids == segment["id"]
             kind = kinds.get(segment["id"], _KINDS.index("ignored"))
             detections += [segment["category_id"], 1, *_box(mask), kind, size_of(mask.sum())]
+            detections.append(about.get(segment["id"], ABOUT_NONE))
             drawn[0].append(outlines(mask))
         objects: list[float] = []
-        for segment in truth:
+        for segment in there:
             mask = true_ids == segment["id"]
-            if not mask.any():
-                continue
-            state = _CROWD if segment.get("iscrowd", 0) else states.get(segment["id"], _MISSED)
+            state = CROWD if segment.get("iscrowd", 0) else states.get(segment["id"], MISSED)
             objects += [segment["category_id"], *_box(mask), state, size_of(mask.sum())]
             drawn[1].append(outlines(mask))
         text = f"showMasks({number}, {json.dumps(drawn, separators=(',', ':'))});\n"

@@ -135,7 +135,10 @@ def write_report(
     try:
         content, results = describe(opened, opened.arguments(), metrics, Pictures(unfinished))
         content["title"] = "/".join(opened.folder.resolve().parts[-2:])
-        content["summary"] = summary(opened, metrics, results)
+        images = content["images"]
+        assert isinstance(images, list)
+        content["summary"] = summary(opened, metrics, results, len(images))
+        content["config"] = opened.config_text()
         content["curves"] = None if metrics is None else curves(metrics)
         content["lineColors"] = COLORS
         content["notes"] = opened.notes
