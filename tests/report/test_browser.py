@@ -57,7 +57,12 @@ def test_filters_and_switches(
     assert boxes["rects"][0] > 0
     assert boxes["rects"][1] == 0, "boxes are switched off"
     assert boxes["masks"] > 0
-    assert boxes["of_masks"] == "true"
+    for number, shown in boxes["confused"]:
+        assert shown.startswith(f"{number} matches in "), "the images are those of the matrix"
+    ticks = list(map(float, boxes["rates"]))
+    np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
+    assert 0 < ticks[1] < ticks[-1] < 1e-4
+    assert boxes["of_boxes"] == "true"
     assert "0 taken for 1" in labels["pair"]
     assert labels["cards"] == 3
     assert labels["panels"] == 4

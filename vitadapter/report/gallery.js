@@ -60,6 +60,18 @@ function itemsOf(image, threshold) {
   }
   return items;
 }
+
+/** Has the items of a pair of the confusion matrix point to it: the detection if there is one, or the object. */
+function markPairs(image, items) {
+  const detections = new Map(), objects = new Map();
+  for (const item of items) (item.predicted ? detections : objects).set(item.place, item);
+  const pairs = image.pairs[part];
+  for (let i = 0; i < pairs.length; i += 2) {
+    const [object, detection] = [objects.get(pairs[i]), detections.get(pairs[i + 1])];
+    const item = detection ?? object;
+    if (item) item.pair = [object?.class ?? -1, detection?.class ?? -1];
+  }
+}
 const isMistake = (item) => item.mark === "wrong" || item.mark === "missed";
 
 /** The items of an image as SVG over it. */
@@ -229,10 +241,15 @@ class Gallery {
     if (Object.keys(wanted).length) this.root.scrollIntoView();
   }
 
+  items(image) {
+    const items = itemsOf(image, this.state.threshold);
+    if (this.state.pair) markPairs(image, items);
+    return items;
+  }
   /** Whether an item is what the filters ask for. */
   wanted(item) {
     const { class: chosen, kind, size, pair } = this.state;
-    if (pair) return item.kind === "cls" && item.truth === pair[0] && item.class === pair[1];
+    if (pair) return item.pair?.[0] === pair[0] && item.pair?.[1] === pair[1];
     if (chosen !== "" && item.class !== chosen) return false;
     if (size !== "" && item.size !== +size) return false;
     if (kind === "") return true;
@@ -247,7 +264,7 @@ class Gallery {
     const found = [];
     let items = 0;
     REPORT.images.forEach((image, number) => {
-      const matching = itemsOf(image, this.state.threshold).filter((item) => this.wanted(item));
+      const matching = this.items(image).filter((item) => this.wanted(item));
       items += matching.length;
       if (!matching.length && this.isFiltered()) return;
       const mistakes = matching.filter(isMistake);
@@ -328,10 +345,10 @@ class Gallery {
     else draw();
   }
   visible(number) {
-    const { truth, predictions, threshold } = this.state;
+    const { truth, predictions } = this.state;
     // On a card, what finds an object, or is wrong about it, stands for it too.
     const isShown = (item) => (item.predicted ? predictions : truth && !(predictions && item.mark === "found"));
-    return itemsOf(REPORT.images[number], threshold).filter(isShown);
+    return this.items(REPORT.images[number]).filter(isShown);
   }
 
   open(place) {

@@ -16,7 +16,7 @@ const MAIN_FIGURES = ["AP", "IoU", "PQ"];
 const COUNTS = ["objects", "detections", "segments", "matched", "false", "missed", "pixels"]; // columns
 
 const main = document.getElementById("main");
-let part = Object.keys(REPORT.parts)[0];
+let part = REPORT.judgedBy ?? Object.keys(REPORT.parts)[0]; // whose figures are those of the images
 let chosenClass = null;
 let gallery = null;
 
@@ -60,7 +60,7 @@ function findings() {
     const [number, count, objects] = missed;
     items.push([
       `The class that is missed most is ${className(number)}: ${count} of ${counted(objects, "objects")} have no detection with a score from ${data.scores.best.toFixed(2)}. `,
-      link("Show it", () => gallery.filter({ class: number, kind: "miss" })),
+      link("Show it", () => showPair(number, -1)),
     ]);
   }
   const confused = confusions(data.confusion.cells)[0];
@@ -95,9 +95,8 @@ function amount(truth, count) {
 
 function showPair(truth, predicted) {
   if (REPORT.kind === "labels") return gallery.filter({ pair: [truth, predicted] });
-  if (truth < 0) return gallery.filter({ class: predicted, kind: "bkg" });
-  if (predicted < 0) return gallery.filter({ class: truth, kind: "miss" });
-  return gallery.filter(truth === predicted ? { class: predicted, kind: "right" } : { pair: [truth, predicted] });
+  const { threshold } = REPORT.parts[part].confusion;
+  return gallery.filter({ pair: [truth, predicted], ...(threshold === undefined ? {} : { threshold }) });
 }
 
 function overview() {

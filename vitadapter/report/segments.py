@@ -19,7 +19,7 @@ from vitadapter.evaluation.panoptic_quality import (
     match_segments,
     quality_of,
 )
-from vitadapter.report.objects import ABOUT_NONE, CROWD, MISSED, read_picture, size_of
+from vitadapter.report.objects import CROWD, MISSED, NOTHING, read_picture, size_of
 from vitadapter.report.pictures import Pictures, outlines
 from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain, read_each
 from vitadapter.visualization.metrics_file import RunMetrics
@@ -28,8 +28,6 @@ __all__ = ["describe_segments"]
 
 _KINDS = ("right", "cls", "bkg", "ignored")
 """Kinds of predicted segments on the page, by their numbers."""
-
-_NOTHING = -1
 
 
 def _box(mask: np.ndarray) -> list[int]:
@@ -48,16 +46,20 @@ class _Segments:
         self.pairs: Counter[tuple[int, int]] = Counter()
         self.unread: list[str] = []
 
-    def _count(self, found: Matching, truth: list[Segment], predicted: list[Segment]) -> None:
+    def _pairs(
+        self, found: Matching, truth: list[Segment], predicted: list[Segment]
+    ) -> list[tuple[int | None, int | None]]:
+        """Counts the pairs of true and predicted segments, and returns their ids."""
         self.counts += counts_of(found, truth, predicted, self._num_classes)
-        true_class = {s["id"]: s["category_id"] for s in truth}
-        predicted_class = {s["id"]: s["category_id"] for s in predicted}
-        for true_id, predicted_id, _ in (*found.matches, *found.confused):
-            self.pairs[true_class[true_id], predicted_class[predicted_id]] += 1
-        missed = set(found.missed) - {pair[0] for pair in found.confused}
-        false = set(found.false) - {pair[1] for pair in found.confused}
-        self.pairs.update((true_class[id_], _NOTHING) for id_ in missed)
-        self.pairs.update((_NOTHING, predicted_class[id_]) for id_ in false)
+        pairs: list[tuple[int | None, int | None]] = [
+            (true_id, id_) for true_id, id_, _ in (*found.matches, *found.confused)
+        ]
+        pairs += [(id_, None) for id_ in {*found.missed} - {pair[0] for pair in found.confused}]
+        pairs += [(None, id_) for id_ in {*found.false} - {pair[1] for pair in found.confused}]
+        true_class = {s["id"]: s["category_id"] for s in truth} | {None: NOTHING}
+        predicted_class = {s["id"]: s["category_id"] for s in predicted} | {None: NOTHING}
+        self.pairs.update((true_class[a], predicted_class[b]) for a, b in pairs)
+        return pairs
 
     def add(
         self, number: int, record: Record, predicted_file: Path, segments: list[Segment]
@@ -67,15 +69,19 @@ class _Segments:
         ids = rgb_to_id(read_panoptic_png(str(predicted_file)))
         truth = record["segments_info"]
         found = match_segments(true_ids, truth, ids, segments, self._num_classes)
-        self._count(found, truth, segments)
+        pairs = self._pairs(found, truth, segments)
         kinds = {pair[1]: _KINDS.index("right") for pair in found.matches}
         kinds |= {pair[1]: _KINDS.index("cls") for pair in found.confused}
         false = _KINDS.index("bkg")
         kinds |= {id_: kinds.get(id_, false) for id_ in found.false}
-        order = {segment["id"]: place for place, segment in enumerate(segments)}
+        order: dict[int | None, int] = {
+            segment["id"]: place for place, segment in enumerate(segments)
+        }
         states = {pair[0]: order[pair[1]] for pair in found.matches}
         there = [s for s in truth if (true_ids == s["id"]).any()]
-        numbers = {segment["id"]: number for number, segment in enumerate(there)}
+        numbers: dict[int | None, int] = {
+            segment["id"]: number for number, segment in enumerate(there)
+        }
         about = {pair[1]: numbers[pair[0]] for pair in found.confused}
         drawn: list[list[list[list[int]]]] = [[], []]
         detections: list[float] = []
@@ -83,7 +89,7 @@ class _Segments:
             mask = ids == segment["id"]
             kind = kinds.get(segment["id"], _KINDS.index("ignored"))
             detections += [segment["category_id"], 1, *_box(mask), kind, size_of(mask.sum())]
-            detections.append(about.get(segment["id"], ABOUT_NONE))
+            detections.append(about.get(segment["id"], NOTHING))
             drawn[0].append(outlines(mask))
         objects: list[float] = []
         for segment in there:
@@ -97,6 +103,11 @@ class _Segments:
             "size": [ids.shape[1], ids.shape[0]],
             "detections": detections,
             "objects": objects,
+            "pairs": {
+                "panoptic": [
+                    n for a, b in pairs for n in (numbers.get(a, NOTHING), order.get(b, NOTHING))
+                ]
+            },
             "masks": self._pictures.add_outlines(number, text),
             "file": read_picture(number, record, self._pictures, self.unread),
         }
