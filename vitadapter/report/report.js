@@ -55,11 +55,12 @@ function findings() {
       link("Show it", () => gallery.filter({ class: number, ...(REPORT.kind === "objects" ? { kind: "mistakes" } : {}) })),
     ]);
   }
-  const missed = data.scores && mostMissed(data);
+  const missed = REPORT.kind === "objects" && mostMissed(data);
   if (missed) {
-    const [number, count, objects] = missed;
+    const [number, count, objects] = missed, { threshold, unit } = data.confusion;
+    const from = threshold === undefined ? "" : ` with a score from ${threshold.toFixed(2)}`;
     items.push([
-      `The class that is missed most is ${className(number)}: ${count} of ${counted(objects, "objects")} have no detection with a score from ${data.scores.best.toFixed(2)}. `,
+      `The class that is missed most is ${className(number)}: ${count} of ${counted(objects, unit)} have no prediction${from}. `,
       link("Show it", () => showPair(number, -1)),
     ]);
   }
@@ -77,7 +78,7 @@ function findings() {
 /** The class with the largest share of objects without a detection at the best score, and how many. */
 function mostMissed({ confusion, table }) {
   const missed = confusion.cells.filter(([a, b]) => a >= 0 && b < 0).map(([a, , n]) => [a, n, table.rows[a][1]]);
-  return missed.filter(([, , objects]) => objects >= FEW).sort((a, b) => b[1] / b[2] - a[1] / a[2])[0];
+  return missed.filter(([, , objects]) => objects >= FEW).sort((a, b) => b[1] / b[2] - a[1] / a[2] || b[2] - a[2])[0];
 }
 
 /** Cells of different classes, most frequent first, without the background. */
@@ -288,10 +289,12 @@ function gallerySection() {
     return root;
   }
   const judged = PART_NAMES[REPORT.judgedBy];
-  const words = REPORT.kind === "objects"
-    ? `${judged} are judged at an IoU of 0.5. The score slider begins at the best F1. A click on an image compares it with the truth.`
-    : "A click on an image compares it with the truth.";
-  root.append(make("p", { class: "muted" }, words));
+  const words = [
+    judged && `${judged} are judged at an IoU of 0.5.`,
+    REPORT.parts[part].scores && "The score slider begins at the best F1.",
+    "A click on an image compares it with the truth.",
+  ];
+  root.append(make("p", { class: "muted" }, words.filter(Boolean).join(" ")));
   main.append(root); // so that the gallery can measure its cards
   gallery = new Gallery(root, document.getElementById("viewer"));
   return root;
