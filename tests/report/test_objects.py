@@ -105,6 +105,26 @@ def test_metrics_that_the_files_do_not_give_are_noted(run: Path) -> None:
     assert len(curves["losses"]["total_loss"]["x"]) == 20
 
 
+def test_a_line_that_was_cut_off_costs_no_curves(run: Path) -> None:
+    """A resumed run appends to it."""
+    write_metrics(run, **{"bbox/AP": 1.0})
+    path = run / "metrics.json"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:9], lines[9][:25], *lines[9:]]))
+    curves = read_report(write_report(run)[0])["curves"]
+    assert curves["losses"]["total_loss"]["x"] == list(range(20))
+
+
+def test_damaged_metrics_are_noted(run: Path) -> None:
+    write_metrics(run)
+    (run / "last_checkpoint").write_text("model_final.pth")
+    lines = (run / "metrics.json").read_text().splitlines()
+    (run / "metrics.json").write_text("\n".join([*lines[:4], "\0\0\0", *lines[5:]]))
+    page, notes = write_report(run)
+    assert notes[0].startswith("There are no curves of training: line 5 of ")
+    assert read_report(page)["curves"] is None
+
+
 def test_nothing_detected(run: Path) -> None:
     (run / "inference" / RESULTS).write_text("[]")
     page, notes = write_report(run)

@@ -47,6 +47,34 @@ def test_renamed_classes_are_noted(tmp_path: Path) -> None:
     assert any("lawn → grass" in note for note in notes)
 
 
+def test_nothing_predicted(tmp_path: Path) -> None:
+    run = write_panoptic_run(tmp_path)
+    (run / "inference" / "panoptic_predictions.json").write_text('{"annotations": []}')
+    page, notes = write_report(run)
+    assert "3 of 3 images have no prediction and are left out" in notes
+    assert read_report(page)["images"] == []
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ('{"annotations": [{"image_id": 1, "file_n', "still writing; wait for it"),
+        ('{"annotations": [{"image_id": 1, "segments_info": []}]}', "KeyError('file_name')"),
+        (
+            '{"annotations": [{"image_id": 77, "file_name": "a.png", "segments_info": []}]}',
+            "has predictions for the images 77, and none for those of the data set",
+        ),
+    ],
+)
+def test_unusable_results_are_an_error_line(
+    tmp_path: Path, results: str, message: str, capsys
+) -> None:
+    run = write_panoptic_run(tmp_path)
+    (run / "inference" / "panoptic_predictions.json").write_text(results)
+    assert main([str(run)]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_without_results_it_says_what_to_run(tmp_path: Path, capsys) -> None:
     run = write_panoptic_run(tmp_path)
     (run / "inference" / "panoptic_predictions.json").unlink()

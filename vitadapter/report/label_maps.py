@@ -12,7 +12,15 @@ from vitadapter.data.dataset_source import Record, first_few
 from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg import LabelReader, register_sem_seg
 from vitadapter.report.pictures import Pictures
-from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain, read_each
+from vitadapter.report.run import (
+    Json,
+    Run,
+    check_reproduced,
+    note_renamed,
+    plain,
+    read_each,
+    reading_results,
+)
 from vitadapter.visualization.metrics_file import RunMetrics
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.sem_seg_gallery import (
@@ -174,7 +182,8 @@ def describe_label_maps(
     names: list[str] = metadata.stuff_classes
     reader = LabelReader(len(names), metadata.ignore_label, metadata.reduce_zero_label)
     _check_names(run, names)
-    segments = read_predictions(results)
+    with reading_results():
+        segments = read_predictions(results)
     records: list[Record] = DatasetCatalog.get(registered)
     predictions = _by_record(records, segments, results)
     absent = sum(each is None for each in predictions)

@@ -1,7 +1,8 @@
 """Reads a run's folder: its config, its metrics over time, and what its evaluation wrote."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
@@ -26,6 +27,7 @@ __all__ = [
     "open_run",
     "plain",
     "read_each",
+    "reading_results",
     "summary",
 ]
 
@@ -233,6 +235,18 @@ def open_run(
             "has no config.yaml" + ("" if path.is_dir() else " (there is no such folder)")
         )
     return Run(path, load_config(str(config), overrides))
+
+
+@contextlib.contextmanager
+def reading_results() -> Iterator[None]:
+    """Adds to the errors of results that cannot be read what one can do."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: the evaluation has been stopped or is still writing; wait for it, or "
+            "evaluate again"
+        ) from error
 
 
 def read_each(

@@ -21,7 +21,15 @@ from vitadapter.evaluation.panoptic_quality import (
 )
 from vitadapter.report.objects import CROWD, MISSED, NOTHING, read_picture, size_of
 from vitadapter.report.pictures import Pictures, outlines
-from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain, read_each
+from vitadapter.report.run import (
+    Json,
+    Run,
+    check_reproduced,
+    note_renamed,
+    plain,
+    read_each,
+    reading_results,
+)
 from vitadapter.visualization.metrics_file import RunMetrics
 
 __all__ = ["describe_segments"]
@@ -117,7 +125,8 @@ def _predictions(
     path: Path, classes: Mapping[object, int]
 ) -> tuple[dict[object, tuple[str, list[Segment]]], dict[int, str]]:
     """File of the map and segments, with class numbers, of each image id; the classes' names."""
-    content = read_json(str(path))
+    with reading_results():
+        content = read_json(str(path))
     try:
         found = {}
         for entry in content["annotations"]:  # type: ignore[index, call-overload]
