@@ -95,7 +95,7 @@ def _figures(pairs: Pairs, names: Sequence[str]) -> tuple[list[list[object]], di
         iou = np.where(there, 100 * right / (truth + predicted - right), np.nan)
         recall = np.where(there, 100 * right / truth, np.nan)
         precision = np.where(predicted > 0, 100 * right / predicted, np.nan)
-    total = max(truth.sum(), 1)
+    total = truth.sum() or np.nan
     rows: list[list[object]] = [
         [name, int(truth[k]), *plain([100 * truth[k] / total, iou[k], recall[k], precision[k]], 2)]
         for k, name in enumerate(names)
