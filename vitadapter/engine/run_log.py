@@ -54,7 +54,8 @@ class _AsBefore(logging.Handler):
         self._parent = source.parent if source.propagate else None
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._parent is not None:
+        # Without handlers, Python would write warnings to the terminal a second time.
+        if self._parent is not None and self._parent.hasHandlers():
             self._parent.callHandlers(record)
 
 

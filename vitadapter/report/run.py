@@ -91,13 +91,12 @@ class Run:
         return {name: value for name, value in arguments.items() if name != "_target_"}
 
     def metrics(self) -> RunMetrics | None:
-        """The metrics over time; None, with a note, if there are none."""
+        """The metrics over time; None if there are none, with a note if there should be some."""
         try:
             return read_metrics(self.folder)
         except (OSError, ValueError) as error:
-            is_trained = (self.folder / LAST_NAME).is_file()
-            why = str(error) if is_trained else "the run was only evaluated"
-            self.notes.append(f"There are no curves of training: {why}")
+            if (self.folder / LAST_NAME).is_file():  # not only evaluated
+                self.notes.append(f"There are no curves of training: {error}")
             return None
 
 
