@@ -199,6 +199,16 @@ def test_other_folders_are_refused(run: Path, tmp_path: Path, capsys) -> None:
     assert "is a file" in capsys.readouterr().err
 
 
+def test_a_report_goes_to_the_current_folder(run: Path, tmp_path: Path, monkeypatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for _ in range(2):  # the second one replaces the first
+        assert main([str(run), "--output", "."]) == 0
+        assert Path("index.html").is_file()
+        assert sorted(path.name for path in Path().iterdir())[0] == "charts.js"
+
+
 def test_files_that_were_put_beside_a_report_are_not_lost(
     run: Path, tmp_path: Path, capsys
 ) -> None:

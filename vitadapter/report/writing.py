@@ -84,6 +84,15 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _replace(folder: Path, new: Path) -> None:
+    """Moves the contents of `new` to a folder, which stays: it may be where the user is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for path in new.iterdir():
+        path.rename(folder / path.name)
+
+
 def check_reportable(cfg: DictConfig) -> None:
     """Refuses a config whose evaluation a report could not show, or whose report has no place.
 
@@ -147,9 +156,7 @@ def write_report(
         for name in _PAGE:
             text = files("vitadapter.report").joinpath(name).read_text(encoding="utf-8")
             (unfinished / name).write_text(text, encoding="utf-8")
-        if place.exists():
-            shutil.rmtree(place)
-        unfinished.rename(place)
+        _replace(place, unfinished)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder / "index.html", opened.notes
