@@ -59,6 +59,7 @@ async function visitDetector(browser, path) {
   seen.confused = await clickConfusions(page);
   seen.rates = await page.locator(".chart", { hasText: "Learning rate" }).locator("text.tick").allTextContents();
   await page.getByRole("button", { name: "Boxes", exact: true }).click();
+  seen.confused.push(...await clickConfusions(page));
   seen.of_boxes = await page.getByRole("button", { name: "Boxes", exact: true }).getAttribute("aria-pressed");
   return seen;
 }

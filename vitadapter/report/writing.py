@@ -23,7 +23,7 @@ from vitadapter.visualization.metrics_file import RunMetrics
 
 __all__ = ["check_reportable", "write_report"]
 
-_PAGE = ("index.html", "report.css", "charts.js", "gallery.js", "report.js")
+_PAGE = ("index.html", "report.css", "charts.js", "items.js", "gallery.js", "report.js")
 _DATA = "data.js"
 _DATA_START = "const REPORT = "
 _NAME = "report"  # of the folder in that of the run
