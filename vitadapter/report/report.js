@@ -40,7 +40,7 @@ function findings() {
     if (worst[2] > 0) {
       items.push([
         `The most AP50 is lost to ${worst[0] === "miss" ? "missed objects" : `detections that are ${ERROR_TEXTS[worst[0]]}`}: `
-        + `${shown(worst[2])} points, with an AP50 of ${shown(data.errors.ap)}. `,
+        + `${shown(worst[2])} points, with an AP50 of ${data.errors.ap.toFixed(1)}. `,
         link("Show them", () => gallery.filter({ kind: worst[0] })),
       ]);
     }
@@ -276,7 +276,7 @@ function errorSection() {
   ));
   return section(
     "errors", "What each kind of error costs",
-    make("p", { class: "muted" }, `By how much the AP50 of ${shown(errors.ap)} would rise if all errors of a kind were mended (TIDE). All detections count, whatever their score.`),
+    make("p", { class: "muted" }, `By how much the AP50 of ${errors.ap.toFixed(1)} would rise if all errors of a kind were mended (TIDE). All detections count, whatever their score.`),
     make("div", { id: "error-bars" }, ...bars),
   );
 }
