@@ -48,6 +48,8 @@ if [ ${#overrides[@]} -gt 0 ]; then
     runs=output/digits-$(printf '%s\n' "${overrides[@]}" | cksum | cut -d ' ' -f 1)
 fi
 python=.venv/bin/python
+# What fvcore, Detectron2 and timm use of PyTorch is deprecated, which nobody can act on here.
+export PYTHONWARNINGS="ignore:\`torch.jit:FutureWarning${PYTHONWARNINGS:+,$PYTHONWARNINGS}"
 step() { printf '\n==> %s\n' "$*"; }
 
 ./scripts/setup_env.sh

@@ -197,15 +197,20 @@ def test_commands_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert vitadapter.__main__.main(words) in (None, 0)
 
 
+# Packages that a page may use and that we do not install.
+_NOT_OURS = ("fiftyone",)
+
+
 def _imported(tree: ast.Module) -> Iterator[tuple[str, object]]:
     """The names that a block imports, and what they are; experiments beside it have none."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.asname or alias.name, importlib.import_module(alias.name)
+                if not alias.name.startswith(_NOT_OURS):
+                    yield alias.asname or alias.name, importlib.import_module(alias.name)
         elif isinstance(node, ast.ImportFrom) and node.level:
             assert list((REPOSITORY / "projects").glob(f"*/configs/*/{node.module}.py"))
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith(_NOT_OURS):
             module = importlib.import_module(str(node.module))
             for alias in node.names:
                 yield alias.asname or alias.name, getattr(module, alias.name)

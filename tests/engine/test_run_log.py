@@ -69,6 +69,16 @@ def test_runs_of_one_process_have_their_own_logs(
     assert not any(logging.getLogger(name).handlers for name in PACKAGES)
 
 
+def test_a_warning_is_written_once(
+    cfg: DictConfig, as_program: Callable[[], io.StringIO], capsys
+) -> None:
+    terminal = as_program()
+    with RunLog(cfg.train.output_dir):
+        logging.getLogger("vitadapter.engine").warning("once")
+    assert terminal.getvalue().count("once") == 1
+    assert "once" not in capsys.readouterr().err
+
+
 def test_the_logging_of_a_program_stays_as_it_is(
     cfg: DictConfig, as_program: Callable[[], io.StringIO]
 ) -> None:

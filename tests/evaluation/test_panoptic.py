@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.structures import BitMasks, Instances
 from panoptic_samples import (
+    CATEGORIES,
     CLASSES,
     MAPS,
     PanopticFiles,
@@ -97,6 +98,7 @@ def test_written_files(files: PanopticFiles, tmp_path: Path) -> None:
     assert [cell.strip() for cell in rows["things"][2:-1]] == ["100.00", "100.00", "100.00", "2"]
     assert [cell.strip() for cell in rows["sky"][2:-1]] == ["100.00"] * 3 + ["3", "0", "0"]
     written = json.loads((output_dir / "panoptic_predictions.json").read_text())
+    assert sorted(written["categories"], key=str) == sorted(CATEGORIES, key=str)
     results = make_content(MAPS) | written
     predicted = PanopticFiles(
         str(tmp_path / "results.json"),

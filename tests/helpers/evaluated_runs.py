@@ -29,7 +29,7 @@ def write_metrics(run: Path, **last: float) -> None:
             "iteration": i,
             "total_loss": 2 / (i + 1),
             "loss_cls": 1 / (i + 1),
-            "lr": 0.01,
+            "lr": 2e-5 * (1 - i / 20),
             "time": 0.5,
         }
         for i in range(20)

@@ -17,6 +17,16 @@ async function open(browser, path, seen) {
 
 const count = (page) => page.locator("#count").innerText();
 
+/** The number in each cell of the matrix, and what the images say when it is clicked. */
+async function clickConfusions(page) {
+  const cells = page.locator("#matrix td[tabindex]"), seen = [];
+  for (let i = 0; i < await cells.count(); i += 1) {
+    await cells.nth(i).click();
+    seen.push([await cells.nth(i).innerText(), await count(page)]);
+  }
+  return seen;
+}
+
 async function visitDetector(browser, path) {
   const seen = { errors: [] };
   const page = await open(browser, path, seen);
@@ -46,8 +56,11 @@ async function visitDetector(browser, path) {
   await page.locator("dialog[open] .panels svg").nth(1).waitFor();
   await page.keyboard.press("ArrowRight");
   await page.keyboard.press("Escape");
-  await page.getByRole("button", { name: "Masks", exact: true }).click();
-  seen.of_masks = await page.getByRole("button", { name: "Masks", exact: true }).getAttribute("aria-pressed");
+  seen.confused = await clickConfusions(page);
+  seen.rates = await page.locator(".chart", { hasText: "Learning rate" }).locator("text.tick").allTextContents();
+  await page.getByRole("button", { name: "Boxes", exact: true }).click();
+  seen.confused.push(...await clickConfusions(page));
+  seen.of_boxes = await page.getByRole("button", { name: "Boxes", exact: true }).getAttribute("aria-pressed");
   return seen;
 }
 

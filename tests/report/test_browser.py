@@ -43,7 +43,7 @@ def test_filters_and_switches(
     assert [page["errors"] for page in seen] == [[], [], []]
     boxes, labels, panoptic = seen
     data = read_report(pages[0])
-    images = [np.reshape(image["detections"], (-1, 8)) for image in data["images"]]
+    images = [np.reshape(image["detections"], (-1, 9)) for image in data["images"]]
     false = data["kinds"].index("bkg")
     wanted = [(d[:, 1] >= 0.6) & (d[:, 6] == false) & (d[:, 7] == 2) for d in images]
     matching = [image for image in wanted if image.any()]
@@ -57,7 +57,12 @@ def test_filters_and_switches(
     assert boxes["rects"][0] > 0
     assert boxes["rects"][1] == 0, "boxes are switched off"
     assert boxes["masks"] > 0
-    assert boxes["of_masks"] == "true"
+    for number, shown in boxes["confused"]:
+        assert shown.startswith(f"{number} matches in "), "the images are those of the matrix"
+    ticks = list(map(float, boxes["rates"]))
+    np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
+    assert 0 < ticks[1] < ticks[-1] < 1e-4
+    assert boxes["of_boxes"] == "true"
     assert "0 taken for 1" in labels["pair"]
     assert labels["cards"] == 3
     assert labels["panels"] == 4

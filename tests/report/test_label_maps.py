@@ -32,7 +32,7 @@ def test_confusions_ious_and_maps(tmp_path: Path) -> None:
         wrong = (truth != predicted) & (truth != 255)
         assert image["wrong"] == wrong.sum()
         errors = picture(page.parent / image["errors"])
-        np.testing.assert_array_equal(errors[..., 3] == 230, wrong)
+        np.testing.assert_array_equal(errors[..., 3] == 255, wrong)
         drawn = picture(page.parent / image["predicted"])[..., :3]
         np.testing.assert_array_equal(drawn, Palette().table(3)[predicted])
         assert (picture(page.parent / image["truth"])[truth == 255, 3] == 0).all()
@@ -45,6 +45,36 @@ def test_results_of_other_images_are_refused(tmp_path: Path, capsys) -> None:
     file.write_text(json.dumps(entries))
     assert main([str(run)]) == 1
     assert "other.jpg, and none for the images of the data set" in capsys.readouterr().err
+
+
+def test_nothing_predicted(tmp_path: Path) -> None:
+    run, _ = write_segmenter_run(tmp_path)
+    (run / "inference" / "sem_seg_predictions.json").write_text("[]")
+    page, notes = write_report(run)
+    assert "3 of 3 images have no prediction and are left out" in notes
+    data = read_report(page)
+    assert data["images"] == []
+    assert dict(data["parts"]["sem_seg"]["means"])["mIoU"] is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("results", "still writing; wait for it, or evaluate again"),
+        ("images", "images does not exist: set dataset.test.image_root="),
+    ],
+)
+def test_what_is_cut_off_or_gone_is_an_error_line(
+    tmp_path: Path, damage: str, message: str, capsys
+) -> None:
+    run, _ = write_segmenter_run(tmp_path)
+    file = run / "inference" / "sem_seg_predictions.json"
+    if damage == "results":
+        file.write_text(file.read_text()[:500])
+    else:
+        (tmp_path / "data" / "images").rename(tmp_path / "gone")
+    assert main([str(run)]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_renamed_classes_are_noted(tmp_path: Path) -> None:

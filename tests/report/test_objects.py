@@ -37,8 +37,7 @@ def test_figures_are_those_of_pycocotools_and_tide(tmp_path: Path) -> None:
     run = write_detector_run(tmp_path, content, detections)
     page, notes = write_report(run)
     data = read_report(page)
-    assert len(notes) == 1
-    assert "metrics.json" in notes[0]
+    assert notes == []
     files = tmp_path / "data" / "instances.json", run / "inference" / RESULTS
     for task in ("bbox", "segm"):
         part = data["parts"][task]
@@ -73,7 +72,7 @@ def test_the_gallery_has_each_object_and_what_finds_it(run: Path) -> None:
     for record, image in zip(content["images"], data["images"], strict=True):
         folder = run / "report"
         assert (folder / image["file"]).is_file()
-        found = np.reshape(image["detections"], (-1, 8))
+        found = np.reshape(image["detections"], (-1, 9))
         kept = [d for d in detections if d["image_id"] == record["id"] and d["score"] >= 0.05]
         assert len(found) == len(kept)
         assert (np.diff(found[:, 1]) <= 0).all(), "best score first"
@@ -106,6 +105,26 @@ def test_metrics_that_the_files_do_not_give_are_noted(run: Path) -> None:
     assert len(curves["losses"]["total_loss"]["x"]) == 20
 
 
+def test_a_line_that_was_cut_off_costs_no_curves(run: Path) -> None:
+    """A resumed run appends to it."""
+    write_metrics(run, **{"bbox/AP": 1.0})
+    path = run / "metrics.json"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:9], lines[9][:25], *lines[9:]]))
+    curves = read_report(write_report(run)[0])["curves"]
+    assert curves["losses"]["total_loss"]["x"] == list(range(20))
+
+
+def test_damaged_metrics_are_noted(run: Path) -> None:
+    write_metrics(run)
+    (run / "last_checkpoint").write_text("model_final.pth")
+    lines = (run / "metrics.json").read_text().splitlines()
+    (run / "metrics.json").write_text("\n".join([*lines[:4], "\0\0\0", *lines[5:]]))
+    page, notes = write_report(run)
+    assert notes[0].startswith("There are no curves of training: line 5 of ")
+    assert read_report(page)["curves"] is None
+
+
 def test_nothing_detected(run: Path) -> None:
     (run / "inference" / RESULTS).write_text("[]")
     page, notes = write_report(run)
@@ -128,6 +147,23 @@ def test_an_image_that_is_gone_is_noted(run: Path, tmp_path: Path) -> None:
     page, notes = write_report(run)
     assert any("1 images cannot be read" in note for note in notes)
     assert [image["file"] is None for image in read_report(page)["images"]] == [False, True, False]
+
+
+def test_paths_that_are_relative_to_where_the_run_was_started(
+    run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """As those of the quickstart."""
+    monkeypatch.chdir(tmp_path)
+    evaluator = "dataloader.evaluator"
+    overrides = [
+        f"{evaluator}.json_file=data/instances.json",
+        f"{evaluator}.image_root=data/images",
+    ]
+    page, notes = write_report(run, overrides=overrides)
+    assert not any("cannot be read" in note for note in notes)
+    images = read_report(page)["images"]
+    assert [image["name"] for image in images] == ["1.png", "2.png", "3.png"]
+    assert all((page.parent / image["file"]).is_file() for image in images)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +193,37 @@ def test_other_folders_are_refused(run: Path, tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path / "nowhere")]) == 1
     assert "there is no such folder" in capsys.readouterr().err
     assert main([str(run), "--output", str(tmp_path / "data")]) == 1
-    assert "it has other files" in capsys.readouterr().err
+    assert "has other files (images, instances.json)" in capsys.readouterr().err
     assert (tmp_path / "data" / "instances.json").is_file()
+    assert main([str(run), "--output", str(tmp_path / "data" / "instances.json")]) == 1
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_report_goes_to_the_current_folder(run: Path, tmp_path: Path, monkeypatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for _ in range(2):  # the second one replaces the first
+        assert main([str(run), "--output", "."]) == 0
+        assert Path("index.html").is_file()
+        assert sorted(path.name for path in Path().iterdir())[0] == "charts.js"
+
+
+def test_files_that_were_put_beside_a_report_are_not_lost(
+    run: Path, tmp_path: Path, capsys
+) -> None:
+    assert main([str(run)]) == 0
+    assert main([str(run)]) == 0, "a report alone is replaced"
+    mine = run / "report" / "remarks.txt"
+    mine.write_text("mine")
+    assert main([str(run)]) == 1
+    assert "other files (remarks.txt)" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "data.js").write_text("let mine;")
+    assert main([str(run), "--output", str(other)]) == 1
+    assert "other files (data.js)" in capsys.readouterr().err
+    assert mine.is_file()
 
 
 def test_data_that_has_moved_is_named_by_an_override(run: Path, tmp_path: Path, capsys) -> None:
@@ -174,7 +239,9 @@ def test_data_that_has_moved_is_named_by_an_override(run: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("dataloader.evaluator=null", "has no dataloader.evaluator"),
+        ("dataloader.evaluator=null", "got none: without one, a run is never evaluated"),
+        ("dataloader.evaluator._target_=no.such.thing", "for a report, got no.such.thing"),
+        ("dataloader.evaluator.output_dir=null", "output_dir must be a folder for a report"),
         (
             "dataloader.evaluator._target_=vitadapter.evaluation.lvis.lvis_evaluator",
             "for a report, got lvis_evaluator",

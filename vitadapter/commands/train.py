@@ -1,7 +1,6 @@
 """`vitadapter train` and `vitadapter eval`, and what `scripts/lazyconfig_train_net.py` runs."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -27,11 +26,8 @@ from vitadapter.engine.trainer import do_eval_only, do_train
 from vitadapter.export.evaluation import evaluate_file
 from vitadapter.export.formats import is_exported
 from vitadapter.model_zoo import config_file
-from vitadapter.report import write_report
 
 __all__ = ["evaluate", "script", "train"]
-
-logger = logging.getLogger(__name__)
 
 _TRAIN_EXAMPLES = """
 examples:
@@ -68,18 +64,6 @@ deletes one. On Ctrl-C and SIGTERM, the training state is saved before the run e
 """
 
 
-def _report(output_dir: str) -> None:
-    """Writes the report of a finished run, whose other results are complete without it."""
-    try:
-        page, notes = write_report(output_dir)
-    except (OSError, ValueError) as error:
-        logger.warning("No report is written: %s", error)
-        return
-    for note in notes:
-        logger.warning("Report: %s", note)
-    logger.info("Open %s in a browser", page)
-
-
 def run(args: argparse.Namespace, place: Place) -> None:
     """Runs one process of the job.
 
@@ -110,8 +94,6 @@ def run(args: argparse.Namespace, place: Place) -> None:
             do_eval_only(cfg)
         else:
             do_train(cfg, resume=args.resume)
-        if cfg.train.report and comm.is_main_process():
-            _report(cfg.train.output_dir)
     except SetupError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist
 from vitadapter.engine.run_lock import check_unlocked
+from vitadapter.engine.run_report import check_report
 from vitadapter.engine.settings import (
     Device,
     ImageFormat,
@@ -209,6 +210,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
     for key in ("output_dir", "init_checkpoint"):
         train[key] = expand_home(train[key] or "")
     check_device(train.device)
+    check_report(cfg)
     if eval_only:
         _check_eval_only(cfg)
     else:

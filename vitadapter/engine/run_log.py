@@ -54,7 +54,8 @@ class _AsBefore(logging.Handler):
         self._parent = source.parent if source.propagate else None
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._parent is not None:
+        # Without handlers, Python would write warnings to the terminal a second time.
+        if self._parent is not None and self._parent.hasHandlers():
             self._parent.callHandlers(record)
 
 
@@ -168,17 +169,19 @@ class RunLog:
             logger.info("The whole config is saved in %s", path)
         self._memory.flush()
 
-    def end(self, predictions: Path | None) -> None:
+    def end(self, predictions: Path | None, report: Path | None) -> None:
         """Says in one line where the results are.
 
         Args:
             predictions: the folder of the evaluator, if it has one.
+            report: the page of this run's report, if it has one.
         """
         paths = {
             "weights": self._folder / f"{FINAL_NAME}.pth",
             "best weights": self._folder / f"{BEST_NAME}.pth",
             "metrics": self._folder / METRICS_NAME,
             "predictions": predictions,
+            "report": report,
             "pictures": self._folder / PICTURES_NAME,
             "log": self._folder / LOG_NAME,
             "config": self._folder / CONFIG_NAME,

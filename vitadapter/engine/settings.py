@@ -199,8 +199,8 @@ class TrainSettings:
     # In iterations; 0 evaluates at the end only.
     eval_period: NotNegativeInt
     log_period: PositiveInt = 20
-    # Whether `vitadapter train` and `vitadapter eval` write `report/` at the end. It takes about as
-    # long as the evaluation of the results.
+    # Whether `report/` is written after the last evaluation. It takes about as long as the
+    # evaluation of the results.
     report: bool = False
     # Besides metrics.json; None for TensorBoard where it is installed.
     writers: Writers | None = None

@@ -40,6 +40,7 @@ from vitadapter.engine.run_checks import check_run, check_same_classes, setup_er
 from vitadapter.engine.run_hooks import best_checkpointer, pictures_hook, register_updates
 from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.run_log import RunLog
+from vitadapter.engine.run_report import final_report
 from vitadapter.engine.train_loop import AccumulatingTrainer
 from vitadapter.engine.writers import WriterHook, open_writers, plain_config
 from vitadapter.visualization.metrics_file import METRICS_NAME
@@ -240,7 +241,7 @@ def evaluate_only(cfg: DictConfig, load: Callable[[], tuple[torch.nn.Module, int
             held.callback(writers[0].close)
         results = _evaluate_at(iteration, lambda: evaluate(model), writers)
         log_published(cfg.train.init_checkpoint, flatten_results_dict(results))
-        log.end(_evaluator_folder(cfg))
+        log.end(_evaluator_folder(cfg), final_report(cfg))
     return results
 
 
@@ -332,7 +333,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
             periodic = WriterHook(writers, cfg.train.log_period)
             trainer.register_hooks([periodic, best])
             trainer.train(start, cfg.train.max_iter)
-    log.end(_evaluator_folder(cfg))
+    log.end(_evaluator_folder(cfg), final_report(cfg))
     return results
 
 

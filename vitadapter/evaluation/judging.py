@@ -65,8 +65,8 @@ class JudgedDetection:
         score: its score.
         in_crowd: whether it is of a crowd, so that it is not an error of COCO's AP.
         error: one of `ERRORS`; None for a right detection.
-        target: the object that it would find if it were corrected; None if there is none, or if
-            another detection finds that object.
+        about: the object that it would find if it were corrected; None if there is none.
+        target: the same, but None if another detection finds that object.
     """
 
     instance: Instance
@@ -74,6 +74,7 @@ class JudgedDetection:
     score: float
     in_crowd: bool = False  # as with `tidecv`, it can still be corrected
     error: str | None = None
+    about: JudgedObject | None = None
     target: JudgedObject | None = None
 
 
@@ -194,6 +195,7 @@ def _judge_image(
         detection, same = detections[index], ious[index] * same_class[index]
         detection.in_crowd = bool(in_crowd[index])
         detection.error, nearest = _error(same, ious[index] - same, taken)
+        detection.about = None if nearest is None else objects[nearest]
         if nearest is not None and not taken[nearest]:
             detection.target = objects[nearest]
             detection.target.best = detection.target.best or detection

@@ -8,9 +8,15 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from vitadapter.data.coco.json_entries import Id
-from vitadapter.evaluation.judging import IOU, JudgedImage, region_ious
+from vitadapter.evaluation.judging import (
+    IOU,
+    JudgedDetection,
+    JudgedImage,
+    JudgedObject,
+    region_ious,
+)
 
-__all__ = ["ScoreCurves", "confusions", "score_curves"]
+__all__ = ["ScoreCurves", "confusions", "pair_up", "score_curves"]
 
 _THRESHOLDS = np.linspace(0, 1, 101)
 
@@ -87,42 +93,56 @@ def score_curves(images: Sequence[JudgedImage], numbers: dict[Id, int]) -> Score
     return ScoreCurves(_THRESHOLDS, right, false, objects)
 
 
-def confusions(
-    images: Sequence[JudgedImage], api: COCO, task: str, score_threshold: float
-) -> Counter[tuple[Id | None, Id | None]]:
-    """Pairs of a true and a predicted class, None for the background.
+def pair_up(
+    image: JudgedImage, api: COCO, task: str, score_threshold: float
+) -> list[tuple[JudgedObject | None, JudgedDetection | None]]:
+    """Pairs of an object and a detection of an image, None for the background.
 
     An object belongs to the right detection of it. Other detections, best score first, are paired
     with the object of the largest IoU that is left, of whatever class, if it is at least 0.5. What
     remains is missed or false. Detections of crowds do not count.
 
     Args:
-        images: from `judge_images`.
+        image: from `judge_images`.
         api: the annotations, from `coco_api`.
         task: "bbox" or "segm".
         score_threshold: detections with a lower score do not count.
+    """
+    pairs: list[tuple[JudgedObject | None, JudgedDetection | None]] = []
+    kept = [x for x in image.detections if x.score >= score_threshold]
+    wrong = [x for x in kept if x.error is not None and not x.in_crowd]
+    left = []
+    for there in image.objects:
+        if there.found_by is not None and there.found_by.score >= score_threshold:
+            pairs.append((there, there.found_by))
+        else:
+            left.append(there)
+    ious = region_ious([x.instance for x in wrong], [x.instance for x in left], task, api)
+    free = np.ones(len(left), dtype=bool)
+    for found, overlaps in zip(wrong, ious, strict=True):
+        nearest = int(np.where(free, overlaps, -1).argmax()) if free.any() else None
+        if nearest is not None and overlaps[nearest] >= IOU:
+            free[nearest] = False
+            pairs.append((left[nearest], found))
+        else:
+            pairs.append((None, found))
+    return [*pairs, *((left[i], None) for i in np.flatnonzero(free))]
+
+
+def confusions(
+    images: Sequence[JudgedImage], api: COCO, task: str, score_threshold: float
+) -> Counter[tuple[Id | None, Id | None]]:
+    """Pairs of a true and a predicted class, None for the background: see `pair_up`.
+
+    Args:
+        images: from `judge_images`.
+        api, task, score_threshold: as for `pair_up`.
 
     Returns:
         The number of each pair that occurs.
     """
-    pairs: Counter[tuple[Id | None, Id | None]] = Counter()
-    for image in images:
-        kept = [x for x in image.detections if x.score >= score_threshold]
-        wrong = [x for x in kept if x.error is not None and not x.in_crowd]
-        left = []
-        for there in image.objects:
-            if there.found_by is not None and there.found_by.score >= score_threshold:
-                pairs[there.category, there.category] += 1
-            else:
-                left.append(there)
-        ious = region_ious([x.instance for x in wrong], [x.instance for x in left], task, api)
-        free = np.ones(len(left), dtype=bool)
-        for found, overlaps in zip(wrong, ious, strict=True):
-            nearest = int(np.where(free, overlaps, -1).argmax()) if free.any() else None
-            if nearest is not None and overlaps[nearest] >= IOU:
-                free[nearest] = False
-                pairs[left[nearest].category, found.category] += 1
-            else:
-                pairs[None, found.category] += 1
-        pairs.update((left[i].category, None) for i in np.flatnonzero(free))
-    return pairs
+    return Counter(
+        (None if there is None else there.category, None if found is None else found.category)
+        for image in images
+        for there, found in pair_up(image, api, task, score_threshold)
+    )

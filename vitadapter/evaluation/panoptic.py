@@ -148,7 +148,14 @@ class PanopticEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
             (self._output_dir / "panoptic_results.md").write_text(table + "\n", encoding="utf-8")
-            predictions = {"annotations": [p for part in gathered for p in part]}
+            predictions = {
+                "annotations": [p for part in gathered for p in part],
+                # As in Detectron2's file: results say what their classes were called.
+                "categories": [
+                    {"id": self._dataset_ids[k], "name": name, "isthing": int(k < things)}
+                    for k, name in enumerate(self._class_names)
+                ],
+            }
             (self._output_dir / "panoptic_predictions.json").write_text(json.dumps(predictions))
         return {"panoptic_seg": metrics}
 

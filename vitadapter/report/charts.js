@@ -23,6 +23,11 @@ function shown(value, digits = 1) {
     ? value.toLocaleString("en") : String(+value.toFixed(digits));
 }
 
+/** A number of things, such as "1 object". */
+function counted(number, things) {
+  return `${shown(number)} ${number === 1 ? things.replace(/s$/, "") : things}`;
+}
+
 /** Means over up to 8 % of the points. The window shrinks at both ends, where it would lack points. */
 function smoothed(values) {
   const reach = Math.round(values.length * 0.04);
@@ -33,23 +38,28 @@ function smoothed(values) {
   });
 }
 
-/** Round numbers from `low` to `high`, about `count` of them. */
-function ticks(low, high, count) {
+/** A round step from `low` to `high`, of which there are about `count`. */
+function tickStep(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((n) => n * power).find((s) => s >= rough);
+  return [1, 2, 5, 10].map((n) => n * power).find((s) => s >= rough);
+}
+
+/** The round numbers from `low` to `high`. */
+function ticks(low, high, count) {
+  const step = tickStep(low, high, count);
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(i * step);
   return found;
 }
 
+/** All digits of a round number, without those of its binary form. */
 function tickText(value) {
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  return size < 1e-3 || size >= 1e6 ? value.toExponential(0) : String(+value.toPrecision(3));
+  const round = +value.toPrecision(9), size = Math.abs(round);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? round.toExponential() : String(round);
 }
 
-const WIDTH = 560, HEIGHT = 300, LEFT = 52, BOTTOM = 36, TOP = 8, RIGHT = 10;
+const WIDTH = 440, HEIGHT = 260, LEFT = 52, BOTTOM = 40, TOP = 10, RIGHT = 14;
 
 /**
  * A chart of lines: series of {name, x, y, color, faint, dots, plain}, where `faint` lines are drawn
@@ -67,19 +77,23 @@ function lineChart({ title, series, xLabel, yLabel, yRange, xRange, mark, digits
   if (x0 === x1) [x0, x1] = [x0 - 1, x1 + 1];
   let [y0, y1] = yRange ?? [Math.min(0, reduce(1, Math.min)), reduce(1, Math.max)];
   if (y0 === y1) y1 = y0 + 1;
+  if (!yRange) { // up to the next tick
+    const step = tickStep(y0, y1, 5);
+    [y0, y1] = [Math.floor(y0 / step + 1e-9) * step, Math.ceil(y1 / step - 1e-9) * step];
+  }
   const px = (x) => LEFT + ((x - x0) / (x1 - x0 || 1)) * (WIDTH - LEFT - RIGHT);
   const py = (y) => HEIGHT - BOTTOM - ((y - y0) / (y1 - y0)) * (HEIGHT - BOTTOM - TOP);
   const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title });
   for (const y of ticks(y0, y1, 5)) {
     svg.append(
       make("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(y), y2: py(y) }),
-      make("text", { x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, tickText(y)),
+      make("text", { class: "tick", x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, tickText(y)),
     );
   }
-  for (const x of ticks(x0, x1, 6)) {
+  for (const x of ticks(x0, x1, 5)) {
     svg.append(make("text", { x: px(x), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, tickText(x)));
   }
-  svg.append(make("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT - 2, "text-anchor": "middle" }, xLabel));
+  svg.append(make("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, xLabel));
   if (mark) {
     svg.append(make("line", { class: "hair", x1: px(mark.x), x2: px(mark.x), y1: TOP, y2: HEIGHT - BOTTOM }));
     const left = px(mark.x) > WIDTH / 2;

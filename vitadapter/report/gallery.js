@@ -1,93 +1,7 @@
 "use strict";
 // The gallery: filters, cards that are made as one scrolls, and the viewer of one image.
 
-const DETECTION_FIELDS = 8; // class, score, x, y, width, height, kind, size
-const OBJECT_FIELDS = 7; // class, x, y, width, height, state, size
-const CROWD_STATE = -3;
 const CARDS_AT_ONCE = 60;
-const KIND_NAMES = {
-  right: "right", cls: "wrong class", loc: "badly placed", both: "wrong class and badly placed",
-  dupe: "duplicate", bkg: "false: nothing there", miss: "missed object", crowd: "in a crowd, not counted",
-  ignored: "in a region without labels, not counted",
-};
-const SIZES = ["small", "medium", "large"];
-const NOT_COUNTED = ["crowd", "ignored"];
-
-const masks = new Map(); // outlines of the images that were looked at: [detections, objects]
-const waiting = new Map();
-/** The scripts in masks/ call this. */
-function showMasks(number, outlines) {
-  masks.set(number, outlines);
-  (waiting.get(number) ?? []).forEach((done) => done());
-  waiting.delete(number);
-}
-function withMasks(number, done) {
-  if (masks.has(number)) return done();
-  if (waiting.has(number)) return waiting.get(number).push(done);
-  waiting.set(number, [done]);
-  return document.head.append(make("script", { src: REPORT.images[number].masks }));
-}
-
-const className = (number) => (number < 0 ? "background" : REPORT.classes[number]);
-
-/** Detections and objects of an image, as they are at a threshold of the score. */
-function itemsOf(image, threshold) {
-  const items = [], { detections, objects } = image;
-  for (let i = 0, place = 0; i < detections.length; i += DETECTION_FIELDS, place += 1) {
-    if (detections[i + 1] < threshold) continue;
-    const kind = REPORT.kinds[detections[i + 6]];
-    items.push({
-      predicted: true, place, class: detections[i], score: detections[i + 1],
-      box: detections.slice(i + 2, i + 6), kind, size: detections[i + 7],
-      mark: kind === "right" ? "right" : NOT_COUNTED.includes(kind) ? "crowd" : "wrong",
-    });
-  }
-  for (let i = 0, place = 0; i < objects.length; i += OBJECT_FIELDS, place += 1) {
-    const state = objects[i + 5];
-    const score = state < 0 ? -1 : detections[state * DETECTION_FIELDS + 1] ?? -1;
-    const kind = state === CROWD_STATE ? "crowd" : score >= threshold ? "found" : "miss";
-    items.push({
-      predicted: false, place, class: objects[i], box: objects.slice(i + 1, i + 5), kind,
-      size: objects[i + 6], mark: { crowd: "crowd", found: "found", miss: "missed" }[kind],
-    });
-  }
-  return items;
-}
-const isMistake = (item) => item.mark === "wrong" || item.mark === "missed";
-
-/** The items of an image as SVG over it. */
-function drawItems(number, items, { boxes, outlines, labels, lit, width }) {
-  const { size } = REPORT.images[number];
-  const svg = make("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, "aria-hidden": "true" });
-  const unit = size[0] / width; // pixels of the image in one of the screen
-  const taken = [];
-  for (const item of items) {
-    const dim = lit && !lit(item) ? " dim" : "";
-    const group = make("g", { class: dim });
-    if (outlines && masks.has(number)) {
-      const lines = masks.get(number)[item.predicted ? 0 : 1][item.place] ?? [];
-      const path = lines.map((line) => `M${line.join(" ")}Z`).join("");
-      group.append(make("path", { class: `mask ${item.mark}`, d: path, "fill-rule": "evenodd" }));
-    }
-    const [x, y, w, h] = item.box;
-    if (boxes) group.append(make("rect", { class: `thing ${item.mark}`, x, y, width: w, height: h }));
-    svg.append(group);
-    item.node = group;
-    if (!labels || dim) continue;
-    const height = 12 * unit, text = tag(item);
-    const place = [Math.max(0, Math.min(x, size[0] - text.length * height * 0.55)), y > height ? y - 3 * unit : y + height];
-    const reach = text.length * height * 0.55;
-    const hit = taken.some(([a, b, r]) => Math.abs(b - place[1]) < height && a < place[0] + reach && place[0] < a + r);
-    if (hit) continue; // rather none than several on top of each other
-    taken.push([...place, reach]);
-    svg.append(make("text", { class: "tag", x: place[0], y: place[1], "font-size": height, "stroke-width": 2.5 * unit }, text));
-  }
-  return svg;
-}
-function tag(item) {
-  const score = item.predicted && REPORT.judgedBy !== "panoptic" ? ` ${item.score.toFixed(2)}` : "";
-  return className(item.class) + score;
-}
 
 /** A picture with room for what is drawn over it. */
 function stackOf(image, lazy, grey = false) {
@@ -110,7 +24,7 @@ class Gallery {
     this.state = {
       class: "", kind: "", size: "", pair: null, sort: "mistakes", threshold: REPORT.threshold ?? 0,
       boxes: REPORT.judgedBy !== "panoptic", outlines: true, labels: true, truth: true, predictions: true,
-      layer: "errors", opacity: 0.7,
+      layer: "errors", opacity: 0.75,
     };
     this.names = new Map(REPORT.classes.map((name, number) => [name, number]));
     this.grid = make("div", { class: "grid-cards", id: "cards" });
@@ -140,7 +54,7 @@ class Gallery {
       const value = read();
       if (value === undefined) return;
       this.state[name] = value;
-      if (name === "class" || name === "kind") this.state.pair = null;
+      if (["class", "kind", "size"].includes(name)) this.state.pair = null;
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.update(), node.type === "range" ? 60 : 0);
     });
@@ -169,9 +83,9 @@ class Gallery {
   }
 
   filters() {
-    const known = make("datalist", { id: "classes" });
+    const known = make("datalist", { id: "class-names" });
     REPORT.classes.slice(0, 2000).forEach((name) => known.append(make("option", { value: name })));
-    const chosen = make("input", { type: "search", list: "classes", placeholder: "all classes", "aria-label": "class" });
+    const chosen = make("input", { type: "search", list: "class-names", placeholder: "all classes", "aria-label": "class" });
     this.control("class", chosen, () => {
       if (chosen.value === "") return "";
       return this.names.has(chosen.value) ? this.names.get(chosen.value) : undefined;
@@ -203,8 +117,9 @@ class Gallery {
 
   key() {
     const keys = this.isObjects
-      ? [["--right", "right prediction"], ["--wrong", "wrong prediction"], ["--missed", "missed object (dashed)"], ["#bbb", "object that is found, where predictions are not shown (white, dotted)"]]
-      : [["--wrong", "wrong pixel"], ["#999", "pixel that does not count"]];
+      ? [["--right", "right prediction"], ["--wrong", "wrong prediction"], ["--missed", "missed object (dashed)"], ["#bbb", "object that has a prediction (white, dotted), in the truth alone"]]
+      : [["--wrong", "wrong pixel"]];
+    if (!this.isObjects && REPORT.images.some(({ pixels, size: [w, h] }) => pixels < w * h)) keys.push(["#999", "pixel that does not count"]);
     return make("div", { class: "key" }, ...keys.map(([color, text]) => make(
       "span", {}, make("i", { style: `background:${color.startsWith("--") ? `var(${color})` : color}` }), text,
     )));
@@ -221,24 +136,30 @@ class Gallery {
     if (Object.keys(wanted).length) this.root.scrollIntoView();
   }
 
+  items(image) {
+    const items = itemsOf(image, this.state.threshold);
+    if (this.state.pair) markPairs(image, items);
+    return items;
+  }
   /** Whether an item is what the filters ask for. */
   wanted(item) {
-    const { class: chosen, kind, size } = this.state;
+    const { class: chosen, kind, size, pair } = this.state;
+    if (pair) return item.pair?.[0] === pair[0] && item.pair?.[1] === pair[1];
     if (chosen !== "" && item.class !== chosen) return false;
     if (size !== "" && item.size !== +size) return false;
     if (kind === "") return true;
     return kind === "mistakes" ? isMistake(item) : item.kind === kind;
   }
   isFiltered() {
-    const { class: chosen, kind, size } = this.state;
-    return chosen !== "" || kind !== "" || size !== "";
+    const { class: chosen, kind, size, pair } = this.state;
+    return chosen !== "" || kind !== "" || size !== "" || pair !== null;
   }
 
   objectMatches() {
     const found = [];
     let items = 0;
     REPORT.images.forEach((image, number) => {
-      const matching = itemsOf(image, this.state.threshold).filter((item) => this.wanted(item));
+      const matching = this.items(image).filter((item) => this.wanted(item));
       items += matching.length;
       if (!matching.length && this.isFiltered()) return;
       const mistakes = matching.filter(isMistake);
@@ -319,10 +240,10 @@ class Gallery {
     else draw();
   }
   visible(number) {
-    const { truth, predictions, threshold } = this.state;
-    // On a card, what finds an object stands for it too.
-    const isShown = (item) => (item.predicted ? predictions : truth && !(predictions && item.kind === "found"));
-    return itemsOf(REPORT.images[number], threshold).filter(isShown);
+    const { truth, predictions } = this.state;
+    // On a card, what finds an object, or is wrong about it, stands for it too.
+    const isShown = (item) => (item.predicted ? predictions : truth && !(predictions && item.mark === "found"));
+    return this.items(REPORT.images[number]).filter(isShown);
   }
 
   open(place) {
@@ -363,14 +284,14 @@ class Gallery {
     else draw();
     const ordered = [...items].sort((a, b) => isMistake(b) - isMistake(a) || (b.score ?? 0) - (a.score ?? 0));
     const colors = { right: "--right", wrong: "--wrong", missed: "--missed", found: "--truth", crowd: "--line" };
-    for (const item of ordered.filter((each) => each.kind !== "found")) {
+    for (const item of ordered.filter((each) => each.mark !== "found")) {
       list.append(make(
         "li", {
           pointerenter: () => item.node?.querySelectorAll("*").forEach((n) => n.classList.add("lit")),
           pointerleave: () => item.node?.querySelectorAll("*").forEach((n) => n.classList.remove("lit")),
         },
         make("span", { class: "swatch", style: `background:var(${colors[item.mark]})` }),
-        `${tag(item)}: ${KIND_NAMES[item.kind]} (${SIZES[item.size]})`,
+        `${tag(item)}: ${KIND_NAMES[item.kind]}${item.kind === "cls" && item.truth !== undefined ? `, it is ${className(item.truth)}` : ""} (${SIZES[item.size]})`,
       ));
     }
   }

@@ -12,7 +12,15 @@ from vitadapter.data.dataset_source import Record, first_few
 from vitadapter.data.image_files import read_image
 from vitadapter.data.sem_seg import LabelReader, register_sem_seg
 from vitadapter.report.pictures import Pictures
-from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, plain, read_each
+from vitadapter.report.run import (
+    Json,
+    Run,
+    check_reproduced,
+    note_renamed,
+    plain,
+    read_each,
+    reading_results,
+)
 from vitadapter.visualization.metrics_file import RunMetrics
 from vitadapter.visualization.overlays import Palette
 from vitadapter.visualization.sem_seg_gallery import (
@@ -26,7 +34,7 @@ __all__ = ["describe_label_maps"]
 _MOST_PAIRS = 12  # of an image: the confusions with the most pixels
 _RIGHT, _WRONG, _IGNORED = range(3)
 # Vermilion for wrong pixels; a grey veil over those that do not count.
-_ERROR_COLORS = np.array([(0, 0, 0, 0), (213, 94, 0, 230), (128, 128, 128, 120)], np.uint8)
+_ERROR_COLORS = np.array([(0, 0, 0, 0), (213, 94, 0, 255), (128, 128, 128, 120)], np.uint8)
 _NO_CLASS = -1
 
 Pairs = Counter[tuple[int, int]]
@@ -61,7 +69,7 @@ def _by_record(
 
 def _check_names(run: Run, names: Sequence[str]) -> None:
     """Notes classes whose names have changed since the evaluation."""
-    path = run.folder / "inference" / "confusion_matrix.json"
+    path = run.results / "confusion_matrix.json"
     if not path.is_file():
         return
     try:
@@ -87,15 +95,16 @@ def _figures(pairs: Pairs, names: Sequence[str]) -> tuple[list[list[object]], di
         iou = np.where(there, 100 * right / (truth + predicted - right), np.nan)
         recall = np.where(there, 100 * right / truth, np.nan)
         precision = np.where(predicted > 0, 100 * right / predicted, np.nan)
-    total = max(truth.sum(), 1)
+    total = truth.sum() or np.nan
     rows: list[list[object]] = [
         [name, int(truth[k]), *plain([100 * truth[k] / total, iou[k], recall[k], precision[k]], 2)]
         for k, name in enumerate(names)
     ]
     means = {
         "mIoU": float(iou[there].mean()) if there.any() else np.nan,
-        "mAcc": float(recall[there].mean()) if there.any() else np.nan,
-        "pixel accuracy": float(100 * right.sum() / total),
+        "fwIoU": float(np.nansum(iou * truth) / total),
+        "mACC": float(recall[there].mean()) if there.any() else np.nan,
+        "pACC": float(100 * right.sum() / total),
     }
     return rows, means
 
@@ -173,18 +182,19 @@ def describe_label_maps(
     names: list[str] = metadata.stuff_classes
     reader = LabelReader(len(names), metadata.ignore_label, metadata.reduce_zero_label)
     _check_names(run, names)
-    segments = read_predictions(results)
+    with reading_results():
+        segments = read_predictions(results)
     records: list[Record] = DatasetCatalog.get(registered)
     predictions = _by_record(records, segments, results)
     absent = sum(each is None for each in predictions)
     if absent:
         run.notes.append(f"{absent} of {len(records)} images have no prediction and are left out")
     maps = _Maps(reader, names, pictures)
-    pairs = [pair for pair in zip(records, predictions, strict=True) if pair[1] is not None]
+    pairs = [(r, found) for r, found in zip(records, predictions, strict=True) if found is not None]
     images = read_each(run, pairs, lambda number, pair: maps.add(number, *pair), [])
     rows, means = _figures(maps.pairs, names)
     check_reproduced(run, metrics, "sem_seg/mIoU", means["mIoU"])
-    columns = ["class", "pixels", "share", "IoU", "recall", "precision"]
+    columns = ["class", "pixels", "% of pixels", "IoU", "recall", "precision"]
     part = {
         "means": [[name, *plain([value], 4)] for name, value in means.items()],
         "table": {"columns": columns, "rows": rows},

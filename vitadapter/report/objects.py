@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +20,36 @@ from vitadapter.evaluation.detection_analysis import (
     evaluate_detections,
     tasks_of,
 )
-from vitadapter.evaluation.judging import ERRORS, JudgedImage, judge_images
-from vitadapter.evaluation.operating_point import ScoreCurves, confusions, score_curves
+from vitadapter.evaluation.judging import ERRORS, JudgedDetection, JudgedImage, judge_images
+from vitadapter.evaluation.operating_point import (
+    ScoreCurves,
+    confusions,
+    pair_up,
+    score_curves,
+)
 from vitadapter.evaluation.tide import cost_of_errors
 from vitadapter.report.pictures import Pictures, outlines
 from vitadapter.report.run import Json, Run, check_reproduced, note_renamed, note_unread, plain
 from vitadapter.visualization.metrics_file import RunMetrics
 
-__all__ = ["KINDS", "describe_objects", "read_picture", "size_of"]
+__all__ = [
+    "CROWD",
+    "KINDS",
+    "MISSED",
+    "NOTHING",
+    "describe_objects",
+    "read_picture",
+    "size_of",
+]
 
 KINDS = ("right", *ERRORS[:-1], "crowd")
 """Kinds of detections on the page, by their numbers."""
 
 # States of objects on the page; numbers from 0 are those of the detection that finds the object.
-_MISSED, _SPOILT, _CROWD = -1, -2, -3
-_LEAST_SCORE = 0.05  # of detections in the gallery
+MISSED, CROWD = -1, -3
+NOTHING = -1
+"""Instead of the number of an object or a detection, where there is none."""
+_LEAST_SCORE = 0.05  # of detections in the gallery, unless the best score is below it
 _MOST_DETECTIONS = 100  # of an image in the gallery
 # Areas in pixels up to which COCO calls objects small and medium.
 _AREAS = (32**2, 96**2)
@@ -57,7 +73,7 @@ def read_picture(
 
 def _check_names(run: Run, names: Sequence[str]) -> None:
     """Notes classes whose names have changed since the evaluation, which wrote them to a table."""
-    table = run.folder / "inference" / "per_class.csv"
+    table = run.results / "per_class.csv"
     if not table.is_file():
         return
     with table.open(newline="", encoding="utf-8") as file:
@@ -117,9 +133,21 @@ def _error_data(judged: Sequence[JudgedImage]) -> Json:
     }
 
 
-def _task_data(
+@dataclass(frozen=True)
+class _Part:
+    """What the page shows of boxes or of masks, and what it is made of."""
+
+    task: str
+    data: Json
+    judged: list[JudgedImage]
+    api: COCO
+    threshold: float
+    ap: float
+
+
+def _part(
     images: EvaluatedImages, detections: Sequence[Instance], task: str, limits: Mapping[str, int]
-) -> tuple[Json, list[JudgedImage], COCO, float, float]:
+) -> _Part:
     api = coco_api(images.data, masks=task == "segm")
     figures = evaluate_detections(api, detections, task, **limits)
     judged = judge_images(api, images.predictions, task, **limits)
@@ -140,7 +168,7 @@ def _task_data(
         "confusion": {"threshold": round(threshold, 2), "unit": "objects", "cells": cells},
         "errors": _error_data(judged),
     }
-    return data, judged, api, threshold, figures.summary()["AP"]
+    return _Part(task, data, judged, api, threshold, figures.summary()["AP"])
 
 
 def _box(instance: Instance) -> list[float]:
@@ -156,42 +184,66 @@ class _Gallery:
     """Writes images with their objects and detections.
 
     Args:
-        api: the annotations, as they were judged.
+        parts: of boxes, and of masks if the model predicts them; the last one is shown.
         pictures: writes the images.
-        image_root: folder that their names are relative to.
-        with_masks: whether outlines are written.
+        image_root: folder that their names are shown relative to, if it is known.
     """
 
-    def __init__(
-        self, api: COCO, pictures: Pictures, image_root: Path | None, *, with_masks: bool
-    ) -> None:
-        self._api = api
+    def __init__(self, parts: Sequence[_Part], pictures: Pictures, image_root: Path | None) -> None:
+        self._parts = parts
+        self._api = parts[-1].api
         self._pictures = pictures
         self._root = image_root
-        self._with_masks = with_masks
-        self._numbers: dict[Id, int] = {id_: n for n, id_ in enumerate(sorted(api.cats))}
+        self._with_masks = parts[-1].task == "segm"
+        self._least_score = min([_LEAST_SCORE, *(part.threshold for part in parts)])
+        self._numbers: dict[Id, int] = {id_: n for n, id_ in enumerate(sorted(self._api.cats))}
         self.unread: list[str] = []
+
+    def images(self) -> list[Json]:
+        """What the page knows of all images."""
+        return [self._add(number) for number in range(len(self._parts[-1].judged))]
 
     def _outlines(self, instance: Instance) -> list[list[int]]:
         return outlines(self._api.annToMask(instance)) if "segmentation" in instance else []
 
-    def add(self, number: int, image: JudgedImage) -> Json:
+    def _pairs(self, number: int, shown: Sequence[JudgedDetection]) -> Json:
+        """By task, the pairs of the confusion matrix: numbers of an object and a detection."""
+        places = {id(x.instance): place for place, x in enumerate(shown)}
+        pairs: Json = {}
+        for part in self._parts:
+            image = part.judged[number]
+            numbers = {id(there): n for n, there in enumerate(image.objects)}
+            found = pair_up(image, part.api, part.task, part.threshold)
+            pairs[part.task] = [
+                n
+                for there, x in found
+                for n in (
+                    NOTHING if there is None else numbers[id(there)],
+                    NOTHING if x is None else places.get(id(x.instance), NOTHING),
+                )
+            ]
+        return pairs
+
+    def _add(self, number: int) -> Json:
         """What the page knows of an image; all boxes are x, y, width, height in pixels."""
+        image = self._parts[-1].judged[number]
         record = self._api.imgs[image.image]
-        name = str(record["file_name"])
-        path = Path(name) if self._root is None else Path(self._root, name)
-        shown = [x for x in image.detections if x.score >= _LEAST_SCORE][:_MOST_DETECTIONS]
+        path = Path(str(record["file_name"]))
+        is_below = self._root is not None and path.is_relative_to(self._root)
+        shown = [x for x in image.detections if x.score >= self._least_score][:_MOST_DETECTIONS]
         places = {id(x): place for place, x in enumerate(shown)}
+        numbers = {id(there): number for number, there in enumerate(image.objects)}
         detections: list[float] = []
         for x in shown:
             box = _box(x.instance)
             kind = KINDS[-1] if x.error and x.in_crowd else x.error or KINDS[0]
             # Of masks, too, the size is that of the box: to decode all masks would take long.
-            detections += [self._numbers[x.category], round(x.score, 3), *box, KINDS.index(kind)]
-            detections.append(size_of(box[2] * box[3]))
+            detections += [self._numbers[x.category], round(x.score, 4), *box, KINDS.index(kind)]
+            about = NOTHING if x.about is None else numbers[id(x.about)]
+            detections += [size_of(box[2] * box[3]), about]
         objects: list[float] = []
         for there in image.objects:
-            state = _SPOILT if there.best is not None else _MISSED
+            state = MISSED
             if there.found_by is not None:
                 state = places.get(id(there.found_by), len(shown))
             box = _box(there.instance)
@@ -199,16 +251,15 @@ class _Gallery:
             objects.append(size_of(_area(there.instance, box)))
         for crowd in image.crowds:
             box = _box(crowd)
-            objects += [self._numbers[crowd["category_id"]], *box, _CROWD]
+            objects += [self._numbers[crowd["category_id"]], *box, CROWD]
             objects.append(size_of(_area(crowd, box)))
         entry: Json = {
-            "name": path.name if Path(name).is_absolute() else name,
+            "name": path.relative_to(str(self._root)).as_posix() if is_below else path.name,
             "size": [record["width"], record["height"]],
             "detections": detections,
             "objects": objects,
-            "file": read_picture(
-                number, {**record, "file_name": str(path)}, self._pictures, self.unread
-            ),
+            "pairs": self._pairs(number, shown),
+            "file": read_picture(number, record, self._pictures, self.unread),
         }
         if self._with_masks:
             found = [self._outlines(x.instance) for x in shown]
@@ -255,15 +306,13 @@ def describe_objects(
         run.notes.append("The model detects nothing at all: each object is missed")
     _check_names(run, data.class_names)
     content: Json = {"kind": "objects", "classes": data.class_names, "kinds": KINDS}
-    parts: dict[str, Json] = {}
     key = "max_dets_per_image"
     limits = {key: int(str(arguments[key]))} if key in arguments else {}
-    for task in tasks_of(data, detections):
-        parts[task], judged, api, threshold, ap = _task_data(images, detections, task, limits)
-        check_reproduced(run, metrics, f"{task}/AP", ap)
-    root = MetadataCatalog.get(registered).get("image_root")
-    gallery = _Gallery(api, pictures, root, with_masks=task == "segm")
-    content |= {"parts": parts, "judgedBy": task, "threshold": round(threshold, 2)}
-    content["images"] = [gallery.add(number, image) for number, image in enumerate(judged)]
+    parts = [_part(images, detections, task, limits) for task in tasks_of(data, detections)]
+    for part in parts:
+        check_reproduced(run, metrics, f"{part.task}/AP", part.ap)
+    gallery = _Gallery(parts, pictures, MetadataCatalog.get(registered).get("image_root"))
+    content |= {"parts": {part.task: part.data for part in parts}, "judgedBy": parts[-1].task}
+    content |= {"threshold": round(parts[-1].threshold, 2), "images": gallery.images()}
     note_unread(run, gallery.unread)
     return content, results

@@ -7,7 +7,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-__all__ = ["Pictures", "outlines"]
+__all__ = ["PICTURE_FOLDERS", "Pictures", "outlines"]
+
+PICTURE_FOLDERS = ("images", "masks", "truth", "predicted", "errors")
+"""The folders of a report that pictures go to, by their kind."""
 
 _LONGEST = 640  # pixels of the longer side of a copy
 _QUALITY = 88  # of JPEG

@@ -4,17 +4,19 @@
 const MOST_ROWS = 200; // of a table, before one asks for all
 const MOST_CELLS = 24; // classes of a confusion matrix: those that are confused most
 const MOST_LINES = 40; // faint lines of classes in a chart
+const MOST_CURVES = 8; // with names in a chart
 const PART_NAMES = { bbox: "Boxes", segm: "Masks", sem_seg: "Label maps", panoptic: "Segments" };
 const ERROR_TEXTS = {
   cls: "in the right place, but of the wrong class", loc: "of the right class, but badly placed",
   both: "of the wrong class and badly placed", dupe: "of an object that is found already",
   bkg: "where nothing is", miss: "objects that nothing is near to",
 };
+const FEW = 10; // objects, by which no class is judged if others have more
 const MAIN_FIGURES = ["AP", "IoU", "PQ"];
 const COUNTS = ["objects", "detections", "segments", "matched", "false", "missed", "pixels"]; // columns
 
 const main = document.getElementById("main");
-let part = Object.keys(REPORT.parts)[0];
+let part = REPORT.judgedBy ?? Object.keys(REPORT.parts)[0]; // whose figures are those of the images
 let chosenClass = null;
 let gallery = null;
 
@@ -38,7 +40,7 @@ function findings() {
     if (worst[2] > 0) {
       items.push([
         `The most AP50 is lost to ${worst[0] === "miss" ? "missed objects" : `detections that are ${ERROR_TEXTS[worst[0]]}`}: `
-        + `${shown(worst[2])} points, with an AP50 of ${shown(data.errors.ap)}. `,
+        + `${shown(worst[2])} points, with an AP50 of ${data.errors.ap.toFixed(1)}. `,
         link("Show them", () => gallery.filter({ kind: worst[0] })),
       ]);
     }
@@ -46,21 +48,37 @@ function findings() {
   const { columns, rows } = data.table, main = columns.findIndex((c) => MAIN_FIGURES.includes(c));
   const used = rows.map((row, number) => [number, row]).filter(([, row]) => row[1] > 0 && row[main] !== null);
   if (used.length > 1) {
-    const [number, row] = used.reduce((a, b) => (b[1][main] < a[1][main] ? b : a));
+    const frequent = used.filter(([, row]) => row[1] >= FEW);
+    const [[number, row]] = (frequent.length ? frequent : used).sort(([, a], [, b]) => a[main] - b[main] || b[1] - a[1]);
     items.push([
-      `The weakest class is ${row[0]}: ${columns[main]} ${shown(row[main])}, with ${shown(row[1])} ${columns[1]}. `,
+      `The weakest class is ${row[0]}: ${columns[main]} ${shown(row[main])}, with ${counted(row[1], columns[1])}. `,
       link("Show it", () => gallery.filter({ class: number, ...(REPORT.kind === "objects" ? { kind: "mistakes" } : {}) })),
+    ]);
+  }
+  const missed = REPORT.kind === "objects" && mostMissed(data);
+  if (missed) {
+    const [number, count, objects] = missed, { threshold, unit } = data.confusion;
+    const from = threshold === undefined ? "" : ` with a score from ${threshold.toFixed(2)}`;
+    items.push([
+      `The class that is missed most is ${className(number)}: ${count} of ${counted(objects, unit)} have no prediction${from}. `,
+      link("Show it", () => showPair(number, -1)),
     ]);
   }
   const confused = confusions(data.confusion.cells)[0];
   if (confused) {
     const [truth, predicted, count] = confused;
     items.push([
-      `The classes that are confused most: ${className(truth)} is taken for ${className(predicted)} (${shown(count)} ${data.confusion.unit}). `,
+      `The classes that are confused most: ${className(truth)} is taken for ${className(predicted)} (${amount(truth, count)}). `,
       link("Show it", () => showPair(truth, predicted)),
     ]);
   }
   return make("ul", { class: "findings" }, ...items.map((texts) => make("li", {}, ...texts)));
+}
+
+/** The class with the largest share of objects without a detection at the best score, and how many. */
+function mostMissed({ confusion, table }) {
+  const missed = confusion.cells.filter(([a, b]) => a >= 0 && b < 0).map(([a, , n]) => [a, n, table.rows[a][1]]);
+  return missed.filter(([, , objects]) => objects >= FEW).sort((a, b) => b[1] / b[2] - a[1] / a[2] || b[2] - a[2])[0];
 }
 
 /** Cells of different classes, most frequent first, without the background. */
@@ -68,37 +86,48 @@ function confusions(cells) {
   return cells.filter(([a, b]) => a !== b && a >= 0 && b >= 0).sort((a, b) => b[2] - a[2]);
 }
 
+/** How much of a true class is taken for another one: pixels are too many to be counted. */
+function amount(truth, count) {
+  const { cells, unit } = REPORT.parts[part].confusion;
+  if (unit !== "pixels") return counted(count, unit);
+  const total = cells.reduce((sum, [a, , n]) => sum + (a === truth ? n : 0), 0);
+  return `${((100 * count) / total).toFixed(1)} % of its pixels`;
+}
+
 function showPair(truth, predicted) {
   if (REPORT.kind === "labels") return gallery.filter({ pair: [truth, predicted] });
-  if (truth < 0) return gallery.filter({ class: predicted, kind: "bkg" });
-  if (predicted < 0) return gallery.filter({ class: truth, kind: "miss" });
-  return gallery.filter({ class: predicted, kind: truth === predicted ? "right" : "cls" });
+  const { threshold } = REPORT.parts[part].confusion;
+  return gallery.filter({ pair: [truth, predicted], ...(threshold === undefined ? {} : { threshold }) });
 }
 
 function overview() {
-  const cards = REPORT.parts[part].means.map(([name, value]) => make("div", { class: "figure" }, name, make("b", {}, shown(value, 1))));
+  const cards = REPORT.parts[part].means.map(([name, value]) => make("div", { class: "figure" }, name, make("b", {}, value === null ? "–" : value.toFixed(1))));
   return section(
     "overview", "Overview", make("div", { class: "cards" }, ...cards), findings(),
     make("dl", {}, ...REPORT.summary.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)])),
+    REPORT.config ? make("details", {}, make("summary", {}, "Config"), make("pre", {}, REPORT.config)) : null,
   );
 }
 
 function training() {
   if (!REPORT.curves) return null;
   const { losses, rate, metrics } = REPORT.curves, colors = REPORT.lineColors;
-  const series = Object.entries(losses).slice(0, 8).flatMap(([name, { x, y }], i) => {
+  const last = Math.max(...[...Object.values(losses), ...Object.values(metrics)].flatMap(({ x }) => x.at(-1) ?? 0));
+  const axis = { xLabel: "iteration", xRange: [0, last] };
+  const series = Object.entries(losses).slice(0, MOST_CURVES).flatMap(([name, { x, y }], i) => {
     const color = i === 0 ? styleOf("--text") : colors[(i - 1) % colors.length];
     return [{ name: name.replace(/^loss_/, ""), x, y: smoothed(y), color }, { name, x, y, color, faint: true }];
   });
-  const evaluated = Object.entries(metrics).filter(([, { y }]) => y.some((v) => v !== null)).slice(0, 8).map(([name, { x, y }], i) => (
-    { name, x, y, color: colors[i % colors.length], dots: true }
+  const own = Object.entries(metrics).filter(([name, { y }]) => name.startsWith(part) && y.some((v) => v !== null));
+  const evaluated = own.slice(0, MOST_CURVES).map(([name, { x, y }], i) => (
+    { name: name.split("/")[1], x, y, color: colors[i % colors.length], dots: true }
   ));
-  const charts = [lineChart({ title: "Losses", series, xLabel: "iteration" })];
+  const charts = [lineChart({ title: "Losses", series, ...axis })];
   if (evaluated.length) {
-    charts.push(lineChart({ title: "Metrics of the evaluations (%)", series: evaluated, xLabel: "iteration" }));
+    charts.push(lineChart({ title: "Metrics of the evaluations (%)", series: evaluated, ...axis }));
     if (evaluated[0].x.length === 1) charts[1].append(make("p", { class: "muted" }, "One evaluation only: train.eval_period=... evaluates during training."));
   }
-  if (rate.x.length) charts.push(lineChart({ title: "Learning rate", series: [{ name: "lr", ...rate, color: colors[0] }], xLabel: "iteration" }));
+  if (rate.x.length) charts.push(lineChart({ title: "Learning rate", series: [{ name: "lr", ...rate, color: colors[0] }], ...axis }));
   return section("training", "Training", make("div", { class: "charts" }, ...charts));
 }
 
@@ -221,7 +250,7 @@ function confusionSection() {
     return cell;
   })));
   const head = make("tr", {}, make("th", {}, "true ↓ predicted →"), ...lines.map((k) => make("th", { scope: "col", title: className(k) }, className(k))));
-  const list = confused.slice(0, 15).map(([a, b, n]) => make("li", {}, link(`${className(a)} taken for ${className(b)}`, () => showPair(a, b)), ` (${shown(n)})`));
+  const list = confused.slice(0, 15).map(([a, b, n]) => make("li", {}, link(`${className(a)} taken for ${className(b)}`, () => showPair(a, b)), ` (${amount(a, n)})`));
   const words = [
     unit === "pixels" ? "Percent of the pixels of each true class." : `Numbers of ${unit}; the shade is the share of the true class.`,
     threshold === undefined ? "" : `At the best score, ${threshold.toFixed(2)}, and an IoU of at least 0.5.`,
@@ -247,7 +276,7 @@ function errorSection() {
   ));
   return section(
     "errors", "What each kind of error costs",
-    make("p", { class: "muted" }, `By how much the AP50 of ${shown(errors.ap)} would rise if all errors of a kind were mended (TIDE). All detections count, whatever their score.`),
+    make("p", { class: "muted" }, `By how much the AP50 of ${errors.ap.toFixed(1)} would rise if all errors of a kind were mended (TIDE). All detections count, whatever their score.`),
     make("div", { id: "error-bars" }, ...bars),
   );
 }
@@ -260,10 +289,12 @@ function gallerySection() {
     return root;
   }
   const judged = PART_NAMES[REPORT.judgedBy];
-  const words = REPORT.kind === "objects"
-    ? `${judged} are judged at an IoU of 0.5. The score slider begins at the best F1. A click on an image compares it with the truth.`
-    : "A click on an image compares it with the truth.";
-  root.append(make("p", { class: "muted" }, words));
+  const words = [
+    judged && `${judged} are judged at an IoU of 0.5.`,
+    REPORT.parts[part].scores && "The score slider begins at the best F1.",
+    "A click on an image compares it with the truth.",
+  ];
+  root.append(make("p", { class: "muted" }, words.filter(Boolean).join(" ")));
   main.append(root); // so that the gallery can measure its cards
   gallery = new Gallery(root, document.getElementById("viewer"));
   return root;

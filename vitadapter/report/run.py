@@ -1,18 +1,20 @@
 """Reads a run's folder: its config, its metrics over time, and what its evaluation wrote."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from vitadapter.data.dataset_source import first_few
 from vitadapter.data.image_files import reason
+from vitadapter.engine.checkpoint import LAST_NAME
 from vitadapter.engine.overrides import load_config
+from vitadapter.engine.run_log import CONFIG_NAME
 from vitadapter.visualization.metrics_file import RunMetrics, read_metrics
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "open_run",
     "plain",
     "read_each",
+    "reading_results",
     "summary",
 ]
 
@@ -55,13 +58,20 @@ class Run:
     cfg: DictConfig
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def results(self) -> Path:
+        """The folder that the evaluation writes to; it moves with the run if it is inside."""
+        given = Path(str(self.cfg.dataloader.evaluator.output_dir))
+        trained = Path(str(self.cfg.train.output_dir))
+        return self.folder / given.relative_to(trained) if given.is_relative_to(trained) else given
+
     def result(self, name: str) -> Path:
         """A file that the evaluation writes.
 
         Raises:
             ValueError: it does not exist; the message says what to run.
         """
-        path = self.folder / "inference" / name
+        path = self.results / name
         if not path.is_file():
             raise ValueError(
                 f"{path} does not exist: the run has not been evaluated. Run `vitadapter eval "
@@ -70,30 +80,23 @@ class Run:
             )
         return path
 
-    def evaluator(self) -> tuple[object, Json]:
-        """The function of the config that builds the evaluator, and its arguments.
+    def config_text(self) -> str | None:
+        """`config.yaml`, if there is one."""
+        path = self.folder / CONFIG_NAME
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
-        Raises:
-            ValueError: the config has none.
-        """
-        node = self.cfg.dataloader.get("evaluator")
-        if node is None:
-            raise ValueError(
-                f"the config of {self.folder} has no dataloader.evaluator, so that the run is "
-                "never evaluated: train or evaluate it with one"
-            )
-        arguments = cast(Json, OmegaConf.to_container(node, resolve=True))
-        target = arguments.pop("_target_")
-        return (locate(target) if isinstance(target, str) else target), arguments
+    def arguments(self) -> Json:
+        """The arguments of the evaluator."""
+        arguments = cast(Json, OmegaConf.to_container(self.cfg.dataloader.evaluator, resolve=True))
+        return {name: value for name, value in arguments.items() if name != "_target_"}
 
     def metrics(self) -> RunMetrics | None:
-        """The metrics over time; None, with a note, if there are none."""
+        """The metrics over time; None if there are none, with a note if there should be some."""
         try:
             return read_metrics(self.folder)
         except (OSError, ValueError) as error:
-            self.notes.append(
-                f"There are no curves (a run that was only evaluated has none): {error}"
-            )
+            if (self.folder / LAST_NAME).is_file():  # not only evaluated
+                self.notes.append(f"There are no curves of training: {error}")
             return None
 
 
@@ -109,8 +112,11 @@ def _thinned(curve: tuple[np.ndarray, np.ndarray]) -> Json:
 def curves(metrics: RunMetrics) -> Json:
     """Losses, learning rate and metrics of the evaluations over the iterations, for the page."""
     names = metrics.names()
-    losses = ["total_loss", *(n for n in names if n.startswith("loss_"))]
-    evaluated = [n for n in names if "/" in n and _is_headline(n)]
+    # Of models with many losses, those of layers and stages come last.
+    losses = sorted((n for n in names if n.startswith("loss_")), key=lambda n: (n[-1].isdigit(), n))
+    losses.insert(0, "total_loss")
+    headlines = [f"{task}/{metric}" for task, all_ in _HEADLINES.items() for metric in all_]
+    evaluated = [n for n in headlines if n in names]
     return {
         "losses": {name: _thinned(metrics.curve(name)) for name in losses},
         "rate": _thinned(metrics.curve("lr")),
@@ -170,16 +176,20 @@ def note_renamed(run: Run, before: Sequence[str], names: Sequence[str]) -> None:
         )
 
 
-def summary(run: Run, metrics: RunMetrics | None, results: Path) -> list[tuple[str, str]]:
+def summary(
+    run: Run, metrics: RunMetrics | None, results: Path, images: int
+) -> list[tuple[str, str]]:
     """What the run is: pairs of a name and a text."""
     train = run.cfg.train
+    last = run.folder / LAST_NAME
+    weights = "weights at the start" if last.is_file() else "weights"
+    written = time.strftime("%Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
+    data = run.cfg.dataloader.evaluator.get("name")
     rows = [
         ("run", str(run.folder.resolve())),
-        ("weights at the start", str(train.init_checkpoint)),
+        (weights, str(train.init_checkpoint or "random")),
+        ("evaluated", f"{written}, on {images} {'image' if images == 1 else 'images'} of {data}"),
     ]
-    written = time.strftime("%Y-%m-%d %H:%M", time.localtime(results.stat().st_mtime))
-    rows.append(("evaluated", written))
-    last = run.folder / "last_checkpoint"
     if last.is_file():
         rows.append(("last checkpoint", last.read_text(encoding="utf-8").strip()))
     if metrics is None:
@@ -201,24 +211,41 @@ def summary(run: Run, metrics: RunMetrics | None, results: Path) -> list[tuple[s
     return rows
 
 
-def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Run:
+def open_run(
+    folder: str | Path, overrides: Sequence[str] = (), cfg: DictConfig | None = None
+) -> Run:
     """Opens the output folder of a run.
 
     Args:
         folder: of `vitadapter train` or `vitadapter eval`.
         overrides: of its config, such as `dataset.test.image_root=...` for data that has moved.
+        cfg: its config, if it is at hand; None reads `config.yaml`.
 
     Raises:
         ValueError: it is no such folder, or its config cannot be used.
     """
     path = Path(folder).expanduser()
-    config = path / "config.yaml"
+    if cfg is not None:
+        return Run(path, cfg)
+    config = path / CONFIG_NAME
     if not config.is_file():
         raise ValueError(
             f"{path} must be the output folder of `vitadapter train` or `vitadapter eval`, but it "
             "has no config.yaml" + ("" if path.is_dir() else " (there is no such folder)")
         )
     return Run(path, load_config(str(config), overrides))
+
+
+@contextlib.contextmanager
+def reading_results() -> Iterator[None]:
+    """Adds to the errors of results that cannot be read what one can do."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: the evaluation has been stopped or is still writing; wait for it, or "
+            "evaluate again"
+        ) from error
 
 
 def read_each(

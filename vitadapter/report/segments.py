@@ -19,18 +19,23 @@ from vitadapter.evaluation.panoptic_quality import (
     match_segments,
     quality_of,
 )
-from vitadapter.report.objects import read_picture, size_of
+from vitadapter.report.objects import CROWD, MISSED, NOTHING, read_picture, size_of
 from vitadapter.report.pictures import Pictures, outlines
-from vitadapter.report.run import Json, Run, check_reproduced, plain, read_each
+from vitadapter.report.run import (
+    Json,
+    Run,
+    check_reproduced,
+    note_renamed,
+    plain,
+    read_each,
+    reading_results,
+)
 from vitadapter.visualization.metrics_file import RunMetrics
 
 __all__ = ["describe_segments"]
 
 _KINDS = ("right", "cls", "bkg", "ignored")
 """Kinds of predicted segments on the page, by their numbers."""
-
-_MISSED, _CROWD = -1, -3  # states of true segments on the page
-_NOTHING = -1
 
 
 def _box(mask: np.ndarray) -> list[int]:
@@ -49,16 +54,20 @@ class _Segments:
         self.pairs: Counter[tuple[int, int]] = Counter()
         self.unread: list[str] = []
 
-    def _count(self, found: Matching, truth: list[Segment], predicted: list[Segment]) -> None:
+    def _pairs(
+        self, found: Matching, truth: list[Segment], predicted: list[Segment]
+    ) -> list[tuple[int | None, int | None]]:
+        """Counts the pairs of true and predicted segments, and returns their ids."""
         self.counts += counts_of(found, truth, predicted, self._num_classes)
-        true_class = {s["id"]: s["category_id"] for s in truth}
-        predicted_class = {s["id"]: s["category_id"] for s in predicted}
-        for true_id, predicted_id, _ in (*found.matches, *found.confused):
-            self.pairs[true_class[true_id], predicted_class[predicted_id]] += 1
-        missed = set(found.missed) - {pair[0] for pair in found.confused}
-        false = set(found.false) - {pair[1] for pair in found.confused}
-        self.pairs.update((true_class[id_], _NOTHING) for id_ in missed)
-        self.pairs.update((_NOTHING, predicted_class[id_]) for id_ in false)
+        pairs: list[tuple[int | None, int | None]] = [
+            (true_id, id_) for true_id, id_, _ in (*found.matches, *found.confused)
+        ]
+        pairs += [(id_, None) for id_ in {*found.missed} - {pair[0] for pair in found.confused}]
+        pairs += [(None, id_) for id_ in {*found.false} - {pair[1] for pair in found.confused}]
+        true_class = {s["id"]: s["category_id"] for s in truth} | {None: NOTHING}
+        predicted_class = {s["id"]: s["category_id"] for s in predicted} | {None: NOTHING}
+        self.pairs.update((true_class[a], predicted_class[b]) for a, b in pairs)
+        return pairs
 
     def add(
         self, number: int, record: Record, predicted_file: Path, segments: list[Segment]
@@ -68,26 +77,32 @@ class _Segments:
         ids = rgb_to_id(read_panoptic_png(str(predicted_file)))
         truth = record["segments_info"]
         found = match_segments(true_ids, truth, ids, segments, self._num_classes)
-        self._count(found, truth, segments)
+        pairs = self._pairs(found, truth, segments)
         kinds = {pair[1]: _KINDS.index("right") for pair in found.matches}
         kinds |= {pair[1]: _KINDS.index("cls") for pair in found.confused}
         false = _KINDS.index("bkg")
         kinds |= {id_: kinds.get(id_, false) for id_ in found.false}
-        order = {segment["id"]: place for place, segment in enumerate(segments)}
+        order: dict[int | None, int] = {
+            segment["id"]: place for place, segment in enumerate(segments)
+        }
         states = {pair[0]: order[pair[1]] for pair in found.matches}
+        there = [s for s in truth if (true_ids == s["id"]).any()]
+        numbers: dict[int | None, int] = {
+            segment["id"]: number for number, segment in enumerate(there)
+        }
+        about = {pair[1]: numbers[pair[0]] for pair in found.confused}
         drawn: list[list[list[list[int]]]] = [[], []]
         detections: list[float] = []
         for segment in segments:
             mask = ids == segment["id"]
             kind = kinds.get(segment["id"], _KINDS.index("ignored"))
             detections += [segment["category_id"], 1, *_box(mask), kind, size_of(mask.sum())]
+            detections.append(about.get(segment["id"], NOTHING))
             drawn[0].append(outlines(mask))
         objects: list[float] = []
-        for segment in truth:
+        for segment in there:
             mask = true_ids == segment["id"]
-            if not mask.any():
-                continue
-            state = _CROWD if segment.get("iscrowd", 0) else states.get(segment["id"], _MISSED)
+            state = CROWD if segment.get("iscrowd", 0) else states.get(segment["id"], MISSED)
             objects += [segment["category_id"], *_box(mask), state, size_of(mask.sum())]
             drawn[1].append(outlines(mask))
         text = f"showMasks({number}, {json.dumps(drawn, separators=(',', ':'))});\n"
@@ -96,6 +111,11 @@ class _Segments:
             "size": [ids.shape[1], ids.shape[0]],
             "detections": detections,
             "objects": objects,
+            "pairs": {
+                "panoptic": [
+                    n for a, b in pairs for n in (numbers.get(a, NOTHING), order.get(b, NOTHING))
+                ]
+            },
             "masks": self._pictures.add_outlines(number, text),
             "file": read_picture(number, record, self._pictures, self.unread),
         }
@@ -103,9 +123,10 @@ class _Segments:
 
 def _predictions(
     path: Path, classes: Mapping[object, int]
-) -> dict[object, tuple[str, list[Segment]]]:
-    """File of the map and segments, with class numbers, of each image id."""
-    content = read_json(str(path))
+) -> tuple[dict[object, tuple[str, list[Segment]]], dict[int, str]]:
+    """File of the map and segments, with class numbers, of each image id; the classes' names."""
+    with reading_results():
+        content = read_json(str(path))
     try:
         found = {}
         for entry in content["annotations"]:  # type: ignore[index, call-overload]
@@ -114,11 +135,13 @@ def _predictions(
                 for s in entry["segments_info"]
             ]
             found[entry["image_id"]] = (str(entry["file_name"]), segments)
-    except (KeyError, TypeError) as error:
+        categories = content.get("categories", ())  # type: ignore[attr-defined]
+        names = {classes[entry["id"]]: str(entry["name"]) for entry in categories}
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must hold panoptic predictions of this data set, got {error!r}: evaluate again"
         ) from error
-    return found
+    return found, names
 
 
 def _table(names: Sequence[str], counts: np.ndarray) -> Json:
@@ -171,7 +194,9 @@ def describe_segments(
     classes = (
         metadata.thing_dataset_id_to_contiguous_id | metadata.stuff_dataset_id_to_contiguous_id
     )
-    predictions = _predictions(results, classes)
+    predictions, before = _predictions(results, classes)
+    if before:  # earlier versions wrote none
+        note_renamed(run, [before[k] for k in sorted(before)], names)
     records: list[Record] = DatasetCatalog.get(registered)
     evaluated = [record for record in records if record["image_id"] in predictions]
     if predictions and not evaluated:

@@ -131,8 +131,9 @@ def read_registered(name: str, *, ground_truth: bool = False) -> CocoData:
     own_function = DatasetCatalog[name].__module__ != register_coco_instances.__module__
     if json_file and (ground_truth or not own_function):
         data = read_coco(json_file)
+        if (image_root := metadata.get("image_root")) is not None:
+            data.located(image_root)
         if not own_function:
-            data.located(metadata.image_root)
             _set_classes(metadata, data)
         return data
     try:
