@@ -65,7 +65,7 @@ train() {
     fi
     step "training and evaluating $name in $runs/$name"
     $python scripts/lazyconfig_train_net.py --resume --config-file "$configs/$name.py" \
-        train.eval_period=300 train.report=True "${overrides[@]}" train.output_dir="$runs/$name" "$@"
+        train.eval_period=150 train.report=True "${overrides[@]}" train.output_dir="$runs/$name" "$@"
     touch "$runs/$name/done"
 }
 
