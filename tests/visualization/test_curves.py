@@ -14,7 +14,7 @@ from vitadapter.visualization import curves
 from vitadapter.visualization.metrics_file import RunMetrics, read_metrics
 
 RESULTS = {"bbox/AP": 30.0, "bbox/AP50": 55.0, "segm/AP": 15.0}
-BLUE, GREEN = "#0072B2", "#009E73"
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 @pytest.fixture
@@ -157,9 +157,9 @@ def test_comparison_shows_ap_and_time(tmp_path: Path, figures: list[Figure]) -> 
         curve = np.stack([metrics.minutes(), metrics.curve("total_loss")[1]], axis=1)
         assert any(np.array_equal(curve, line) for line in drawn)
     curves.plot_comparison({"low": runs["low"]}, tmp_path / "one.png")
-    assert count_pixels(tmp_path / "one.png", GREEN) == 0
-    # The box bar of the second run, green, is four times as high as that of the first.
-    assert count_pixels(output, GREEN) > 3 * count_pixels(output, BLUE) > 0
+    assert count_pixels(tmp_path / "one.png", ORANGE) == 0
+    # The box bar of the second run, orange, is four times as high as that of the first.
+    assert count_pixels(output, ORANGE) > 3 * count_pixels(output, BLUE) > 0
 
 
 def test_comparison_without_masks_or_results(tmp_path: Path, figures: list[Figure]) -> None:
@@ -217,7 +217,7 @@ def test_compare_runs_script(
     assert "| ViT-Adapter |         40 |     1.0 |   30.0 |     55.0 |    15.0 |" in printed
     main([f"a={folder}", f"b={folder}", "--output", str(tmp_path / "x.png"), "--title", "T"])
     assert f"figure written to {tmp_path / 'x.png'}" in capsys.readouterr().out
-    assert count_pixels(tmp_path / "x.png", GREEN) > 0
+    assert count_pixels(tmp_path / "x.png", ORANGE) > 0
     for argument, message in (
         (str(tmp_path), "must be given as NAME=RUN_DIR"),
         ("=x", "must be given as NAME=RUN_DIR, got '=x'"),

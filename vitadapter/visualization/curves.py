@@ -28,7 +28,7 @@ _STAGE_NUMBER = re.compile(r"_(stage)?\d+$")
 _RESULTS = {
     "bbox/AP": ("box AP", KIND_COLORS["box"]),
     "segm/AP": ("mask AP", KIND_COLORS["mask"]),
-    "sem_seg/mIoU": ("mIoU", COLORS[1]),
+    "sem_seg/mIoU": ("mIoU", COLORS[2]),
     "panoptic_seg/PQ": ("PQ", COLORS[4]),
 }
 _LOSSES_OF_KINDS = {"loss_box_reg": KIND_COLORS["box"], "loss_mask": KIND_COLORS["mask"]}
@@ -98,7 +98,8 @@ def _draw_results(
         axes.plot(x, y, color=color, marker="o")
         ends.append((x[-1], y[-1], f"{label} {y[-1]:.1f}", color))
     axes.set_title(title)
-    axes.set_ylim(0, 100 if not curves else None)
+    highest = max((float(np.nanmax(y, initial=0)) for _, y in curves.values()), default=0)
+    axes.set_ylim(0, 1.1 * highest or 100)
     label_ends(axes, ends)
 
 

@@ -25,7 +25,7 @@ from vitadapter.visualization.style import CAPTION_SIZE
 
 __all__ = ["PredictedSegment", "draw_sem_seg_gallery", "predicted_labels", "read_predictions"]
 
-_TILE_SIDE = 320  # pixels of the longer side of an image on the sheet
+_TILE_SIDE = 256  # pixels of the longer side of an image on the sheet
 
 
 class PredictedSegment(TypedDict):
@@ -76,9 +76,13 @@ def predicted_labels(
 
 
 def _overlay(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
-    """The image in grey (H, W, 3) with the colours of its labels; ignored pixels stay grey."""
+    """The image in grey (H, W, 3) with the colours of its labels, and white lines between these.
+
+    Ignored pixels stay grey.
+    """
     known = (labels >= 0) & (labels < len(palette.names))
-    return draw_label_map(greyed(image), np.where(known, labels, -1), palette)
+    shown = np.where(known, labels, -1)
+    return draw_label_map(greyed(image), shown, palette, ids=shown)
 
 
 def _with_legend(picture: np.ndarray, palette: Palette) -> np.ndarray:
@@ -140,5 +144,7 @@ def draw_sem_seg_gallery(
         picture = _with_legend(arrange([panels]), palette)
         written.append(_save(output / f"{index:05d}_{Path(name).stem}.png", picture))
         rows.append([Panel(fitted(panel.image, _TILE_SIDE), panel.caption) for panel in panels])
-    written.append(_save(output / OVERVIEW, _with_legend(arrange(rows), palette)))
+    written.append(
+        _save(output / OVERVIEW, _with_legend(arrange(rows, 2 if len(rows) > 2 else 1), palette))
+    )
     return written

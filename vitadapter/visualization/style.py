@@ -43,13 +43,13 @@ FONT_FILE = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 TEXT_COLOR = "#333333"
 NEUTRAL_COLOR = "#9AA0A6"
 """Of what is neither a run nor a class nor a kind of result."""
-COLORS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """The colours of Okabe and Ito, which colour-blind people can distinguish, without light yellow.
 
-A colour means one thing in a figure: a run where several are compared, else a class, or a kind of
-result or of loss.
+The first two are as different as any, since most figures have no more. A colour means one thing
+in a figure: a run where several are compared, else a class, or a kind of result or of loss.
 """
-KIND_COLORS = {"box": COLORS[0], "mask": COLORS[2]}
+KIND_COLORS = {"box": COLORS[0], "mask": COLORS[1]}
 """Of results and losses of boxes and of masks, where a figure shows a single run."""
 # Colours of classes, beside COLORS: these hues in these saturations and values.
 _HUES = 36
