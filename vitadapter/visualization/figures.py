@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 
 from vitadapter.visualization.style import (
     COLORS,
@@ -19,11 +19,24 @@ from vitadapter.visualization.style import (
 
 __all__ = ["draw_confusion_matrix", "plot_errors", "plot_precision_recall"]
 
+_LIGHTEST = 0.7  # share of white in the lightest shade
+
+
+def _shades(count: int) -> list[str]:
+    """Shades of one colour, from full to light."""
+    full = np.array(to_rgb(COLORS[0]))
+    shares = np.linspace(0, _LIGHTEST, count)
+    return [to_hex(full + share * (1 - full)) for share in shares]
+
 
 def _draw_precision_recall(
-    axes: Axes, recall: np.ndarray, curves: Mapping[str, np.ndarray], title: str
+    axes: Axes,
+    recall: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+    title: str,
+    colors: Sequence[str],
 ) -> None:
-    for (name, precision), color in zip(curves.items(), COLORS, strict=False):
+    for (name, precision), color in zip(curves.items(), colors, strict=False):
         mean = float(precision.mean())
         label = f"{name}: no objects" if math.isnan(mean) else f"{name}: AP {100 * mean:.1f}"
         axes.plot(recall, precision, color=color, label=label)
@@ -45,7 +58,8 @@ def plot_precision_recall(
     Args:
         recall_levels: (R,).
         panels: for each title, the curves, which have a precision (R,) for each name, NaN if there
-            are no objects.
+            are no objects. Those of the first panel are in the order of a threshold, and have
+            shades of one colour.
         output: the .png file to write.
 
     Raises:
@@ -53,8 +67,9 @@ def plot_precision_recall(
     """
     with figure_file(output, 1400, 650) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for panel, (title, curves) in zip(axes, panels.items(), strict=True):
-            _draw_precision_recall(panel, recall_levels, curves, title)
+        for number, (panel, (title, curves)) in enumerate(zip(axes, panels.items(), strict=True)):
+            colors = COLORS if number else _shades(len(curves))
+            _draw_precision_recall(panel, recall_levels, curves, title, colors)
 
 
 def _draw_errors(axes: Axes, runs: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -> None:
@@ -132,7 +147,7 @@ def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
     shares = by_truth / np.maximum(by_truth.sum(axis=1, keepdims=True), 1)
     count = len(class_names)
     side = int(np.clip(300 + 36 * count, 600, 2400))  # pixels
-    with figure_file(path, side, side) as figure:
+    with figure_file(path, side, side, crop=True) as figure:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap=_SHARES, vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")

@@ -106,7 +106,12 @@ def class_color(number: int) -> tuple[float, float, float]:
 
 @contextmanager
 def figure_file(
-    output: str | Path, width: int, height: int, title: str | None = None
+    output: str | Path,
+    width: int,
+    height: int,
+    title: str | None = None,
+    *,
+    crop: bool = False,
 ) -> Iterator[Figure]:
     """An empty figure in this style, which is written at the end of the `with` statement.
 
@@ -115,6 +120,7 @@ def figure_file(
         width: in pixels.
         height: in pixels.
         title: a line above the figure.
+        crop: leaves out what stays empty at the sides, so that the figure becomes smaller.
 
     Raises:
         ValueError: `output` is not a .png file.
@@ -129,7 +135,12 @@ def figure_file(
             figure.suptitle(title, fontsize=HEADING_SIZE, fontweight="bold")
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", pil_kwargs={"optimize": True})
+        figure.savefig(
+            path,
+            format="png",
+            bbox_inches="tight" if crop else None,
+            pil_kwargs={"optimize": True},
+        )
 
 
 def legend_label(name: str) -> str:
