@@ -67,7 +67,7 @@ train() {
     fi
     step "training and evaluating $name in $runs/$name"
     $python scripts/lazyconfig_train_net.py --resume --config-file "$configs/$name.py" \
-        train.eval_period=300 train.report=True "${overrides[@]}" train.output_dir="$runs/$name" "$@"
+        train.eval_period=150 train.report=True "${overrides[@]}" train.output_dir="$runs/$name" "$@"
     touch "$runs/$name/done"
 }
 
@@ -97,7 +97,7 @@ semantic() {
     cat "$run/inference/sem_seg_results.md"
     echo "predictions:       $run/pictures/overview.png (image, ground truth, prediction)"
     echo "confusion matrix:  $run/inference/confusion_matrix.png"
-    echo "loss and lr:       $run/curves.png"
+    echo "losses and mIoU:   $run/curves.png"
     echo "report:            $run/report/index.html (open it in a browser: curves, errors, all images)"
 }
 
@@ -155,6 +155,7 @@ if $compare; then
 fi
 analyze "${models[@]}"
 echo "predictions:       $pictures/overview.png (ground truth left, prediction right)"
-echo "loss and lr:       $runs/$adapter/curves.png"
+echo "AP over time:      $runs/$adapter/result.png"
+echo "losses and AP:     $runs/$adapter/curves.png"
 echo "report:            $runs/$adapter/report/index.html (open it in a browser: curves, errors, all images)"
 echo "weights, log:      $runs/$adapter/"

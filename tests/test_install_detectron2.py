@@ -142,7 +142,7 @@ def test_environment_without_pip(environment: Environment) -> None:
     (environment.site / "pip").unlink()
     done = environment.install()
     assert done.returncode == 1
-    assert "has no pip (python -m ensurepip installs it)" in done.stderr
+    assert f"has no pip ({environment.python} -m ensurepip installs it)" in done.stderr
 
 
 # Rooms, and modules of those that work without Detectron2.

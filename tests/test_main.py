@@ -53,6 +53,20 @@ def test_help_needs_no_torch(repository: Path) -> None:
     assert done.returncode == 0
 
 
+def test_without_detectron2_a_command_says_so_in_a_line(repository: Path) -> None:
+    program = (
+        "import importlib.util, sys; find = importlib.util.find_spec; "
+        "importlib.util.find_spec = lambda name, *a: None if name == 'detectron2' else find(name); "
+        "from vitadapter.__main__ import main; sys.exit(main(['predict', 'x', 'photo.jpg']))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: vitadapter needs Detectron2")
+    assert line.endswith("(or: vitadapter install-detectron2)")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -36,7 +36,7 @@ MARK = re.compile(r"run|parsed: \S.*")
 EXPERIMENT = re.compile(r"(zoo://)?((?:ADE20K|Cityscapes|COCO\w*|Digits|LVIS)/\w+)")
 # Commands of others, which are taken on trust.
 OTHERS = ("apt", "build/detect", "cd", "cmake", "convert", "git", "node", "npm", "pip", "ruff")
-OTHERS += ("source", "trtexec")
+OTHERS += ("pipx", "source", "trtexec", "uv", "uvx")
 # Files that the reader has made: a config cannot be looked into there.
 MADE = (".pth", ".onnx", ".pt2", ".yaml")
 

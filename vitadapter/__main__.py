@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from vitadapter import __version__
+from vitadapter.install_detectron2 import MissingDetectron2Error
 from vitadapter.known_warnings import ignore_warnings_at_import
 
 __all__ = ["COMMANDS", "main"]
@@ -91,7 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         exit_on_signals()  # before the imports, which take seconds
     ignore_warnings_at_import()
     module, function = COMMANDS[name].function.split(":")
-    run = getattr(import_module(f"vitadapter.{module}"), function)
+    try:
+        run = getattr(import_module(f"vitadapter.{module}"), function)
+    except MissingDetectron2Error as error:
+        sys.stderr.write(f"error: {error} (or: vitadapter install-detectron2)\n")
+        return 1
     return run(rest, prog=f"vitadapter {name}")
 
 

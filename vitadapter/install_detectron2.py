@@ -17,7 +17,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["COMMAND", "REQUIREMENTS", "find_detectron2", "import_error", "main"]
+__all__ = [
+    "COMMAND",
+    "REQUIREMENTS",
+    "MissingDetectron2Error",
+    "find_detectron2",
+    "import_error",
+    "main",
+]
 
 COMMAND = "python -m vitadapter.install_detectron2"
 PACKAGE = "sal-detectron2==0.7.2"
@@ -40,6 +47,10 @@ REQUIREMENTS = (
     "tqdm>4.29.0",
     "yacs>=0.1.8",
 )
+
+
+class MissingDetectron2Error(ImportError):
+    """Detectron2 is needed, but is not installed."""
 
 
 class InstallError(Exception):
@@ -95,7 +106,9 @@ def _packages_to_remove(folder: Path, site: Path) -> list[str]:
 
 def _check_environment(site: Path) -> None:
     if importlib.util.find_spec("pip") is None:
-        raise InstallError(f"{sys.executable} has no pip (python -m ensurepip installs it)")
+        raise InstallError(
+            f"{sys.executable} has no pip ({sys.executable} -m ensurepip installs it)"
+        )
     if not os.access(site, os.W_OK):
         raise InstallError(
             f"you may not write to {site}; use a virtual environment (python -m venv)"

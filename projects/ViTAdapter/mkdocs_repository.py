@@ -25,6 +25,7 @@ ELSEWHERE = {
     "operator.md": "kernels/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "security.md": "SECURITY.md",
 }
 PICTURES = "projects/ViTAdapter/images"
 

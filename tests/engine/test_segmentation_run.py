@@ -113,9 +113,14 @@ def test_gallery(tmp_path: Path) -> None:
     predictions.write_text(json.dumps(content))
     single, overview = draw_sem_seg_gallery([record], predictions, tmp_path / "out", **options)
     picture = cv2.imread(str(single))
-    assert picture.shape == (32, 3 * 48 + 12, 3)
+    caption, gap = 24, 6
+    assert picture.shape[1] == 3 * 48 + 4 * gap
+    captions, legend = picture[:caption], picture[caption + 32 + gap :]
+    assert (captions < 128).any()
+    assert (legend < 128).any()
     # Image, truth and prediction; the prediction has one colour, but for the grey below.
-    parts = picture[:, :48], picture[:, 54:102], picture[:, 108:]
+    rows = picture[caption : caption + 32]
+    parts = [rows[:, at : at + 48] for at in (6, 60, 114)]
     np.testing.assert_array_equal(parts[0], cv2.imread(str(images / "a.jpg")))
     assert (parts[1] != parts[2]).any()
     assert cv2.imread(str(overview)).shape[0] > 200

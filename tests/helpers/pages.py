@@ -9,6 +9,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     "kernels/README.md",
     *(str(page.relative_to(REPOSITORY)) for page in sorted(_PROJECT.rglob("*.md"))),
 ]

@@ -14,7 +14,7 @@ from vitadapter.visualization import curves
 from vitadapter.visualization.metrics_file import RunMetrics, read_metrics
 
 RESULTS = {"bbox/AP": 30.0, "bbox/AP50": 55.0, "segm/AP": 15.0}
-BLUE, GREEN = "#0072B2", "#009E73"
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 @pytest.fixture
@@ -59,6 +59,54 @@ def test_training_figure_shows_losses_and_rate(tmp_path: Path, figures: list[Fig
     for name in ("total_loss", "loss_cls", "loss_mask"):
         assert any(np.array_equal(c.get_ydata(), metrics.curve(name)[1]) for c in losses.lines)
     np.testing.assert_array_equal(rate.lines[0].get_xydata(), np.transpose(metrics.curve("lr")))
+    ticks = [tick.get_text() for axes in figures[0].axes for tick in axes.get_yticklabels()]
+    assert ticks
+    assert [tick for tick in ticks if "$" in tick] == []
+
+
+EVALUATIONS = {9: (5.0, 2.0), 19: (12.0, 8.0), 39: (30.0, 15.0)}
+
+
+def evaluated_run() -> RunMetrics:
+    """A run of 40 iterations of 3 seconds, which was evaluated three times."""
+    rows = {}
+    for i in range(40):
+        rows[i] = {"total_loss": 3.0, "loss_cls": 1.0, "loss_box_reg": 2.0, "time": 3.0, "lr": 1.0}
+        if i in EVALUATIONS:
+            rows[i] |= dict(zip(("bbox/AP", "segm/AP"), EVALUATIONS[i], strict=True))
+    return RunMetrics(Path("metrics.json"), rows)
+
+
+def test_training_figure_shows_all_evaluations(tmp_path: Path, figures: list[Figure]) -> None:
+    curves.plot_training(evaluated_run(), tmp_path / "x.png")
+    losses, results, _ = figures[0].axes
+    box, mask = results.lines
+    assert box.get_xydata().tolist() == [[i, ap] for i, (ap, _) in EVALUATIONS.items()]
+    assert mask.get_xydata().tolist() == [[i, ap] for i, (_, ap) in EVALUATIONS.items()]
+    assert {"box AP 30.0", "mask AP 15.0"} <= set(texts(figures[0]))
+    # Blue means boxes, in losses and results; no other curve has a colour of the results.
+    named = {text.get_text(): text.get_color() for text in losses.texts}
+    assert named["box reg"] == box.get_color()
+    assert named["cls"] not in (box.get_color(), mask.get_color())
+
+
+def test_no_two_losses_share_a_colour(tmp_path: Path, figures: list[Figure]) -> None:
+    names = ["loss_box_reg", "loss_mask", *(f"loss_{letter}" for letter in "abcdefghij")]
+    rows = {i: {"total_loss": 9.0, **dict.fromkeys(names, 1.0)} for i in range(3)}
+    curves.plot_training(RunMetrics(tmp_path, rows), tmp_path / "x.png")
+    named = [to_rgb(text.get_color()) for text in figures[0].axes[0].texts]
+    assert len(set(named)) == len(named) == len(names) + 1
+
+
+def test_result_of_one_run_is_ap_over_time(tmp_path: Path, figures: list[Figure]) -> None:
+    curves.plot_comparison({"adapter": evaluated_run()}, tmp_path / "x.png")
+    results, loss = figures[0].axes
+    assert len(results.patches) == 0  # no bars
+    box, mask = results.lines
+    # 3 seconds for each iteration up to the evaluation
+    np.testing.assert_allclose(box.get_xdata(), [0.5, 1.0, 2.0])
+    assert mask.get_ydata().tolist() == [2.0, 8.0, 15.0]
+    assert loss.lines[0].get_color() not in (box.get_color(), mask.get_color())
 
 
 def test_stages_of_one_loss_are_added_up(tmp_path: Path, figures: list[Figure]) -> None:
@@ -80,20 +128,6 @@ def test_short_and_broken_curves_are_drawn(tmp_path: Path, values: list[float]) 
     curves.plot_training(metrics, tmp_path / "a.png")
     curves.plot_comparison({"x": metrics}, tmp_path / "b.png")
     assert Image.open(tmp_path / "b.png").size == (1400, 600)
-
-
-def test_smoothing_keeps_lines_and_skips_nan() -> None:
-    line = np.linspace(0, 99, 100)
-    smoothed = curves._smooth(line)
-    np.testing.assert_allclose(smoothed, line)
-    loss = np.exp(-line / 10)
-    ends = curves._smooth(loss)[[0, -1]]
-    np.testing.assert_allclose(ends, loss[[0, -1]])  # no value is invented where the curve begins
-    noisy = line + np.random.default_rng(0).normal(0, 5, 100)
-    assert np.abs(curves._smooth(noisy) - line).mean() < 0.6 * np.abs(noisy - line).mean()
-    line[50] = np.nan
-    assert np.isfinite(curves._smooth(line)).all()
-    np.testing.assert_array_equal(curves._smooth(np.array([3.0, 1.0])), [3, 1])
 
 
 def test_labels_of_equal_curves_do_not_overlap(tmp_path: Path, figures: list[Figure]) -> None:
@@ -122,10 +156,8 @@ def test_comparison_shows_ap_and_time(tmp_path: Path, figures: list[Figure]) -> 
     for metrics in runs.values():
         curve = np.stack([metrics.minutes(), metrics.curve("total_loss")[1]], axis=1)
         assert any(np.array_equal(curve, line) for line in drawn)
-    curves.plot_comparison({"low": runs["low"]}, tmp_path / "one.png")
-    assert count_pixels(tmp_path / "one.png", GREEN) == 0
-    # The box bar of the second run, green, is four times as high as that of the first.
-    assert count_pixels(output, GREEN) > 3 * count_pixels(output, BLUE) > 0
+    # The box bar of the second run, orange, is four times as high as that of the first.
+    assert count_pixels(output, ORANGE) > 3 * count_pixels(output, BLUE) > 0
 
 
 def test_comparison_without_masks_or_results(tmp_path: Path, figures: list[Figure]) -> None:
@@ -183,7 +215,7 @@ def test_compare_runs_script(
     assert "| ViT-Adapter |         40 |     1.0 |   30.0 |     55.0 |    15.0 |" in printed
     main([f"a={folder}", f"b={folder}", "--output", str(tmp_path / "x.png"), "--title", "T"])
     assert f"figure written to {tmp_path / 'x.png'}" in capsys.readouterr().out
-    assert count_pixels(tmp_path / "x.png", GREEN) > 0
+    assert count_pixels(tmp_path / "x.png", ORANGE) > 0
     for argument, message in (
         (str(tmp_path), "must be given as NAME=RUN_DIR"),
         ("=x", "must be given as NAME=RUN_DIR, got '=x'"),

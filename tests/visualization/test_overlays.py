@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from vitadapter.visualization.figures import class_color
 from vitadapter.visualization.overlays import (
     Objects,
     Palette,
@@ -13,6 +12,7 @@ from vitadapter.visualization.overlays import (
     text_size,
     text_width,
 )
+from vitadapter.visualization.style import class_color
 
 PALETTE = Palette(["cat", "dining table", "größe"])
 

@@ -101,7 +101,7 @@ def test_images_without_annotations() -> None:
         tile = draw_sample(sample_of(**targets), "RGB", PALETTE)
         assert (tile.image == 128).all()
         assert tile.classes == frozenset()
-        assert draw_sheet([tile], PALETTE).shape[1] == SIDE + 16
+        assert draw_sheet([tile], PALETTE).shape[1] == SIDE + 2 * 6
 
 
 @pytest.mark.parametrize(("width", "count", "columns"), [(360, 9, 4), (724, 5, 2), (360, 3, 3)])
@@ -112,7 +112,7 @@ def test_sheets_have_rows_of_equal_places(width: int, count: int, columns: int) 
         for n, color in enumerate(colors)
     ]
     sheet = draw_sheet(tiles, PALETTE)
-    assert sheet.shape[1] == columns * (width + 8) + 8
+    assert sheet.shape[1] == columns * width + (columns - 1) * 20 + 2 * 6
     for color in colors:
         assert (sheet == color).all(axis=-1).sum() == 100 * width
     legend = {tuple(color) for color in sheet[-22:].reshape(-1, 3).tolist()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.colors import to_rgb
 
 from vitadapter.data.dataset_source import Record, first_few
 from vitadapter.data.image_files import read_image
@@ -28,13 +29,15 @@ from vitadapter.visualization.sem_seg_gallery import (
     predicted_labels,
     read_predictions,
 )
+from vitadapter.visualization.style import COLORS
 
 __all__ = ["describe_label_maps"]
 
 _MOST_PAIRS = 12  # of an image: the confusions with the most pixels
 _RIGHT, _WRONG, _IGNORED = range(3)
-# Vermilion for wrong pixels; a grey veil over those that do not count.
-_ERROR_COLORS = np.array([(0, 0, 0, 0), (213, 94, 0, 255), (128, 128, 128, 120)], np.uint8)
+# The orange of figures for wrong pixels; a grey veil over those that do not count.
+_WRONG_COLOR = [round(255 * part) for part in to_rgb(COLORS[1])]
+_ERROR_COLORS = np.array([(0, 0, 0, 0), (*_WRONG_COLOR, 255), (128, 128, 128, 120)], np.uint8)
 _NO_CLASS = -1
 
 Pairs = Counter[tuple[int, int]]

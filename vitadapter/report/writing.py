@@ -18,8 +18,8 @@ from vitadapter.report.objects import describe_objects
 from vitadapter.report.pictures import PICTURE_FOLDERS, Pictures
 from vitadapter.report.run import Json, Run, curves, open_run, summary
 from vitadapter.report.segments import describe_segments
-from vitadapter.visualization.figures import COLORS
 from vitadapter.visualization.metrics_file import RunMetrics
+from vitadapter.visualization.style import COLORS
 
 __all__ = ["check_reportable", "write_report"]
 

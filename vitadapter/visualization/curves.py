@@ -1,98 +1,37 @@
-"""Draws training runs: the losses of one, and comparisons of several."""
+"""Draws training runs: the losses and results of one, and comparisons of several."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.colors import to_hex
+from matplotlib.ticker import MaxNLocator
 
-from vitadapter.visualization.figures import COLORS, TEXT_COLOR, figure_file
+from vitadapter.visualization.lines import End, draw_smoothed, label_ends, log_scale
 from vitadapter.visualization.metrics_file import RunMetrics, RunSummary, summarize
+from vitadapter.visualization.style import (
+    COLORS,
+    KIND_COLORS,
+    TEXT_COLOR,
+    TITLE_SIZE,
+    class_color,
+    figure_file,
+)
 
 __all__ = ["plot_comparison", "plot_convergence", "plot_loss_against_time", "plot_training"]
 
-_SMOOTHED_SHARE = 0.08  # of a curve's points, which are averaged for each point
 _SAME_TIME = 0.05  # training times that differ by less count as the same
-_LABEL_GAP = 1.25  # distance between two labels in font heights
 _STAGE_NUMBER = re.compile(r"_(stage)?\d+$")
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """A centred moving average (N,) that leaves out values that are not finite.
-
-    Towards both ends it is over fewer values, as many before as after: with values of one side
-    alone, the curve of a loss would begin at one that was never measured.
-    """
-    places = np.arange(len(values))
-    reach = np.minimum(round(len(values) * _SMOOTHED_SHARE / 2), places)
-    reach = np.minimum(reach, places[::-1])
-    first, behind = places - reach, places + reach + 1
-    finite = np.isfinite(values)
-    counts = np.cumsum(np.append(0, finite))
-    sums = np.cumsum(np.append(0.0, np.where(finite, values, 0.0)))
-    number = counts[behind] - counts[first]
-    total = sums[behind] - sums[first]
-    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
-
-
-def _draw_curve(
-    axes: Axes, x: np.ndarray, y: np.ndarray, color: str, width: float = 2.4
-) -> np.ndarray:
-    """Draws a faint curve and, more strongly, its smoothed form, which is returned."""
-    smoothed = _smooth(y)
-    axes.plot(x, y, color=color, alpha=0.25, linewidth=1.2)
-    # A single point needs a marker, because it has no line.
-    marker = "o" if len(x) == 1 else None
-    axes.plot(x, smoothed, color=color, linewidth=width, marker=marker)
-    return smoothed
-
-
-def _spread(heights: Sequence[float], gap: float, top: float) -> np.ndarray:
-    """Moves `heights` a little, so that they are at least `gap` apart and below `top`."""
-    order = np.argsort(heights)
-    spread = np.asarray(heights, dtype=float)[order]
-    for i in range(1, len(spread)):
-        spread[i] = max(spread[i], spread[i - 1] + gap)
-    for i in reversed(range(len(spread))):
-        spread[i] = min(spread[i], top - gap * (len(spread) - 1 - i))
-    result = np.empty_like(spread)
-    result[order] = spread
-    return result
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes a name beside the end of each curve; `ends` are (x, y, name, color)."""
-    ends = [end for end in ends if np.isfinite(end[1])]
-    assert isinstance(axes.figure, Figure)  # no subfigures are used
-    axes.figure.draw_without_rendering()
-    points_per_pixel = 72 / axes.figure.dpi
-    size = mpl.rcParams["font.size"]
-    heights = [axes.transData.transform(end[:2])[1] * points_per_pixel for end in ends]
-    spread = _spread(heights, size * _LABEL_GAP, axes.bbox.y1 * points_per_pixel)
-    for (x, y, name, color), height, new_height in zip(ends, heights, spread, strict=True):
-        axes.annotate(
-            name,
-            (x, y),
-            xytext=(8, new_height - height),
-            textcoords="offset points",
-            verticalalignment="center",
-            color=color,
-            fontweight="bold",
-            annotation_clip=False,
-        )
-
-
-def _log_scale(axes: Axes) -> None:
-    """Makes the y axis logarithmic, with plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="y", which="minor", length=0)
+# What is shown of evaluations: the name and the colour of each scalar.
+_RESULTS = {
+    "bbox/AP": ("box AP", KIND_COLORS["box"]),
+    "segm/AP": ("mask AP", KIND_COLORS["mask"]),
+    "sem_seg/mIoU": ("mIoU", COLORS[2]),
+    "panoptic_seg/PQ": ("PQ", COLORS[4]),
+}
+_LOSSES_OF_KINDS = {"loss_box_reg": KIND_COLORS["box"], "loss_mask": KIND_COLORS["mask"]}
 
 
 def _components(metrics: RunMetrics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -111,31 +50,63 @@ def _components(metrics: RunMetrics) -> dict[str, tuple[np.ndarray, np.ndarray]]
     return summed
 
 
+def _results(metrics: RunMetrics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Iterations and values of the results that the run has."""
+    curves = {name: metrics.curve(name) for name in _RESULTS}
+    return {name: curve for name, curve in curves.items() if len(curve[0])}
+
+
+def _loss_colors(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """A colour for each loss that no other curve of the figure has."""
+    free = [color for color in map(to_hex, map(class_color, range(150))) if color not in taken]
+    others = [name for name in names if name not in _LOSSES_OF_KINDS]
+    return {**_LOSSES_OF_KINDS, **dict(zip(others, free, strict=False))}
+
+
 def _draw_losses(axes: Axes, metrics: RunMetrics) -> None:
-    _log_scale(axes)
+    log_scale(axes)
     curves = {"total_loss": metrics.curve("total_loss"), **_components(metrics)}
-    ends = []
-    for i, (name, (iterations, values)) in enumerate(curves.items()):
+    taken = [color.lower() for _, color in _RESULTS.values()]
+    colors = _loss_colors([name for name in curves if name != "total_loss"], taken)
+    ends: list[End] = []
+    for name, (iterations, values) in curves.items():
         total = name == "total_loss"
-        color = TEXT_COLOR if total else COLORS[(i - 1) % len(COLORS)]
-        smoothed = _draw_curve(axes, iterations, values, color, 3.2 if total else 2.0)
+        color = TEXT_COLOR if total else colors[name]
+        smoothed = draw_smoothed(axes, iterations, values, color, 3.2 if total else 2.0)
         label = name.removeprefix("loss_").replace("_", " ")
         ends.append((iterations[-1], smoothed[-1], label, color))
     axes.set_title("Training losses")
     axes.margins(x=0.01)
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
 
 
 def _draw_learning_rate(axes: Axes, metrics: RunMetrics) -> None:
-    axes.plot(*metrics.curve("lr"), color=COLORS[0])
+    axes.plot(*metrics.curve("lr"), color=TEXT_COLOR)
     axes.set_title("Learning rate")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_results(
+    axes: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str
+) -> None:
+    """Draws the results (x, y) of a run, in percent, with the last of each."""
+    ends: list[End] = []
+    for name, (x, y) in curves.items():
+        label, color = _RESULTS[name]
+        axes.plot(x, y, color=color, marker="o")
+        ends.append((x[-1], y[-1], f"{label} {y[-1]:.1f}", color))
+    axes.set_title(title)
+    highest = max((float(np.nanmax(y, initial=0)) for _, y in curves.values()), default=0)
+    axes.set_ylim(0, 1.1 * highest or 100)
+    label_ends(axes, ends)
 
 
 def plot_training(metrics: RunMetrics, output: str | Path) -> None:
-    """Draws the total loss, its components and the learning rate of a run, 1200x800 pixels.
+    """Draws the losses, the results of evaluations and the learning rate of a run.
+
+    The picture has 1200x800 pixels, and 250 more rows if there are results.
 
     Args:
         metrics: those of the run.
@@ -144,12 +115,17 @@ def plot_training(metrics: RunMetrics, output: str | Path) -> None:
     Raises:
         ValueError: `output` is not a .png file.
     """
+    results = _results(metrics)
     has_rate = len(metrics.curve("lr")[0]) > 0
-    with figure_file(output, 1200, 800) as figure:
-        rows = (3, 1) if has_rate else (1,)
-        panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+    heights = [3.0, *[1.4] * bool(results), *[1.0] * has_rate]
+    with figure_file(output, 1200, 1050 if results else 800) as figure:
+        panels = figure.subplots(
+            len(heights), 1, sharex=True, squeeze=False, height_ratios=heights
+        )[:, 0]
         if has_rate:
-            _draw_learning_rate(panels[1], metrics)
+            _draw_learning_rate(panels[-1], metrics)
+        if results:
+            _draw_results(panels[1], results, "Evaluations")
         _draw_losses(panels[0], metrics)
         panels[-1].set_xlabel("iteration")
 
@@ -158,17 +134,17 @@ def _draw_runs(
     axes: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], x_label: str, smoothed: bool
 ) -> None:
     """Draws a curve (x, y) of each run, with the name of the run at the end."""
-    ends = []
+    ends: list[End] = []
     for i, (name, (x, y)) in enumerate(curves.items()):
         color = COLORS[i % len(COLORS)]
         if smoothed:
-            y = _draw_curve(axes, x, y, color)
+            y = draw_smoothed(axes, x, y, color)
         else:
             axes.plot(x, y, color=color, marker="o")
         ends.append((x[-1], y[-1], name, color))
     axes.set_xlim(left=0)
     axes.set_xlabel(x_label)
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
 
 
 def _draw_against_time(axes: Axes, runs: Mapping[str, RunMetrics]) -> None:
@@ -225,7 +201,7 @@ def _draw_bars(axes: Axes, summaries: Sequence[RunSummary]) -> None:
                 xytext=(0, 4),
                 textcoords="offset points",
                 horizontalalignment="center",
-                fontsize=15,
+                fontsize=TITLE_SIZE,
                 fontweight="bold",
             )
     axes.set_xticks(*zip(*ticks, strict=True))
@@ -245,15 +221,34 @@ def _draw_bars(axes: Axes, summaries: Sequence[RunSummary]) -> None:
             horizontalalignment="center",
             verticalalignment="top",
             color=COLORS[i % len(COLORS)],
-            fontsize=15,
+            fontsize=TITLE_SIZE,
             fontweight="bold",
         )
+
+
+def _draw_results_against_time(axes: Axes, metrics: RunMetrics) -> None:
+    minutes, trained = metrics.minutes(), metrics.curve("total_loss")[0]
+    results = _results(metrics)
+    curves = {name: (np.interp(at, trained, minutes), y) for name, (at, y) in results.items()}
+    title = "Evaluations" if results else "Evaluations (there was none)"
+    axes.set_xlim(0, float(minutes[-1]) or None)
+    axes.set_xlabel("training time (minutes)")
+    _draw_results(axes, curves, title)
+
+
+def _draw_loss_of_run(axes: Axes, metrics: RunMetrics) -> None:
+    draw_smoothed(axes, metrics.minutes(), metrics.curve("total_loss")[1], TEXT_COLOR)
+    axes.set_title("Training loss")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training time (minutes)")
 
 
 def plot_comparison(
     runs: Mapping[str, RunMetrics], output: str | Path, title: str | None = None
 ) -> None:
     """Draws the final box and mask AP of runs next to their losses, 1400x600 pixels.
+
+    Of a single run, all evaluations during its training are drawn instead of the last one.
 
     Args:
         runs: metrics by name.
@@ -266,8 +261,13 @@ def plot_comparison(
     _check_runs(runs)
     with figure_file(output, 1400, 600, title) as figure:
         left, right = figure.subplots(1, 2)
-        _draw_bars(left, [summarize(name, metrics) for name, metrics in runs.items()])
-        _draw_against_time(right, runs)
+        if len(runs) == 1:
+            (metrics,) = runs.values()
+            _draw_results_against_time(left, metrics)
+            _draw_loss_of_run(right, metrics)
+        else:
+            _draw_bars(left, [summarize(name, metrics) for name, metrics in runs.items()])
+            _draw_against_time(right, runs)
 
 
 def _draw_metric(axes: Axes, runs: Mapping[str, RunMetrics], metric: str, smoothed: bool) -> None:

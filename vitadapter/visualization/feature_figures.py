@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from vitadapter.visualization.figures import COLORS, figure_file, legend_label
+from vitadapter.visualization.style import COLORS, TEXT_SIZE, figure_file, legend_label
 
 __all__ = ["draw_feature_maps", "plot_spectra"]
 
@@ -23,9 +23,9 @@ def _bare(axes: Axes, title: str | None, label: str | None) -> None:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     if title:
-        axes.set_title(title, fontsize=13, pad=8)
+        axes.set_title(title, fontsize=TEXT_SIZE, pad=8)
     if label:
-        axes.set_ylabel(label, fontsize=13, fontweight="bold")
+        axes.set_ylabel(label, fontsize=TEXT_SIZE, fontweight="bold")
 
 
 def draw_feature_maps(
@@ -92,7 +92,9 @@ def plot_spectra(runs: Mapping[str, Mapping[int, np.ndarray]], output: str | Pat
             _draw_curves(axes, runs, stride, colors)
         curves[0].set_ylabel("relative log amplitude")
         curves[0].legend(frameon=False)
-        below.suptitle("Spectra from -π to π in both directions", fontsize=13, fontweight="bold")
+        below.suptitle(
+            "Spectra from -π to π in both directions", fontsize=TEXT_SIZE, fontweight="bold"
+        )
         panels = below.subplots(len(runs), len(strides), squeeze=False)
         for column, stride in enumerate(strides):
             found = [spectra[stride] for spectra in runs.values()]

@@ -3,24 +3,20 @@
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
 from detectron2.structures import BoxMode
-from detectron2.utils.visualizer import GenericMask, Visualizer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
 from vitadapter.data.coco.json_entries import Id, image_path
 from vitadapter.data.coco.results import EvaluatedImages, Instance, load_results
 from vitadapter.data.image_files import read_record_image
-from vitadapter.visualization.figures import class_color
-from vitadapter.visualization.overlays import greyed
+from vitadapter.visualization.overlays import Objects, Palette, draw_objects, greyed
+from vitadapter.visualization.panels import Panel, arrange
 
 __all__ = ["OVERVIEW", "choose_images", "draw_gallery"]
 
@@ -33,19 +29,7 @@ _MAX_OVERVIEW_BYTES = 1_000_000
 # The longer side of an image in pixels: the minimum in its own picture, and the size on the sheet.
 _PICTURE_SIDE = 512
 _TILE_SIDE = 256
-_DPI = 100
-_INNER_GAP, _OUTER_GAP, _CAPTION_HEIGHT, _FONT_SIZE = 6, 20, 24, 13  # in pixels
 _CAPTION_LENGTH = 16  # characters of a file name that fit above a tile
-_MASK_OPACITY = 0.5
-_MAX_FONT_SCALE = 1.4
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """An image (H, W, 3) RGB with instances, and the caption above it."""
-
-    caption: str
-    image: np.ndarray
 
 
 def choose_images(image_ids: Sequence[_T], count: int, seed: int) -> list[_T]:
@@ -77,70 +61,32 @@ def _label(instance: Instance, api: COCO) -> str:
     return f"{name} (crowd)" if instance.get("iscrowd") else name
 
 
-def _draw_mask(visualizer: Visualizer, mask: np.ndarray, color: tuple[float, float, float]) -> None:
-    """Fills and outlines a mask of the original size, without its holes."""
-    height, width = visualizer.img.shape[:2]
-    soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    visualizer.draw_soft_mask(soft, color, alpha=_MASK_OPACITY)
-    for polygon in GenericMask((soft > 0.5).astype(np.uint8), height, width).polygons:
-        visualizer.draw_polygon(polygon.reshape(-1, 2), color, alpha=0)
-
-
 def _draw_instances(
     image: np.ndarray, instances: Sequence[Instance], api: COCO, side: int
 ) -> np.ndarray:
     """The image (H, W, 3) in grey, with a longer side of `side` pixels, and its instances."""
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    scale = side / max(image.shape[:2])
+    size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
     method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-    visualizer = Visualizer(
-        cv2.resize(greyed(image), size, interpolation=method),
-        font_size_scale=min(_MAX_FONT_SCALE, math.sqrt(side / _TILE_SIDE)),
-    )
-    palette = {id_: class_color(number) for number, id_ in enumerate(sorted(api.cats))}
-    ordered = sorted(instances, key=lambda i: i["bbox"][2] * i["bbox"][3], reverse=True)
-    for instance in ordered:
-        if "segmentation" in instance:
-            _draw_mask(visualizer, api.annToMask(instance), palette[instance["category_id"]])
+    # The best first, because they get their label first.
+    ordered = sorted(instances, key=lambda i: -float(i.get("score", 1)))
+    numbers = {id_: number for number, id_ in enumerate(sorted(api.cats))}
     boxes = np.array([i["bbox"] for i in ordered], dtype=np.float64).reshape(-1, 4)
-    visualizer.overlay_instances(
-        boxes=BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) * scale,
-        labels=[_label(instance, api) for instance in ordered],
-        assigned_colors=[palette[instance["category_id"]] for instance in ordered],
+    objects = Objects(
+        [numbers[instance["category_id"]] for instance in ordered],
+        BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) * scale,
+        [_mask(instance, api, size) for instance in ordered],
+        [_label(instance, api) for instance in ordered],
     )
-    return visualizer.get_output().get_image()
+    return draw_objects(cv2.resize(greyed(image), size, interpolation=method), objects, Palette())
 
 
-def _compose(pairs: Sequence[tuple[_Panel, _Panel]], columns: int) -> Image.Image:
-    """Arranges pairs of panels in rows of `columns` pairs, each panel below its caption."""
-    panel_height = max(panel.image.shape[0] for pair in pairs for panel in pair)
-    panel_width = max(panel.image.shape[1] for pair in pairs for panel in pair)
-    row_height = _CAPTION_HEIGHT + panel_height + _INNER_GAP
-    column_width = 2 * panel_width + _INNER_GAP + _OUTER_GAP
-    width = columns * column_width - _OUTER_GAP + 2 * _INNER_GAP
-    height = math.ceil(len(pairs) / columns) * row_height
-    # A hundredth of a pixel more, because matplotlib rounds down.
-    figure = Figure(figsize=((width + 0.01) / _DPI, (height + 0.01) / _DPI), dpi=_DPI)
-    canvas = FigureCanvasAgg(figure)
-    for number, pair in enumerate(pairs):
-        top = number // columns * row_height
-        for place, panel in enumerate(pair):
-            left = number % columns * column_width + place * (panel_width + _INNER_GAP)
-            left += _INNER_GAP
-            bottom = height - top - _CAPTION_HEIGHT - panel.image.shape[0]
-            figure.figimage(panel.image, left, bottom, origin="upper")
-            figure.text(
-                left / width,
-                1 - (top + _CAPTION_HEIGHT / 2) / height,
-                panel.caption,
-                fontsize=_FONT_SIZE * 72 / _DPI,
-                verticalalignment="center",
-                color="#333333",
-                parse_math=False,
-            )
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3])
+def _mask(instance: Instance, api: COCO, size: tuple[int, ...]) -> np.ndarray:
+    """The mask of an instance at the size (width, height); empty if it has none."""
+    if "segmentation" not in instance:
+        return np.zeros(size[::-1], dtype=bool)
+    levels = api.annToMask(instance).astype(np.float32)
+    return cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR) > 0.5
 
 
 def _count_columns(pairs: int) -> int:
@@ -181,7 +127,7 @@ class _Painter:
         path = image_path(self._image_root, record["file_name"])
         return np.ascontiguousarray(read_record_image({**record, "file_name": path}, "RGB"))
 
-    def draw(self, image_id: Id, image: np.ndarray, side: int) -> tuple[_Panel, _Panel]:
+    def draw(self, image_id: Id, image: np.ndarray, side: int) -> tuple[Panel, Panel]:
         """Draws ground truth and predictions on the image, with a longer side of `side` pixels."""
         api = self._data.api
         predictions = self._data.predictions[image_id]
@@ -191,8 +137,8 @@ class _Painter:
         truth = _draw_instances(image, api.imgToAnns[image_id], api, side)
         predicted = _draw_instances(image, kept, api, side)
         return (
-            _Panel(f"{short}: ground truth", truth),
-            _Panel(f"predictions (score ≥ {self._threshold:g})", predicted),
+            Panel(truth, f"{short}: ground truth"),
+            Panel(predicted, f"predictions (score ≥ {self._threshold:g})"),
         )
 
 
@@ -246,7 +192,8 @@ def draw_gallery(
         tiles.append(painter.draw(image_id, image, _TILE_SIDE))
         picture = painter.draw(image_id, image, max(_PICTURE_SIDE, *image.shape[:2]))
         written.append(output / name)
-        _compose([picture], 1).save(written[-1])
+        Image.fromarray(arrange([picture])).save(written[-1])
     written.append(output / OVERVIEW)
-    _save_small(_compose(tiles, _count_columns(len(tiles))), written[-1])
+    sheet = arrange(tiles, _count_columns(len(tiles)))
+    _save_small(Image.fromarray(sheet), written[-1])
     return written

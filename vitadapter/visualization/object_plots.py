@@ -8,8 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vitadapter.data.object_sizes import ModelScales, ObjectSizes
-from vitadapter.visualization.figures import COLORS, TEXT_COLOR, class_color, figure_file
 from vitadapter.visualization.overlays import Palette
+from vitadapter.visualization.style import (
+    NEUTRAL_COLOR,
+    NOTE_SIZE,
+    TEXT_COLOR,
+    class_color,
+    figure_file,
+)
 
 __all__ = ["plot_objects"]
 
@@ -22,17 +28,17 @@ def _draw_counts(axes: Axes, counts: Sequence[int], what: str) -> None:
     largest = max(counts)
     step = largest // _MOST_BINS + 1
     edges = np.arange(0, largest + 2 * step, step) - 0.5
-    axes.hist(counts, bins=edges.tolist(), color=COLORS[0], rwidth=0.9)
+    axes.hist(counts, bins=edges.tolist(), color=NEUTRAL_COLOR, rwidth=0.9)
     axes.set_title(f"{what.capitalize()} per image")
     axes.set_xlabel(what)
     axes.set_ylabel("images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw_marks(axes: Axes, values: Sequence[float], name: str, color: str, style: str) -> None:
+def _draw_marks(axes: Axes, values: Sequence[float], name: str, style: str) -> None:
     for index, value in enumerate(values):
         label = f"{name} {', '.join(f'{v:g}' for v in values)}" if index == 0 else None
-        axes.axvline(value, color=color, linestyle=style, linewidth=1.6, label=label)
+        axes.axvline(value, color=TEXT_COLOR, linestyle=style, linewidth=1.6, label=label)
 
 
 def _log_histogram(axes: Axes, values: np.ndarray, marks: Sequence[float]) -> None:
@@ -40,7 +46,7 @@ def _log_histogram(axes: Axes, values: np.ndarray, marks: Sequence[float]) -> No
     every = np.concatenate([values[values > 0], np.asarray(marks, dtype=float)])
     low, high = np.log2(every.min()) - 0.3, np.log2(every.max()) + 0.3
     edges = (2 ** np.linspace(low, high, _MOST_BINS)).tolist()
-    axes.hist(values, bins=edges, color=COLORS[0], alpha=0.8)
+    axes.hist(values, bins=edges, color=NEUTRAL_COLOR)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -50,22 +56,22 @@ def _log_histogram(axes: Axes, values: np.ndarray, marks: Sequence[float]) -> No
 
 def _draw_sizes(axes: Axes, sizes: np.ndarray, scales: ModelScales) -> None:
     _log_histogram(axes, sizes, (*scales.strides, *scales.anchors))
-    _draw_marks(axes, scales.strides, "strides", COLORS[2], "--")
-    _draw_marks(axes, scales.anchors, "anchors", TEXT_COLOR, ":")
+    _draw_marks(axes, scales.strides, "strides", "-")
+    _draw_marks(axes, scales.anchors, "anchors", ":")
     axes.set_title("Size of the boxes")
     axes.set_xlabel("square root of the area, in pixels of the model's input")
     if scales.strides or scales.anchors:
-        axes.legend(fontsize=10, loc="upper right", framealpha=1)
+        axes.legend(fontsize=NOTE_SIZE, loc="upper right", framealpha=1)
 
 
 def _draw_ratios(axes: Axes, sides: np.ndarray, scales: ModelScales) -> None:
     usable = sides[(sides > 0).all(axis=1)]
     _log_histogram(axes, usable[:, 1] / usable[:, 0], scales.ratios or (1.0,))
-    _draw_marks(axes, scales.ratios, "anchors", TEXT_COLOR, ":")
+    _draw_marks(axes, scales.ratios, "anchors", ":")
     axes.set_title("Shape of the boxes")
     axes.set_xlabel("height / width")
     if scales.ratios:
-        axes.legend(fontsize=10, loc="upper right", framealpha=1)
+        axes.legend(fontsize=NOTE_SIZE, loc="upper right", framealpha=1)
 
 
 def _draw_classes(axes: Axes, sizes: ObjectSizes, palette: Palette, unit: str) -> None:
@@ -74,7 +80,7 @@ def _draw_classes(axes: Axes, sizes: ObjectSizes, palette: Palette, unit: str) -
     short = [n if len(n) <= _NAME_LETTERS else f"{n[: _NAME_LETTERS - 1]}…" for n in names]
     places = range(len(common))
     axes.barh(places, [count for _, count in common], color=[class_color(n) for n, _ in common])
-    axes.set_yticks(places, short, fontsize=10)
+    axes.set_yticks(places, short, fontsize=NOTE_SIZE)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     left_out = len(sizes.classes) - len(common)

@@ -7,16 +7,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vitadapter.encoded_masks import EncodedMasks
-from vitadapter.visualization.figures import class_color
+from vitadapter.visualization.style import FONT_FILE, TEXT_COLOR, class_color
 
 __all__ = [
     "Objects",
@@ -105,8 +103,7 @@ def text_size(image: np.ndarray) -> int:
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib's, which has the letters of many languages and is always there.
-    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(FONT_FILE, size)
 
 
 def text_width(text: str, size: int) -> int:
@@ -126,8 +123,8 @@ def shortened(text: str, width: int, size: int) -> str:
 
 
 def write_line(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int) -> None:
-    """Writes black text; `at` is the middle of its left end."""
-    draw.text(at, text, _BLACK, _font(size), anchor="lm")
+    """Writes a caption on white; `at` is the middle of its left end."""
+    draw.text(at, text, TEXT_COLOR, _font(size), anchor="lm")
 
 
 def _readable_on(color: Color) -> Color:

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BitMasks, Instances, PolygonMasks
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vitadapter.data.dataset_mapper import Sample
@@ -19,9 +18,9 @@ from vitadapter.visualization.overlays import (
     draw_legend,
     draw_objects,
     fitted,
-    shortened,
-    write_line,
 )
+from vitadapter.visualization.panels import Panel, arrange
+from vitadapter.visualization.style import CAPTION_SIZE
 
 __all__ = ["PER_SHEET", "Tile", "draw_sample", "draw_sheet", "shown_image"]
 
@@ -31,8 +30,6 @@ PER_SHEET = 12
 _COLUMNS = 4
 _SIDE = 360  # of an image on the sheet, in pixels
 _GAP = 8
-_TEXT = 13
-_CAPTION = 20
 _NOTHING = -1  # in label maps
 _NO_LABEL = 255  # in semantic maps of detectors
 
@@ -175,18 +172,7 @@ def draw_sheet(tiles: Sequence[Tile], palette: Palette) -> np.ndarray:
         (H, W, 3) RGB.
     """
     width = max(tile.image.shape[1] for tile in tiles)
-    columns = min(len(tiles), max(1, _COLUMNS * (_SIDE + _GAP) // (width + _GAP)))
-    rows = [tiles[at : at + columns] for at in range(0, len(tiles), columns)]
-    sheet_width = columns * (width + _GAP) + _GAP
-    strips = []
-    for row in rows:
-        height = max(tile.image.shape[0] for tile in row)
-        strip = Image.new("RGB", (sheet_width, _CAPTION + height + _GAP), "white")
-        for place, tile in enumerate(row):
-            left = _GAP + place * (width + _GAP)
-            text = shortened(tile.caption, width, _TEXT)
-            write_line(ImageDraw.Draw(strip), (left, _CAPTION // 2), text, _TEXT)
-            strip.paste(Image.fromarray(tile.image), (left, _CAPTION))
-        strips.append(np.asarray(strip))
+    columns = max(1, _COLUMNS * (_SIDE + _GAP) // (width + _GAP))
+    sheet = arrange([[Panel(tile.image, tile.caption)] for tile in tiles], columns)
     shown = sorted(frozenset().union(*(tile.classes for tile in tiles)))
-    return np.concatenate([*strips, draw_legend(shown, palette, sheet_width, _TEXT + 1)])
+    return np.concatenate([sheet, draw_legend(shown, palette, sheet.shape[1], CAPTION_SIZE)])

@@ -20,12 +20,12 @@ from vitadapter.visualization.overlays import (
     fitted,
     greyed,
 )
+from vitadapter.visualization.panels import Panel, arrange
+from vitadapter.visualization.style import CAPTION_SIZE
 
 __all__ = ["PredictedSegment", "draw_sem_seg_gallery", "predicted_labels", "read_predictions"]
 
-_TILE_SIDE = 320  # pixels of the longer side of an image on the sheet
-_GAP = 6
-_LEGEND_SIZE = 15  # pixels of the text
+_TILE_SIDE = 256  # pixels of the longer side of an image on the sheet
 
 
 class PredictedSegment(TypedDict):
@@ -75,24 +75,19 @@ def predicted_labels(
     return labels
 
 
-def _row(panels: Sequence[np.ndarray]) -> np.ndarray:
-    gap = np.full((panels[0].shape[0], _GAP, 3), 255, np.uint8)
-    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
-
-
 def _overlay(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
-    """The image in grey (H, W, 3) with the colours of its labels; ignored pixels stay grey."""
+    """The image in grey (H, W, 3) with the colours of its labels, and white lines between these.
+
+    Ignored pixels stay grey.
+    """
     known = (labels >= 0) & (labels < len(palette.names))
-    return draw_label_map(greyed(image), np.where(known, labels, -1), palette)
+    shown = np.where(known, labels, -1)
+    return draw_label_map(greyed(image), shown, palette, ids=shown)
 
 
-def _sheet(rows: Sequence[np.ndarray], palette: Palette) -> np.ndarray:
-    width = max(row.shape[1] for row in rows)
-    parts = []
-    for row in (*rows, draw_legend(range(len(palette.names)), palette, width, _LEGEND_SIZE)):
-        padding = ((0, _GAP), (0, width - row.shape[1]), (0, 0))
-        parts.append(np.pad(row, padding, constant_values=255))
-    return np.concatenate(parts)
+def _with_legend(picture: np.ndarray, palette: Palette) -> np.ndarray:
+    every = range(len(palette.names))
+    return np.concatenate([picture, draw_legend(every, palette, picture.shape[1], CAPTION_SIZE)])
 
 
 def _save(path: Path, image: np.ndarray) -> Path:
@@ -141,8 +136,15 @@ def draw_sem_seg_gallery(
         image = np.ascontiguousarray(read_image(name, "RGB"))
         truth = read_label(str(records[index]["sem_seg_file_name"]))
         predicted = predicted_labels(segments[name], image.shape[:2], read_label.ignore_label)
-        panels = [image, *(_overlay(image, labels, palette) for labels in (truth, predicted))]
-        written.append(_save(output / f"{index:05d}_{Path(name).stem}.png", _row(panels)))
-        rows.append(_row([fitted(panel, _TILE_SIDE) for panel in panels]))
-    written.append(_save(output / OVERVIEW, _sheet(rows, palette)))
+        panels = [
+            Panel(image, Path(name).name),
+            Panel(_overlay(image, truth, palette), "ground truth"),
+            Panel(_overlay(image, predicted, palette), "prediction"),
+        ]
+        picture = _with_legend(arrange([panels]), palette)
+        written.append(_save(output / f"{index:05d}_{Path(name).stem}.png", picture))
+        rows.append([Panel(fitted(panel.image, _TILE_SIDE), panel.caption) for panel in panels])
+    written.append(
+        _save(output / OVERVIEW, _with_legend(arrange(rows, 2 if len(rows) > 2 else 1), palette))
+    )
     return written
