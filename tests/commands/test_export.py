@@ -121,13 +121,24 @@ def test_a_checkpoint_that_carries_its_config(
     Path(cfg.dataset.test.json_file).unlink()
     weights, output = "output/model_final.pth", tmp_path / "detector.pt2"
     changes = ["--overrides", "model.roi_heads.box_predictor.test_score_thresh=0.02"]
-    assert export.main([weights, str(output), *changes]) == 0
-    assert ExportedPredictor(output).metadata.thing_classes == ["class0", "class1"]
+    assert export.main([weights, str(output), "--full-size", *changes]) == 0
+    exported = ExportedPredictor(output)
+    assert exported.metadata.thing_classes == ["class0", "class1"]
+    assert exported.description.full_size
     photo = next(Path(cfg.dataset.test.image_root).glob("*.png"))
     arguments = [weights, str(photo), "--score-threshold", "0", "--json", "--classes", "class1"]
     assert predict.predict([*arguments, *changes]) == 0
     found = json.loads(Path("predictions/predictions.json").read_text())
     assert {one["category_name"] for one in found} == {"class1"}
+    arguments[0] = str(output)
+    assert predict.predict([*arguments, "--output", "exported"]) == 0
+    exported = json.loads(Path("exported/predictions.json").read_text())
+    assert [one["segmentation"]["size"] for one in exported] == [
+        one["segmentation"]["size"] for one in found
+    ]
+    for key in ("bbox", "score"):
+        pairs = [np.ravel([one[key] for one in each]) for each in (exported, found)]
+        np.testing.assert_allclose(*pairs, rtol=1e-3, atol=0.02)
     assert predict.predict([weights, str(photo), "--classes", "person"]) == 2
     assert "class0" in capsys.readouterr().err
     torch.save({"model": {}}, "bare.pth")

@@ -175,6 +175,6 @@ def test_a_missing_openvino_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_descriptions_of_the_first_version_are_of_float32() -> None:
     model = build("semantic_fpn")
     entries = json.loads(describe(predictor_of(model), graph_of(model), None).to_json())
-    del entries["precision"]
+    del entries["precision"], entries["full_size"]
     read = Description.from_json(json.dumps(entries | {"version": 1}))
-    assert (read.precision, read.version) == ("fp32", 2)
+    assert (read.precision, read.full_size, read.version) == ("fp32", False, 3)

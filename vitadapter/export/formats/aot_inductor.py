@@ -22,7 +22,6 @@ class AotInductor:
     """
 
     suffix = ".pt2"
-    max_bytes: int | None = None
     companions: Sequence[str] = ()
     precisions: Sequence[torch.dtype] = (torch.float32,)
 

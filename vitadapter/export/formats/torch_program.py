@@ -16,7 +16,6 @@ class Torch:
     """The program itself; it is read by `import vitadapter.ops` and `torch.export.load`."""
 
     suffix = ".pt2"
-    max_bytes: int | None = None
     companions: Sequence[str] = ()
     precisions: Sequence[torch.dtype] = (torch.float32,)
 
