@@ -9,6 +9,8 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.export import ExportedProgram
 
 from ..description import KEY, Description
+from ..half_programs import with_half_products
+from ..precision import precision_of
 from ..programs import paused_collection
 from .format import Compute, padded
 
@@ -23,7 +25,7 @@ class AotInductor:
 
     suffix = ".pt2"
     companions: Sequence[str] = ()
-    precisions: Sequence[torch.dtype] = (torch.float32,)
+    precisions: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
@@ -33,6 +35,9 @@ class AotInductor:
             raise ValueError(
                 f"AOTInductor needs a C++ compiler (on Debian: apt install g++): {error}"
             ) from error
+        precision = precision_of(description.precision)
+        if precision != torch.float32:
+            with_half_products(program, precision)
         options = {
             "aot_inductor.metadata": _plain(description) | {KEY: description.to_json()},
             # Otherwise the code would always use as many threads as this process has.

@@ -40,7 +40,10 @@ class Format(Protocol):
     precisions: Sequence[torch.dtype]
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
-        """Writes a program of `program_of` in the precision of the description, except int8."""
+        """Writes a program of `program_of` in the precision of the description, except int8.
+
+        The program may be changed for it.
+        """
 
     def read(self, file: Path) -> tuple["Compute", Description]:
         """Reads a file; raises ValueError if it is not one that `write` has written."""
