@@ -1,6 +1,7 @@
 """`vitadapter export`: what it writes answers as the model does."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,24 @@ def test_folders_without_images(tiny_config: Path, tmp_path: Path, capsys) -> No
     for option in (["--calibrate"], ["--precision", "int8", "--calibrate"], ["--verify"]):
         assert export.main([*arguments, *option, str(tmp_path / "empty")]) == 1
         assert "empty must contain images (" in capsys.readouterr().err
+
+
+def test_weights_of_another_model(
+    cfg: DictConfig, tiny_config: Path, overrides: list[str], tmp_path: Path, capsys
+) -> None:
+    state, others = instantiate(cfg.model).state_dict(), tmp_path / "others.pth"
+    name = "roi_heads.box_predictor.cls_score.weight"
+    for weights, message in (
+        ({f"other.{key}": value for key, value in state.items()}, "has none of the"),
+        (state | {name: torch.zeros(7, state[name].shape[1])}, "cls_score.weight"),
+        ({key: state[key] for key in state if key.startswith("backbone")}, "18 of the 62"),
+    ):
+        torch.save({"model": weights}, others)
+        arguments = [str(tiny_config), str(tmp_path / "a.pt2"), "--weights", str(others)]
+        assert export.main([*arguments, "--overrides", *overrides]) == 1
+        error = capsys.readouterr().err
+        assert re.search(f"error: .*others.pth.*{message}", error), error
+    assert list(tmp_path.glob("*.pt2*")) == []
 
 
 def test_weights_that_are_not_there(tiny_config: Path, tmp_path: Path, capsys) -> None:

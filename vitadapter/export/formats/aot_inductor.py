@@ -86,7 +86,7 @@ def _plain(description: Description) -> dict[str, str]:
     Lists have one entry on each line: a step of resizing as its name and arguments, by blanks.
     """
     steps = [" ".join(map(str, step.values())) for step in description.resize]
-    return {
+    plain = {
         "image_format": description.image_format,
         "multiple": str(description.multiple),
         "outputs": "\n".join(description.outputs),
@@ -94,3 +94,4 @@ def _plain(description: Description) -> dict[str, str]:
         "size": " ".join(map(str, description.size or [])),
         "thing_classes": "\n".join(description.thing_classes or []),
     }
+    return plain | ({"full_size": "yes"} if description.full_size else {})
