@@ -98,7 +98,7 @@ def contenders_of(
                 force=precision != torch.float32,
             )
             files = [file.with_suffix(suffix) for suffix in (file.suffix, *format_.companions)]
-            size = sum(each.stat().st_size for each in files) / 1e6
+            size = sum(each.stat().st_size for each in files if each.exists()) / 1e6
             title = f"{name} {name_of(precision)}"
             found[title] = Contender(partial(ExportedModel, file), size)
             print(f"  {title}: {size:.1f} MB", flush=True)

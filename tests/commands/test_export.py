@@ -1,6 +1,7 @@
 """`vitadapter export`: what it writes answers as the model does."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -121,13 +122,24 @@ def test_a_checkpoint_that_carries_its_config(
     Path(cfg.dataset.test.json_file).unlink()
     weights, output = "output/model_final.pth", tmp_path / "detector.pt2"
     changes = ["--overrides", "model.roi_heads.box_predictor.test_score_thresh=0.02"]
-    assert export.main([weights, str(output), *changes]) == 0
-    assert ExportedPredictor(output).metadata.thing_classes == ["class0", "class1"]
+    assert export.main([weights, str(output), "--full-size", *changes]) == 0
+    exported = ExportedPredictor(output)
+    assert exported.metadata.thing_classes == ["class0", "class1"]
+    assert exported.description.full_size
     photo = next(Path(cfg.dataset.test.image_root).glob("*.png"))
     arguments = [weights, str(photo), "--score-threshold", "0", "--json", "--classes", "class1"]
     assert predict.predict([*arguments, *changes]) == 0
     found = json.loads(Path("predictions/predictions.json").read_text())
     assert {one["category_name"] for one in found} == {"class1"}
+    arguments[0] = str(output)
+    assert predict.predict([*arguments, "--output", "exported"]) == 0
+    exported = json.loads(Path("exported/predictions.json").read_text())
+    assert [one["segmentation"]["size"] for one in exported] == [
+        one["segmentation"]["size"] for one in found
+    ]
+    for key in ("bbox", "score"):
+        pairs = [np.ravel([one[key] for one in each]) for each in (exported, found)]
+        np.testing.assert_allclose(*pairs, rtol=1e-3, atol=0.02)
     assert predict.predict([weights, str(photo), "--classes", "person"]) == 2
     assert "class0" in capsys.readouterr().err
     torch.save({"model": {}}, "bare.pth")
@@ -183,6 +195,24 @@ def test_folders_without_images(tiny_config: Path, tmp_path: Path, capsys) -> No
     for option in (["--calibrate"], ["--precision", "int8", "--calibrate"], ["--verify"]):
         assert export.main([*arguments, *option, str(tmp_path / "empty")]) == 1
         assert "empty must contain images (" in capsys.readouterr().err
+
+
+def test_weights_of_another_model(
+    cfg: DictConfig, tiny_config: Path, overrides: list[str], tmp_path: Path, capsys
+) -> None:
+    state, others = instantiate(cfg.model).state_dict(), tmp_path / "others.pth"
+    name = "roi_heads.box_predictor.cls_score.weight"
+    for weights, message in (
+        ({f"other.{key}": value for key, value in state.items()}, "has none of the"),
+        (state | {name: torch.zeros(7, state[name].shape[1])}, "cls_score.weight"),
+        ({key: state[key] for key in state if key.startswith("backbone")}, "18 of the 62"),
+    ):
+        torch.save({"model": weights}, others)
+        arguments = [str(tiny_config), str(tmp_path / "a.pt2"), "--weights", str(others)]
+        assert export.main([*arguments, "--overrides", *overrides]) == 1
+        error = capsys.readouterr().err
+        assert re.search(f"error: .*others.pth.*{message}", error), error
+    assert list(tmp_path.glob("*.pt2*")) == []
 
 
 def test_weights_that_are_not_there(tiny_config: Path, tmp_path: Path, capsys) -> None:

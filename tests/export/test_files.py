@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from vitadapter.data.transforms import ResizeToFit, StretchToMultiple, augment
 from vitadapter.export import ExportedPredictor, export
 from vitadapter.export.description import Description, describe
+from vitadapter.export.exporting import _written_whole
 from vitadapter.export.formats import Onnx, open_file
 from vitadapter.export.formats.onnx_graph import to_onnx
 from vitadapter.export.graphs import graph_of
@@ -168,6 +170,8 @@ def test_unknown_formats_and_suffixes(segmenter: nn.Module, tmp_path: Path) -> N
         export(predictor_of(segmenter), "coreml", tmp_path / "a.onnx")
     with pytest.raises(ValueError, match=r"format onnx must end in \.onnx, got"):
         export(predictor_of(segmenter), "onnx", tmp_path / "a.pt2")
+    with pytest.raises(FileNotFoundError, match=r"the folder of .*a\.onnx does not exist"):
+        export(predictor_of(segmenter), "onnx", tmp_path / "nowhere" / "a.onnx")
     with pytest.raises(ValueError, match=r"ends in \.onnx or \.xml or \.pt2"):
         ExportedPredictor(Path(__file__))
     with pytest.raises(FileNotFoundError, match="there is no file"):
@@ -181,6 +185,26 @@ def test_damaged_files(onnx_file: Path, suffix: str, tmp_path: Path) -> None:
         damaged.write_bytes(content)
         with pytest.raises(ValueError, match="cannot be used as an exported file"):
             ExportedPredictor(damaged)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
+def test_files_of_another_kind(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"other{suffix}"
+    file.with_suffix(".bin").touch()  # beside an .xml
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("photos/readme.txt", "photos")
+    with pytest.raises(ValueError, match=f"other{suffix} cannot be used as an exported file: "):
+        ExportedPredictor(file)
+    torch.save({"model": {"weight": torch.zeros(2)}}, file)  # a checkpoint
+    with pytest.raises(ValueError, match=f"other{suffix} cannot be used as an exported file: "):
+        ExportedPredictor(file)
+
+
+def test_a_program_of_someone_else(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "other.pt2")
+    with pytest.raises(ValueError, match=r"other\.pt2 cannot be used .* has no description"):
+        ExportedPredictor(tmp_path / "other.pt2")
 
 
 def test_files_of_newer_versions_and_of_others(onnx_file: Path, tmp_path: Path) -> None:
@@ -245,12 +269,42 @@ def test_what_onnx_has_no_form_for() -> None:
         to_onnx(program, ["images", "size"], ["x"])
 
 
-def test_models_that_are_too_large_for_a_format(
+def test_models_that_are_too_large_for_int8(
     segmenter: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Onnx, "max_bytes", 1000)
-    with pytest.raises(ValueError, match=r"onnx holds weights of at most 0\.00 GiB, the model has"):
-        export(predictor_of(segmenter), "onnx", tmp_path / "a.onnx")
+    monkeypatch.setattr(Onnx, "max_int8_bytes", 1000)
+    with pytest.raises(ValueError, match=r"weights of at most 0\.00 GiB, the model has 0\.00 GiB"):
+        export(
+            predictor_of(segmenter),
+            "onnx",
+            tmp_path / "a.onnx",
+            precision=torch.int8,
+            calibration=[tmp_path / "a.png"],
+        )
+
+
+def test_weights_that_one_file_cannot_hold(
+    segmenter: nn.Module, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, data = tmp_path / "large.onnx", tmp_path / "large.onnx.data"
+    monkeypatch.setattr("vitadapter.export.formats.onnx.MAX_BYTES", 1000)
+    assert export(predictor_of(segmenter), "onnx", file) < 1e-4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, data.name]
+    assert file.stat().st_size < onnx_file.stat().st_size - data.stat().st_size / 2
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    found, expected = (ExportedPredictor(each)(image)["sem_seg"] for each in (file, onnx_file))
+    torch.testing.assert_close(found, expected)
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"large\.onnx cannot be used as an exported file: "):
+        ExportedPredictor(file)
+    data.unlink()
+    with pytest.raises(ValueError, match=r"large\.onnx cannot be used .*large\.onnx\.data"):
+        ExportedPredictor(file)
+    data.touch()
+    with _written_whole(file, Onnx.companions) as partial:
+        partial.write_bytes(onnx_file.read_bytes())
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert ExportedPredictor(file)(image)["sem_seg"].equal(expected)
 
 
 def test_checkpoints_and_weights(segmenter: nn.Module, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Formats and precisions: the answers of a small detector and a small segmenter."""
 
+import copy
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -63,7 +65,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
             images = [_pixels(_image(*size)) for size in SIZES]
             writer.write_int8(program, description, file, images)
         else:
-            FORMATS[format].write(program, description, file)
+            # Halves are written into the program.
+            FORMATS[format].write(copy.deepcopy(program), description, file)
         return file
 
     return run
@@ -77,6 +80,8 @@ def _pixels(image: np.ndarray) -> Tensor:
 @pytest.mark.parametrize(
     ("format", "precision"),
     [
+        ("torch", torch.float16),
+        ("torch", torch.bfloat16),
         ("onnx", torch.float16),
         ("onnx", torch.int8),
         ("openvino", torch.float32),
@@ -117,6 +122,28 @@ def test_what_is_computed_in_half_precision(write: Callable[..., Path]) -> None:
     assert all(types[name] != TensorProto.FLOAT16 for name in others & types.keys())
 
 
+def test_what_is_computed_in_half_precision_by_a_program(write: Callable[..., Path]) -> None:
+    file = write("mask_rcnn", "torch", torch.bfloat16)
+    program = torch.export.load(file)
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    products = [n for n in program.graph.nodes if re.search("conv|linear|addmm", str(n.target))]
+    assert len(products) > 5
+    halves = set[str]()
+    for node in products:
+        read = [value.name for value in node.all_input_nodes]
+        assert {values[name].dtype for name in (*read, node.name)} == {torch.bfloat16}
+        halves |= {node.name, *read}
+    for node in program.graph.nodes:
+        if node not in products and node.op == "call_function" and "to.dtype" not in node.name:
+            assert str(node.target).startswith("aten.to") or not any(
+                value.name in halves for value in node.all_input_nodes
+            )
+    kept = [w for w in program.state_dict.values() if w.dim() > 1 and w.dtype != torch.bfloat16]
+    assert kept == []
+    assert program.example_inputs is None
+    assert file.stat().st_size < 2e6
+
+
 def test_what_is_computed_in_int8(write: Callable[..., Path]) -> None:
     graph = onnx.load(write("mask_rcnn", "onnx", torch.int8)).graph
     makers = {name: node for node in graph.node for name in node.output}
@@ -136,7 +163,8 @@ def test_precisions_that_a_format_cannot_hold(tmp_path: Path) -> None:
     source = predictor_of(build("semantic_fpn"))
     for format, precision, known, got in (
         ("onnx", torch.bfloat16, "fp32, fp16, int8", "bf16"),
-        ("torch", torch.int8, "fp32", "int8"),
+        ("torch", torch.int8, "fp32, fp16, bf16", "int8"),
+        ("aoti", torch.float16, "fp32, bf16", "fp16"),
         ("tensorrt", torch.float16, "fp32", "fp16"),
     ):
         file = tmp_path / f"a{FORMATS[format].suffix}"
@@ -175,6 +203,6 @@ def test_a_missing_openvino_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_descriptions_of_the_first_version_are_of_float32() -> None:
     model = build("semantic_fpn")
     entries = json.loads(describe(predictor_of(model), graph_of(model), None).to_json())
-    del entries["precision"]
+    del entries["precision"], entries["full_size"]
     read = Description.from_json(json.dumps(entries | {"version": 1}))
-    assert (read.precision, read.version) == ("fp32", 2)
+    assert (read.precision, read.full_size, read.version) == ("fp32", False, 3)

@@ -15,7 +15,8 @@ async function main([address, executablePath, photo, damaged, folder]) {
   const words = page.locator("#words textarea");
   const changed = async (before) => {
     await page.waitForFunction(
-      (old) => document.querySelector("#words textarea").value !== old, before
+      // While the page is still being drawn, it is not there.
+      (old) => (document.querySelector("#words textarea")?.value ?? old) !== old, before
     );
     seen.words.push(await words.inputValue());
   };

@@ -35,6 +35,7 @@ examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x detector.onnx
   %(prog)s output/model_final.pth detector.pt2     # a checkpoint carries its config
   %(prog)s output/model_final.pth detector.onnx --verify photos/
+  %(prog)s output/model_final.pth detector.onnx --full-size    # masks as large as the image
   %(prog)s output/model_final.pth detector.xml --precision bf16 --verify-dataset
   %(prog)s output/model_final.pth detector.xml --precision int8 --calibrate photos/
 """
@@ -70,6 +71,7 @@ def _run(args: argparse.Namespace) -> None:
         args.format,
         args.output,
         only_backbone=args.backbone,
+        full_size=args.full_size,
         size=size,
         precision=PRECISIONS[args.precision],
         calibration=calibration,
@@ -90,6 +92,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "is ONNX with TensorRT's plugin",
     )
     parser.add_argument("--backbone", action="store_true", help="only the maps of the backbone")
+    parser.add_argument(
+        "--full-size",
+        action="store_true",
+        help="paste masks and merge panoptic segments inside the file, which takes the size of "
+        "the answers, `output_size`, as a second input",
+    )
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="only for padded images of this size"
     )

@@ -25,7 +25,7 @@ from .precision import name_of
 __all__ = ["KEY", "Description", "describe"]
 
 KEY = "vitadapter"  # of the metadata
-_VERSION = 2
+_VERSION = 3
 # Augmentations whose arguments are attributes of theirs, which are these.
 _OWN_STEPS: dict[type[T.Augmentation], tuple[str, ...]] = {
     ResizeToFit: ("short", "long"),
@@ -43,6 +43,7 @@ class Description:
         image_format: "RGB" or "BGR".
         multiple: height and width of padded images are multiples of this, in pixels.
         takes_batches: whether it takes several images at once.
+        full_size: whether its answers have the size that its input `output_size` says.
         size: (height, width) of padded images, if it takes only one.
         resize: steps that resize an image, each with the `name` of its class and its arguments.
         thing_classes, stuff_classes: names, if they are known.
@@ -61,6 +62,7 @@ class Description:
     image_format: str
     multiple: int
     takes_batches: bool
+    full_size: bool
     size: list[int] | None
     resize: list[dict[str, Any]]
     thing_classes: list[str] | None
@@ -120,8 +122,11 @@ class Description:
                 f"it has version {entries['version']} of the format, this vitadapter "
                 f"{vitadapter.__version__} reads up to {_VERSION}: update it"
             )
-        if entries["version"] == 1:
-            entries |= {"precision": name_of(torch.float32), "version": _VERSION}
+        if entries["version"] < 2:
+            entries["precision"] = name_of(torch.float32)
+        if entries["version"] < 3:
+            entries["full_size"] = False
+        entries["version"] = _VERSION
         names = {field.name for field in dataclasses.fields(cls)}
         if set(entries) != names:
             raise ValueError(f"its description is damaged: {sorted(names ^ set(entries))}")
@@ -152,6 +157,7 @@ def describe(
         image_format=predictor.image_format,
         multiple=graph.multiple,
         takes_batches=graph.takes_batches,
+        full_size=graph.full_size,
         resize=[_step_of(step) for step in predictor.augmentations.augs],
         thing_classes=metadata.get("thing_classes"),
         stuff_classes=metadata.get("stuff_classes"),

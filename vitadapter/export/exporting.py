@@ -1,9 +1,10 @@
 """From a model to a file."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ def export(
     *,
     weights: str | None = None,
     only_backbone: bool = False,
+    full_size: bool = False,
     size: tuple[int, int] | None = None,
     precision: torch.dtype = torch.float32,
     calibration: Sequence[Path] = (),
@@ -52,6 +54,10 @@ def export(
             that ends in `.bin` has the weights.
         weights: of a config or checkpoint; see `LazyPredictor`.
         only_backbone: whether the file returns the feature maps of the backbone.
+        full_size: whether the last part is inside the file too, which then takes a second input,
+            `output_size`, and returns answers for an image of that (height, width): the boxes and
+            pasted masks (N, height, width) of an R-CNN, or what a Mask2Former makes of its queries,
+            among it the map of panoptic segments.
         size: (height, width) of the images that the file takes; None for any size.
         precision: what matrix products and convolutions compute in: `torch.float32`, or, if the
             format can hold it, `torch.float16`, `torch.bfloat16` or `torch.int8`.
@@ -70,22 +76,25 @@ def export(
         ValueError: an unknown format or suffix, a missing package, a model or a precision that the
             format cannot hold, int8 without images, or a file that would answer otherwise than the
             model.
+        FileNotFoundError: the folder of the file does not exist.
     """
     writer = format_of(format)
     path = Path(file)
     if path.suffix != writer.suffix:
         raise ValueError(f"the file of the format {format} must end in {writer.suffix}, got {path}")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {path} does not exist")
     _check_precision(format, precision, calibration)
-    if only_backbone and verify:
-        raise ValueError("a backbone alone has no answers to compare: leave out verify")
+    _check_parts(format, only_backbone, full_size, verify)
     source = _predictor_of(source, weights)
     # A copy, since parameters without gradients are traced in less time.
     model = copy.deepcopy(merge_lora(source.model)).cpu().requires_grad_(False)
-    graph = BackboneGraph(model) if only_backbone else graph_of(model)
+    graph = BackboneGraph(model) if only_backbone else graph_of(model, full_size=full_size)
     _check_size(size, graph.multiple)
-    _check_weights(graph.model.backbone if only_backbone else model, format)
+    if precision == torch.int8:
+        _check_weights(graph.model.backbone if only_backbone else model, format)
     description = describe(source, graph, size, precision)
-    with _written_whole(path, (*writer.companions, writer.suffix)) as partial:
+    with _written_whole(path, writer.companions) as partial:
         program = program_of(graph, size)
         if isinstance(writer, Quantizing) and precision == torch.int8:
             records = (source.preprocess(read_image(str(image), "BGR")) for image in calibration)
@@ -134,15 +143,24 @@ def _predictor_of(
 
 @contextmanager
 def _written_whole(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """A file to write, which with its companions takes the place of another if nothing fails."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
+    """A file to write, which with its companions takes the place of another if nothing fails.
+
+    It has its name in a folder of its own, since files name their companions. Files that do not
+    belong together never stand beside each other: the old file goes before its companions do.
+
+    Args:
+        path: of the file.
+        suffixes: of its companions, whether or not they are written.
+    """
+    with TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        partial = Path(folder, path.name)
         yield partial
+        path.unlink(missing_ok=True)
         for suffix in suffixes:
-            partial.with_suffix(suffix).replace(path.with_suffix(suffix))
-    finally:
-        for suffix in suffixes:
-            partial.with_suffix(suffix).unlink(missing_ok=True)
+            path.with_suffix(suffix).unlink(missing_ok=True)
+            if (companion := partial.with_suffix(suffix)).exists():
+                companion.replace(path.with_suffix(suffix))
+        partial.replace(path)
 
 
 def _check_precision(format: str, precision: torch.dtype, calibration: Sequence[Path]) -> None:
@@ -157,6 +175,20 @@ def _check_precision(format: str, precision: torch.dtype, calibration: Sequence[
         )
 
 
+def _check_parts(
+    format: str, only_backbone: bool, full_size: bool, verify: Sequence[Verify]
+) -> None:
+    if only_backbone and verify:
+        raise ValueError("a backbone alone has no answers to compare: leave out verify")
+    if only_backbone and full_size:
+        raise ValueError("a backbone alone has no last part: leave out full_size (--full-size)")
+    if full_size and format_of(format) is FORMATS["tensorrt"]:
+        raise ValueError(
+            "TensorRT needs the range of each size that is an input as a number, which no builder "
+            "here gives: leave out full_size (--full-size) and paste masks outside of the engine"
+        )
+
+
 def _check_size(size: tuple[int, int] | None, multiple: int) -> None:
     if size is not None and any(side < 1 or side % multiple for side in size):
         raise ValueError(
@@ -166,11 +198,11 @@ def _check_size(size: tuple[int, int] | None, multiple: int) -> None:
 
 def _check_weights(part: nn.Module, format: str) -> None:
     size = sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
-    limit = format_of(format).max_bytes
-    if limit is not None and size > limit:
+    writer = format_of(format)
+    if isinstance(writer, Quantizing) and size > writer.max_int8_bytes:
         raise ValueError(
-            f"a file of the format {format} holds weights of at most {limit / 2**30:.2f} GiB, the "
-            f"model has {size / 2**30:.2f} GiB: choose torch or aoti"
+            f"ONNX Runtime quantises weights of at most {writer.max_int8_bytes / 2**30:.2f} GiB, "
+            f"the model has {size / 2**30:.2f} GiB: choose another precision than int8"
         )
 
 
@@ -191,40 +223,63 @@ def _difference(
     # In the larger one, there are several windows of 14 patches.
     sizes = [size] if size else [(4 * unit, 2 * unit + 1), (9 * unit - 1, 15 * unit)]
     compare = _largest_difference
-    if precision != torch.float32 and "boxes" in graph.outputs:
+    if precision != torch.float32 and any(map(_are_scores, graph.outputs)):
         compare = _difference_of_scores
     worst = 0.0
-    for sides in sizes:
-        images = torch.randint(0, 256, (1, 3, *sides), generator=generator, dtype=torch.uint8)
-        worst = max(worst, compare(_eager(graph, images), list(compute(images))))
+    for height, width in sizes:
+        images = torch.randint(
+            0, 256, (1, 3, height, width), generator=generator, dtype=torch.uint8
+        )
+        output_size = (height + 7, 2 * width) if graph.full_size else None
+        expected, found = (
+            dict(zip(graph.outputs, outputs, strict=True))
+            for outputs in (_eager(graph, images, output_size), compute(images, output_size))
+        )
+        worst = max(worst, compare(expected, found))
     return worst
 
 
-def _largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Returns the largest difference, relative to the largest number of an output."""
+def _are_scores(name: str) -> bool:
+    return name in ("scores", "segment_scores")
+
+
+def _largest_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
+    """Returns the largest difference, relative to the largest number of an output.
+
+    Of masks, classes and segments, it is the share of those that differ.
+    """
     worst = 0.0
-    for value, got in zip(expected, found, strict=True):
+    for name, value in expected.items():
+        got = found[name]
         if value.shape != got.shape:
             return float("inf")
-        if value.numel() > 0:
+        if value.numel() > 0 and not value.is_floating_point():
+            worst = max(worst, float((value != got).float().mean()))
+        elif value.numel() > 0:
             scale = value.abs().max().clamp(min=1e-6)
             worst = max(worst, float((value - got).abs().max() / scale))
     return worst
 
 
-def _difference_of_scores(expected: list[Tensor], found: list[Tensor]) -> float:
+def _difference_of_scores(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
     """Returns the mean difference of the sorted scores; those that one has not are 0."""
-    best = [outputs[1].sort(descending=True).values for outputs in (expected, found)]
-    number = max(map(len, best))
-    scores = [F.pad(of_one, (0, number - len(of_one))) for of_one in best]
-    return float((scores[0] - scores[1]).abs().sum() / max(number, 1))
+    worst = 0.0
+    for name in filter(_are_scores, expected):
+        best = [outputs[name].sort(descending=True).values for outputs in (expected, found)]
+        number = max(map(len, best))
+        scores = [F.pad(of_one, (0, number - len(of_one))) for of_one in best]
+        worst = max(worst, float((scores[0] - scores[1]).abs().sum() / max(number, 1)))
+    return worst
 
 
-def _eager(graph: Graph, images: Tensor) -> list[Tensor]:
+def _eager(graph: Graph, images: Tensor, output_size: tuple[int, int] | None) -> Sequence[Tensor]:
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % graph.multiple, 0, -height % graph.multiple))
+    asked = [] if output_size is None else [torch.tensor(output_size)]
     with torch.no_grad():
-        outputs = graph(padded, torch.tensor([height, width]))
+        outputs = graph(padded, torch.tensor([height, width]), *asked)
+    if graph.full_size:
+        return outputs
     return [
         output[..., :height, :width] if name == "sem_seg" else output
         for name, output in zip(graph.outputs, outputs, strict=True)

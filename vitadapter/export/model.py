@@ -15,6 +15,7 @@ from vitadapter.modeling.inference import SlidingWindow
 from vitadapter.modeling.mask2former.inference import (
     InstanceInference,
     PanopticInference,
+    SegmentInfo,
     semantic_scores,
 )
 from vitadapter.modeling.mask2former.transformer_decoder import MaskPrediction
@@ -56,6 +57,8 @@ class ExportedModel(nn.Module):
 
     def _predict(self, record: ImageRecord) -> Prediction:
         pixels, size = record["image"][None], asked_size(record)
+        if self.description.full_size:
+            return self._in_full_size(pixels, size)
         if self.description.queries is not None:
             return self._segment_by_queries(pixels, size)
         if "sem_seg" in self.description.outputs:
@@ -70,6 +73,37 @@ class ExportedModel(nn.Module):
         if "masks" in found:
             instances.pred_masks = found["masks"][:, None]
         return {"instances": detector_postprocess(instances, *size)}
+
+    def _in_full_size(self, pixels: Tensor, size: tuple[int, int]) -> Prediction:
+        """Names what the file answers in the size that is asked for."""
+        found = dict(zip(self.description.outputs, self._compute(pixels, size), strict=True))
+        output: Prediction = {}
+        if "sem_seg" in found:
+            output["sem_seg"] = found["sem_seg"]
+        if "boxes" in found:
+            output["instances"] = Instances(
+                size,
+                pred_boxes=Boxes(found["boxes"]),
+                scores=found["scores"],
+                pred_classes=found["classes"],
+                pred_masks=found["masks"],
+            )
+        if "panoptic_seg" in found:
+            queries = cast(dict[str, Any], self.description.queries)
+            things = queries["panoptic"]["thing_classes"]
+            segments = [
+                SegmentInfo(id=id_, isthing=number in things, category_id=number, score=score)
+                for id_, (number, score) in enumerate(
+                    zip(
+                        found["segment_classes"].tolist(),
+                        found["segment_scores"].tolist(),
+                        strict=True,
+                    ),
+                    start=1,
+                )
+            ]
+            output["panoptic_seg"] = cast(Any, (found["panoptic_seg"], segments))
+        return output
 
     def _scores(self, pixels: Tensor) -> Tensor:
         """Maps pixels (1, 3, H, W) to class scores (1, K, H, W)."""

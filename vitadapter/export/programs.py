@@ -32,7 +32,8 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
     """Exports a model.
 
     Args:
-        graph: the model, on the CPU, as a function of `images` (B, 3, H, W), uint8, and `size`.
+        graph: the model, on the CPU, as a function of `images` (B, 3, H, W), uint8, `size`, and
+            `output_size` if `graph.full_size`.
         size: (height, width) of padded images in pixels, multiples of `graph.multiple`; None for a
             program that takes any size.
 
@@ -57,11 +58,14 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
         dimensions[0] = Dim("batch", min=1)
     batch = 2 if graph.takes_batches else 1
     images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
-    arguments = (images, torch.tensor([height - 1, width - 1]))
+    arguments = [images, torch.tensor([height - 1, width - 1])]
+    if graph.full_size:
+        arguments.append(torch.tensor([2 * height - 3, 2 * width - 5]))
+    shapes = (dimensions, *[None] * (len(arguments) - 1))
     with torch.no_grad(), paused_collection():
         try:
             program = torch.export.export(
-                graph, arguments, dynamic_shapes=(dimensions, None), strict=False
+                graph, tuple(arguments), dynamic_shapes=shapes, strict=False
             )
         except ValueError:  # what a part of the model says of itself
             raise

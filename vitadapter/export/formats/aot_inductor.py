@@ -9,6 +9,8 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.export import ExportedProgram
 
 from ..description import KEY, Description
+from ..half_programs import with_half_products
+from ..precision import precision_of
 from ..programs import paused_collection
 from .format import Compute, padded
 
@@ -22,9 +24,8 @@ class AotInductor:
     """
 
     suffix = ".pt2"
-    max_bytes: int | None = None
     companions: Sequence[str] = ()
-    precisions: Sequence[torch.dtype] = (torch.float32,)
+    precisions: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
@@ -34,6 +35,9 @@ class AotInductor:
             raise ValueError(
                 f"AOTInductor needs a C++ compiler (on Debian: apt install g++): {error}"
             ) from error
+        precision = precision_of(description.precision)
+        if precision != torch.float32:
+            with_half_products(program, precision)
         options = {
             "aot_inductor.metadata": _plain(description) | {KEY: description.to_json()},
             # Otherwise the code would always use as many threads as this process has.
@@ -82,7 +86,7 @@ def _plain(description: Description) -> dict[str, str]:
     Lists have one entry on each line: a step of resizing as its name and arguments, by blanks.
     """
     steps = [" ".join(map(str, step.values())) for step in description.resize]
-    return {
+    plain = {
         "image_format": description.image_format,
         "multiple": str(description.multiple),
         "outputs": "\n".join(description.outputs),
@@ -90,3 +94,4 @@ def _plain(description: Description) -> dict[str, str]:
         "size": " ".join(map(str, description.size or [])),
         "thing_classes": "\n".join(description.thing_classes or []),
     }
+    return plain | ({"full_size": "yes"} if description.full_size else {})

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,15 @@ from torch.export import ExportedProgram
 
 from ..description import Description
 
-__all__ = ["Compute", "Format", "Quantizing", "check_images", "needed_package", "padded"]
+__all__ = [
+    "Compute",
+    "Format",
+    "Quantizing",
+    "checked_size",
+    "named_inputs",
+    "needed_package",
+    "padded",
+]
 
 
 class Format(Protocol):
@@ -22,18 +31,19 @@ class Format(Protocol):
 
     Attributes:
         suffix: of its files.
-        max_bytes: that the weights may have; None for any number.
-        companions: suffixes of further files that belong to each of them.
+        companions: suffixes of further files that may belong to each of them.
         precisions: that it can hold.
     """
 
     suffix: str
-    max_bytes: int | None
     companions: Sequence[str]
     precisions: Sequence[torch.dtype]
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
-        """Writes a program of `program_of` in the precision of the description, except int8."""
+        """Writes a program of `program_of` in the precision of the description, except int8.
+
+        The program may be changed for it.
+        """
 
     def read(self, file: Path) -> tuple["Compute", Description]:
         """Reads a file; raises ValueError if it is not one that `write` has written."""
@@ -41,7 +51,13 @@ class Format(Protocol):
 
 @runtime_checkable
 class Quantizing(Format, Protocol):
-    """A format that can hold int8."""
+    """A format that can hold int8.
+
+    Attributes:
+        max_int8_bytes: that the weights of a model may have to be quantised.
+    """
+
+    max_int8_bytes: int
 
     def write_int8(
         self,
@@ -61,8 +77,44 @@ class Quantizing(Format, Protocol):
 class Compute(Protocol):
     """Computes the outputs of images."""
 
-    def __call__(self, images: Tensor) -> Sequence[Tensor]:
-        """Maps pixels (B, 3, H, W), uint8, of any size to the outputs of the graph."""
+    def __call__(
+        self, images: Tensor, output_size: tuple[int, int] | None = None
+    ) -> Sequence[Tensor]:
+        """Maps pixels to the outputs of the graph.
+
+        Args:
+            images: (B, 3, H, W), uint8, of any size.
+            output_size: (height, width) of the answers of a file of full size; None for that of the
+                images.
+
+        Raises:
+            ValueError: the file does not take such images, or no such size.
+        """
+
+
+def checked_size(
+    images: Tensor, output_size: tuple[int, int] | None, description: Description
+) -> list[Tensor]:
+    """Returns the inputs that follow the images and their size: `output_size`, if there is one.
+
+    Args:
+        images, output_size: see `Compute`.
+        description: of the file.
+
+    Raises:
+        ValueError: the file answers in no size but its own, or the size is none.
+    """
+    if not description.full_size:
+        if output_size is not None:
+            raise ValueError(
+                "only a file of full size has answers of any size (--full-size of vitadapter "
+                f"export), got output_size={output_size}"
+            )
+        return []
+    height, width = output_size or images.shape[-2:]
+    if height < 1 or width < 1:
+        raise ValueError(f"sides of output_size must be at least 1 pixel, got {output_size}")
+    return [torch.tensor([height, width])]
 
 
 def check_images(images: Tensor, description: Description) -> None:
@@ -92,24 +144,45 @@ def check_images(images: Tensor, description: Description) -> None:
         )
 
 
-def padded(
-    program: Callable[[Tensor, Tensor], Sequence[Tensor]], description: Description
-) -> Compute:
+def named_inputs(
+    images: Tensor, output_size: tuple[int, int] | None, description: Description
+) -> dict[str, np.ndarray]:
+    """Returns the inputs of a graph that pads its images, by their names.
+
+    Args:
+        images, output_size: see `Compute`.
+        description: of the file.
+
+    Raises:
+        ValueError: see `Compute`.
+    """
+    check_images(images, description)
+    inputs = [images, *checked_size(images, output_size, description)]
+    return {
+        name: value.numpy() for name, value in zip(("images", "output_size"), inputs, strict=False)
+    }
+
+
+def padded(program: Callable[..., Sequence[Tensor]], description: Description) -> Compute:
     """Makes a program for padded images take images of any size.
 
     Args:
-        program: maps padded `images` and their `size` to the outputs; see `Graph.normalised`.
+        program: maps padded `images` and their `size` to the outputs; see `Graph.normalised`. Of
+            full size, it also takes `output_size`.
         description: of the file.
     """
 
-    def compute(images: Tensor) -> Sequence[Tensor]:
+    def compute(images: Tensor, output_size: tuple[int, int] | None = None) -> Sequence[Tensor]:
         check_images(images, description)
+        asked = checked_size(images, output_size, description)
         height, width = images.shape[-2:]
         bottom, right = -height % description.multiple, -width % description.multiple
         # Machine code reads the memory as it was laid out in the example.
         pixels = F.pad(images, (0, right, 0, bottom)).contiguous()
         with torch.no_grad():
-            outputs = program(pixels, torch.tensor([height, width]))
+            outputs = program(pixels, torch.tensor([height, width]), *asked)
+        if description.full_size:
+            return outputs
         return [
             output[..., :height, :width] if name == "sem_seg" else output
             for name, output in zip(description.outputs, outputs, strict=True)

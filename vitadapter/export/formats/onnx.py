@@ -10,12 +10,14 @@ from torch.export import ExportedProgram
 
 from ..description import KEY, Description
 from ..precision import precision_of
-from .format import Compute, check_images, needed_package
+from .format import Compute, named_inputs, needed_package
 
-__all__ = ["MAX_BYTES", "Onnx", "in_precision", "onnx_model"]
+__all__ = ["EXTERNAL", "MAX_BYTES", "Onnx", "in_precision", "onnx_model", "save_onnx"]
 
 # A message of protobuf has less than 2 GiB; the graph takes some of it.
 MAX_BYTES = 2**31 - 2**24
+EXTERNAL = ".onnx.data"
+"""Suffix of the weights of a model that one file cannot hold."""
 
 
 def onnx_model(
@@ -32,9 +34,13 @@ def onnx_model(
     from .onnx_graph import cropped, to_onnx, with_padding
 
     inputs, outputs = ["images", "size"], description.outputs
+    if description.full_size:
+        inputs.append("output_size")
     model = to_onnx(program, inputs, outputs, tensorrt_plugin=tensorrt_plugin)
     model = with_padding(model, description.multiple)
-    return cropped(model, "sem_seg") if "sem_seg" in outputs else model
+    if "sem_seg" in outputs and not description.full_size:
+        return cropped(model, "sem_seg")
+    return model
 
 
 def in_precision(model: Any, description: Description) -> Any:
@@ -50,14 +56,24 @@ def in_precision(model: Any, description: Description) -> Any:
     return with_half_products(model, kinds[precision])
 
 
+def save_onnx(model: Any, file: Path) -> None:
+    """Writes an `onnx.ModelProto`, with its weights in a file beside it if they are too large."""
+    onnx = needed_package("onnx")
+    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_BYTES
+    location = file.with_suffix(EXTERNAL).name
+    onnx.save(model, str(file), save_as_external_data=external, location=location)
+
+
 def _save(model: Any, description: Description, file: Path) -> None:
     onnx = needed_package("onnx")
     onnx.helper.set_model_props(model, {KEY: description.to_json()})
-    onnx.save(model, str(file))
+    save_onnx(model, file)
 
 
 class Onnx:
-    """ONNX; its only input are `images` of any size.
+    """ONNX; its only input are `images` of any size, or `output_size` too.
+
+    Weights of 2 GiB or more are in a file beside it.
 
     Args:
         tensorrt_plugin: whether deformable attention is TensorRT's plugin, which ONNX Runtime does
@@ -65,8 +81,8 @@ class Onnx:
     """
 
     suffix = ".onnx"
-    max_bytes: int | None = MAX_BYTES
-    companions: Sequence[str] = ()
+    max_int8_bytes = MAX_BYTES
+    companions: Sequence[str] = (EXTERNAL,)
 
     def __init__(self, tensorrt_plugin: bool = False) -> None:
         self.tensorrt_plugin = tensorrt_plugin
@@ -110,9 +126,10 @@ class Onnx:
             raise ValueError("it has no description")
         description = Description.from_json(properties[KEY])
 
-        def compute(images: Tensor) -> Sequence[Tensor]:
-            check_images(images, description)
-            outputs = session.run(description.outputs, {"images": images.numpy()})
+        def compute(images: Tensor, output_size: tuple[int, int] | None = None) -> Sequence[Tensor]:
+            outputs = session.run(
+                description.outputs, named_inputs(images, output_size, description)
+            )
             return [torch.from_numpy(output) for output in outputs]
 
         return compute, description

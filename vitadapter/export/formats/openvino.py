@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..description import KEY, Description
-from .format import Compute, check_images, needed_package
-from .onnx import MAX_BYTES, in_precision, onnx_model
+from .format import Compute, named_inputs, needed_package
+from .onnx import EXTERNAL, MAX_BYTES, in_precision, onnx_model, save_onnx
 
 __all__ = ["OpenVino"]
 
@@ -20,12 +20,13 @@ def _save(model: Any, description: Description, file: Path) -> None:
     openvino = needed_package("openvino")
     onnx_file = file.with_suffix(".onnx")
     try:
-        needed_package("onnx").save(model, str(onnx_file))
+        save_onnx(model, onnx_file)
         converted = openvino.Core().read_model(onnx_file)
         converted.set_rt_info(description.to_json(), KEY)
         openvino.save_model(converted, file, compress_to_fp16=False)
     finally:
-        onnx_file.unlink(missing_ok=True)
+        for suffix in (".onnx", EXTERNAL):
+            file.with_suffix(suffix).unlink(missing_ok=True)
 
 
 class OpenVino:
@@ -35,7 +36,7 @@ class OpenVino:
     """
 
     suffix = ".xml"
-    max_bytes: int | None = MAX_BYTES
+    max_int8_bytes = MAX_BYTES
     companions: Sequence[str] = (".bin",)
     precisions: Sequence[torch.dtype] = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
@@ -80,9 +81,8 @@ class OpenVino:
         }
         request = core.compile_model(model, "CPU", settings).create_infer_request()
 
-        def compute(images: Tensor) -> Sequence[Tensor]:
-            check_images(images, description)
-            outputs = request.infer({"images": images.numpy()})
+        def compute(images: Tensor, output_size: tuple[int, int] | None = None) -> Sequence[Tensor]:
+            outputs = request.infer(named_inputs(images, output_size, description))
             return [torch.from_numpy(outputs[name].copy()) for name in description.outputs]
 
         return compute, description

@@ -7,6 +7,8 @@ import torch
 from torch.export import ExportedProgram
 
 from ..description import KEY, Description
+from ..half_programs import with_half_products
+from ..precision import precision_of
 from .format import Compute, padded
 
 __all__ = ["Torch"]
@@ -16,15 +18,21 @@ class Torch:
     """The program itself; it is read by `import vitadapter.ops` and `torch.export.load`."""
 
     suffix = ".pt2"
-    max_bytes: int | None = None
     companions: Sequence[str] = ()
-    precisions: Sequence[torch.dtype] = (torch.float32,)
+    precisions: Sequence[torch.dtype] = (torch.float32, torch.float16, torch.bfloat16)
 
     def write(self, program: ExportedProgram, description: Description, file: Path) -> None:
         """See `Format`."""
-        # A file object, because torch.export.save insists on the suffix .pt2.
-        with file.open("wb") as opened:
-            torch.export.save(program, opened, extra_files={KEY: description.to_json()})
+        precision = precision_of(description.precision)
+        if precision != torch.float32:
+            with_half_products(program, precision)
+        example, program.example_inputs = program.example_inputs, None  # large, and all zeros
+        try:
+            # A file object, because torch.export.save insists on the suffix .pt2.
+            with file.open("wb") as opened:
+                torch.export.save(program, opened, extra_files={KEY: description.to_json()})
+        finally:
+            program.example_inputs = example
 
     def read(self, file: Path) -> tuple[Compute, Description]:
         """See `Format`."""

@@ -26,6 +26,8 @@ class Graph(nn.Module):
     Attributes:
         takes_batches: whether it takes several images at once. Detectors take one image, since the
             numbers of detections differ.
+        full_size: whether the last part is inside the graph, which then has one more input,
+            `output_size`: the (height, width) of the answers in pixels, (2,) int64.
         outputs: names of what it returns.
         multiple: height and width of the images must be multiples of this, in pixels.
 
@@ -35,6 +37,7 @@ class Graph(nn.Module):
     """
 
     takes_batches = False
+    full_size = False
     outputs: tuple[str, ...]
     multiple: int
     model: Model

@@ -148,6 +148,9 @@ void detect(
   const Metadata metadata = package.get_metadata();
   const std::vector<std::string> classes =
       lines_of(metadata.at("thing_classes"));
+  if (metadata.count("full_size") != 0) {
+    throw std::runtime_error(file + " was exported with --full-size");
+  }
   const at::Tensor original = read_ppm(image);
   const at::Tensor images = prepare(original, metadata);
   auto found = run(package, metadata, images);

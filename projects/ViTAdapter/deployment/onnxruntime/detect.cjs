@@ -117,6 +117,7 @@ function asTensor(image, width, height, order) {
 async function main(file, photo) {
   const description = readDescription(file);
   if (!description.outputs.includes('boxes')) throw new Error(`${file} holds no detector`);
+  if (description.full_size) throw new Error(`${file} was exported with --full-size`);
   const image = await sharp(photo)
     .autoOrient()
     .removeAlpha()
