@@ -72,13 +72,10 @@ class TiledSegments:
         tiles: of the image.
         image_size: (height, width).
         settings: of the tiles.
-
-    Raises:
-        ValueError: tiles have nothing in common.
     """
 
     def __init__(self, tiles: Sequence[Tile], image_size: tuple[int, int], settings: Tiles) -> None:
-        settings.check_that_borders_are_shared()
+        settings.warn_if_nothing_is_shared()
         self._tiles = tiles
         self._settings = settings
         self._ids = np.zeros(image_size, np.int32)

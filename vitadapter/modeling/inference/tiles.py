@@ -1,10 +1,13 @@
 """Overlapping tiles of a large image, and which of their findings are one object."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple
+
+from detectron2.utils.logger import log_first_n
 
 from vitadapter.encoded_masks import Region
 
@@ -46,8 +49,8 @@ class Tiles:
         size: side of a tile in pixels of the image. Each tile is prepared as a test image is,
             so that objects are as large for the model as in images of this size.
         overlap: of neighbouring tiles, as a fraction of their side, in [0, 1). Objects up to the
-            size of the overlap are seen whole in one tile at least. Without any, only label maps
-            can be merged.
+            size of the overlap are seen whole in one tile at least; without any, an object across
+            a border becomes several, and a warning says so.
         iou_threshold: findings of two tiles are one object if they have the same class and, in what
             both tiles see, at least this intersection over union, in (0, 1].
         batch_size: number of tiles that are predicted at once.
@@ -77,16 +80,16 @@ class Tiles:
                 f"the iou_threshold of tiles must be in (0, 1], got {self.iou_threshold}"
             )
 
-    def check_that_borders_are_shared(self) -> None:
-        """Refuses tiles side by side, across whose borders nothing can be joined.
-
-        Raises:
-            ValueError: the overlap is less than a pixel.
-        """
+    def warn_if_nothing_is_shared(self) -> None:
+        """Warns once of tiles side by side, across whose borders no object can be joined."""
         if round(self.size * self.overlap) < 1:
-            raise ValueError(
-                "the overlap of tiles must be at least one pixel to join objects across their "
-                f"borders, got {self.overlap} of {self.size} pixels (only label maps need none)"
+            log_first_n(
+                logging.WARNING,
+                f"tiles of {self.size} pixels with an overlap of {self.overlap} share no pixel: an "
+                "object across a border becomes several. Only images that are joined of others, "
+                "and label maps, need no overlap",
+                key="message",
+                name=__name__,
             )
 
     def _spans(self, length: int) -> list[tuple[int, int, int, int]]:
