@@ -145,6 +145,6 @@ def test_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (yolo / "train" / "images" / "000.png").read_bytes()
     )
     assert check([str(yolo)]) == 1
-    assert "refused: 1 images of dataset.test are in dataset.train too" in capsys.readouterr().out
+    assert "refused: dataset.train has 1 image of dataset.test" in capsys.readouterr().out
     assert check([str(yolo / "absent")]) == 1
     assert "must be a folder" in capsys.readouterr().err

@@ -99,9 +99,11 @@ def _check_boxes(report: CheckReport, role: str, boxes: Sequence[_Box]) -> None:
     report.set(role, **counts)
     unusable = sum(counts[line] for line in _UNUSABLE)
     if unusable:
-        text = f"{unusable} of the {len(boxes)} boxes of dataset.{role} have no area in their"
         much = 2 * unusable > len(boxes)
-        (report.refusals if much else report.warnings).append(f"{text} image and are left out")
+        (report.refusals if much else report.warnings).append(
+            f"{unusable} of {len(boxes)} boxes of dataset.{role} without area in their image, left "
+            "out"
+        )
 
 
 def _check_instances(values: Values, report: CheckReport, role: str) -> list[ListedImage]:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from vitadapter.data.dataset_source import first_few
+from vitadapter.data.dataset_source import counted, first_few
 from vitadapter.data.folders.class_tables import ClassTable, find_class_table, packed
 from vitadapter.data.folders.found import (
     FoundDataset,
@@ -150,9 +150,9 @@ def read_label_maps(listing: Listing, *, ignore_label: int, reduce_zero_label: b
     files, labels = _divided(listing)
     pairs, strays = pair_labels(files, labels, _NAME_ENDS)
     remedy = "set another dataset.root=... or dataset.exclude=[...]"
-    check_most("label maps have no image", strays, len(labels), remedy)
+    check_most("label maps without an image", strays, len(labels), remedy)
     check_most(
-        "images have no label map and are left out",
+        "images without a label map, left out",
         [file for file in files if file not in pairs],
         len(files),
         remedy,
@@ -243,7 +243,8 @@ def _converted(values: np.ndarray, table: ClassTable, ignore_label: int) -> np.n
         if table.coloured:
             shown = [(v >> 16, v >> 8 & 255, v & 255) for v in shown]
         raise ValueError(
-            f"has {len(shown)} {'colours' if table.coloured else 'values'} that the table of "
-            f"classes lacks, on {np.count_nonzero(~fits & ~ignored)} pixels: {first_few(shown)}"
+            f"has {counted(len(shown), 'colour' if table.coloured else 'value')} that the table of "
+            f"classes lacks, on {counted(np.count_nonzero(~fits & ~ignored), 'pixel')}: "
+            f"{first_few(shown)}"
         )
     return np.where(fits, numbers[places], ignore_label)

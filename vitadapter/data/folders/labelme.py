@@ -148,7 +148,7 @@ def read_labelme(listing: Listing) -> FoundDataset:
     pairs, _strays = pair_labels(listing.images, listing.named(".json"))
     labels = _label_files(listing, pairs)
     strays = sorted(set(labels) - set(pairs.values()))
-    check_most("label files have no image", strays, len(labels), "set another dataset.root=...")
+    check_most("label files without an image", strays, len(labels), "set another dataset.root=...")
     images = [FoundImage(f, split_of(f), label=pairs.get(f)) for f in listing.images]
     images = with_sizes(listing, images)
     findings = Findings()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from vitadapter.data.dataset_source import first_few
+from vitadapter.data.dataset_source import counted, first_few
 from vitadapter.data.folders.coco_json import coco_files, read_coco_folder
 from vitadapter.data.folders.found import FoundDataset, FoundImage, coco_content
 from vitadapter.data.folders.label_maps import (
@@ -106,10 +106,10 @@ def kind_of(listing: Listing) -> str:
 def _refuse(listing: Listing, formats: str) -> None:
     empty = [name for name, (size, _) in listing.files.items() if size == 0]
     raise ValueError(
-        f"dataset.root={listing.root} has {len(listing.images)} images, but no annotations in the "
-        f"format of {formats} among its {len(listing.files)} files "
+        f"dataset.root={listing.root} has {counted(len(listing.images), 'image')}, but no "
+        f"annotations in the format of {formats} among its {counted(len(listing.files), 'file')} "
         f"({first_few([*listing.files], 5)})"
-        + (f"; {len(empty)} files are empty ({first_few(empty)})" if empty else "")
+        + (f"; {counted(len(empty), 'empty file')} ({first_few(empty)})" if empty else "")
     )
 
 
@@ -138,7 +138,7 @@ def _prepare_instances(
         kept = labelled(images, settings, role)
         splits = {image.split for image in images}
         if not any(image.annotations for image in kept):
-            raise ValueError(f"the {len(images)} images of dataset.{role} have no object")
+            raise ValueError(f"dataset.{role} has no object in its {counted(len(images), 'image')}")
         # Only of whole splits: one may be divided.
         whole = reuse and len(splits) == 1 and found.as_it_is.get(next(iter(splits)) or "")
         if whole and len(kept) == sum(image.split in splits for image in found.images):
@@ -150,10 +150,10 @@ def _prepare_instances(
         values[f"dataset.{role}.image_root"] = image_root
     _write_splits(folder, roles)
     logger.info(
-        "%s is in %s's format, with %d classes (%s)",
+        "%s is in %s's format, with %s (%s)",
         listing.root,
         found.kind,
-        len(found.categories),
+        counted(len(found.categories), "class"),
         first_few(found.class_names, 10),
     )
     return values

@@ -108,7 +108,7 @@ def read_voc(listing: Listing) -> FoundDataset:
     """
     labels = listing.named(".xml")
     pairs, strays = pair_labels(listing.images, labels)
-    check_most("label files have no image", strays, len(labels), "set another dataset.root=...")
+    check_most("label files without an image", strays, len(labels), "set another dataset.root=...")
     listed = listed_splits(listing, "Main")
     images = []
     for file in listing.images:
