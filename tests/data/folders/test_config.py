@@ -138,6 +138,27 @@ def test_convert_leaves_nothing_behind(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ignore-label", "0"], "are of label maps: leave them out of instances"),
+        (["--reduce-zero-label"], "are of label maps: leave them out of instances"),
+        (["--kind", "semantic", "--unlabelled", "skip"], "leave it out of semantic data"),
+    ],
+)
+def test_options_of_other_kinds_of_data(
+    yolo: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check([str(yolo), *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_number_of_images_to_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check([str(yolo), "--images", "0"])
+    assert "--images must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check([str(yolo)]) == 0
     assert "| images read " in capsys.readouterr().out

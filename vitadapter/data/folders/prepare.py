@@ -231,6 +231,16 @@ def write_prepared(
     Raises:
         ValueError: the folder cannot be trained on.
     """
+    if kind != "instances" and settings.unlabelled is not None:
+        raise ValueError(
+            f"dataset.unlabelled={settings.unlabelled} is of images without boxes or polygons: "
+            f"leave it out of {kind} data, of which images without a map are left out"
+        )
+    if kind != "semantic" and labels != LabelSettings():
+        raise ValueError(
+            f"ignore_label={labels.ignore_label} and reduce_zero_label="
+            f"{labels.reduce_zero_label} are of label maps: leave them out of {kind}"
+        )
     if kind == "semantic":
         return _prepare_semantic(listing, settings, folder, labels)
     if kind == "panoptic":
