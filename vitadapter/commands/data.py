@@ -152,8 +152,7 @@ def convert(arguments: Sequence[str], prog: str = "vitadapter data convert") -> 
 
 def _check(args: argparse.Namespace) -> int:
     settings, labels = _settings(args)
-    kind = args.kind or kind_of(Listing(args.root, settings.exclude))
-    report = check_dataset(prepare(args.root, kind, settings, labels), labels, args.images)
+    report = check_dataset(prepare(args.root, args.kind, settings, labels), labels, args.images)
     print(report.text())
     return 1 if report.refusals else 0
 

@@ -169,3 +169,17 @@ def test_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "refused: dataset.train has 1 image of dataset.test" in capsys.readouterr().out
     assert check([str(yolo / "absent")]) == 1
     assert "must be a folder" in capsys.readouterr().err
+
+
+def test_check_of_a_folder_without_a_known_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    assert check([str(folder)]) == 1
+    assert "photos holds no file that is read" in capsys.readouterr().err
+    (folder / "a.png").write_bytes(b"")
+    assert check([str(folder)]) == 1
+    said = capsys.readouterr().err
+    for known in ("COCO, YOLO, Pascal VOC, labelme, COCO panoptic or label maps", "1 empty file"):
+        assert known in said

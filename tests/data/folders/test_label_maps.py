@@ -214,6 +214,24 @@ def test_values_outside_the_classes(root: Path) -> None:
         config(root)
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("img_dir/val/3.png", r"^((?!cache).)*1 unreadable image in .*img_dir/val/3\.png .*empty"),
+        ("ann_dir/val/3.png", r": ann_dir/val/3\.png cannot be read: it is empty"),
+        ("classes.txt", r"classes\.txt lists no class"),
+    ],
+)
+def test_empty_files(root: Path, file: str, message: str) -> None:
+    """They are named as the user knows them, and once."""
+    write(root, *LAYOUTS["mmseg"])
+    (root / "classes.txt").write_text("road\ntraffic light\nsky\n")
+    (root / file).write_bytes(b"")
+    with pytest.raises(ValueError, match=message) as raised:
+        config(root)
+    assert str(raised.value).count(file) == 1
+
+
 def test_no_label_maps(root: Path) -> None:
     write_labels(root / "images" / "1.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(ValueError, match="1 image, but no annotations in the format of label"):

@@ -80,7 +80,7 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
 def test_what_cannot_be_divided() -> None:
     with pytest.raises(ValueError, match=r"fits no file, such as a/000\.jpg"):
         assign_splits(images(), FolderSettings(group="scene"))
-    with pytest.raises(ValueError, match="what stays together .* cannot be divided"):
+    with pytest.raises(ValueError, match=r"what stays together .* cannot be divided"):
         assign_splits(images(files=FILES[:1]), FolderSettings())
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "categories",
     "check_most",
     "coco_content",
+    "fault_of",
     "numbered",
     "polygons_object",
     "raise_faults",
@@ -63,6 +64,12 @@ class FoundDataset:
     def class_names(self) -> list[str]:
         """In the order of the class numbers."""
         return [str(category["name"]) for category in self.categories]
+
+
+def fault_of(listing: Listing, file: str, error: ValueError) -> str:
+    """What is wrong with a file of the listing, with its name once: some errors have it already."""
+    text = str(error).replace(str(listing.path(file)), file)
+    return text if text.startswith(file) else f"{file} {text}"
 
 
 def raise_faults(kind: str, faults: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from vitadapter.data.folders.found import (
     FoundImage,
     categories,
     check_most,
+    fault_of,
     raise_faults,
 )
 from vitadapter.data.folders.listing import (
@@ -117,7 +118,7 @@ def _largest_label(listing: Listing, labels: Sequence[str], ignore_label: int) -
         try:
             return np.unique(_read(listing, file, False))
         except ValueError as error:
-            faults.append(f"{file} {error}")
+            faults.append(fault_of(listing, file, error))
             return np.empty(0, np.int64)
 
     logger.info("reading %d label maps to find their classes", len(labels))
@@ -217,7 +218,7 @@ def write_label_maps(
             if found.table is not None and not found.is_plain:
                 labels = _converted(values, found.table, ignore_label)
         except ValueError as error:
-            faults.append(f"{image.label} {error}")
+            faults.append(fault_of(listing, str(image.label), error))
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         # 8 bits where they suffice, else 16.

@@ -52,6 +52,8 @@ _FORMATS: dict[str, tuple[Callable[[Listing], list[str]], Callable[[Listing], Fo
     "labelme": (labelme_files, read_labelme),
 }
 
+_LABEL_MAPS = "label maps (a folder such as labels, masks or annotations with PNGs)"
+
 Values = dict[str, object]
 
 
@@ -97,13 +99,23 @@ def _recognised(listing: Listing) -> Callable[[Listing], FoundDataset]:
 
 
 def kind_of(listing: Listing) -> str:
-    """What a folder serves to train, if it is not said: instances before anything else."""
+    """What a folder serves to train, if it is not said: instances before anything else.
+
+    Raises:
+        ValueError: nothing.
+    """
     if any(files(listing) for files, _ in _FORMATS.values()):
         return "instances"
-    return "panoptic" if panoptic_files(listing) else "semantic"
+    if panoptic_files(listing):
+        return "panoptic"
+    if not label_map_files(listing):
+        _refuse(listing, f"{', '.join(_FORMATS)}, COCO panoptic or {_LABEL_MAPS}")
+    return "semantic"
 
 
 def _refuse(listing: Listing, formats: str) -> None:
+    if not listing.files:
+        raise ValueError(f"dataset.root={listing.root} holds no file that is read")
     empty = [name for name, (size, _) in listing.files.items() if size == 0]
     raise ValueError(
         f"dataset.root={listing.root} has {counted(len(listing.images), 'image')}, but no "
@@ -163,7 +175,7 @@ def _prepare_semantic(
     listing: Listing, settings: FolderSettings, folder: Path, labels: LabelSettings
 ) -> Values:
     if not label_map_files(listing):
-        _refuse(listing, "label maps (a folder such as labels, masks or annotations with PNGs)")
+        _refuse(listing, _LABEL_MAPS)
     found = read_label_maps(
         listing,
         ignore_label=labels.ignore_label,
@@ -304,7 +316,7 @@ def _made(folder: Path, write: Callable[[Path], Values]) -> Values:
 
 def prepare(
     root: str,
-    kind: str,
+    kind: str | None,
     settings: FolderSettings,
     labels: LabelSettings = LabelSettings(),
     check: Callable[[Prepared], None] | None = None,
@@ -316,7 +328,7 @@ def prepare(
 
     Args:
         root: the user's folder.
-        kind: one of `KINDS`.
+        kind: one of `KINDS`; None for what `kind_of` says.
         settings: of the folder.
         labels: of label maps.
         check: is called in the same way, with the result.
@@ -325,6 +337,7 @@ def prepare(
         ValueError: the folder cannot be trained on, or there is no place for the cache.
     """
     listing = Listing(root, settings.exclude)
+    kind = kind or kind_of(listing)
     state = (_VERSION, listing.fingerprint(), kind, settings, labels)
     digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
     folder = _cache() / f"{listing.root.resolve().name[:60]}-{kind}-{digest}"
