@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from vitadapter.commands import predict, predictors
+from vitadapter.commands.train import evaluate
 
 
 @pytest.fixture
@@ -240,6 +241,16 @@ def test_the_command_takes_overrides_and_no_other_weights_than_asked(
     assert "overrides come after --overrides" in capsys.readouterr().err
     assert predict.predict(arguments) == 2
     assert "--weights FILE takes your own" in capsys.readouterr().err
+
+
+def test_two_sources_of_weights(images: Path, capsys) -> None:
+    """One of them would be ignored."""
+    name, change = "COCO/mask_rcnn_vit_adapter_s_deit_3x", "train.init_checkpoint=mine.pth"
+    assert predict.predict([name, str(images / "000.png"), "--overrides", change]) == 2
+    with pytest.raises(SystemExit):
+        evaluate([name, change])
+    said = capsys.readouterr().err
+    assert said.count(f"in place of {change}, give --weights FILE") == 2
 
 
 def test_json_and_crops_of_one_class(

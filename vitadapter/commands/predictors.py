@@ -68,7 +68,7 @@ class _ConfiguredModel:
         self._tiles = tiles
         self.config = config if is_checkpoint(config) else str(config_file(config))
         self._cfg = load_config(self.config, overrides)
-        self._given = None if weights is None else weights_of(config, weights)
+        self._given = None if weights is None else weights_of(config, weights, overrides)
         self.weights = self._given or str(self._cfg.train.init_checkpoint)
 
     def metadata(self) -> Metadata:
@@ -107,6 +107,7 @@ def find_model(
         return _ExportedModel(config, config, tiles)
     if weights is not None and is_exported(weights):
         check_exported_overrides(overrides)
+        weights = weights_of(config, weights, overrides)
         config = config if is_checkpoint(config) else str(config_file(config))
         cfg = load_config(config, overrides)
         model = _ExportedModel(config, weights, tiles or tiles_of(cfg))
