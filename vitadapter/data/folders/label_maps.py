@@ -245,7 +245,7 @@ def _converted(values: np.ndarray, table: ClassTable, ignore_label: int) -> np.n
             shown = [(v >> 16, v >> 8 & 255, v & 255) for v in shown]
         raise ValueError(
             f"has {counted(len(shown), 'colour' if table.coloured else 'value')} that the table of "
-            f"classes lacks, on {counted(np.count_nonzero(~fits & ~ignored), 'pixel')}: "
+            f"classes lacks, on {counted(int(np.count_nonzero(~fits & ~ignored)), 'pixel')}: "
             f"{first_few(shown)}"
         )
     return np.where(fits, numbers[places], ignore_label)

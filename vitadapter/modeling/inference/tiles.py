@@ -86,8 +86,8 @@ class Tiles:
             log_first_n(
                 logging.WARNING,
                 f"tiles of {self.size} pixels with an overlap of {self.overlap} share no pixel: an "
-                "object across a border becomes several. Only images that are joined of others, "
-                "and label maps, need no overlap",
+                "object across a border becomes several. Only mosaics of separate images, and "
+                "label maps, need no overlap",
                 key="message",
                 name=__name__,
             )
