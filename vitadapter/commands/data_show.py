@@ -192,9 +192,6 @@ def show(arguments: Sequence[str], prog: str = "vitadapter data show") -> int:
     parser.add_argument("--output", default="shown", help="folder to write (default: shown)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     args = parser.parse_intermixed_args(arguments)
-    for name, least in (("images", 1), ("seed", 0)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         _show(args)
