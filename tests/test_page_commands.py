@@ -185,7 +185,7 @@ def test_commands_parse(block: Block, tmp_path: Path) -> None:
         given = getattr(arguments, "opts", None) or getattr(arguments, "overrides", None) or []
         apply_overrides(load(PROJECT / "configs" / _experiment(config)), given)
         if getattr(arguments, "weights", None) == "zoo":
-            assert weights_of(config, "zoo")
+            assert weights_of(config, "zoo", [])
 
 
 @each("bash", "run")

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from vitadapter.commands import predict, predictors
+from vitadapter.commands.train import evaluate
 
 
 @pytest.fixture
@@ -242,6 +243,16 @@ def test_the_command_takes_overrides_and_no_other_weights_than_asked(
     assert "--weights FILE takes your own" in capsys.readouterr().err
 
 
+def test_two_sources_of_weights(images: Path, capsys) -> None:
+    """One of them would be ignored."""
+    name, change = "COCO/mask_rcnn_vit_adapter_s_deit_3x", "train.init_checkpoint=mine.pth"
+    assert predict.predict([name, str(images / "000.png"), "--overrides", change]) == 2
+    with pytest.raises(SystemExit):
+        evaluate([name, change])
+    said = capsys.readouterr().err
+    assert said.count(f"in place of {change}, give --weights FILE") == 2
+
+
 def test_json_and_crops_of_one_class(
     options: list[str], cfg: DictConfig, images: Path, tmp_path: Path
 ) -> None:
@@ -314,7 +325,27 @@ def test_requests_that_cannot_be_met(
     inputs = ["--input", str(images / "000.png"), "--output", str(tmp_path / "drawn")]
     assert predict.script([*options, *inputs, *arguments]) == 2
     assert re.match(f"error: {message}", capsys.readouterr().err)
-    assert not list((tmp_path / "drawn").rglob("*.png"))
+    assert not (tmp_path / "drawn").exists()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arguments", "message"),
+    [
+        ("ADE20K/upernet", ["--crops"], "--crops needs a model that finds objects, .* sem_seg"),
+        ("ADE20K/upernet", ["--score-threshold", "0.5"], "--score-threshold 0.5 needs .* sem_seg"),
+        ("COCOPanoptic/mask2former", ["--score-threshold", "0"], "needs .* panoptic_seg"),
+        ("COCO/faster_rcnn", ["--maps"], "--maps needs .* instances"),
+    ],
+)
+def test_options_of_other_tasks(
+    images: Path, tmp_path: Path, experiment: str, arguments: list[str], message: str, capsys
+) -> None:
+    """They are refused before weights are looked for."""
+    name = f"{experiment}_vit_adapter_s_dinov2_finetune"
+    given = [name, str(images / "000.png"), "--weights", "nowhere.pth", *arguments]
+    assert predict.predict([*given, "--output", str(tmp_path / "drawn")]) == 2
+    assert re.match(f"error: .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "drawn").exists()
 
 
 @pytest.mark.parametrize("flag", ["--json", "--crops", "--maps", "--skip-existing"])

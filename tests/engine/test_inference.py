@@ -17,7 +17,7 @@ from vitadapter.engine.predictor import LazyPredictor
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_eval_only, do_test, do_train
 from vitadapter.model_zoo import get_config
-from vitadapter.modeling.inference import DetectorWithTTA, Tiles
+from vitadapter.modeling.inference import DetectorWithTTA, Tiles, tiles
 
 
 class _Probe(nn.Module):
@@ -255,6 +255,16 @@ def test_tiles_from_the_command_line_serve_evaluation(cfg: DictConfig) -> None:
         assert len(tiled) == len(whole) > 0
         for ours, theirs in zip(_ordered(tiled), _ordered(whole), strict=True):
             assert ours == theirs
+
+
+def test_images_of_too_many_tiles_are_refused_before_training(
+    cfg: DictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "_MOST", 8)
+    apply_overrides(cfg, ["train.inference.tiles.size=16"])
+    with pytest.raises(SetupError, match=r"train\.inference\.tiles: .* at most 8 tiles.*00\d\.png"):
+        do_train(cfg)
+    assert not list(Path(cfg.train.output_dir).glob("*.pth"))
 
 
 def _ordered(results: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -204,8 +204,14 @@ def test_masks_are_left_out_if_a_run_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"image_id": 77}, "result 0 of .* must have a image_id that the annotation file lists"),
-        ({"category_id": 77}, "must have a category_id that the annotation file lists, got 77"),
+        (
+            {"image_id": 77},
+            "result 0 of .* must have as image_id one that the annotation file lists",
+        ),
+        (
+            {"category_id": 77},
+            "must have as category_id one that the annotation file lists, got 77",
+        ),
         (None, r"results\.json must hold detections, got none"),
     ],
 )

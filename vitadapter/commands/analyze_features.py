@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
         images = choose_images(image_paths(args.images), args.num_images, args.seed)
         runs = named((name, (config, weights)) for name, config, weights in args.runs)
         predictors = {
-            name: LazyPredictor(load_config(config, args.overrides), weights_of(config, weights))
+            name: LazyPredictor(
+                load_config(config, args.overrides), weights_of(config, weights, args.overrides)
+            )
             for name, (config, weights) in runs.items()
         }
         table, written = analyze_features(

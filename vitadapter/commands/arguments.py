@@ -103,16 +103,23 @@ def check_exported_overrides(overrides: Sequence[str]) -> None:
             raise ValueError(f"an exported file holds its model and settings: leave out {text}")
 
 
-def weights_of(config: str, weights: str) -> str:
+def weights_of(config: str, weights: str, overrides: Sequence[str]) -> str:
     """What `train.init_checkpoint` has to be to load the weights of `--weights`.
 
     Args:
         config: see `load_config`.
         weights: of the command line.
+        overrides: of the config.
 
     Raises:
-        ValueError: the published weights are wanted, but there are none of this config.
+        ValueError: the published weights are wanted, but there are none of this config; or an
+            override names others.
     """
+    named = [text for text in overrides if text.lstrip("+~").startswith("train.init_checkpoint")]
+    if named:
+        raise ValueError(
+            f"--weights {weights} is what is loaded: in place of {named[0]}, give --weights FILE"
+        )
     if weights != "zoo":
         return weights
     if is_checkpoint(config):

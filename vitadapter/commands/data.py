@@ -152,8 +152,7 @@ def convert(arguments: Sequence[str], prog: str = "vitadapter data convert") -> 
 
 def _check(args: argparse.Namespace) -> int:
     settings, labels = _settings(args)
-    kind = args.kind or kind_of(Listing(args.root, settings.exclude))
-    report = check_dataset(prepare(args.root, kind, settings, labels), labels, args.images)
+    report = check_dataset(prepare(args.root, args.kind, settings, labels), labels, args.images)
     print(report.text())
     return 1 if report.refusals else 0
 
@@ -166,7 +165,10 @@ def check(arguments: Sequence[str], prog: str = "vitadapter data check") -> int:
     """
     parser = _folder_parser(prog, "Looks at all images and annotations of a data set.")
     parser.add_argument("--images", type=int, help="how many of a split to read, instead of all")
-    return _run(_check, parser.parse_args(arguments))
+    args = parser.parse_args(arguments)
+    if args.images is not None and args.images < 1:
+        parser.error(f"--images must be at least 1, got {args.images}")
+    return _run(_check, args)
 
 
 _COMMANDS: Mapping[str, tuple[str, Callable[..., int | None]]] = {

@@ -64,7 +64,8 @@ def _run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.overrides)
     calibration = [] if args.calibrate is None else image_paths([args.calibrate])
     verify = _verify(args, cfg)
-    predictor = LazyPredictor(cfg, weights_of(args.config_file, args.weights), device="cpu")
+    weights = weights_of(args.config_file, args.weights, args.overrides)
+    predictor = LazyPredictor(cfg, weights, device="cpu")
     size = None if args.size is None else (args.size[0], args.size[1])
     difference = export(
         predictor,

@@ -65,7 +65,7 @@ examples:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    if not 0 <= args.score_threshold <= 1:
+    if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
     if args.tile is None and args.tile_overlap is not None:
         parser.error(f"--tile-overlap {args.tile_overlap} needs --tile, the side of a tile")
@@ -88,8 +88,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score-threshold",
         type=float,
-        default=0.5,
-        help="take predictions with at least this score, in [0, 1] (default: 0.5)",
+        help="take objects with at least this score, in [0, 1] "
+        f"(default: {Selection.score_threshold})",
     )
     parser.add_argument(
         "--classes", nargs="+", metavar="NAME", help="take predictions of these classes alone"
@@ -121,6 +121,28 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with a stopped run: leave out inputs whose files are there",
     )
+
+
+def _check_answer(args: argparse.Namespace, answer: str | None) -> None:
+    """Refuses options that a model of another task is needed for, before anything is written.
+
+    Args:
+        args: of the command line.
+        answer: of `Model`.
+
+    Raises:
+        ValueError: names the option.
+    """
+    finds = f"this model answers with {answer}"
+    if args.maps and answer == "instances":
+        raise ValueError(f"--maps needs a semantic or panoptic model, but {finds}")
+    if args.crops and answer == "sem_seg":
+        raise ValueError(f"--crops needs a model that finds objects, but {finds}")
+    if args.score_threshold is not None and answer in ("sem_seg", "panoptic_seg"):
+        raise ValueError(
+            f"--score-threshold {args.score_threshold} needs a model that finds scored objects, "
+            f"but {finds}: leave it out"
+        )
 
 
 def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -206,7 +228,10 @@ class Run:
 def _prepared(args: argparse.Namespace) -> tuple[Predictor, Selection, dict[str, object]]:
     """The predictor, what is wanted of it, and the settings that its predictions depend on."""
     model = find_model(args.config_file, args.weights, args.overrides, args.tiles)
-    classes = None
+    _check_answer(args, model.answer())
+    threshold, classes = args.score_threshold, None
+    if threshold is None:
+        threshold = Selection.score_threshold
     if args.classes:  # before published weights are downloaded
         classes = chosen_classes(args.classes, class_names(model.metadata()))
     predictor = model.predictor()
@@ -216,11 +241,11 @@ def _prepared(args: argparse.Namespace) -> tuple[Predictor, Selection, dict[str,
         "weights": model.weights,
         "weights_changed": weights.stat().st_mtime if weights.is_file() else None,
         "overrides": list(args.overrides),
-        "score_threshold": args.score_threshold,
+        "score_threshold": threshold,
         "tiles": None if args.tiles is None else asdict(args.tiles),
         "classes": None if args.classes is None else sorted(set(args.classes)),
     }
-    return predictor, Selection(args.score_threshold, classes), settings
+    return predictor, Selection(threshold, classes), settings
 
 
 def _left(planned: list[Planned], since: float) -> list[Planned]:

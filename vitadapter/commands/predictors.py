@@ -7,6 +7,7 @@ from detectron2.data.catalog import Metadata
 
 from vitadapter.commands.arguments import check_exported_overrides, weights_of
 from vitadapter.engine.checkpoint_config import is_checkpoint
+from vitadapter.engine.inference import needed_answer, tiles_of
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.predictor import LazyPredictor, class_metadata
 from vitadapter.export import ExportedPredictor
@@ -18,6 +19,10 @@ from vitadapter.modeling.inference import Tiles
 __all__ = ["Model", "Predictor", "find_model"]
 
 Predictor = LazyPredictor | ExportedPredictor
+
+
+# Of several, the first is shown, as `Found.of` does.
+_SHOWN = ("panoptic_seg", "instances", "sem_seg")
 
 
 class Model(Protocol):
@@ -34,6 +39,9 @@ class Model(Protocol):
     def metadata(self) -> Metadata:
         """What is known of its classes, before published weights are downloaded."""
 
+    def answer(self) -> str | None:
+        """What of a `Prediction` is shown of its images; None if that is not known."""
+
     def predictor(self) -> Predictor:
         """Loads it."""
 
@@ -46,6 +54,9 @@ class _ExportedModel:
     def metadata(self) -> Metadata:
         return self._predictor.metadata
 
+    def answer(self) -> str | None:
+        return next((key for key in _SHOWN if key in self._predictor.description.answers), None)
+
     def predictor(self) -> ExportedPredictor:
         return self._predictor
 
@@ -57,11 +68,14 @@ class _ConfiguredModel:
         self._tiles = tiles
         self.config = config if is_checkpoint(config) else str(config_file(config))
         self._cfg = load_config(self.config, overrides)
-        self._given = None if weights is None else weights_of(config, weights)
+        self._given = None if weights is None else weights_of(config, weights, overrides)
         self.weights = self._given or str(self._cfg.train.init_checkpoint)
 
     def metadata(self) -> Metadata:
         return class_metadata(self._cfg, self.weights)
+
+    def answer(self) -> str | None:
+        return needed_answer(self._cfg)
 
     def predictor(self) -> Predictor:
         return LazyPredictor(self._cfg, self._given, tiles=self._tiles)
@@ -93,8 +107,10 @@ def find_model(
         return _ExportedModel(config, config, tiles)
     if weights is not None and is_exported(weights):
         check_exported_overrides(overrides)
+        weights = weights_of(config, weights, overrides)
         config = config if is_checkpoint(config) else str(config_file(config))
-        model = _ExportedModel(config, weights, tiles)
-        check_fits(model.predictor().description, load_config(config, overrides))
+        cfg = load_config(config, overrides)
+        model = _ExportedModel(config, weights, tiles or tiles_of(cfg))
+        check_fits(model.predictor().description, cfg)
         return model
     return _ConfiguredModel(config, weights, overrides, tiles)

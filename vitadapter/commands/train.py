@@ -174,7 +174,8 @@ def evaluate(arguments: Sequence[str], prog: str = "vitadapter eval") -> None:
     args = parser.parse_intermixed_args(arguments)
     args.resume, args.eval_only = False, True
     try:
-        args.opts.append(f"train.init_checkpoint={weights_of(args.config_file, args.weights)}")
+        weights = weights_of(args.config_file, args.weights, args.opts)
+        args.opts.append(f"train.init_checkpoint={weights}")
     except ValueError as error:
         parser.error(str(error))
     _launch(parser, args)

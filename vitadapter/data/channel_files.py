@@ -15,6 +15,9 @@ _TIFF = (".tif", ".tiff")
 _CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA"}
 
 
+# Of float32, in which images are given to models.
+_LARGEST = float(np.finfo(np.float32).max)
+
 # Tags of TIFF files, and what they are where Pillow reads all numbers as they are stored: up to 8
 # bits, unsigned, in which 0 is black.
 _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 339
@@ -72,8 +75,15 @@ def _read_tiff(path: Path) -> np.ndarray:
 
 def _read_npy(path: Path) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"an array must hold plain numbers, got the type {array.dtype}")
     if array.ndim not in (2, 3):
         raise ValueError(f"an array must be (H, W) or (H, W, C), got {array.shape}")
+    if array.ndim == 3 and array.shape[0] <= MAX_CHANNELS < array.shape[2]:
+        raise ValueError(
+            f"an array must be (H, W, C) with 1 to {MAX_CHANNELS} channels, got {array.shape}, "
+            "which seems to be (C, H, W): save array.transpose(1, 2, 0)"
+        )
     return array if array.ndim == 3 else array[..., None]
 
 
@@ -99,7 +109,8 @@ def read_array(path: Path, channels: int | None) -> np.ndarray:
         (H, W, C), uint8 or, for any other numbers, float32.
 
     Raises:
-        ValueError: it has another number of channels, no pixel, or pixels that are NaN or infinite.
+        ValueError: it has another number of channels, no pixel, or pixels that are NaN,
+            infinite or beyond the numbers of float32.
     """
     suffix = path.suffix.lower()
     if suffix == _ARRAY:
@@ -120,10 +131,12 @@ def read_array(path: Path, channels: int | None) -> np.ndarray:
         )
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
-    array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise ValueError("it has pixels that are NaN or infinite")
-    return array
+    largest = max(abs(float(array.min())), abs(float(array.max())))
+    if largest > _LARGEST:
+        raise ValueError(f"its pixels must lie within ±{_LARGEST:g}, got {largest:g}: scale them")
+    return array.astype(np.float32)
 
 
 def stored_size(path: Path) -> tuple[int, int]:

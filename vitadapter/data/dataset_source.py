@@ -90,6 +90,13 @@ def first_few(values: Sequence[object], limit: int = 3) -> str:
     return ", ".join([*map(str, values[:limit]), *(["..."] * (len(values) > limit))])
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, such as "1 image" and "2 classes"."""
+    if number != 1:
+        noun += "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number} {noun}"
+
+
 def spread(values: Sequence[T], count: int) -> list[T]:
     """At most `count` of the values, evenly spread."""
     chosen = np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)

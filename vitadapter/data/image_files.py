@@ -183,6 +183,8 @@ def _existing_file(file_name: str | Path) -> Iterator[Path]:
             raise ValueError(
                 "it is a folder, pipe or device" if path.exists() else "it does not exist"
             )
+        if path.stat().st_size == 0:
+            raise ValueError("it is empty")
         yield path
     except UnidentifiedImageError as error:
         raise ValueError(

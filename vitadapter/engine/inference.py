@@ -25,10 +25,29 @@ __all__ = [
     "apply_tiles",
     "apply_tta",
     "build_inference",
+    "in_tiles",
+    "needed_answer",
     "set_tiles",
+    "tiles_of",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+# What of a test data set says what a model has to answer.
+_ANSWERS = {"label_root": "sem_seg", "panoptic_root": "panoptic_seg"}
+
+
+def needed_answer(cfg: DictConfig) -> str | None:
+    """The key of a model's output that the test data of a config asks for; None without any.
+
+    Args:
+        cfg: the whole config.
+    """
+    test = OmegaConf.select(cfg, "dataset.test")
+    if test is None:
+        return None
+    return next((answer for key, answer in _ANSWERS.items() if key in test), "instances")
 
 
 class InferenceModel(nn.Module):
@@ -114,8 +133,15 @@ def apply_tta(cfg: DictConfig) -> None:
     apply_overrides(cfg, overrides)
 
 
-def _enabled_tiles(cfg: DictConfig) -> DictConfig | None:
-    """`train.inference.tiles` of a config; None if it is absent or has no size."""
+def tiles_of(cfg: DictConfig) -> Tiles | None:
+    """`train.inference.tiles` of a config; None if it is absent or has no size.
+
+    Args:
+        cfg: the whole config.
+
+    Raises:
+        ValueError: it is no group of the arguments of `Tiles`.
+    """
     tiles = OmegaConf.select(cfg, "train.inference.tiles")
     if tiles is None:
         return None
@@ -125,7 +151,7 @@ def _enabled_tiles(cfg: DictConfig) -> DictConfig | None:
             f"configs/common/train.py has it, got {tiles!r}: train.inference.tiles.size=800 "
             "predicts images in tiles of 800 x 800 pixels"
         )
-    return None if tiles.get("size") is None else tiles
+    return None if tiles.get("size") is None else build(tiles, "train.inference.tiles")
 
 
 def set_tiles(cfg: DictConfig, tiles: Tiles) -> None:
@@ -150,9 +176,9 @@ def apply_tiles(cfg: DictConfig) -> None:
         cfg: the whole config.
 
     Raises:
-        ValueError: `train.inference.tiles` is not such a group.
+        ValueError: see `tiles_of`.
     """
-    if _enabled_tiles(cfg) is None or "tile_augmentations" in cfg.train.inference:
+    if tiles_of(cfg) is None or "tile_augmentations" in cfg.train.inference:
         return
     cfg.train.inference.tile_augmentations = cfg.dataloader.test.mapper.augmentations
     cfg.dataloader.test.mapper.augmentations = []
@@ -180,15 +206,24 @@ def build_inference(cfg: DictConfig, model: nn.Module) -> nn.Module:
         inference.tta = None if tta is None else tta.wrapper
     if tta is not None:
         inference.tta.model = model
-    tiles = _enabled_tiles(cfg)
     inference.pop("tiles", None)
-    augmentations = inference.pop("tile_augmentations", [])
+    inference.pop("tile_augmentations", None)
     built = build(inference, "train.inference")
     if not isinstance(built, nn.Module):
         raise ValueError(f"train.inference must build a module, got {built!r}")
+    return in_tiles(cfg, built)
+
+
+def in_tiles(cfg: DictConfig, predict: nn.Module) -> nn.Module:
+    """What predicts in tiles, if `train.inference.tiles` of a config has a size; else `predict`.
+
+    Args:
+        cfg: the whole config, after `apply_tiles`.
+        predict: predicts a batch.
+    """
+    tiles = tiles_of(cfg)
     if tiles is None:
-        return built
+        return predict
+    augmentations = cfg.train.inference.get("tile_augmentations", [])
     prepare = T.AugmentationList(build(augmentations, "dataloader.test.mapper.augmentations"))
-    return TiledInference(
-        built, build(tiles, "train.inference.tiles"), lambda tile: augment(prepare, tile).image
-    )
+    return TiledInference(predict, tiles, lambda tile: augment(prepare, tile).image)

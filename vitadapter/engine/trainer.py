@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
 from omegaconf import DictConfig, ListConfig
 
+from vitadapter.data.folders.listing import image_facts
 from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import (
@@ -32,7 +33,7 @@ from vitadapter.engine.checkpoint_config import class_entries, config_to_text
 from vitadapter.engine.data_order import batch_size_of, continue_data, seed_process
 from vitadapter.engine.ema import WeightEMA
 from vitadapter.engine.hooks import EvalHook
-from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference
+from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference, tiles_of
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.published import log_published
 from vitadapter.engine.resume import find_checkpoint, resume_training
@@ -67,6 +68,27 @@ def _evaluator_folder(cfg: DictConfig) -> Path | None:
     return Path(folder) if folder else None
 
 
+def _check_tiles(cfg: DictConfig) -> None:
+    """Refuses test images that are too large for `train.inference.tiles`, before any is predicted.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    tiles = tiles_of(cfg)
+    if tiles is None:
+        return
+    fitting: set[tuple[int, int]] = set()
+    for record in build(cfg.dataloader.test.dataset, "dataloader.test.dataset"):
+        name = record["file_name"]
+        size = (record["height"], record["width"]) if "height" in record else image_facts(name).size
+        if size not in fitting:
+            try:
+                tiles.of(*size)
+            except ValueError as error:
+                raise ValueError(f"train.inference.tiles: {error} (of {name})") from error
+            fitting.add(size)
+
+
 def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     """Loads the test data now, so that faults in it are found before training.
 
@@ -86,6 +108,7 @@ def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     if cfg.dataloader.get("evaluator") is None:
         return lambda model: {}
     loader = build(cfg.dataloader.test, "dataloader.test")
+    _check_tiles(cfg)
     evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
     if folder := _evaluator_folder(cfg):
         folder.mkdir(parents=True, exist_ok=True)

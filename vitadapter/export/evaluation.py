@@ -1,7 +1,9 @@
 """Evaluation of an exported file on the test set of a config."""
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from vitadapter.engine.inference import in_tiles, needed_answer
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.trainer import Results, evaluate_only
 
@@ -9,10 +11,6 @@ from .description import Description
 from .model import ExportedModel
 
 __all__ = ["check_fits", "evaluate_file"]
-
-
-# What of a test data set says its task.
-_TASKS = {"label_root": "sem_seg", "panoptic_root": "panoptic_seg"}
 
 
 def evaluate_file(cfg: DictConfig) -> Results:
@@ -31,10 +29,10 @@ def evaluate_file(cfg: DictConfig) -> Results:
             data is unusable; or `train.inference` asks for what only the model itself can do.
     """
 
-    def load() -> tuple[ExportedModel, int]:
+    def load() -> tuple[nn.Module, int]:
         model = ExportedModel(cfg.train.init_checkpoint)
         check_fits(model.description, cfg)  # now that the names of the data's classes are known
-        return model, 0
+        return in_tiles(cfg, model), 0
 
     return evaluate_only(cfg, load)
 
@@ -56,7 +54,7 @@ def check_fits(description: Description, cfg: DictConfig) -> None:
             f"the exported file takes {description.image_format} images, but "
             f"dataloader.test.mapper.image_format={wanted}: set it to {description.image_format}"
         )
-    for key in ("tta.enabled", "amp_dtype", "tiles.size"):
+    for key in ("tta.enabled", "amp_dtype"):
         if value := OmegaConf.select(cfg, f"train.inference.{key}"):
             raise ValueError(
                 f"an exported file runs as it was exported, got train.inference.{key}={value}"
@@ -64,7 +62,7 @@ def check_fits(description: Description, cfg: DictConfig) -> None:
     test = OmegaConf.select(cfg, "dataset.test")
     if test is None:
         return
-    needed = next((task for key, task in _TASKS.items() if key in test), "instances")
+    needed = needed_answer(cfg)
     if needed not in description.answers:
         raise ValueError(
             f"the test data {test.name} needs a model that answers with {needed}, the exported "

@@ -38,8 +38,8 @@ def test_pycocotools_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"image_id": 1}, r"results\.json holds a dict"),
         ([1], r"result 0 of .*must be an object with .*'score'.*, got 1"),
         ([RESULT, {"score": 1}], r"result 1 of .*, got \['score'\]"),
-        ([{**RESULT, "image_id": 77}], "image_id that the annotation file lists, got 77"),
-        ([{**RESULT, "category_id": 9}], "category_id that the annotation file lists, got 9"),
+        ([{**RESULT, "image_id": 77}], "image_id one that the annotation file lists, got 77"),
+        ([{**RESULT, "category_id": 9}], "category_id one that the annotation file lists, got 9"),
         ([{**RESULT, "bbox": [1, 2, 3]}], r"box of 4 finite numbers, got \[1, 2, 3\]"),
         ([{**RESULT, "bbox": [1, 2, 3, float("nan")]}], "finite numbers"),
         ([{**RESULT, "bbox": [1, 2, 3, "4"]}], r"finite numbers, got \[1, 2, 3, '4'\]"),
@@ -54,7 +54,7 @@ def test_pycocotools_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
         ),
         ([{**RESULT, "segmentation": [[1, 2, 3]] * 2 + [5]}], "must have flat lists"),
         ([{**RESULT, "score": "high"}], "finite number as score, got 'high'"),
-        ([{**RESULT, "image_id": [1]}], r"image_id that the annotation file lists, got \[1\]"),
+        ([{**RESULT, "image_id": [1]}], r"image_id one that the annotation file lists, got \[1\]"),
     ],
 )
 def test_bad_results_are_refused(tmp_path: Path, results: object, message: str) -> None:

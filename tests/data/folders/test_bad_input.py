@@ -1,6 +1,7 @@
 """Folders as people have them: mixed, incomplete, and from other machines."""
 
 import json
+import re
 import unicodedata
 from itertools import pairwise
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_no_format(root: Path) -> None:
     root.mkdir()
     Image.new("RGB", (8, 8)).save(root / "1.png")
     (root / "annotations.json").touch()
-    with pytest.raises(ValueError, match=r"1 images, but no annotations.*annotations\.json"):
+    with pytest.raises(ValueError, match=r"1 image, but no annotations.*annotations\.json"):
         tiny_config(root)
     with pytest.raises(ValueError, match=r"must be a folder.*set dataset\.root"):
         tiny_config(root / "absent")
@@ -98,7 +99,7 @@ def test_number_of_names(yolo: Path) -> None:
     path = yolo / "data.yaml"
     content = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**content, "nc": 3}))
-    with pytest.raises(ValueError, match="nc does not fit: there are 2 names"):
+    with pytest.raises(ValueError, match="nc does not fit: it has 2 names"):
         tiny_config(yolo)
     path.write_text(yaml.safe_dump({**content, "names": {0: "a", 2: "b"}}))
     with pytest.raises(ValueError, match=r"numbered 0\.\.1"):
@@ -152,11 +153,11 @@ def test_lists_without_a_yaml_file(yolo: Path) -> None:
 def test_images_without_label_file(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
     (yolo / "valid" / "labels" / "004.txt").unlink()
     _, test = load(tiny_config(yolo, BOXES))
-    assert "1 of 2 images of dataset.test have no label file" in caplog.text
+    assert "1 of 2 images of dataset.test without a label file, taken for" in caplog.text
     assert [len(record["annotations"]) for record in test] == [0, 2]
     _, test = load(tiny_config(yolo, BOXES, "dataset.unlabelled=skip"))
     assert names_of(test) == ["005.png"]
-    assert "1 of 2 images of dataset.test have no label file and are left out" in caplog.text
+    assert "1 of 2 images of dataset.test without a label file, left out" in caplog.text
     for name in ("000", "001", "002"):
         (yolo / "train" / "labels" / f"{name}.txt").unlink()
     with pytest.raises(ValueError, match=r"3 of 4 images .*unlabelled=empty .*=skip"):
@@ -171,10 +172,10 @@ def test_label_files_without_image(yolo: Path, caplog: pytest.LogCaptureFixture)
     (yolo / "train" / "images" / "000.png").unlink()
     train, _ = load(tiny_config(yolo, BOXES))
     assert len(train) == 3
-    assert "1 of 6 label files have no image (train/labels/000.txt)" in caplog.text
+    assert "1 of 6 label files without an image (train/labels/000.txt)" in caplog.text
     for name in ("001", "002", "003"):
         (yolo / "train" / "images" / f"{name}.png").unlink()
-    with pytest.raises(ValueError, match="4 of 6 label files have no image"):
+    with pytest.raises(ValueError, match="4 of 6 label files without an image"):
         tiny_config(yolo)
 
 
@@ -183,7 +184,10 @@ def test_images_that_a_json_file_names_are_missing(
 ) -> None:
     (coco / "train" / "000.png").unlink()
     assert len(load(tiny_config(coco))[0]) == 3
-    assert "1 of 4 images that train/_annotations.coco.json names are not" in caplog.text
+    assert (
+        "1 of 4 images that train/_annotations.coco.json names, but dataset.root lacks"
+        in caplog.text
+    )
     for name in ("001", "002"):
         (coco / "train" / f"{name}.png").unlink()
     with pytest.raises(ValueError, match=r"3 of 4 images .* set dataset\.root"):
@@ -213,16 +217,27 @@ def test_symlink_loops(yolo: Path) -> None:
     assert (len(train), len(test)) == (4, 2)
 
 
-def test_empty_files(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("image", ["train/images/000.png", "valid/images/004.png"])
+def test_empty_files(yolo: Path, image: str) -> None:
+    """In each split alike."""
     (yolo / "valid" / "labels" / "004.txt").write_bytes(b"")
-    (yolo / "train" / "images" / "000.png").write_bytes(b"")
-    train, test = load(tiny_config(yolo, BOXES))
-    assert names_of(train) == ["001.png", "002.png", "003.png"]
-    assert "1 of 6 images cannot be read (train/images/000.png)" in caplog.text
+    _, test = load(tiny_config(yolo, BOXES))
     assert [len(record["annotations"]) for record in test] == [0, 2]
-    (yolo / "valid" / "images" / "005.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"split val cannot be used .*005\.png"):
+    (yolo / image).rename(yolo / image.replace(".png", "[1].png"))
+    image = image.replace(".png", "[1].png")
+    (yolo / image).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"1 unreadable image of 6 .*{re.escape(image)}.* empty"):
         tiny_config(yolo)
+    train, test = load(tiny_config(yolo, BOXES, f"dataset.exclude=['{image}']"))
+    assert len(train) + len(test) == 5
+
+
+def test_settings_without_effect(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(tiny_config(yolo, BOXES))
+    assert "no effect" not in caplog.text
+    load(tiny_config(yolo, BOXES, "dataset.split.fraction=0.3", "dataset.exclude=['*.tmp']"))
+    assert "dataset.split has no effect, since dataset.root has the split val" in caplog.text
+    assert re.search(r"dataset\.exclude: no file in .* fits \*\.tmp", caplog.text)
 
 
 def test_empty_json_file(coco: Path) -> None:

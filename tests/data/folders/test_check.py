@@ -1,6 +1,7 @@
 """What a check counts, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import folder_formats as formats
@@ -71,7 +72,7 @@ def test_boxes(folder: Path) -> None:
     assert counts["boxes without area"] == 1
     assert counts["crowds"] == 1
     change(folder, **{str(n): {"bbox": [0, 0, 0, 0]} for n in range(5)})
-    with pytest.raises(ValueError, match=r"5 of the 8 boxes of dataset\.train have no area"):
+    with pytest.raises(ValueError, match=r"5 of 8 boxes of dataset\.train without area"):
         tiny_config(folder)
 
 
@@ -106,29 +107,65 @@ def test_sizes_before_the_rotation(folder: Path) -> None:
     content = json.loads(path.read_text())
     content["images"][0].update(width=64, height=32)
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"1 images of dataset\.test have another size"):
+    with pytest.raises(
+        ValueError, match=r"1 image of another size than annotated in dataset\.test"
+    ):
         tiny_config(folder)
     content["images"][0].update(width=32, height=64)
     path.write_text(json.dumps(content))
     tiny_config(folder)
 
 
-def test_unreadable_images(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (folder / "train" / "000.png").write_bytes(b"GIF")
-    tiny_config(folder)
-    assert "1 images of dataset.train cannot be read" in caplog.text
-    (folder / "valid" / "004.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1 images of dataset\.test cannot be read"):
+@pytest.mark.parametrize("image", ["train/000.png", "valid/004.png"])
+def test_unreadable_images(folder: Path, image: str) -> None:
+    """In each split alike."""
+    (folder / image).write_bytes(b"GIF")
+    role = "train" if image.startswith("train") else "test"
+    with pytest.raises(
+        ValueError, match=rf"1 unreadable image in dataset\.{role} \(.*{image} .* not an image"
+    ):
         tiny_config(folder)
     # The user may know better.
     assert len(load(tiny_config(folder, "dataset.check=False"))[1]) == 2
 
 
+def _with_arrays(folder: Path, *arrays: np.ndarray) -> None:
+    """With arrays in place of the first training images."""
+    path = folder / "train" / "_annotations.coco.json"
+    text = path.read_text()
+    for number, array in enumerate(arrays):
+        np.save(folder / "train" / f"00{number}.npy", array)
+        (folder / "train" / f"00{number}.png").unlink()
+        text = text.replace(f"00{number}.png", f"00{number}.npy")
+    path.write_text(text)
+
+
+def test_channels(folder: Path) -> None:
+    arrays = np.random.default_rng(0).normal(5, 2, (4, 64, 64, 5))
+    arrays[..., 4] = 7
+    _with_arrays(folder, *arrays)
+    found = report_of(folder)
+    assert found.counts["images of 5 channels that are no colours"]["train"] == 4
+    (line,) = [line for line in found.text().splitlines() if line.startswith("channels:")]
+    mean, deviation = (json.loads(text) for text in re.findall(r"\[.*?\]", line))
+    np.testing.assert_allclose(mean, arrays.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(deviation, [*arrays.std((0, 1, 2))[:4], 1], rtol=1e-4)
+    np.save(folder / "train" / "000.npy", arrays[0, ..., :4])
+    assert "differ in their channels: 1 image of 4, 3 images of 5" in report_of(folder).refusals[0]
+
+
+def test_arrays_that_cannot_be_read(folder: Path) -> None:
+    _with_arrays(folder, np.zeros((4, 64, 64)), np.full((64, 64), 1e300), np.full((64, 64), "a"))
+    (refusal,) = report_of(folder).refusals
+    for reason in ("(C, H, W): save array.transpose(1, 2, 0)", "within ±3.40282e+38", "type <U1"):
+        assert reason in refusal
+
+
 def test_copies(folder: Path) -> None:
     (folder / "train" / "000.png").write_bytes((folder / "train" / "001.png").read_bytes())
-    assert report_of(folder).warnings == ["1 images of dataset.train are copies of others"]
+    assert report_of(folder).warnings == ["dataset.train repeats 1 image"]
     (folder / "train" / "000.png").write_bytes((folder / "valid" / "004.png").read_bytes())
-    with pytest.raises(ValueError, match=r"1 images of dataset\.test are in dataset\.train too"):
+    with pytest.raises(ValueError, match=r"dataset\.train has 1 image of dataset\.test"):
         tiny_config(folder)
 
 
@@ -139,7 +176,7 @@ def test_balance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "the most frequent class has 7 objects in training, the rarest 1 (class1)"
     ]
     change(folder, **{str(n): {"category_id": 1} for n in range(8)})
-    assert report_of(folder).warnings == ["1 of 2 classes do not occur in training (class1)"]
+    assert report_of(folder).warnings == ["training lacks 1 of 2 classes (class1)"]
 
 
 def test_runs_once_for_each_state(

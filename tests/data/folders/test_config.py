@@ -138,6 +138,27 @@ def test_convert_leaves_nothing_behind(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ignore-label", "0"], "are of label maps: leave them out of instances"),
+        (["--reduce-zero-label"], "are of label maps: leave them out of instances"),
+        (["--kind", "semantic", "--unlabelled", "skip"], "leave it out of semantic data"),
+    ],
+)
+def test_options_of_other_kinds_of_data(
+    yolo: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check([str(yolo), *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_number_of_images_to_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check([str(yolo), "--images", "0"])
+    assert "--images must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check([str(yolo)]) == 0
     assert "| images read " in capsys.readouterr().out
@@ -145,6 +166,20 @@ def test_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (yolo / "train" / "images" / "000.png").read_bytes()
     )
     assert check([str(yolo)]) == 1
-    assert "refused: 1 images of dataset.test are in dataset.train too" in capsys.readouterr().out
+    assert "refused: dataset.train has 1 image of dataset.test" in capsys.readouterr().out
     assert check([str(yolo / "absent")]) == 1
     assert "must be a folder" in capsys.readouterr().err
+
+
+def test_check_of_a_folder_without_a_known_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    assert check([str(folder)]) == 1
+    assert "photos holds no file that is read" in capsys.readouterr().err
+    (folder / "a.png").write_bytes(b"")
+    assert check([str(folder)]) == 1
+    said = capsys.readouterr().err
+    for known in ("COCO, YOLO, Pascal VOC, labelme, COCO panoptic or label maps", "1 empty file"):
+        assert known in said

@@ -41,6 +41,10 @@ def test_large_objects_need_no_large_images() -> None:
     assert sizes_of(propose_resize([(3000, 4000, 2000.0**2)]))["resize.short"] == "128"
 
 
+def test_sizes_of_training_are_not_repeated() -> None:
+    assert sizes_of(propose_resize([(300, 400, 200.0**2)]))["resize.train_short"] == "[128,160]"
+
+
 def test_tiny_objects_of_huge_images_do_not_need_endless_memory() -> None:
     proposal = propose_resize([(8000, 8000, 10.0**2)])
     assert sizes_of(proposal)["resize.short"] == "1024"

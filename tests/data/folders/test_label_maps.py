@@ -127,7 +127,7 @@ def test_colours_that_no_table_has(root: Path) -> None:
     with pytest.raises(ValueError, match=r"has colours, but .* add class_dict\.csv"):
         config(root)
     (root / "class_dict.csv").write_text("road,128,64,128\nsky,64,0,64\nvoid,0,0,0\n")
-    with pytest.raises(ValueError, match=r"5 faults .*1 colours that the table .*\(0, 0, 192\)"):
+    with pytest.raises(ValueError, match=r"5 faults .*1 colour that the table .*\(0, 0, 192\)"):
         config(root)
 
 
@@ -195,8 +195,8 @@ def test_images_and_label_maps_alone(root: Path, caplog: pytest.LogCaptureFixtur
     (root / "ann_dir/train/0.png").unlink()
     found = loaded(config(root))
     assert (sorted(found["train"]), sorted(found["test"])) == (["1", "2"], ["4"])
-    assert "1 of 4 label maps have no image (ann_dir/val/3.png)" in caplog.text
-    assert "1 of 4 images have no label map and are left out (img_dir/train/0.png)" in caplog.text
+    assert "1 of 4 label maps without an image (ann_dir/val/3.png)" in caplog.text
+    assert "1 of 4 images without a label map, left out (img_dir/train/0.png)" in caplog.text
 
 
 def test_two_label_maps_of_an_image(root: Path) -> None:
@@ -214,9 +214,27 @@ def test_values_outside_the_classes(root: Path) -> None:
         config(root)
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("img_dir/val/3.png", r"^((?!cache).)*1 unreadable image in .*img_dir/val/3\.png .*empty"),
+        ("ann_dir/val/3.png", r": ann_dir/val/3\.png cannot be read: it is empty"),
+        ("classes.txt", r"classes\.txt lists no class"),
+    ],
+)
+def test_empty_files(root: Path, file: str, message: str) -> None:
+    """They are named as the user knows them, and once."""
+    write(root, *LAYOUTS["mmseg"])
+    (root / "classes.txt").write_text("road\ntraffic light\nsky\n")
+    (root / file).write_bytes(b"")
+    with pytest.raises(ValueError, match=message) as raised:
+        config(root)
+    assert str(raised.value).count(file) == 1
+
+
 def test_no_label_maps(root: Path) -> None:
     write_labels(root / "images" / "1.png", np.zeros((8, 8), np.uint8))
-    with pytest.raises(ValueError, match="1 images, but no annotations in the format of label"):
+    with pytest.raises(ValueError, match="1 image, but no annotations in the format of label"):
         config(root)
 
 

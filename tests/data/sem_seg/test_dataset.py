@@ -50,8 +50,8 @@ def test_images_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     images, labels = write_pairs(tmp_path, MAPS)
     (labels / "a.png").unlink()
     assert len(load(images, labels)) == 1
-    assert "1 images of 'own' have no label map" in caplog.text
-    with pytest.raises(ValueError, match=r"1 test images .*a\.jpg.*dataset\.test\.label_root"):
+    assert "1 image of 'own' without a label map" in caplog.text
+    with pytest.raises(ValueError, match=r"1 test image .*a\.jpg.*dataset\.test\.label_root"):
         load(images, labels, role="test")
 
 
@@ -59,7 +59,7 @@ def test_label_maps_without_images(tmp_path: Path, caplog: pytest.LogCaptureFixt
     images, labels = write_pairs(tmp_path, MAPS)
     (images / "a.jpg").unlink()
     assert len(load(images, labels)) == 1
-    assert f"1 label maps of 'own' have no image in {images} ({labels / 'a.png'})" in caplog.text
+    assert f"1 label map of 'own' without an image in {images} ({labels / 'a.png'})" in caplog.text
 
 
 def test_images_of_one_name(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Tiles against the same model on the whole image."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 
 import ideal_models
 import numpy as np
@@ -12,8 +14,11 @@ import torch
 from detectron2.structures import Boxes, Instances, RotatedBoxes
 from ideal_models import draw, drawn, record_of
 
+from vitadapter.encoded_masks import intersection
 from vitadapter.modeling.inference import TiledInference, Tiles
+from vitadapter.modeling.inference.tiled_maps import TiledSegments
 from vitadapter.modeling.inference.tiled_objects import TiledObjects
+from vitadapter.modeling.inference.tiles import overlaps
 
 
 def to_tensor(tile: np.ndarray) -> torch.Tensor:
@@ -98,6 +103,79 @@ def test_what_one_tile_tells_apart_stays_apart() -> None:
     assert len(tiled(twice, Tiles(64, 0.3), image)["instances"]) == 2
 
 
+def in_halves(records: Sequence, masks: bool) -> list[dict]:
+    """An upper and a lower object in place of each that the left border of an image cuts."""
+    outputs = []
+    for output in ideal_models.detections(records, masks=masks):
+        whole = output["instances"]
+        halves = [whole[whole.pred_boxes.tensor[:, 0] > 0]]
+        for is_lower in (False, True):
+            half = whole[whole.pred_boxes.tensor[:, 0] == 0]
+            middle = half.pred_boxes.tensor[:, 1::2].mean(1)
+            half.pred_boxes.tensor[:, 1 if is_lower else 3] = middle
+            if masks:
+                for mask, row in zip(half.pred_masks, middle.long(), strict=True):
+                    mask[slice(0, row) if is_lower else slice(row, None)] = False
+            halves.append(half)
+        outputs.append({"instances": Instances.cat(halves)})
+    return outputs
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("right", [98, 100])
+def test_an_object_that_another_tile_sees_in_halves(masks: bool, right: int) -> None:
+    """The first tile ends at 100, the second one begins at 80."""
+    image = drawn(100, 180)
+    draw(image, 1, 1, np.s_[10:90, 60:right])
+    draw(image, 2, 1, np.s_[20:80, 120:160])  # another object, which nothing touches
+    (whole,) = ideal_models.detections([record_of(image)], masks=masks)
+    found = tiled(partial(in_halves, masks=masks), Tiles(100, 0.2), image)["instances"]
+    assert described(found) == described(whole["instances"])
+
+
+def test_a_segment_that_another_tile_sees_in_halves() -> None:
+    def halved(records: Sequence) -> list[dict]:
+        (output,) = ideal_models.segments(records)
+        ids, listed = output["panoptic_seg"]
+        for segment in list(listed):
+            mask = ids == segment["id"]
+            if mask[:, 0].any() and segment["isthing"]:
+                mask[:50] = False
+                ids[mask] = len(listed) + 1
+                listed.append({**segment, "id": len(listed) + 1})
+        return [output]
+
+    image = drawn(100, 180)
+    draw(image, 1, 1, np.s_[10:90, 60:100])
+    draw(image, 2, 1, np.s_[20:80, 120:160])
+    (whole,) = ideal_models.segments([record_of(image)])
+    found = tiled(halved, Tiles(100, 0.2), image)["panoptic_seg"]
+    assert partition(*found) == partition(*whole["panoptic_seg"])
+
+
+def test_objects_in_front_of_another_are_no_parts_of_it() -> None:
+    """The second tile sees less of the large one, but both tiles tell the small ones apart."""
+    image = drawn(100, 180)
+    draw(image, 1, 1, np.s_[10:90, 20:98])
+    for number, row in enumerate((20, 40, 60), start=2):
+        draw(image, number, 1, np.s_[row : row + 10, 84:94])
+    boxes_alone = partial(ideal_models.detections, masks=False)
+    (whole,) = boxes_alone([record_of(image)])
+    found = tiled(boxes_alone, Tiles(100, 0.2), image)["instances"]
+    assert described(found) == described(whole["instances"])
+
+
+def test_a_tile_that_sees_all_of_an_object_is_trusted_with_its_parts() -> None:
+    """The first tile has missed the small object, but sees no more of the large one."""
+    tiles = Tiles(100, 0.5)
+    objects = TiledObjects(tiles.of(100, 150), (100, 150), tiles)
+    for number, boxes in enumerate([[[60, 10, 90, 90]], [[10, 10, 40, 90], [15, 20, 35, 50]]]):
+        found = Instances((100, 100), pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32)))
+        found.scores, found.pred_classes = torch.ones(len(boxes)), torch.zeros(len(boxes))
+        objects.add(number, found)
+    assert len(objects.merged()) == 2
+
+
 def test_a_cut_object_is_left_to_the_tile_that_sees_more() -> None:
     """Its cut end is mistaken for another class."""
 
@@ -151,6 +229,37 @@ def test_panoptic_maps(overlap: float) -> None:
     assert ids.dtype == torch.int32
     assert [s["id"] for s in listed] == list(range(1, len(listed) + 1))
     assert partition(ids, listed) == partition(*whole["panoptic_seg"])
+
+
+def test_panoptic_maps_of_tiles_are_not_kept() -> None:
+    """But for those that later tiles share pixels with."""
+    tiles = Tiles(64, 0.25)
+    listed = tiles.of(64 + 48 * 9, 64 + 48 * 4)
+    segments = TiledSegments(listed, (64 + 48 * 9, 64 + 48 * 4), tiles)
+    assert len(listed) == 50
+    for number in range(50):
+        segments.add(number, (torch.zeros(64, 64, dtype=torch.int32), []))
+        assert len(segments._maps) <= 6
+
+
+@pytest.mark.parametrize("size", [(30, 30), (100, 40), (55, 101)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.7])
+def test_tiles_that_overlap(size: tuple[int, int], overlap: float) -> None:
+    tiles = Tiles(20, overlap).of(*size)
+    pairs = combinations(enumerate(tiles), 2)
+    wanted = {(i, j): intersection(a.region, b.region) for (i, a), (j, b) in pairs}
+    found = list(overlaps(tiles))
+    assert {(i, j): region for i, j, region in found} == {k: v for k, v in wanted.items() if v}
+    assert len(found) == len({(i, j) for i, j, _ in found})
+
+
+@pytest.mark.parametrize("merger", [TiledObjects, TiledSegments])
+def test_objects_across_tiles_side_by_side(merger: type, caplog: pytest.LogCaptureFixture) -> None:
+    for overlap, warned in ((0.01, False), (0.004, True)):
+        tiles = Tiles(100 if merger is TiledObjects else 101, overlap)
+        for _ in range(2):
+            merger(tiles.of(100, 180), (100, 180), tiles)
+        assert len(re.findall("share no pixel", caplog.text)) == warned
 
 
 @pytest.mark.parametrize("predict", [ideal_models.segments, ideal_models.class_scores])
@@ -250,8 +359,9 @@ from vitadapter.modeling.inference.tiled_objects import TiledObjects
 
 def predict(records):
     found = Instances((640, 640))
-    found.pred_masks = torch.ones(5, 640, 640, dtype=torch.bool)
-    found.pred_boxes = Boxes(torch.tensor([[0.0, 0, 640, 640]]).repeat(5, 1))
+    found.pred_masks = torch.zeros(5, 640, 640, dtype=torch.bool)
+    found.pred_masks[:, 8:-8, 8:-8] = True
+    found.pred_boxes = Boxes(torch.tensor([[8.0, 8, 632, 632]]).repeat(5, 1))
     found.scores, found.pred_classes = torch.ones(5), torch.arange(5)
     return [{"instances": found}]
 
@@ -262,7 +372,7 @@ tiled = TiledInference(predict, Tiles(640, 0.0), lambda tile: torch.from_numpy(t
 before = peak()
 (output,) = tiled([{"image": torch.zeros(3, 2560, 2560, dtype=torch.uint8)}])
 masks = output["instances"].pred_masks
-assert len(masks) == 80 and all(int(mask.sum()) == 640**2 for mask in masks)
+assert len(masks) == 80 and all(int(mask.sum()) == 624**2 for mask in masks)
 print(peak() - before)
 """
 

@@ -159,7 +159,7 @@ def _check_known(
 ) -> None:
     if not is_id(entry[key]) or entry[key] not in known:
         raise ValueError(
-            f"{name} must have a {key} that the annotation file lists, got {entry[key]!r:.80}"
+            f"{name} must have as {key} one that the annotation file lists, got {entry[key]!r:.80}"
         )
 
 

@@ -2,8 +2,10 @@
 
 import csv
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,9 +101,11 @@ def _check_boxes(report: CheckReport, role: str, boxes: Sequence[_Box]) -> None:
     report.set(role, **counts)
     unusable = sum(counts[line] for line in _UNUSABLE)
     if unusable:
-        text = f"{unusable} of the {len(boxes)} boxes of dataset.{role} have no area in their"
         much = 2 * unusable > len(boxes)
-        (report.refusals if much else report.warnings).append(f"{text} image and are left out")
+        (report.refusals if much else report.warnings).append(
+            f"{unusable} of {len(boxes)} boxes of dataset.{role} without area in their image, left "
+            "out"
+        )
 
 
 def _check_instances(values: Values, report: CheckReport, role: str) -> list[ListedImage]:
@@ -164,13 +168,17 @@ def _check_semantic(
     pixels = np.zeros((2, num_classes), np.int64)
     sizes: list[tuple[int, int]] = []
     for image, label in chosen:
+        # Where they are links in the cache, messages shall name the files of the user.
+        image, label = os.path.realpath(image), os.path.realpath(label)
         try:
             found = read(label)
-            if found.shape != image_facts(image).size:
-                raise ValueError(f"{label} has not the size of its image {image}")
         except ValueError as error:
             faults.append(str(error))
             continue
+        with suppress(ValueError):  # of an image that cannot be read, the check of images tells
+            if found.shape != image_facts(image).size:
+                faults.append(f"{label} has not the size of its image {image}")
+                continue
         counts = np.bincount(found[found != labels.ignore_label], minlength=num_classes)
         pixels += counts, counts > 0
         sizes.append((found.shape[0], found.shape[1]))
@@ -181,7 +189,7 @@ def _check_semantic(
         Counter(dict(enumerate(row))) for row in pixels.tolist()
     )
     report.set(role, images=len(pairs))
-    return [ListedImage(image) for image, _ in pairs]
+    return [ListedImage(os.path.realpath(image)) for image, _ in pairs]
 
 
 def _check_panoptic(

@@ -77,6 +77,8 @@ def _rows(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 def _table(text: str, source: str) -> ClassTable:
     rows = _rows(text)
+    if not rows:
+        raise ValueError(f"{source} lists no class: write one per line, or delete it")
     kinds = {len(numbers) for _, numbers in rows}
     if len(kinds) != 1:
         raise ValueError(

@@ -124,7 +124,7 @@ def _split_file(listing: Listing, file: str, content: object) -> _SplitFile:
     names = [str(record["file_name"]) for record in data.records]
     places = {name: place for name in names if (place := place_of(listing, file, name))}
     check_most(
-        f"images that {file} names are not in dataset.root",
+        f"images that {file} names, but dataset.root lacks",
         [name for name in names if name not in places],
         len(names),
         "set dataset.root=... to the folder that holds images and json files",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vitadapter.data.coco.annotations import Category, distinct
 from vitadapter.data.coco.json_entries import Entry, Findings
-from vitadapter.data.dataset_source import first_few
+from vitadapter.data.dataset_source import counted, first_few
 from vitadapter.data.folders.listing import ImageFacts, Listing
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "categories",
     "check_most",
     "coco_content",
+    "fault_of",
     "numbered",
     "polygons_object",
     "raise_faults",
@@ -65,6 +66,12 @@ class FoundDataset:
         return [str(category["name"]) for category in self.categories]
 
 
+def fault_of(listing: Listing, file: str, error: ValueError) -> str:
+    """What is wrong with a file of the listing, with its name once: some errors have it already."""
+    text = str(error).replace(str(listing.path(file)), file)
+    return text if text.startswith(file) else f"{file} {text}"
+
+
 def raise_faults(kind: str, faults: Sequence[str]) -> None:
     """
     Raises:
@@ -72,8 +79,8 @@ def raise_faults(kind: str, faults: Sequence[str]) -> None:
     """
     if faults:
         raise ValueError(
-            f"{len(faults)} faults in the {kind} files of dataset.root: {first_few(faults)}. "
-            "Correct them, or leave files out by dataset.exclude=[...]"
+            f"{counted(len(faults), 'fault')} in the {kind} files of dataset.root: "
+            f"{first_few(faults)}. Correct them, or leave files out by dataset.exclude=[...]"
         )
 
 
@@ -81,7 +88,7 @@ def check_most(what: str, affected: Sequence[str], total: int, remedy: str) -> N
     """Warns of files that training will do without; refuses if they are more than half.
 
     Args:
-        what: that is wrong with them, after "N of M ".
+        what: they are, after "N of M ", such as "label files without an image".
         affected: the files.
         total: number of files.
         remedy: for the message.
@@ -96,30 +103,27 @@ def check_most(what: str, affected: Sequence[str], total: int, remedy: str) -> N
 
 
 def with_sizes(listing: Listing, images: Sequence[FoundImage]) -> list[FoundImage]:
-    """The images whose header can be read, with "height" and "width".
-
-    Training does without the others, as without any image that cannot be read.
+    """The images with "height" and "width" of their headers.
 
     Raises:
-        ValueError: one of a split for evaluation, or more than half, cannot be read.
+        ValueError: one cannot be read; names the first ones.
     """
-    kept, unreadable = [], []
+    unreadable = {}
     for image, facts in zip(
         images, listing.image_facts(image.file for image in images), strict=True
     ):
         if isinstance(facts, ImageFacts):
-            height, width = facts.size
-            image.entry |= {"height": height, "width": width}
-            kept.append(image)
-        elif image.split in ("val", "test"):
-            raise ValueError(
-                f"an image of the split {image.split} cannot be used ({facts}): delete it, or set "
-                f"dataset.exclude=['{image.file}']"
-            )
+            image.entry["height"], image.entry["width"] = facts.size
         else:
-            unreadable.append(image.file)
-    check_most("images cannot be read", unreadable, len(images), "set another dataset.root=...")
-    return kept
+            unreadable[image.file] = str(facts)
+    if unreadable:
+        files = first_few([f"'{file}'" for file in unreadable])
+        raise ValueError(
+            f"{counted(len(unreadable), 'unreadable image')} of {len(images)} in dataset.root "
+            f"({first_few([*unreadable.values()])}): delete such images, or set "
+            f"dataset.exclude=[{files}]"
+        )
+    return list(images)
 
 
 def polygons_object(polygons: Sequence[Sequence[float]]) -> dict[str, object]:
@@ -160,14 +164,14 @@ def numbered(kind: str, images: Sequence[FoundImage], names: Sequence[str] | Non
     if strangers:
         raise ValueError(
             f"an object of {found[strangers[0]]} has the class {strangers[0]!r}, which is none of "
-            f"the {len(names or ())} classes that the folder names ({first_few(names or (), 10)})"
+            f"the {counted(len(names or ()), 'class')} that the folder names "
+            f"({first_few(names or (), 10)})"
         )
     if names is None and trained != set(found):
         untrained = sorted(set(found) - trained)
         logger.warning(
-            "%d classes occur in other splits than that for training alone (%s): is a name "
-            "misspelt?",
-            len(untrained),
+            "%s of other splits that training lacks (%s): is a name misspelt?",
+            counted(len(untrained), "class"),
             first_few(untrained, 10),
         )
     names = sorted(found) if names is None else names

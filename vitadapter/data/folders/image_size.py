@@ -38,7 +38,8 @@ def propose_resize(objects: Sequence[tuple[float, float, float]]) -> str:
     side = _rounded(min(max(wanted, _LEAST), max(float(np.median(short)), _LEAST), _LARGEST))
     visible = float((relative * side >= _VISIBLE).mean())
     long = _rounded(side * max(float(np.median(np.maximum(heights, widths) / short)), 4 / 3))
-    train = ",".join(str(_rounded(side * factor)) for factor in (0.85, 1.0, 1.15))
+    sides = sorted({max(_LEAST, _rounded(side * factor)) for factor in (0.85, 1.0, 1.15)})
+    train = ",".join(map(str, sides))
     text = (
         f"image size: dataset.resize.short={side} dataset.resize.long={long} "
         f"'dataset.resize.train_short=[{train}]', at which {visible:.0%} of the objects are at "

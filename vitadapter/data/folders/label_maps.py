@@ -10,13 +10,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from vitadapter.data.dataset_source import first_few
+from vitadapter.data.dataset_source import counted, first_few
 from vitadapter.data.folders.class_tables import ClassTable, find_class_table, packed
 from vitadapter.data.folders.found import (
     FoundDataset,
     FoundImage,
     categories,
     check_most,
+    fault_of,
     raise_faults,
 )
 from vitadapter.data.folders.listing import (
@@ -117,7 +118,7 @@ def _largest_label(listing: Listing, labels: Sequence[str], ignore_label: int) -
         try:
             return np.unique(_read(listing, file, False))
         except ValueError as error:
-            faults.append(f"{file} {error}")
+            faults.append(fault_of(listing, file, error))
             return np.empty(0, np.int64)
 
     logger.info("reading %d label maps to find their classes", len(labels))
@@ -150,9 +151,9 @@ def read_label_maps(listing: Listing, *, ignore_label: int, reduce_zero_label: b
     files, labels = _divided(listing)
     pairs, strays = pair_labels(files, labels, _NAME_ENDS)
     remedy = "set another dataset.root=... or dataset.exclude=[...]"
-    check_most("label maps have no image", strays, len(labels), remedy)
+    check_most("label maps without an image", strays, len(labels), remedy)
     check_most(
-        "images have no label map and are left out",
+        "images without a label map, left out",
         [file for file in files if file not in pairs],
         len(files),
         remedy,
@@ -217,7 +218,7 @@ def write_label_maps(
             if found.table is not None and not found.is_plain:
                 labels = _converted(values, found.table, ignore_label)
         except ValueError as error:
-            faults.append(f"{image.label} {error}")
+            faults.append(fault_of(listing, str(image.label), error))
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         # 8 bits where they suffice, else 16.
@@ -243,7 +244,8 @@ def _converted(values: np.ndarray, table: ClassTable, ignore_label: int) -> np.n
         if table.coloured:
             shown = [(v >> 16, v >> 8 & 255, v & 255) for v in shown]
         raise ValueError(
-            f"has {len(shown)} {'colours' if table.coloured else 'values'} that the table of "
-            f"classes lacks, on {np.count_nonzero(~fits & ~ignored)} pixels: {first_few(shown)}"
+            f"has {counted(len(shown), 'colour' if table.coloured else 'value')} that the table of "
+            f"classes lacks, on {counted(int(np.count_nonzero(~fits & ~ignored)), 'pixel')}: "
+            f"{first_few(shown)}"
         )
     return np.where(fits, numbers[places], ignore_label)

@@ -17,6 +17,7 @@ from vitadapter.data.folders.found import (
     FoundDataset,
     FoundImage,
     check_most,
+    fault_of,
     numbered,
     polygons_object,
     raise_faults,
@@ -148,7 +149,7 @@ def read_labelme(listing: Listing) -> FoundDataset:
     pairs, _strays = pair_labels(listing.images, listing.named(".json"))
     labels = _label_files(listing, pairs)
     strays = sorted(set(labels) - set(pairs.values()))
-    check_most("label files have no image", strays, len(labels), "set another dataset.root=...")
+    check_most("label files without an image", strays, len(labels), "set another dataset.root=...")
     images = [FoundImage(f, split_of(f), label=pairs.get(f)) for f in listing.images]
     images = with_sizes(listing, images)
     findings = Findings()
@@ -160,7 +161,7 @@ def read_labelme(listing: Listing) -> FoundDataset:
                 content = read_json(listing.path(image.label))
                 image.annotations = _objects(content, size, image.file, findings)
             except ValueError as error:
-                faults.append(f"{image.label}: {error}")
+                faults.append(fault_of(listing, image.label, error))
     raise_faults("labelme", faults)
     findings.warn(logger, "dataset.root")
     return numbered("labelme", images, find_class_names(listing))

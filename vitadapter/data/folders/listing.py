@@ -1,6 +1,7 @@
 """The files of a data set's folder: images, the label files that belong to them, and splits."""
 
 import hashlib
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,8 @@ from unicodedata import normalize
 from PIL import ExifTags, Image
 
 from vitadapter.data.image_files import channels_size, is_image_name, open_image, walk
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "ImageFacts",
@@ -61,7 +64,9 @@ def _is_excluded(path: str, patterns: Sequence[str]) -> bool:
         return False
     parts = path.split("/")
     names = [*parts, *("/".join(parts[: n + 1]) for n in range(len(parts)))]
-    return any(fnmatch(name, pattern.strip("/")) for name in names for pattern in patterns)
+    wanted = [pattern.strip("/") for pattern in patterns]
+    # A name may have brackets, which are signs of patterns.
+    return any(name == one or fnmatch(name, one) for name in names for one in wanted)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -88,11 +93,12 @@ class Listing:
         self.root = Path(root).expanduser().absolute()
         if not self.root.is_dir():
             raise ValueError(f"dataset.root must be a folder, got {root}: set dataset.root=...")
-        found = {}
-        for path in walk(self.root):
-            name = path.relative_to(self.root).as_posix()
-            if not _is_hidden(name) and not _is_excluded(name, exclude):
-                found[name] = _state(path)
+        names = {path.relative_to(self.root).as_posix(): path for path in walk(self.root)}
+        names = {name: path for name, path in names.items() if not _is_hidden(name)}
+        for pattern in exclude:
+            if not any(_is_excluded(name, [pattern]) for name in names):
+                logger.warning("dataset.exclude: no file in %s fits %s", root, pattern)
+        found = {n: _state(path) for n, path in names.items() if not _is_excluded(n, exclude)}
         self.files: dict[str, tuple[int, int]] = dict(sorted(found.items()))
         """(size, time of the last change) of each path relative to the root, in their order."""
 

@@ -49,7 +49,7 @@ def _images(
         else:
             found.append(FoundImage(place, split, [dict(annotation)], dict(entry), label))
     check_most(
-        f"images or maps that {json_file} names are not in dataset.root",
+        f"images or maps that {json_file} names, but dataset.root lacks",
         missing,
         len(maps),
         "set another dataset.root=...",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from vitadapter.data.dataset_source import first_few
+from vitadapter.data.dataset_source import counted, first_few
 from vitadapter.data.folders.coco_json import coco_files, read_coco_folder
 from vitadapter.data.folders.found import FoundDataset, FoundImage, coco_content
 from vitadapter.data.folders.label_maps import (
@@ -51,6 +51,8 @@ _FORMATS: dict[str, tuple[Callable[[Listing], list[str]], Callable[[Listing], Fo
     "Pascal VOC": (voc_files, read_voc),
     "labelme": (labelme_files, read_labelme),
 }
+
+_LABEL_MAPS = "label maps (a folder such as labels, masks or annotations with PNGs)"
 
 Values = dict[str, object]
 
@@ -97,19 +99,29 @@ def _recognised(listing: Listing) -> Callable[[Listing], FoundDataset]:
 
 
 def kind_of(listing: Listing) -> str:
-    """What a folder serves to train, if it is not said: instances before anything else."""
+    """What a folder serves to train, if it is not said: instances before anything else.
+
+    Raises:
+        ValueError: nothing.
+    """
     if any(files(listing) for files, _ in _FORMATS.values()):
         return "instances"
-    return "panoptic" if panoptic_files(listing) else "semantic"
+    if panoptic_files(listing):
+        return "panoptic"
+    if not label_map_files(listing):
+        _refuse(listing, f"{', '.join(_FORMATS)}, COCO panoptic or {_LABEL_MAPS}")
+    return "semantic"
 
 
 def _refuse(listing: Listing, formats: str) -> None:
+    if not listing.files:
+        raise ValueError(f"dataset.root={listing.root} holds no file that is read")
     empty = [name for name, (size, _) in listing.files.items() if size == 0]
     raise ValueError(
-        f"dataset.root={listing.root} has {len(listing.images)} images, but no annotations in the "
-        f"format of {formats} among its {len(listing.files)} files "
+        f"dataset.root={listing.root} has {counted(len(listing.images), 'image')}, but no "
+        f"annotations in the format of {formats} among its {counted(len(listing.files), 'file')} "
         f"({first_few([*listing.files], 5)})"
-        + (f"; {len(empty)} files are empty ({first_few(empty)})" if empty else "")
+        + (f"; {counted(len(empty), 'empty file')} ({first_few(empty)})" if empty else "")
     )
 
 
@@ -138,7 +150,7 @@ def _prepare_instances(
         kept = labelled(images, settings, role)
         splits = {image.split for image in images}
         if not any(image.annotations for image in kept):
-            raise ValueError(f"the {len(images)} images of dataset.{role} have no object")
+            raise ValueError(f"dataset.{role} has no object in its {counted(len(images), 'image')}")
         # Only of whole splits: one may be divided.
         whole = reuse and len(splits) == 1 and found.as_it_is.get(next(iter(splits)) or "")
         if whole and len(kept) == sum(image.split in splits for image in found.images):
@@ -150,10 +162,10 @@ def _prepare_instances(
         values[f"dataset.{role}.image_root"] = image_root
     _write_splits(folder, roles)
     logger.info(
-        "%s is in %s's format, with %d classes (%s)",
+        "%s is in %s's format, with %s (%s)",
         listing.root,
         found.kind,
-        len(found.categories),
+        counted(len(found.categories), "class"),
         first_few(found.class_names, 10),
     )
     return values
@@ -163,7 +175,7 @@ def _prepare_semantic(
     listing: Listing, settings: FolderSettings, folder: Path, labels: LabelSettings
 ) -> Values:
     if not label_map_files(listing):
-        _refuse(listing, "label maps (a folder such as labels, masks or annotations with PNGs)")
+        _refuse(listing, _LABEL_MAPS)
     found = read_label_maps(
         listing,
         ignore_label=labels.ignore_label,
@@ -231,6 +243,16 @@ def write_prepared(
     Raises:
         ValueError: the folder cannot be trained on.
     """
+    if kind != "instances" and settings.unlabelled is not None:
+        raise ValueError(
+            f"dataset.unlabelled={settings.unlabelled} is of images without boxes or polygons: "
+            f"leave it out of {kind} data, of which images without a map are left out"
+        )
+    if kind != "semantic" and labels != LabelSettings():
+        raise ValueError(
+            f"ignore_label={labels.ignore_label} and reduce_zero_label="
+            f"{labels.reduce_zero_label} are of label maps: leave them out of {kind}"
+        )
     if kind == "semantic":
         return _prepare_semantic(listing, settings, folder, labels)
     if kind == "panoptic":
@@ -294,7 +316,7 @@ def _made(folder: Path, write: Callable[[Path], Values]) -> Values:
 
 def prepare(
     root: str,
-    kind: str,
+    kind: str | None,
     settings: FolderSettings,
     labels: LabelSettings = LabelSettings(),
     check: Callable[[Prepared], None] | None = None,
@@ -306,7 +328,7 @@ def prepare(
 
     Args:
         root: the user's folder.
-        kind: one of `KINDS`.
+        kind: one of `KINDS`; None for what `kind_of` says.
         settings: of the folder.
         labels: of label maps.
         check: is called in the same way, with the result.
@@ -315,6 +337,7 @@ def prepare(
         ValueError: the folder cannot be trained on, or there is no place for the cache.
     """
     listing = Listing(root, settings.exclude)
+    kind = kind or kind_of(listing)
     state = (_VERSION, listing.fingerprint(), kind, settings, labels)
     digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
     folder = _cache() / f"{listing.root.resolve().name[:60]}-{kind}-{digest}"

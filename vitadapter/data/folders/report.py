@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
-from vitadapter.data.dataset_source import first_few
+from vitadapter.data.dataset_source import counted, first_few
 
 __all__ = ["ROLES", "CheckReport"]
 
@@ -67,7 +67,7 @@ class CheckReport:
             return
         if absent:
             self.warnings.append(
-                f"{len(absent)} of {len(counts)} classes do not occur in training "
+                f"training lacks {len(absent)} of {counted(len(counts), 'class')} "
                 f"({first_few(absent, 10)})"
             )
         if max(counts) > _BALANCED * rarest:

@@ -5,9 +5,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vitadapter.data.dataset_source import first_few
+from vitadapter.data.dataset_source import counted, first_few
 from vitadapter.data.folders.found import FoundImage, check_most
 
 __all__ = ["FolderSettings", "assign_splits", "labelled"]
@@ -79,8 +79,8 @@ def assign_splits(
     if set(counts) - {None} and None in counts:
         stray = [image.file for image in images if image.split is None]
         logger.warning(
-            "%d images of dataset.root are in no split and left out (%s)",
-            len(stray),
+            "%s of dataset.root in no split, left out (%s)",
+            counted(len(stray), "image"),
             first_few(stray),
         )
     by_split: dict[str, list[FoundImage]] = {"train": [], "val": [], "test": []}
@@ -95,6 +95,10 @@ def assign_splits(
         )
     held_out = next((s for s in ("val", "test") if by_split[s]), None)
     if held_out is not None:
+        if replace(settings, exclude=(), unlabelled=None) != FolderSettings():
+            logger.warning(
+                "dataset.split has no effect, since dataset.root has the split %s", held_out
+            )
         return {"train": train, "test": by_split[held_out]}
     return _divided(train, settings)
 
@@ -128,11 +132,11 @@ def _divided(images: Sequence[FoundImage], settings: FolderSettings) -> dict[str
             count += sizes[group]
     if not chosen:
         raise ValueError(
-            f"dataset.root has no split for evaluation, and {len(sizes)} image or group of them "
-            "cannot be divided: add images in a folder named val"
+            "dataset.root has no split for evaluation, and what stays together "
+            f"({first_few(sorted(sizes))}) cannot be divided: add images in a folder named val"
         )
     logger.warning(
-        "dataset.root has no split for evaluation: %d of %d images are taken from training "
+        "dataset.root has no split for evaluation: %d of %d images are held out "
         "(dataset.split.fraction=%g, seed=%d)",
         count,
         len(images),
@@ -154,7 +158,7 @@ def labelled(images: Sequence[FoundImage], settings: FolderSettings, role: str) 
     without = [image.file for image in images if image.annotations is None]
     if settings.unlabelled is None:
         check_most(
-            f"images of dataset.{role} have no label file and are taken for images without objects",
+            f"images of dataset.{role} without a label file, taken for images without objects",
             without,
             len(images),
             "set dataset.unlabelled=empty if that is so, or dataset.unlabelled=skip to leave them "
@@ -163,7 +167,7 @@ def labelled(images: Sequence[FoundImage], settings: FolderSettings, role: str) 
     elif without:
         done = "left out" if settings.unlabelled == "skip" else "taken for images without objects"
         logger.warning(
-            "%d of %d images of dataset.%s have no label file and are %s (dataset.unlabelled=%s)",
+            "%d of %d images of dataset.%s without a label file, %s (dataset.unlabelled=%s)",
             len(without),
             len(images),
             role,

@@ -11,6 +11,7 @@ from vitadapter.data.folders.found import (
     FoundDataset,
     FoundImage,
     check_most,
+    fault_of,
     numbered,
     polygons_object,
     raise_faults,
@@ -108,7 +109,7 @@ def read_voc(listing: Listing) -> FoundDataset:
     """
     labels = listing.named(".xml")
     pairs, strays = pair_labels(listing.images, labels)
-    check_most("label files have no image", strays, len(labels), "set another dataset.root=...")
+    check_most("label files without an image", strays, len(labels), "set another dataset.root=...")
     listed = listed_splits(listing, "Main")
     images = []
     for file in listing.images:
@@ -121,7 +122,7 @@ def read_voc(listing: Listing) -> FoundDataset:
             try:
                 image.annotations = _read_file(listing, image.label)
             except ValueError as error:
-                faults.append(f"{image.label} {error}")
+                faults.append(fault_of(listing, image.label, error))
     raise_faults("Pascal VOC", faults)
     _set_boxes(images)
     return numbered("Pascal VOC", images, find_class_names(listing))

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 import yaml
 
 from vitadapter.data.coco.json_entries import check_image
+from vitadapter.data.dataset_source import counted
 from vitadapter.data.folders.found import (
     FoundDataset,
     FoundImage,
@@ -99,7 +100,7 @@ def _names(listing: Listing, settings: Mapping[str, object], source: str) -> lis
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise ValueError(f"{source}: names must be a list of texts")
     if count is not None and count != len(names):
-        raise ValueError(f"{source}: nc does not fit: there are {len(names)} names")
+        raise ValueError(f"{source}: nc does not fit: it has {counted(len(names), 'name')}")
     return [str(name) for name in names]
 
 
@@ -222,7 +223,7 @@ def read_yolo(listing: Listing) -> FoundDataset:
     splits = _splits(listing, settings, source)
     labels = _label_files(listing)
     pairs, strays = pair_labels(listing.images, labels)
-    check_most("label files have no image", strays, len(labels), "set another dataset.root=...")
+    check_most("label files without an image", strays, len(labels), "set another dataset.root=...")
     chosen = [image for image in listing.images if not splits or image in splits]
     images = [FoundImage(file, splits.get(file), label=pairs.get(file)) for file in chosen]
     images = with_sizes(listing, images)

@@ -16,6 +16,7 @@ from vitadapter.data.dataset_source import (
     Record,
     catalog_name,
     check_num_classes,
+    counted,
     first_few,
     refuse_root,
     spread,
@@ -66,21 +67,21 @@ def _records(layout: SemSegLayout, name: str, source: DatasetSource) -> list[Rec
         )
     if unlabelled and source.role == "test":
         raise ValueError(
-            f"{len(unlabelled)} test images of '{name}' have no label map in {layout.label_root} "
-            f"({first_few(unlabelled)}): set {source.own_data}"
+            f"{counted(len(unlabelled), 'test image')} of '{name}' without a label map in "
+            f"{layout.label_root} ({first_few(unlabelled)}): set {source.own_data}"
         )
     if unlabelled:
         logger.warning(
-            "%d images of '%s' have no label map in %s and are left out (%s)",
-            len(unlabelled),
+            "%s of '%s' without a label map in %s, left out (%s)",
+            counted(len(unlabelled), "image"),
             name,
             layout.label_root,
             first_few(unlabelled),
         )
     if without_image:
         logger.warning(
-            "%d label maps of '%s' have no image in %s (%s)",
-            len(without_image),
+            "%s of '%s' without an image in %s (%s)",
+            counted(len(without_image), "label map"),
             name,
             layout.image_root,
             first_few(without_image),

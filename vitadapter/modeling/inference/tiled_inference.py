@@ -27,9 +27,9 @@ _MERGERS: dict[str, tuple[str, type[Merger]]] = {
 class TiledInference(nn.Module):
     """Predicts images in overlapping tiles and merges what is found in them.
 
-    Memory does not grow with the image, but for its pixels, one label map or the panoptic maps of
-    all tiles, and one bit for each pixel in the box of a mask: see `TiledObjects`, `TiledLabels`
-    and `TiledSegments`.
+    Memory does not grow with the image, but for its pixels, one label map or panoptic map with the
+    maps of a row of tiles, and the run lengths of masks: see `TiledObjects`, `TiledLabels` and
+    `TiledSegments`.
 
     Args:
         predict: predicts a batch of tiles, such as an `InferenceModel`.

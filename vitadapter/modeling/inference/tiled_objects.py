@@ -1,15 +1,27 @@
 """Detections of overlapping tiles become those of the image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from detectron2.structures.boxes import pairwise_intersection
 from torch import Tensor
 
 from vitadapter.encoded_masks import EncodedMasks, MaskCrop, Region, encode_union
 
-from .tiles import Match, Tile, Tiles, group_across_tiles, overlaps
+from .tiles import (
+    PART,
+    Box,
+    Match,
+    Tile,
+    Tiles,
+    group_across_tiles,
+    joint_box,
+    overlaps,
+    parts_of_others,
+    sees,
+)
 
 __all__ = ["TiledObjects"]
 
@@ -24,6 +36,7 @@ class TiledObjects:
     - An object that its tile's border cuts is left to another tile, if one sees more around it and
       has found it too.
     - Detections of two tiles are one object if they agree in what both tiles see.
+    - What is a part of another object, as `parts_of_others` says, is left out.
     - Of such detections, the best one of those tiles that see the whole object is taken. If no
       tile does, the object has their joint box, their joint mask and their best score.
 
@@ -34,6 +47,7 @@ class TiledObjects:
     """
 
     def __init__(self, tiles: Sequence[Tile], image_size: tuple[int, int], settings: Tiles) -> None:
+        settings.warn_if_nothing_is_shared()
         self._tiles = tiles
         self._image_size = image_size
         self._settings = settings
@@ -42,6 +56,7 @@ class TiledObjects:
         self._classes = torch.zeros(0, dtype=torch.int64)
         self._tile_of = torch.zeros(0, dtype=torch.int64)
         self._masks: list[MaskCrop] | None = None
+        self._added: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, number: int, instances: Instances) -> None:
         """Takes what is found in a tile.
@@ -61,10 +76,8 @@ class TiledObjects:
         x, y = self._tiles[number].region[:2]
         kept = instances.pred_boxes.nonempty().cpu()
         boxes = instances.pred_boxes.tensor.cpu()[kept] + torch.tensor([x, y, x, y])
-        self._boxes = torch.cat([self._boxes, boxes])
-        self._scores = torch.cat([self._scores, instances.scores.cpu()[kept]])
-        self._classes = torch.cat([self._classes, instances.pred_classes.cpu()[kept]])
-        self._tile_of = torch.cat([self._tile_of, torch.full((len(boxes),), number)])
+        scores, classes = instances.scores.cpu()[kept], instances.pred_classes.cpu()[kept]
+        self._added.append((boxes, scores, classes, torch.full((len(boxes),), number)))
         if instances.has("pred_masks"):
             masks = instances.pred_masks.numpy(force=True)
             crops = [MaskCrop.of(masks[index], x, y) for index in kept.nonzero()[:, 0].tolist()]
@@ -72,9 +85,14 @@ class TiledObjects:
 
     def merged(self) -> Instances:
         """The objects of the image, best first, on the CPU; masks are `EncodedMasks`."""
+        self._join_added()
         self._leave_cut_objects_to_others()
-        groups = group_across_tiles(self._matches(), self._tile_of.tolist())
-        chosen = [self._chosen(group) for group in groups]
+        tile_of, found = self._tile_of.tolist(), self._boxes.tolist()
+        matches, inside = self._compared()
+        groups = group_across_tiles(matches, tile_of)
+        parts = parts_of_others(groups, inside, found, tile_of, self._tiles)
+        groups = [group for number, group in enumerate(groups) if number not in parts]
+        chosen = [self._chosen(group, found) for group in groups]
         boxes, scores, classes = (
             torch.stack([part[indexes].amax(0) for indexes in chosen]) if chosen else part
             for part in (self._boxes, self._scores, self._classes)
@@ -92,70 +110,96 @@ class TiledObjects:
             instances.pred_masks = EncodedMasks(rles, self._image_size)
         return instances
 
+    def _join_added(self) -> None:
+        joined = (self._boxes, self._scores, self._classes, self._tile_of)
+        columns = zip(joined, *self._added, strict=True)
+        self._boxes, self._scores, self._classes, self._tile_of = map(torch.cat, columns)
+        self._added = []
+
     def _keep(self, kept: Tensor) -> None:
         self._boxes, self._scores = self._boxes[kept], self._scores[kept]
         self._classes, self._tile_of = self._classes[kept], self._tile_of[kept]
         if self._masks is not None:
             self._masks = [self._masks[index] for index in kept.nonzero()[:, 0].tolist()]
 
+    def _of_tiles(self) -> list[Tensor]:
+        """The numbers of the detections of each tile."""
+        counts = self._tile_of.bincount(minlength=len(self._tiles))
+        return list(self._tile_of.argsort(stable=True).split(counts.tolist()))
+
+    def _seen_whole(self, numbers: Tensor, tile: int) -> Tensor:
+        """Whether a tile sees detections (N,) whole, and something around them."""
+        x0, y0, x1, y1 = self._tiles[tile].region
+        height, width = self._image_size
+        margin = max(1.0, _MARGIN * self._settings.size)
+        # Nothing is cut at the borders of the image.
+        low = torch.tensor([start + margin if start > 0 else -torch.inf for start in (x0, y0)])
+        high = torch.tensor(
+            [end - margin if end < side else torch.inf for end, side in ((x1, width), (y1, height))]
+        )
+        boxes = self._boxes[numbers]
+        return ((boxes[:, :2] >= low) & (boxes[:, 2:] <= high)).all(1)
+
     def _leave_cut_objects_to_others(self) -> None:
         """Drops what comes close to its tile's border, if a tile that sees all of it has it too."""
-        regions = torch.tensor([tile.region for tile in self._tiles], dtype=torch.float32)
-        margin = max(1.0, _MARGIN * self._settings.size)
-        height, width = self._image_size
-        # Nothing is cut at the borders of the image.
-        low = torch.where(regions[:, :2] > 0, regions[:, :2] + margin, -torch.inf)
-        ends = torch.tensor([width, height])
-        high = torch.where(regions[:, 2:] < ends, regions[:, 2:] - margin, torch.inf)
-        inside = (self._boxes[:, None, :2] >= low).all(-1)
-        inside &= (self._boxes[:, None, 2:] <= high).all(-1)
-        is_whole = inside.gather(1, self._tile_of[:, None])[:, 0]
-        cut = (~is_whole & inside.any(1)).nonzero()[:, 0]
-        common = pairwise_intersection(Boxes(self._boxes[cut]), Boxes(self._boxes))
-        covered = common / Boxes(self._boxes[cut]).area()[:, None]
-        is_there = covered >= self._settings.iou_threshold
-        is_there &= self._classes[cut][:, None] == self._classes
-        is_there &= inside[cut][:, self._tile_of]
+        of_tiles = self._of_tiles()
+        cut = [mine[~self._seen_whole(mine, tile)] for tile, mine in enumerate(of_tiles)]
         kept = torch.ones(len(self._boxes), dtype=torch.bool)
-        kept[cut] = ~is_there.any(1)
+        for i, j, _ in overlaps(self._tiles):
+            for tile, other in ((i, j), (j, i)):
+                mine = cut[tile][self._seen_whole(cut[tile], other)]
+                theirs = of_tiles[other]
+                boxes = Boxes(self._boxes[mine])
+                common = pairwise_intersection(boxes, Boxes(self._boxes[theirs]))
+                is_there = common / boxes.area()[:, None] >= self._settings.iou_threshold
+                is_there &= self._classes[mine][:, None] == self._classes[theirs]
+                kept[mine[is_there.any(1)]] = False
         self._keep(kept)
 
-    def _matches(self) -> Iterator[Match]:
-        numbers = [(self._tile_of == i).nonzero()[:, 0] for i in range(len(self._tiles))]
+    def _compared(self) -> tuple[list[Match], list[tuple[int, int]]]:
+        """What may be one object, and what lies inside of another: see `parts_of_others`."""
+        of_tiles = self._of_tiles()
+        matches: list[Match] = []
+        inside: list[tuple[int, int]] = []
         for i, j, region in overlaps(self._tiles):
-            first, second = numbers[i], numbers[j]
-            ious = self._ious(first, second, region)
-            pairs = (ious >= self._settings.iou_threshold).nonzero()
-            for (a, b), iou in zip(pairs.tolist(), ious[tuple(pairs.T)].tolist(), strict=True):
+            first, second = of_tiles[i], of_tiles[j]
+            common, areas, other_areas = self._common(first, second, region)
+            ious = common / (areas[:, None] + other_areas - common).clamp(min=1e-6)
+            for a, b in (ious >= self._settings.iou_threshold).nonzero().tolist():
                 one, other = int(first[a]), int(second[b])
                 score = min(float(self._scores[one]), float(self._scores[other]))
-                yield Match(score * iou, one, other)
+                matches.append(Match(score * float(ious[a, b]), one, other))
+            is_inside = (common >= PART * areas[:, None]) & (common > 0)
+            inside += [(int(first[a]), int(second[b])) for a, b in is_inside.nonzero().tolist()]
+            is_inside = (common >= PART * other_areas) & (common > 0)
+            inside += [(int(second[b]), int(first[a])) for a, b in is_inside.nonzero().tolist()]
+        return matches, inside
 
-    def _ious(self, first: Tensor, second: Tensor, region: Region) -> Tensor:
-        """IoU (n, m) of what lies in a region, of masks if there are any; 0 for other classes."""
+    def _common(
+        self, first: Tensor, second: Tensor, region: Region
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of what lies in a region, the areas (n, m) that are common to detections of one class,
+        and the areas (n,) and (m,) of each; those of masks if there are any."""
         x0, y0, x1, y1 = region
         low, high = torch.tensor([x0, y0, x0, y0]), torch.tensor([x1, y1, x1, y1])
-        clipped = [Boxes(self._boxes[each].clamp(low, high)) for each in (first, second)]
-        same = self._classes[first][:, None] == self._classes[second]
-        ious = torch.where(same, pairwise_iou(*clipped), 0.0)
+        one, other = (Boxes(self._boxes[each].clamp(low, high)) for each in (first, second))
+        common = pairwise_intersection(one, other)
+        common *= self._classes[first][:, None] == self._classes[second]
+        areas = [one.area(), other.area()]
         if self._masks is None:
-            return ious
-        for a in ious.any(1).nonzero()[:, 0].tolist():
-            mask = self._masks[first[a]].pixels(region)
-            for b in ious[a].nonzero()[:, 0].tolist():
-                other = self._masks[second[b]].pixels(region)
-                ious[a, b] = (mask & other).sum() / max((mask | other).sum(), 1)
-        return ious
+            return common, *areas
+        pixels: list[dict[int, np.ndarray]] = [{}, {}]
+        for axis, numbers in enumerate((first, second)):
+            for n in common.any(1 - axis).nonzero()[:, 0].tolist():
+                pixels[axis][n] = self._masks[int(numbers[n])].pixels(region)
+                areas[axis][n] = int(pixels[axis][n].sum())
+        for a, b in common.nonzero().tolist():
+            common[a, b] = int((pixels[0][a] & pixels[1][b]).sum())
+        return common, *areas
 
-    def _chosen(self, group: list[int]) -> list[int]:
+    def _chosen(self, group: list[int], boxes: Sequence[Box]) -> list[int]:
         """The detections of a group that make up the object."""
-        x0, y0 = self._boxes[group, :2].amin(0).tolist()
-        x1, y1 = self._boxes[group, 2:].amax(0).tolist()
-        regions = {i: self._tiles[int(self._tile_of[i])].region for i in group}
-        seen_whole = [
-            i
-            for i, region in regions.items()
-            if region[0] <= x0 and region[1] <= y0 and x1 <= region[2] and y1 <= region[3]
-        ]
+        box = joint_box(boxes[index] for index in group)
+        seen_whole = [i for i in group if sees(self._tiles[int(self._tile_of[i])], box)]
         best = max(seen_whole, key=lambda i: float(self._scores[i]), default=None)
         return group if best is None else [best]

@@ -1,16 +1,30 @@
 """Overlapping tiles of a large image, and which of their findings are one object."""
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise, product
+from itertools import pairwise, product
 from typing import NamedTuple
 
-from vitadapter.encoded_masks import Region, intersection
+from detectron2.utils.logger import log_first_n
+
+from vitadapter.encoded_masks import Region
 
 from .sliding_window import window_starts
 
-__all__ = ["Match", "Tile", "Tiles", "group_across_tiles", "overlaps"]
+__all__ = [
+    "PART",
+    "Box",
+    "Match",
+    "Tile",
+    "Tiles",
+    "group_across_tiles",
+    "joint_box",
+    "overlaps",
+    "parts_of_others",
+    "sees",
+]
 
 
 # Each tile is compared with each other one: beyond this, that takes longer than to predict them.
@@ -35,7 +49,8 @@ class Tiles:
         size: side of a tile in pixels of the image. Each tile is prepared as a test image is,
             so that objects are as large for the model as in images of this size.
         overlap: of neighbouring tiles, as a fraction of their side, in [0, 1). Objects up to the
-            size of the overlap are seen whole in one tile at least.
+            size of the overlap are seen whole in one tile at least; without any, an object across
+            a border becomes several, and a warning says so.
         iou_threshold: findings of two tiles are one object if they have the same class and, in what
             both tiles see, at least this intersection over union, in (0, 1].
         batch_size: number of tiles that are predicted at once.
@@ -63,6 +78,18 @@ class Tiles:
         if not 0 < self.iou_threshold <= 1:
             raise ValueError(
                 f"the iou_threshold of tiles must be in (0, 1], got {self.iou_threshold}"
+            )
+
+    def warn_if_nothing_is_shared(self) -> None:
+        """Warns once of tiles side by side, across whose borders no object can be joined."""
+        if round(self.size * self.overlap) < 1:
+            log_first_n(
+                logging.WARNING,
+                f"tiles of {self.size} pixels with an overlap of {self.overlap} share no pixel: an "
+                "object across a border becomes several. Only mosaics of separate images, and "
+                "label maps, need no overlap",
+                key="message",
+                name=__name__,
             )
 
     def _spans(self, length: int) -> list[tuple[int, int, int, int]]:
@@ -107,12 +134,35 @@ class Match(NamedTuple):
     second: int
 
 
-def overlaps(tiles: Sequence[Tile]) -> Iterable[tuple[int, int, Region]]:
-    """The numbers of each two tiles that overlap, and what both see."""
-    for (i, first), (j, second) in combinations(enumerate(tiles), 2):
-        common = intersection(first.region, second.region)
-        if common is not None:
-            yield i, j, common
+Span = tuple[int, int]
+"""First pixel and end along a side of the image."""
+
+
+def _common_spans(spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
+    """Each span with itself and with each later one that begins before its end."""
+    ordered = sorted(set(spans))
+    for number, first in enumerate(ordered):
+        for second in ordered[number:]:
+            if second[0] >= first[1]:
+                break
+            yield first, second
+
+
+def overlaps(tiles: Sequence[Tile]) -> Iterator[tuple[int, int, Region]]:
+    """The numbers of each two tiles of an image that overlap, and what both see."""
+    numbers = {tile.region: number for number, tile in enumerate(tiles)}
+
+    def number_of(row: Span, column: Span) -> int:
+        return numbers[column[0], row[0], column[1], row[1]]
+
+    columns = list(_common_spans((x0, x1) for x0, _, x1, _ in numbers))
+    for above, below in _common_spans((y0, y1) for _, y0, _, y1 in numbers):
+        for left, right in columns:
+            common = right[0], below[0], left[1], above[1]
+            if (above, left) != (below, right):
+                yield number_of(above, left), number_of(below, right), common
+            if above != below and left != right:
+                yield number_of(above, right), number_of(below, left), common
 
 
 def group_across_tiles(matches: Iterable[Match], tile_of: Sequence[int]) -> list[list[int]]:
@@ -141,3 +191,67 @@ def group_across_tiles(matches: Iterable[Match], tile_of: Sequence[int]) -> list
     for number, group in enumerate(group_of):
         groups[group].append(number)
     return list(groups.values())
+
+
+Box = Sequence[float]
+"""(x0, y0, x1, y1) in pixels of the image."""
+
+# A part of an object lies inside of it up to errors of its outline; neighbours only reach into it.
+PART = 0.8
+"""The fraction of a finding that lies inside of what it may be a part of, at least."""
+
+
+def sees(tile: Tile, box: Box) -> bool:
+    """Whether a box lies in a tile."""
+    x0, y0, x1, y1 = tile.region
+    return x0 <= box[0] and y0 <= box[1] and box[2] <= x1 and box[3] <= y1
+
+
+def joint_box(boxes: Iterable[Box]) -> Box:
+    """Around some boxes."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
+
+
+def parts_of_others(
+    groups: Sequence[Sequence[int]],
+    inside: Iterable[tuple[int, int]],
+    boxes: Sequence[Box],
+    tile_of: Sequence[int],
+    tiles: Sequence[Tile],
+) -> dict[int, int]:
+    """Objects that are parts of others.
+
+    An object is a part of a larger one if a tile that sees all of the part has found the larger one
+    alone, while the tiles that have found the part see less of the larger one.
+
+    Args:
+        groups: of `group_across_tiles`.
+        inside: pairs of findings of two tiles; the first one lies inside the second one, as
+            `PART` says, in what both tiles see.
+        boxes: of each finding.
+        tile_of: the number of the tile of each finding.
+        tiles: of the image.
+
+    Returns:
+        From the number of a group that is a part to that of the group that it is a part of.
+    """
+    group_of = {index: number for number, group in enumerate(groups) for index in group}
+    around = [joint_box(boxes[index] for index in group) for group in groups]
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in around]
+    seen_by = [{tile_of[index] for index in group} for group in groups]
+    # Which findings of a group say that it is a part of another.
+    agreeing: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for part, whole in inside:
+        one, other = group_of[part], group_of[whole]
+        tile = tile_of[whole]
+        if (
+            areas[one] < areas[other]
+            and tile not in seen_by[one]
+            and sees(tiles[tile], around[one])
+            and not any(sees(tiles[number], around[other]) for number in seen_by[one])
+        ):
+            agreeing[one, other].add(part)
+    return {
+        one: other for (one, other), found in agreeing.items() if len(found) == len(groups[one])
+    }
