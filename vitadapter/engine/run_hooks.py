@@ -15,6 +15,7 @@ from vitadapter.engine.ema import EMAHook, WeightEMA
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.pictures import PicturesHook, indexed_samples
 from vitadapter.engine.predictor import class_metadata
+from vitadapter.engine.scalars import ScalarKeeper
 from vitadapter.engine.settings import BestCheckpointSettings
 from vitadapter.engine.train_loop import AccumulatingTrainer
 from vitadapter.visualization.overlays import Palette
@@ -28,6 +29,7 @@ def register_updates(
     trainer: AccumulatingTrainer,
     checkpointer: AtomicCheckpointer,
     ema: WeightEMA | None,
+    seed: int,
 ) -> None:
     """Registers what belongs to the updates of the weights, and what saves them."""
     train = cfg.train
@@ -35,8 +37,9 @@ def register_updates(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
-            IterationSeed(train.seed) if train.seed >= 0 else None,
+            IterationSeed(seed),
             EMAHook(ema, checkpointer.model) if ema is not None else None,
+            ScalarKeeper(),
             StateKeeper(checkpointer),
         ]
     )
