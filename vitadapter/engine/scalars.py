@@ -46,6 +46,8 @@ class ScalarKeeper(HookBase):
         return {
             name: [hints[name], *kept]
             for name, history in self._storage.histories().items()
+            # A new start measures it only after some iterations. Until then, it would be old news.
+            if name != "time"
             if (kept := self._kept(history.values()))
         }
 

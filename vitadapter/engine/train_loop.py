@@ -122,6 +122,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self._ordered = data_loader if isinstance(data_loader, OrderedLoader) else None
         # Of all processes, after the update that was last.
         self._places: Places | None = None
+        self._finished = -1  # the last iteration that all hooks have seen
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, init_scale=init_scale, enabled=amp_dtype is torch.float16
         )
@@ -134,8 +135,8 @@ class AccumulatingTrainer(SimpleTrainer):
         Args:
             start_iter: the first iteration.
             max_iter: the iteration to stop before.
-            unfinished: hooks that have not acted after the iteration before `start_iter`, because
-                the run was stopped between its checkpoint and its end. They act first.
+            unfinished: hooks that act first, if they may not have acted after the iteration before
+                `start_iter`: the run may have been stopped between its checkpoint and its end.
 
         Raises:
             KeyboardInterrupt, SystemExit: a signal, see `StopSignals`.
@@ -151,6 +152,7 @@ class AccumulatingTrainer(SimpleTrainer):
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    self._finished = self.iter
                     # Afterwards it equals max_iter, by which hooks know that training finished.
                     self.iter += 1
             except Exception:
@@ -160,6 +162,8 @@ class AccumulatingTrainer(SimpleTrainer):
                 self.after_train()
 
     def _finish_previous(self, unfinished: Sequence[HookBase]) -> None:
+        if self._finished == self.start_iter - 1:
+            return
         self.iter = self.storage.iter = self.start_iter - 1
         for hook in unfinished:
             hook.after_step()
@@ -295,6 +299,7 @@ class AccumulatingTrainer(SimpleTrainer):
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as Detectron2's `AMPTrainer` saves it."""
         state = super().state_dict()
+        state["is_finished"] = self._finished == self.iter
         if self._ordered is not None:
             state["data"] = self._places
         if self.grad_scaler.is_enabled():
@@ -308,6 +313,8 @@ class AccumulatingTrainer(SimpleTrainer):
             ValueError: the place in the data is none.
         """
         super().load_state_dict(state_dict)
+        # Older checkpoints do not say it.
+        self._finished = self.iter if state_dict.get("is_finished", True) else -1
         if self._ordered is not None:
             self._places = state_dict.get("data")
             self._ordered.restore(self._places, (self.iter + 1) * self.accumulate_steps)

@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from omegaconf import DictConfig, ListConfig
 
+from vitadapter.engine.agreement import share_buffers
 from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import (
@@ -297,6 +298,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
     results: Results = {}
 
     def evaluate_and_keep() -> Results:
+        share_buffers(evaluated)
         results.clear()
         results.update(evaluate(inference))
         return results
