@@ -30,13 +30,24 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 
 from vitadapter.commands.train import train
 
-__all__ = ["TIMES", "DigestingRCNN", "check_equal", "data_overrides", "rows_of"]
+__all__ = [
+    "MOMENTS",
+    "_TIMES",
+    "DigestingRCNN",
+    "KilledRun",
+    "check_equal",
+    "data_overrides",
+    "rows_of",
+]
 
 logger = logging.getLogger(__name__)
 
 HELPERS = Path(__file__).parent
-TIMES = {"time", "data_time", "rank_data_time", "images_per_second", "eta_seconds", "memory_mb"}
+_TIMES = {"time", "data_time", "rank_data_time", "images_per_second", "eta_seconds", "memory_mb"}
 """Scalars that no two runs have in common."""
+
+MOMENTS = ("starting", "training", "training", "training", "writing", "writing")
+"""When a run is killed, each as likely as it is often."""
 
 
 class DigestingRCNN(GeneralizedRCNN):
@@ -75,7 +86,7 @@ def data_overrides(folder: Path, images: int = 11) -> list[str]:
 def rows_of(output: Path) -> list[dict[str, object]]:
     """The rows of `metrics.json`, without times."""
     lines = (output / "metrics.json").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in _TIMES} for line in lines]
 
 
 def _leaves(node: object, name: str) -> Iterator[tuple[str, object]]:
@@ -83,7 +94,7 @@ def _leaves(node: object, name: str) -> Iterator[tuple[str, object]]:
         items = node.items() if isinstance(node, Mapping) else enumerate(node)
         yield name, len(node)
         for key, value in items:
-            if key not in TIMES and key != "config":
+            if key not in _TIMES and key != "config":
                 yield from _leaves(value, f"{name}.{key}")
     elif isinstance(node, torch.Tensor):
         # Bytes, so that NaN and -0 are what they are.
@@ -180,9 +191,15 @@ class KilledRun:
         lines = file.read_text().splitlines() if file.is_file() else []
         return max([*found, *(json.loads(line)["iteration"] + 1 for line in lines[-1:])], default=0)
 
-    def kill(self, rng: random.Random, start_seconds: float) -> str | None:
-        """Starts and kills the run; returns when, or None if it has ended before."""
-        partial, mode = self.output / "checkpoint.partial", rng.choice(MOMENTS)
+    def kill(self, rng: random.Random, start_seconds: float, mode: str) -> str | None:
+        """Starts and kills the run; returns when, or None if it has ended before.
+
+        Args:
+            rng: draws the moment.
+            start_seconds: about the time that a start takes.
+            mode: one of `MOMENTS`.
+        """
+        partial = self.output / "checkpoint.partial"
         before, begun, started = time.time(), self._seen(), self.start()
         deadline = time.monotonic() + rng.uniform(0.2, 1.0) * start_seconds
         more = rng.randint(1, 8)
@@ -210,9 +227,6 @@ class KilledRun:
         return f"{mode}, {self._seen()} iterations seen" + ", a partial file" * partial.exists()
 
 
-MOMENTS = ("starting", "training", "training", "training", "writing", "writing")
-
-
 def main(kills: int, processes: int, seed: int, overrides: list[str]) -> None:
     """Kills runs `kills` times in all, lets them end and compares each."""
     rng = random.Random(seed)
@@ -226,9 +240,12 @@ def main(kills: int, processes: int, seed: int, overrides: list[str]) -> None:
         while done < kills:
             runs += 1
             run = KilledRun(folder, f"killed{runs}", processes, overrides)
-            while done < kills and (moment := run.kill(rng, 0.4 * seconds)) is not None:
-                done += 1
-                logger.info("kill %d: %s", done, moment)
+            moment = ""
+            while done < kills and moment is not None:
+                moment = run.kill(rng, 0.4 * seconds, rng.choice(MOMENTS))
+                if moment is not None:
+                    done += 1
+                    logger.info("kill %d: %s", done, moment)
             run.finish()
             counts = check_equal(whole.output, run.output)
             logger.info("run %d, after %d kills: equal bit for bit, %s", runs, done, dict(counts))

@@ -30,8 +30,13 @@ def register_updates(
     checkpointer: AtomicCheckpointer,
     ema: WeightEMA | None,
     seed: int,
-) -> None:
-    """Registers what belongs to the updates of the weights, and what saves them."""
+) -> StateKeeper:
+    """Registers what belongs to the updates of the weights, and what saves them.
+
+    Returns:
+        The hook that saves when training stops early.
+    """
+    keeper = StateKeeper(checkpointer)
     train = cfg.train
     trainer.register_hooks(
         [
@@ -40,7 +45,7 @@ def register_updates(
             IterationSeed(seed),
             EMAHook(ema, checkpointer.model) if ema is not None else None,
             ScalarKeeper(),
-            StateKeeper(checkpointer),
+            keeper,
         ]
     )
     if comm.is_main_process():
@@ -48,6 +53,7 @@ def register_updates(
         trainer.register_hooks(
             [hooks.PeriodicCheckpointer(checkpointer, train.checkpointer.period)]
         )
+    return keeper
 
 
 def pictures_hook(

@@ -182,9 +182,6 @@ def _restore(
     """
     if found is not None:
         start = resume_training(checkpointer, trainer, ema, *found)
-        if start >= cfg.train.max_iter and found[0].stem != FINAL_NAME:
-            # The run was stopped after its last iteration, before the final save.
-            checkpointer.save(FINAL_NAME, iteration=start - 1)
         return start, found[0].stem == FINAL_NAME
     load_init_checkpoint(
         checkpointer, cfg.train.init_checkpoint, allow_partial=cfg.train.init_allow_partial
@@ -328,7 +325,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         inference.register_forward_pre_hook(lambda *_: trainer.stop_signals.check())
         if ema is not None:
             checkpointer.add_checkpointable("model_ema", ema.module)
-        register_updates(cfg, trainer, checkpointer, ema, seed)
+        keeper = register_updates(cfg, trainer, checkpointer, ema, seed)
         evaluation = EvalHook(cfg.train.eval_period, evaluate_and_keep)
         best = best_checkpointer(cfg, evaluation, checkpointer, evaluated, results)
         # Each of them looks at the evaluation.
@@ -340,6 +337,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
             best.resume(start)
         ended_early = is_final and best is not None and best.is_exhausted(start)
         is_finished = ended_early or start >= cfg.train.max_iter
+        keeper.lacks_final = is_finished and not is_final
     with contextlib.ExitStack() as held:
         with setup_errors():
             kept = kept_rows(
