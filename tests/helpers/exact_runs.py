@@ -254,4 +254,4 @@ def main(kills: int, processes: int, seed: int, overrides: list[str]) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     numbers = [int(text) for text in sys.argv[1:] if "=" not in text]
-    main(*[*numbers, *[20, 1, 0][len(numbers) :]], [t for t in sys.argv[1:] if "=" in t])
+    main(*numbers, *[20, 1, 0][len(numbers) :], [t for t in sys.argv[1:] if "=" in t])

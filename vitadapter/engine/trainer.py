@@ -370,8 +370,8 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     averaged weights, and these are evaluated. With `train.best_checkpoint`, `model_best.pth` has
     the weights of the best evaluation. All of them carry the config and the names of the classes,
     so that `LazyPredictor` needs nothing else. When an error, Ctrl-C or SIGTERM stops training
-    early, the last complete iteration is saved. With `train.seed`, a resumed run continues as if it
-    had never been stopped, within the limits that `vitadapter.engine.data_order` names.
+    early, the last complete iteration is saved. A resumed run equals one that was never stopped, bit
+    for bit on the same machine if its operators are deterministic.
 
     Args:
         cfg: the whole config, with model, dataloader.{train,test,evaluator}, optimizer,
