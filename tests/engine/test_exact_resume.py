@@ -13,17 +13,23 @@ from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.trainer import do_train
 
 
-def test_a_killed_run_equals_one_never_stopped(tmp_path: Path) -> None:
-    """The short form of `exact_runs.py`, which also has several processes."""
-    overrides = [*data_overrides(tmp_path), "train.max_iter=12"]
-    whole, killed = (KilledRun(tmp_path, name, 1, overrides) for name in ("whole", "killed"))
+@pytest.mark.parametrize(
+    ("processes", "moments", "evaluations"), [(1, ["training", "writing"], 3), (2, ["writing"], 2)]
+)
+def test_a_killed_run_equals_one_never_stopped(
+    tmp_path: Path, processes: int, moments: list[str], evaluations: int
+) -> None:
+    """The short form of `exact_runs.py`."""
+    overrides = [*data_overrides(tmp_path), f"train.max_iter={6 * (evaluations - 1) + 1}"]
+    whole, killed = (
+        KilledRun(tmp_path, name, processes, overrides) for name in ("whole", "killed")
+    )
     seconds = whole.finish()
     rng = random.Random(0)
-    moments = [killed.kill(rng, 0.4 * seconds, mode) for mode in ("training", "writing")]
-    assert None not in moments
+    for moment in moments:
+        assert killed.kill(rng, 0.4 * seconds, moment) is not None
     killed.finish()
-    counts = check_equal(whole.output, killed.output)
-    assert (counts["rows"], counts["evaluations"]) == (5, 2)
+    assert check_equal(whole.output, killed.output)["evaluations"] == evaluations
 
 
 @pytest.fixture

@@ -116,6 +116,14 @@ def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Opt
     return optimizer
 
 
+def _found(cfg: DictConfig) -> Found:
+    """The checkpoint that a run continues from, if there is one; warns where its config differs."""
+    found = find_checkpoint(cfg.train.output_dir)
+    if found is not None:
+        name_differences(found[0], found[1].get("config"), cfg)
+    return found
+
+
 def _run_seed(cfg: DictConfig, found: Found) -> int:
     """The seed of the config, or that of the run, which has drawn one if the config has none."""
     if cfg.train.seed >= 0:
@@ -304,9 +312,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         log.describe(cfg)
         # Before test-time augmentation changes the config.
         carried, config = _carried_config(cfg), plain_config(cfg)
-        found = find_checkpoint(cfg.train.output_dir) if resume else None
-        if found is not None:
-            name_differences(found[0], found[1].get("config"), cfg)
+        found = _found(cfg) if resume else None
         seed = _run_seed(cfg, found)
         loader = _build_loader(cfg, seed)
         evaluate = build_evaluation(cfg)
@@ -318,13 +324,13 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         classes = class_entries(class_metadata(cfg))
         checkpointer.carried = {**carried, "classes": classes, "seed": seed}
         ema = build_ema(cfg, checkpointer.model)
+        if ema is not None:
+            checkpointer.add_checkpointable("model_ema", ema.module)
         evaluated = checkpointer.model if ema is None else ema.module
         # Built now, so that a fault of train.inference is found before training.
         inference = build_inference(cfg, evaluated)
         # Before each batch, since the exception of a signal is lost if it interrupts a destructor.
         inference.register_forward_pre_hook(lambda *_: trainer.stop_signals.check())
-        if ema is not None:
-            checkpointer.add_checkpointable("model_ema", ema.module)
         keeper = register_updates(cfg, trainer, checkpointer, ema, seed)
         evaluation = EvalHook(cfg.train.eval_period, evaluate_and_keep)
         best = best_checkpointer(cfg, evaluation, checkpointer, evaluated, results)
@@ -350,13 +356,12 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
             log.start()
         periodic = WriterHook(writers, cfg.train.log_period)
         trainer.register_hooks([periodic])
+        # Where the last row is written, everything of its iteration has been done.
+        is_complete = comm.all_gather(kept.is_complete)[0]
+        unfinished = [] if is_finished or is_complete else [*filter(None, later), periodic]
         if is_finished:
             logger.info("The run is finished, after %d iterations: only evaluating", start)
-            trainer.train(start, start)
-        else:
-            is_complete = comm.all_gather(kept.is_complete)[0]
-            unfinished = [] if is_complete else [*filter(None, later), periodic]
-            trainer.train(start, cfg.train.max_iter, unfinished)
+        trainer.train(start, start if is_finished else cfg.train.max_iter, unfinished)
     log.end(_evaluator_folder(cfg), final_report(cfg))
     return results
 
@@ -370,8 +375,8 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     averaged weights, and these are evaluated. With `train.best_checkpoint`, `model_best.pth` has
     the weights of the best evaluation. All of them carry the config and the names of the classes,
     so that `LazyPredictor` needs nothing else. When an error, Ctrl-C or SIGTERM stops training
-    early, the last complete iteration is saved. A resumed run equals one that was never stopped, bit
-    for bit on the same machine if its operators are deterministic.
+    early, the last complete iteration is saved. A resumed run equals one that was never stopped,
+    bit for bit on the same machine if its operators are deterministic.
 
     Args:
         cfg: the whole config, with model, dataloader.{train,test,evaluator}, optimizer,
