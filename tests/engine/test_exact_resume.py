@@ -14,7 +14,7 @@ from vitadapter.engine.trainer import do_train
 
 
 @pytest.mark.parametrize(
-    ("processes", "moments", "evaluations"), [(1, ["training", "writing"], 3), (2, ["writing"], 2)]
+    ("processes", "moments", "evaluations"), [(1, ["saved", "writing"], 3), (2, ["saved"], 2)]
 )
 def test_a_killed_run_equals_one_never_stopped(
     tmp_path: Path, processes: int, moments: list[str], evaluations: int

@@ -46,8 +46,9 @@ HELPERS = Path(__file__).parent
 _TIMES = {"time", "data_time", "rank_data_time", "images_per_second", "eta_seconds", "memory_mb"}
 """Scalars that no two runs have in common."""
 
-MOMENTS = ("starting", "training", "training", "training", "writing", "writing")
-"""When a run is killed, each as likely as it is often."""
+MOMENTS = ("starting", "training", "training", "training", "writing", "writing", "saved")
+"""When a run is killed, each as likely as it is often: "writing" while a checkpoint is written,
+"saved" when it has just been."""
 
 
 class DigestingRCNN(GeneralizedRCNN):
@@ -144,6 +145,13 @@ def _become(rank: int, processes: int, port: int, log: Path, arguments: list[str
     train(arguments)
 
 
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 class KilledRun:
     """A run in a folder of its own, by the command line's function in forked processes.
 
@@ -199,7 +207,8 @@ class KilledRun:
             start_seconds: about the time that a start takes.
             mode: one of `MOMENTS`.
         """
-        partial = self.output / "checkpoint.partial"
+        partial, tag = self.output / "checkpoint.partial", self.output / "last_checkpoint"
+        waited = {"writing": partial, "saved": tag}
         before, begun, started = time.time(), self._seen(), self.start()
         deadline = time.monotonic() + rng.uniform(0.2, 1.0) * start_seconds
         more = rng.randint(1, 8)
@@ -209,10 +218,10 @@ class KilledRun:
                 break
             if mode == "training" and self._seen() >= begun + more:
                 break
-            # Also a file that the start before has left, so it has to be new.
-            if mode == "writing" and partial.exists() and partial.stat().st_mtime > before:
+            # The start before may have left one, so it has to be new.
+            if mode in waited and _changed(waited[mode]) > before:
                 break
-            time.sleep(0.0005 if mode == "writing" else 0.01)
+            time.sleep(0.0005 if mode in waited else 0.01)
         time.sleep(delay)
         if not all(process.is_alive() for process in started):
             self._end(started)
