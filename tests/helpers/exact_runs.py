@@ -26,6 +26,7 @@ import torch
 from coco_samples import make_content, write_coco
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from vitadapter.commands.train import train
@@ -52,7 +53,10 @@ MOMENTS = ("starting", "training", "training", "training", "writing", "writing",
 
 
 class DigestingRCNN(GeneralizedRCNN):
-    """Keeps a checksum of all images and boxes, of all processes, that it was trained on so far."""
+    """Keeps a checksum of all images and boxes, of all processes, that it was trained on so far.
+
+    What the processes have in their buffers before an evaluation is among the scalars, too.
+    """
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
@@ -68,6 +72,16 @@ class DigestingRCNN(GeneralizedRCNN):
             for other in comm.all_gather(digest):
                 self.digest.mul_(1_000_003).add_(other)
         return super().forward(batch)
+
+    def train(self, mode: bool = True) -> "DigestingRCNN":
+        """Before an evaluation, shows the batch statistics of each process as a scalar."""
+        if not mode and has_event_storage():
+            digest = 0
+            for buffer in self.buffers():
+                digest = zlib.crc32(buffer.numpy().tobytes(), digest)
+            for rank, other in enumerate(comm.all_gather(digest)):
+                get_event_storage().put_scalar(f"buffers_{rank}", other, smoothing_hint=False)
+        return super().train(mode)
 
 
 def data_overrides(folder: Path, images: int = 11) -> list[str]:
