@@ -77,7 +77,9 @@ def test_a_run_without_a_seed_keeps_the_one_that_it_draws(watched: DictConfig, c
     watched.train.output_dir += "_resumed"
     resumed = Path(watched.train.output_dir)
     resumed.mkdir()
-    shutil.copy(whole / "model_0000000.pth", resumed)
+    # As if it had been killed between the second checkpoint and the evaluation behind it.
+    for number in (0, 1):
+        shutil.copy(whole / f"model_000000{number}.pth", resumed)
     do_train(watched, resume=True)
     assert check_equal(whole, resumed)["files"] == 5
     # Another run draws another one.
