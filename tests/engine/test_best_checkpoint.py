@@ -83,7 +83,7 @@ def test_the_best_evaluated_weights_are_kept(
     assert state["best"] == best_value
     assert len(weights) == 5
     assert same(state["model"], weights[at])
-    assert set(state) == {"model", "iteration", "best", "config", "classes"}
+    assert set(state) == {"model", "iteration", "best", "config", "classes", "seed"}
     assert last(keep) == "model_final.pth"
 
 

@@ -313,6 +313,8 @@ def test_a_run_that_was_stopped_before_its_end_gets_its_final_checkpoint(cfg: Di
     assert written["iteration"] == written["trainer"]["iteration"] == 2
     for part in ("model", "model_ema"):
         torch.testing.assert_close(written[part], expected[part], atol=0, rtol=0)
+    assert written["trainer"].keys() == expected["trainer"].keys()
+    assert written["trainer"]["hooks"]["LRScheduler"] == expected["trainer"]["hooks"]["LRScheduler"]
     assert written["trainer"]["optimizer"]["state"].keys() == set(
         expected["trainer"]["optimizer"]["state"]
     )

@@ -97,20 +97,22 @@ class KilledRun:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             )
 
-    def _logged(self, skip: int = 0) -> list[int]:
-        """The iterations that `metrics.json` has after its first lines."""
+    def _logged(self, first: int, since: float) -> list[int]:
+        """The iterations from the first one on that `metrics.json` has, if it is new."""
         file = self.output / "metrics.json"
-        lines = file.read_text().splitlines() if file.is_file() else []
+        is_new = file.is_file() and file.stat().st_mtime >= since
+        lines = file.read_text().splitlines() if is_new else []
         rows = [json.loads(line) for line in lines if line.endswith("}")]
-        return [row["iteration"] for row in rows if "total_loss" in row][skip:]
+        return [r["iteration"] for r in rows if "total_loss" in r and r["iteration"] >= first]
 
     def kill(self, kill: Kill) -> bool:
         """Starts, kills and checks what is left; returns whether the run had not ended before."""
-        before = len(self._logged())
         first = self.last_iteration() + 1
+        since = time.time()
         process, start = self.start(kill.num_workers, kill.max_iter), time.monotonic()
         while process.poll() is None and (
-            time.monotonic() < start + kill.after or len(self._logged(before)) < kill.iterations
+            time.monotonic() < start + kill.after
+            or len(self._logged(first, since)) < kill.iterations
         ):
             time.sleep(0.02)
         is_sent = process.poll() is None
@@ -128,7 +130,7 @@ class KilledRun:
         assert unexpected.count("Traceback") == unexpected.count('resource_sharer.py", line'), log
         assert is_kill or seconds < 1, f"{kill}: processes were left for {seconds:.1f} s"
 
-        seen = max(self._logged(before), default=first - 1)
+        seen = max(self._logged(first, since), default=first - 1)
         last = self.last_iteration()
         lost = _PERIOD if is_kill and is_sent else 0
         assert last >= seen - lost, f"{kill}: {seen} was complete, {last} is the last"

@@ -75,6 +75,18 @@ class BestCheckpointer(AfterEvaluation):
         self._best: _Best | None = None
         self._is_known = False
         self._start = 0
+        self._is_start_known = False
+
+    def state_dict(self) -> dict[str, object]:
+        """Where the evaluations of `patience` are counted from, as long as there is no best."""
+        rule = {"metric": self._metric, "mode": self._mode, "patience": self._patience}
+        return {**rule, "start": self._start}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Takes over what a checkpoint has, if it looked for the same best."""
+        start = state.get("start")
+        if isinstance(start, int) and {**state, "start": self._start} == self.state_dict():
+            self._start, self._is_start_known = start, True
 
     def resume(self, start: int) -> None:
         """Takes over the best value of the run that is resumed.
@@ -82,8 +94,9 @@ class BestCheckpointer(AfterEvaluation):
         Args:
             start: the iteration that training continues with.
         """
-        # A best that cannot be used is as old as this start.
-        self._start = start
+        # Where none was looked for before, a best that cannot be used is as old as this start.
+        if not self._is_start_known:
+            self._start = start
         path = Path(self._checkpointer.save_dir, f"{BEST_NAME}.pth")
         if not path.is_file():
             return

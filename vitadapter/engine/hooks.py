@@ -87,15 +87,26 @@ class StateKeeper(HookBase):
 
     Args:
         checkpointer: saves the model, and the trainer as one of its checkpointables.
+
+    Attributes:
+        lacks_final: whether the run that is resumed was stopped after its last iteration, before
+            the final checkpoint, which is then written now.
     """
 
     def __init__(self, checkpointer: AtomicCheckpointer) -> None:
         self._checkpointer = checkpointer
+        self.lacks_final = False
         self._completed: int | None = None
         self._is_updating = False
         named = checkpointer.model.named_buffers()
         self._statistics = [b for name, b in named if name.endswith(_RUNNING_STATISTICS)]
         self._before: list[torch.Tensor] = []
+
+    def before_train(self) -> None:
+        """Saves the final checkpoint, if that is all that is left to do."""
+        if self.lacks_final:
+            self._completed = self.trainer.max_iter - 1
+            self._save_completed()
 
     def before_step(self) -> None:
         """Copies what the forward pass will change."""

@@ -15,6 +15,7 @@ from vitadapter.engine.ema import EMAHook, WeightEMA
 from vitadapter.engine.hooks import EvalHook, StateKeeper
 from vitadapter.engine.pictures import PicturesHook, indexed_samples
 from vitadapter.engine.predictor import class_metadata
+from vitadapter.engine.scalars import ScalarKeeper
 from vitadapter.engine.settings import BestCheckpointSettings
 from vitadapter.engine.train_loop import AccumulatingTrainer
 from vitadapter.visualization.overlays import Palette
@@ -28,16 +29,23 @@ def register_updates(
     trainer: AccumulatingTrainer,
     checkpointer: AtomicCheckpointer,
     ema: WeightEMA | None,
-) -> None:
-    """Registers what belongs to the updates of the weights, and what saves them."""
+    seed: int,
+) -> StateKeeper:
+    """Registers what belongs to the updates of the weights, and what saves them.
+
+    Returns:
+        The hook that saves when training stops early.
+    """
+    keeper = StateKeeper(checkpointer)
     train = cfg.train
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
-            IterationSeed(train.seed) if train.seed >= 0 else None,
+            IterationSeed(seed),
             EMAHook(ema, checkpointer.model) if ema is not None else None,
-            StateKeeper(checkpointer),
+            ScalarKeeper(),
+            keeper,
         ]
     )
     if comm.is_main_process():
@@ -45,6 +53,7 @@ def register_updates(
         trainer.register_hooks(
             [hooks.PeriodicCheckpointer(checkpointer, train.checkpointer.period)]
         )
+    return keeper
 
 
 def pictures_hook(

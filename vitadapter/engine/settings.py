@@ -183,7 +183,7 @@ class TrainSettings:
     # Whether a checkpoint may have less than 90 % of the plain ViT's parameters.
     init_allow_partial: bool = False
     max_iter: PositiveInt
-    # Of the weights, the order of the data and the augmentations; -1 for a new one at each start.
+    # Of the weights, the order of the data and the augmentations; -1 for a new one in each run.
     seed: Seed = -1
     # An iteration splits its batch into this many micro-batches, which saves memory.
     accumulate_steps: PositiveInt = 1

@@ -8,18 +8,19 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.engine.data_order import Batch, OrderedLoader
 from vitadapter.engine.progress import peak_memory_mb
 from vitadapter.engine.settings import AmpSettings, PositiveInt, check_value
 from vitadapter.engine.signals import StopSignals
@@ -32,8 +33,8 @@ detectron2_logger = logging.getLogger(SimpleTrainer.__module__)
 # The smallest scale of a float16 loss: if gradients overflow even then, no scale will help.
 _MIN_SCALE = 2.0**-16
 
-Batch = list[dict[str, object]]
 Losses = dict[str, float]
+Places = list[list[object] | None]
 
 
 class _Report(NamedTuple):
@@ -44,6 +45,7 @@ class _Report(NamedTuple):
     images: int
     memory_mb: float | None  # the largest so far
     suspects: list[str]  # images of the micro-batches whose losses are not finite
+    place: list[object] | None  # in the data, after these micro-batches
 
 
 def _image_name(sample: dict[str, object]) -> str:
@@ -86,7 +88,7 @@ class AccumulatingTrainer(SimpleTrainer):
 
     Args:
         model: the model, on its device and possibly distributed; returns a dict of losses.
-        data_loader: yields micro-batches.
+        data_loader: yields micro-batches. The state has the place in an `OrderedLoader`.
         optimizer: the optimizer of the model's parameters.
         accumulate_steps: number of micro-batches in an iteration.
         amp_dtype: `torch.float16` or `torch.bfloat16` for mixed precision; None for none.
@@ -117,14 +119,24 @@ class AccumulatingTrainer(SimpleTrainer):
         self.stop_signals = StopSignals()
         self._device_type = next(model.parameters()).device.type
         self._images = 0  # of all processes, in the current iteration
+        self._ordered = data_loader if isinstance(data_loader, OrderedLoader) else None
+        # Of all processes, after the update that was last.
+        self._places: Places | None = None
+        self._finished = -1  # the last iteration that all hooks have seen
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, init_scale=init_scale, enabled=amp_dtype is torch.float16
         )
 
-    def train(self, start_iter: int, max_iter: int) -> None:
+    def train(self, start_iter: int, max_iter: int, unfinished: Sequence[HookBase] = ()) -> None:
         """Trains like Detectron2's trainers; Ctrl-C and SIGTERM stop it between two updates.
 
         A hook may lower `max_iter` meanwhile: see `finish_early`.
+
+        Args:
+            start_iter: the first iteration.
+            max_iter: the iteration to stop before.
+            unfinished: hooks that act first, if they may not have acted after the iteration before
+                `start_iter`: the run may have been stopped between its checkpoint and its end.
 
         Raises:
             KeyboardInterrupt, SystemExit: a signal, see `StopSignals`.
@@ -135,10 +147,12 @@ class AccumulatingTrainer(SimpleTrainer):
         with self.stop_signals.active(), EventStorage(start_iter) as self.storage:
             try:
                 self.before_train()
+                self._finish_previous(unfinished)
                 while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    self._finished = self.iter
                     # Afterwards it equals max_iter, by which hooks know that training finished.
                     self.iter += 1
             except Exception:
@@ -146,6 +160,14 @@ class AccumulatingTrainer(SimpleTrainer):
                 raise
             finally:
                 self.after_train()
+
+    def _finish_previous(self, unfinished: Sequence[HookBase]) -> None:
+        if self._finished == self.start_iter - 1:
+            return
+        self.iter = self.storage.iter = self.start_iter - 1
+        for hook in unfinished:
+            hook.after_step()
+        self.iter = self.storage.iter = self.start_iter
 
     def finish_early(self) -> None:
         """Makes the current iteration the last one; for `after_step` of hooks, in all processes."""
@@ -160,7 +182,7 @@ class AccumulatingTrainer(SimpleTrainer):
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
         try:
-            self._backward()
+            places = self._backward()
         except Exception:
             # Another process may have been stopped by the signal before this one.
             self.stop_signals.check()
@@ -168,12 +190,17 @@ class AccumulatingTrainer(SimpleTrainer):
         self.after_backward()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        self._places = places
         if comm.is_main_process():
             speed = self._images / (time.perf_counter() - start)
             get_event_storage().put_scalar("images_per_second", speed)
 
-    def _backward(self) -> None:
-        """Computes the gradient, which is finite or will be skipped by the scaler."""
+    def _backward(self) -> Places:
+        """Computes the gradient, which is finite or will be skipped by the scaler.
+
+        Returns:
+            The places of all processes in the data.
+        """
         self.optimizer.zero_grad()
         batches: list[Batch] = []
         losses: list[dict[str, Tensor]] = []
@@ -188,7 +215,7 @@ class AccumulatingTrainer(SimpleTrainer):
                 losses.append(self._forward(batches[-1]))
                 total = reduce(add, losses[-1].values()) / self.accumulate_steps
                 self.grad_scaler.scale(total).backward()
-        self._report(batches, losses, data_time)
+        return self._report(batches, losses, data_time)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.model, DistributedDataParallel):
@@ -237,7 +264,7 @@ class AccumulatingTrainer(SimpleTrainer):
 
     def _report(
         self, batches: list[Batch], on_device: list[dict[str, Tensor]], data_time: float
-    ) -> None:
+    ) -> Places:
         """Checks the losses and the gradient, and logs means over micro-batches and processes."""
         losses, norm = _to_host(on_device, self._gradient_norm())
         suspects = [
@@ -249,13 +276,15 @@ class AccumulatingTrainer(SimpleTrainer):
         # Sent to all and not only to the first, so that all stop.
         images = sum(map(len, batches))
         memory = peak_memory_mb(self._device_type)
-        reports = comm.all_gather(_Report(losses, data_time, images, memory, suspects))
+        place = None if self._ordered is None else self._ordered.place.to_state()
+        reports = comm.all_gather(_Report(losses, data_time, images, memory, suspects, place))
         _check_finite(reports, self.iter)
         self._check_gradient(norm, batches)
+        places = [report.place for report in reports]
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time)
         if not comm.is_main_process():
-            return
+            return places
         self._images = sum(report.images for report in reports)
         storage.put_scalar("data_time", max(report.data_time for report in reports))
         used = [report.memory_mb for report in reports if report.memory_mb is not None]
@@ -265,16 +294,29 @@ class AccumulatingTrainer(SimpleTrainer):
         storage.put_scalar("total_loss", sum(mean.values()))
         if len(mean) > 1:
             storage.put_scalars(**mean)
+        return places
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as Detectron2's `AMPTrainer` saves it."""
         state = super().state_dict()
+        state["is_finished"] = self._finished == self.iter
+        if self._ordered is not None:
+            state["data"] = self._places
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores a state; the loss scale starts anew if the checkpoint has none."""
+        """Restores a state; the loss scale starts anew if the checkpoint has none.
+
+        Raises:
+            ValueError: the place in the data is none.
+        """
         super().load_state_dict(state_dict)
+        # Older checkpoints do not say it.
+        self._finished = self.iter if state_dict.get("is_finished", True) else -1
+        if self._ordered is not None:
+            self._places = state_dict.get("data")
+            self._ordered.restore(self._places, (self.iter + 1) * self.accumulate_steps)
         if "grad_scaler" in state_dict and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -15,10 +15,11 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
+from detectron2.utils.events import EventStorage, EventWriter
 from omegaconf import DictConfig, ListConfig
 
 from vitadapter.data.folders.listing import image_facts
+from vitadapter.engine.agreement import share_buffers
 from vitadapter.engine.batch_norm_checks import check_batch_norms
 from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import (
@@ -30,18 +31,20 @@ from vitadapter.engine.checkpoint import (
     load_init_checkpoint,
 )
 from vitadapter.engine.checkpoint_config import class_entries, config_to_text
-from vitadapter.engine.data_order import batch_size_of, continue_data, seed_process
+from vitadapter.engine.config_differences import name_differences
+from vitadapter.engine.data_order import OrderedLoader, batch_size_of, seed_process
 from vitadapter.engine.ema import WeightEMA
 from vitadapter.engine.hooks import EvalHook
 from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference, tiles_of
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.published import log_published
-from vitadapter.engine.resume import find_checkpoint, resume_training
+from vitadapter.engine.resume import Content, find_checkpoint, resume_training
 from vitadapter.engine.run_checks import check_run, check_same_classes, setup_errors
 from vitadapter.engine.run_hooks import best_checkpointer, pictures_hook, register_updates
 from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.run_log import RunLog
 from vitadapter.engine.run_report import final_report
+from vitadapter.engine.scalars import MetricsWriter, kept_rows
 from vitadapter.engine.train_loop import AccumulatingTrainer
 from vitadapter.engine.writers import WriterHook, open_writers, plain_config
 from vitadapter.visualization.metrics_file import METRICS_NAME
@@ -60,6 +63,7 @@ logger = logging.getLogger(__name__)
 
 Results = dict[str, dict[str, float]]
 Batch = list[dict[str, object]]
+Found = tuple[Path, Content] | None
 
 
 def _evaluator_folder(cfg: DictConfig) -> Path | None:
@@ -135,14 +139,33 @@ def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Opt
     return optimizer
 
 
-def _build_loader(cfg: DictConfig) -> Iterable[Batch]:
+def _found(cfg: DictConfig) -> Found:
+    """The checkpoint that a run continues from, if there is one; warns where its config differs."""
+    found = find_checkpoint(cfg.train.output_dir)
+    if found is not None:
+        name_differences(found[0], found[1].get("config"), cfg)
+    return found
+
+
+def _run_seed(cfg: DictConfig, found: Found) -> int:
+    """The seed of the config, or that of the run, which has drawn one if the config has none."""
+    if cfg.train.seed >= 0:
+        return cfg.train.seed
+    drawn = found[1].get("seed") if found is not None else None
+    if not isinstance(drawn, int) or drawn < 0:
+        drawn = comm.shared_random_seed()
+    logger.info("train.seed=%d: this run draws the seed %d and keeps it", cfg.train.seed, drawn)
+    return drawn
+
+
+def _build_loader(cfg: DictConfig, seed: int) -> OrderedLoader:
     """Builds the loader of micro-batches; `train.accumulate_steps` of them make a total batch."""
     loader_cfg = copy.deepcopy(cfg.dataloader.train)
     if cfg.train.accumulate_steps > 1:
         loader_cfg.total_batch_size //= cfg.train.accumulate_steps
     # Samplers draw the seed of their order, which has to be the same at every start.
-    seed_process(cfg.train.seed)
-    return build(loader_cfg, "dataloader.train")
+    seed_process(seed)
+    return OrderedLoader(build(loader_cfg, "dataloader.train"), seed)
 
 
 def build_trainer(
@@ -181,19 +204,15 @@ def _restore(
     trainer: AccumulatingTrainer,
     checkpointer: AtomicCheckpointer,
     ema: WeightEMA | None,
-    resume: bool,
+    found: Found,
 ) -> tuple[int, bool]:
     """Loads what training starts from.
 
     Returns:
         The iteration to start with, and whether a finished run has ended there.
     """
-    found = find_checkpoint(cfg.train.output_dir) if resume else None
     if found is not None:
         start = resume_training(checkpointer, trainer, ema, *found)
-        if start >= cfg.train.max_iter and found[0].stem != FINAL_NAME:
-            # The run was stopped after its last iteration, before the final save.
-            checkpointer.save(FINAL_NAME, iteration=start - 1)
         return start, found[0].stem == FINAL_NAME
     load_init_checkpoint(
         checkpointer, cfg.train.init_checkpoint, allow_partial=cfg.train.init_allow_partial
@@ -260,8 +279,7 @@ def evaluate_only(cfg: DictConfig, load: Callable[[], tuple[torch.nn.Module, int
             log.start()
         writers = []
         if comm.is_main_process():
-            writers.append(JSONWriter(str(Path(cfg.train.output_dir, METRICS_NAME))))
-            held.callback(writers[0].close)
+            writers.append(MetricsWriter(Path(cfg.train.output_dir, METRICS_NAME)))
         results = _evaluate_at(iteration, lambda: evaluate(model), writers)
         log_published(cfg.train.init_checkpoint, flatten_results_dict(results))
         log.end(_evaluator_folder(cfg), final_report(cfg))
@@ -308,6 +326,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
     results: Results = {}
 
     def evaluate_and_keep() -> Results:
+        share_buffers(evaluated)
         results.clear()
         results.update(evaluate(inference))
         return results
@@ -316,46 +335,56 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         log.describe(cfg)
         # Before test-time augmentation changes the config.
         carried, config = _carried_config(cfg), plain_config(cfg)
-        loader = _build_loader(cfg)
+        found = _found(cfg) if resume else None
+        seed = _run_seed(cfg, found)
+        loader = _build_loader(cfg, seed)
         evaluate = build_evaluation(cfg)
         check_same_classes(cfg)
         model = build(cfg.model, "model").to(cfg.train.device)
         trainer = build_trainer(cfg, model, loader)
         checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
         # Now that the data sets are read, the names of their classes are known.
-        checkpointer.carried = {**carried, "classes": class_entries(class_metadata(cfg))}
+        classes = class_entries(class_metadata(cfg))
+        checkpointer.carried = {**carried, "classes": classes, "seed": seed}
         ema = build_ema(cfg, checkpointer.model)
+        if ema is not None:
+            checkpointer.add_checkpointable("model_ema", ema.module)
         evaluated = checkpointer.model if ema is None else ema.module
         # Built now, so that a fault of train.inference is found before training.
         inference = build_inference(cfg, evaluated)
         # Before each batch, since the exception of a signal is lost if it interrupts a destructor.
         inference.register_forward_pre_hook(lambda *_: trainer.stop_signals.check())
-        if ema is not None:
-            checkpointer.add_checkpointable("model_ema", ema.module)
-        register_updates(cfg, trainer, checkpointer, ema)
+        keeper = register_updates(cfg, trainer, checkpointer, ema, seed)
         evaluation = EvalHook(cfg.train.eval_period, evaluate_and_keep)
-        trainer.register_hooks([evaluation, pictures_hook(cfg, evaluation, inference)])
         best = best_checkpointer(cfg, evaluation, checkpointer, evaluated, results)
-        start, is_final = _restore(cfg, trainer, checkpointer, ema, resume)
+        # Each of them looks at the evaluation.
+        later = [evaluation, pictures_hook(cfg, evaluation, inference), best]
+        trainer.register_hooks(later)
+        start, is_final = _restore(cfg, trainer, checkpointer, ema, found)
+        del found  # the memory of its weights
         if best is not None and start > 0:
             best.resume(start)
         ended_early = is_final and best is not None and best.is_exhausted(start)
         is_finished = ended_early or start >= cfg.train.max_iter
-        if not is_finished:
-            continue_data(loader, start * trainer.accumulate_steps, cfg.train.seed)
+        keeper.lacks_final = is_finished and not is_final
     with contextlib.ExitStack() as held:
         with setup_errors():
-            opened = open_writers(cfg.train, config, is_resumed=start > 0)
+            kept = kept_rows(
+                Path(cfg.train.output_dir, METRICS_NAME),
+                start,
+                keeps_result=is_final and not is_finished,
+            )
+            opened = open_writers(cfg.train, config, is_resumed=start > 0, kept=kept)
             writers = held.enter_context(opened)
             log.start()
+        periodic = WriterHook(writers, cfg.train.log_period)
+        trainer.register_hooks([periodic])
+        # Where the last row is written, everything of its iteration has been done.
+        is_complete = comm.all_gather(kept.is_complete)[0]
+        unfinished = [] if is_finished or is_complete else [*filter(None, later), periodic]
         if is_finished:
             logger.info("The run is finished, after %d iterations: only evaluating", start)
-            _evaluate_at(start, evaluate_and_keep, writers)
-        else:
-            # The best weights come last, so that a metric that is unknown is written nevertheless.
-            periodic = WriterHook(writers, cfg.train.log_period)
-            trainer.register_hooks([periodic, best])
-            trainer.train(start, cfg.train.max_iter)
+        trainer.train(start, start if is_finished else cfg.train.max_iter, unfinished)
     log.end(_evaluator_folder(cfg), final_report(cfg))
     return results
 
@@ -369,8 +398,8 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     averaged weights, and these are evaluated. With `train.best_checkpoint`, `model_best.pth` has
     the weights of the best evaluation. All of them carry the config and the names of the classes,
     so that `LazyPredictor` needs nothing else. When an error, Ctrl-C or SIGTERM stops training
-    early, the last complete iteration is saved. With `train.seed`, a resumed run continues as if it
-    had never been stopped, within the limits that `vitadapter.engine.data_order` names.
+    early, the last complete iteration is saved. A resumed run equals one that was never stopped,
+    bit for bit on the same machine if its operators are deterministic.
 
     Args:
         cfg: the whole config, with model, dataloader.{train,test,evaluator}, optimizer,

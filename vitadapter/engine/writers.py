@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import cast
 
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitadapter.engine.agreement import agree
 from vitadapter.engine.building import build
 from vitadapter.engine.progress import ProgressPrinter
+from vitadapter.engine.scalars import KeptRows, MetricsWriter
 from vitadapter.engine.trackers import MLflowWriter, Tracker, WandbWriter, check_installed
 from vitadapter.visualization.metrics_file import METRICS_NAME
 
@@ -82,9 +83,17 @@ def plain_config(cfg: DictConfig) -> dict[str, object]:
     return cast(dict[str, object], _plain(content))
 
 
+def _continue_events(writer: TensorboardXWriter, kept: KeptRows) -> None:
+    """Makes TensorBoard hide what is written again, and writes nothing else twice."""
+    if kept.replaced_from is not None:
+        # Detectron2 has no other access. It opens the file with the first scalar.
+        writer._writer_args.setdefault("purge_step", kept.replaced_from)
+    writer._last_write = kept.last
+
+
 @contextlib.contextmanager
 def open_writers(
-    train: DictConfig, config: Mapping[str, object], *, is_resumed: bool
+    train: DictConfig, config: Mapping[str, object], *, is_resumed: bool, kept: KeptRows
 ) -> Iterator[Sequence[EventWriter]]:
     """Opens what the main process of a run writes to, and closes it whatever happens.
 
@@ -92,6 +101,7 @@ def open_writers(
         train: `train` of the config.
         config: the whole config, for trackers.
         is_resumed: whether the run in the output folder goes on.
+        kept: what it keeps of its `metrics.json`.
 
     Yields:
         The line of the log, `metrics.json` and what `train.writers` asks for; nothing in other
@@ -109,12 +119,12 @@ def open_writers(
                 closed.callback(writer.close)
                 if isinstance(writer, Tracker):
                     writer.start(config, is_resumed=is_resumed)
+                if isinstance(writer, TensorboardXWriter):
+                    _continue_events(writer, kept)
                 written.append(writer)
             # Detectron2's writer for TensorBoard takes the pictures away from those behind it.
             written.sort(key=lambda writer: isinstance(writer, TensorboardXWriter))
-            # Made when nothing can be refused any more.
-            metrics = JSONWriter(str(Path(train.output_dir, METRICS_NAME)))
-            closed.callback(metrics.close)
+            metrics = MetricsWriter(Path(train.output_dir, METRICS_NAME), kept)
             # The printer adds the time that is left, which the others write.
             written[:0] = [ProgressPrinter(train.max_iter), metrics]
 
@@ -144,7 +154,10 @@ class WriterHook(HookBase):
             self._write()
 
     def after_train(self) -> None:
-        """Writes what other hooks have found after training."""
+        """Writes what other hooks have found after training, or up to its stop."""
+        for writer in self._writers:
+            if isinstance(writer, MetricsWriter):
+                writer.is_stopped = self.trainer.iter < self.trainer.max_iter
         self._write()
 
     def _write(self) -> None:

@@ -1,4 +1,4 @@
-"""Reads `metrics.json`, the scalars of a run that Detectron2's `JSONWriter` writes."""
+"""Reads `metrics.json`, the scalars of a run, in the form of Detectron2's `JSONWriter`."""
 
 import json
 import logging
