@@ -81,7 +81,7 @@ def _commands(code: str, folder: Path) -> list[list[str]]:
     record.touch()
     scripts = [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "scripts").iterdir()]
     names = [*scripts, *(f"./{script}" for script in scripts), *OTHERS]
-    tools = ["python", "ruff", "torchrun", "vitadapter"]
+    tools = ["python", "ruff", "sbatch", "torchrun", "vitadapter"]
     names += [*tools, *(f".venv/bin/{tool}" for tool in tools)]
     script = "record() { printf '%s\\0' \"$@\" '' >>\"$RECORD\"; }\n"
     script += "".join(f'function {name} {{ record {name} "$@"; }}\n' for name in names)
@@ -130,6 +130,10 @@ def _arguments(command: Sequence[str]) -> argparse.Namespace | None:
         args = launched.value.arguments
         prefix = ["python", "-m"] if args.module else ["python"]
         return _arguments([*prefix, args.training_script, *args.training_script_args])
+    if name == "sbatch":  # whose file passes the other words on
+        text = (REPOSITORY / words[0]).read_text()
+        assert '-m vitadapter train "$@"' in text
+        return _arguments(["vitadapter", "train", *words[1:]])
     if name == "python" and words[0] == "-m":
         name, words = words[1], words[2:]
         if name == "vitadapter.model_zoo":

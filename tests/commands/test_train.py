@@ -1,7 +1,11 @@
 import argparse
+import contextlib
 import json
 import os
+import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -212,28 +216,67 @@ def two_processes_environment() -> dict[str, str]:
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def test_two_processes_of_torchrun(
-    repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
+def stand_in(folder: Path, name: str, text: str) -> None:
+    """A command of that name in the folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def free_job() -> int:
+    """The number of a job whose port nobody uses."""
+    for job in random.sample(range(10000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 20000 + job)):
+            return job
+    raise AssertionError("no port is free")
+
+
+def test_two_processes_of_a_slurm_job_whose_second_is_killed(
+    repository: Path, overrides: list[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(repository / "scripts" / "lazyconfig_train_net.py")]
-    command += ["--config-file", str(tiny_config), *overrides]
-    changes = ["train.max_iter=2", "train.accumulate_steps=2", "train.ema.enabled=True"]
+    """`torchrun` starts both again, and they go on from what the first one has saved."""
+    programs = tmp_path / "bin"
+    stand_in(programs, "scontrol", 'echo "$SLURM_JOB_NODELIST"')
+    # It passes its options on to nobody.
+    stand_in(programs, "srun", 'while [[ "$1" == -* ]]; do shift; done; exec "$@"')
+    stand_in(programs, "torchrun", f'exec {sys.executable} -m torch.distributed.run "$@"')
+    paths = (str(repository), str(repository / "tests" / "helpers"), *sys.path)
+    environment = {
+        **two_processes_environment(),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "KILLED_ONCE": str(tmp_path / "killed"),
+        "SLURM_JOB_NODELIST": "127.0.0.1",
+        "SLURM_JOB_ID": str(free_job()),
+        "SLURM_NNODES": "1",
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_GPUS_ON_NODE": "2",
+    }
+    changes = ["train.max_iter=4", "train.accumulate_steps=2", "train.ema.enabled=True"]
     changes += ["dataloader.train.total_batch_size=4", "train.best_checkpoint.metric=bbox/AP"]
+    config = str(repository / "tests" / "helpers" / "killed_once.py")
     run = subprocess.run(
-        [*command, *changes], env=two_processes_environment(), capture_output=True, text=True
+        [repository / "projects/ViTAdapter/slurm/train.sbatch", config, *overrides, *changes],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
+    assert (tmp_path / "killed").exists()
+    assert "error: process 0 on " in run.stderr
+    assert "has lost another process of the run" in run.stderr
     output = tmp_path / "output"
     state = torch.load(output / "model_final.pth", weights_only=True)
-    assert state["trainer"]["iteration"] == 1
+    assert state["trainer"]["iteration"] == 3
     assert state["model_ema"].keys() == state["model"].keys()
     assert (output / "model_best.pth").is_file()
     rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1, 2, 3]
     assert "bbox/AP" in rows[-1]
+    log = (output / "log.txt").read_text()
+    assert re.findall("Starting training from iteration (.)", log) == ["0", "1"]
     assert "World size: 2" in (output / "log.txt.rank1").read_text()
-    assert len(list(output.glob("events.out.tfevents.*"))) == 1
     assert not (output / "run.lock").exists()
 
 

@@ -2,13 +2,15 @@
 
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import distributed
 from torch.distributed import distributed_c10d
 
 from vitadapter.engine import launch as launch_module
-from vitadapter.engine.launch import Place, check_alone, launch
+from vitadapter.engine.launch import Place, check_alone, fresh_part, launch
 from vitadapter.engine.run_checks import SetupError
 
 TORCHRUN = {
@@ -98,6 +100,50 @@ def test_an_address_that_is_taken(monkeypatch) -> None:
         url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ValueError, match=rf"0 of 2 cannot connect .*{url} .*--dist-url \(auto"):
             Place(0, 2, 0, 2, url).join("cpu")
+
+
+def test_a_store_that_earlier_processes_have_used() -> None:
+    """Each start has a part of its own, even if an earlier one has ended in the middle."""
+    store = distributed.HashStore()
+    store.set("ask/1", "a process that has ended")
+    store.set("ask/2", "another one")
+    starts = []
+    for size in (3, 2, 3):
+        with ThreadPoolExecutor(size) as pool:
+            parts = list(pool.map(lambda r, s=size: fresh_part(store, r, s), range(size)))
+        for rank, part in enumerate(parts):
+            assert not part.check(["rank 0", "rank 1", "rank 2"][rank:])
+            part.set(f"rank {rank}", "here")
+        assert parts[0].check([f"rank {rank}" for rank in range(size)])
+        starts.append(parts)
+    assert not starts[1][0].check(["rank 2"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_shared"),
+    [({}, False), ({"TORCHELASTIC_USE_AGENT_STORE": "False"}, False), ({**TORCHRUN}, True)],
+)
+def test_only_torchruns_own_store_is_shared(
+    environment: dict[str, str], is_shared: bool, monkeypatch
+) -> None:
+    joined = []
+    store = distributed.HashStore()
+    for name, value in {"TORCHELASTIC_USE_AGENT_STORE": str(is_shared), **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch_module, "TCPStore", lambda *a, **k: store)
+    monkeypatch.setattr(
+        launch_module.distributed,
+        "init_process_group",
+        lambda *a, **options: joined.append(options) or sys.exit(),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(fresh_part, store, 1, 2) if is_shared else None
+        with pytest.raises(SystemExit):
+            Place(0, 2, 0, 2).join("cpu")
+    assert other is None or other.result() is not None
+    assert ("store" in joined[0], joined[0].get("init_method")) == (
+        (True, None) if is_shared else (False, "env://")
+    )
 
 
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vitadapter.engine.signals import StopSignals
+from vitadapter.engine.signals import StopSignals, end_by_signals
 
 STOPS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 
@@ -134,6 +134,31 @@ def test_another_thread_may_not_set_handlers(stop: StopSignals) -> None:
     thread.start()
     thread.join()
     assert errors == []
+
+
+WAITING = """
+import hashlib
+from vitadapter.engine.signals import end_by_signals, exit_on_signals
+
+exit_on_signals()
+with end_by_signals():
+    print("waiting", flush=True)
+    hashlib.pbkdf2_hmac("sha1", b"", b"", 10**9)  # Python runs no handlers meanwhile
+"""
+
+
+def test_a_signal_ends_a_process_that_waits_for_others() -> None:
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"waiting\n"
+    time.sleep(0.2)
+    process.terminate()
+    assert process.wait(10) == -signal.SIGTERM
+    process.stdout.close()
+
+
+def test_handlers_are_back_after_waiting(stop: StopSignals) -> None:
+    with end_by_signals():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 class OneWorkerDies(IterableDataset):

@@ -1,6 +1,6 @@
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,13 +81,22 @@ def test_distributed_micro_batches(tmp_path: Path) -> None:
     measured = {"images_per_second", "memory_mb"}
     assert reports[0]["losses"].keys() == {"loss_cls", "loss_box", "total_loss"} | measured
     # The fault of one process stops both, and they say the same of it.
-    assert reports[0]["messages"] == reports[1]["messages"]
-    nan, gradient, diverged = reports[0]["messages"]
+    assert reports[0]["messages"][:3] == reports[1]["messages"][:3]
+    nan, gradient, diverged, data, forward = reports[0]["messages"]
     assert nan.endswith("(loss_cls=nan, loss_box=nan) at iteration 0, images: 1.png")
     assert diverged.endswith("contain Inf/NaN. at iteration 0, images: 1.png")
     # Shared by the processes, it may be any image's.
     assert gradient.startswith("the gradient became infinite or NaN (of ")
     assert gradient.endswith("at iteration 0, images: 0.png, 1.png, 0.png, 1.png")
+    # Other errors have their traceback.
+    for heard, reason in zip((data, forward), reports[1]["messages"][3:], strict=True):
+        first, *traceback = heard.splitlines()
+        assert first.startswith("process 1 on ")
+        assert first.endswith(f" failed: RuntimeError: {reason}")
+        assert traceback[0] == "Traceback (most recent call last):"
+        assert traceback[-1] == f"RuntimeError: {reason}"
+    assert data.endswith("a worker has died")
+    assert "size of tensor" in forward
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.float16])
@@ -322,3 +331,24 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_of_before(
     cfg.dataloader.train.mapper = mapper
     do_train(cfg, resume=True)
     assert load(cfg, "model_final.pth")["iteration"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionResetError(104, "reset"), r"num_workers lower \(ConnectionResetError: .*reset"),
+        (EOFError(), r"num_workers lower \(EOFError: "),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited"), r"num_workers lower .*pid\(s\) 7"),
+        (RuntimeError("Caught KeyError in DataLoader worker process 0."), r"^Caught KeyError"),
+        (EOFError("Caught EOFError in DataLoader worker process 0."), r"^Caught EOFError"),
+    ],
+)
+def test_what_a_worker_that_has_ended_means(error: Exception, message: str) -> None:
+    def fail() -> Iterator[list[dict[str, object]]]:
+        raise error
+        yield
+
+    model = SmallModel()
+    trainer = AccumulatingTrainer(model, fail(), torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises((RuntimeError, EOFError), match=message):
+        run(trainer, 1)

@@ -13,6 +13,7 @@ from torch.distributed import GradBucket, destroy_process_group, init_process_gr
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.engine.failures import tell_of_failures
 from vitadapter.engine.train_loop import AccumulatingTrainer
 
 Batch = list[dict[str, object]]
@@ -78,13 +79,21 @@ def error_of(trainer: AccumulatingTrainer) -> str:
     """The message with which the next iteration stops; empty if it does not."""
     try:
         run(trainer, 1)
-    except FloatingPointError as error:
+    except (FloatingPointError, RuntimeError) as error:
         return str(error)
     return ""
 
 
+def broken_data() -> Iterator[Batch]:
+    """A loader that fails at once."""
+    raise RuntimeError("a worker has died")
+    yield
+
+
 def distributed(rank: int, folder: Path) -> None:
-    """One of two processes: trains on its half of 8 samples, then meets three faults of rank 1.
+    """One of two processes: trains on its half of 8 samples, then meets five faults of rank 1.
+
+    The last one ends the process.
 
     Writes weights, the number of reductions and the messages to `{rank}.json` in the folder.
     """
@@ -129,6 +138,15 @@ def _train_distributed(rank: int) -> dict[str, object]:
             error_of(AccumulatingTrainer(model, batches(spoiled, 1), optimizer, accumulate_steps=2))
         )
     after = {name: value.tolist() for name, value in model.module.state_dict().items()}
+    loader = broken_data() if rank == 1 else batches(samples(2), 1)
+    messages.append(error_of(AccumulatingTrainer(model, loader, optimizer)))
+    # Without its target, which the forward pass finds.
+    spoiled = samples(1) if rank == 0 else [{**samples(1)[0], "target": torch.zeros(3)}]
+    try:
+        with tell_of_failures():
+            run(AccumulatingTrainer(model, batches(spoiled, 1), optimizer), 1)
+    except RuntimeError as error:
+        messages.append(str(error))
     return {
         "weights": weights,
         "unchanged": all(after[n] == weights[n] for n in weights if n != "seen"),

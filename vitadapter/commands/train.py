@@ -1,6 +1,7 @@
 """`vitadapter train` and `vitadapter eval`, and what `scripts/lazyconfig_train_net.py` runs."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from omegaconf import OmegaConf
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from vitadapter.commands.arguments import (
     OVERRIDES,
@@ -18,6 +19,7 @@ from vitadapter.commands.arguments import (
     weights_of,
 )
 from vitadapter.engine.checkpoint_config import is_checkpoint
+from vitadapter.engine.failures import LostProcessError, OtherProcessError, tell_of_failures
 from vitadapter.engine.launch import Place, launch
 from vitadapter.engine.overrides import load_config
 from vitadapter.engine.run_checks import SetupError, check_device, setup_errors
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace, place: Place) -> None:
         place: of this process among those of the job.
     """
     try:
-        with setup_errors():
+        with tell_of_failures(), setup_errors():
             cfg = load_config(args.config_file, args.opts)
             from_file = is_exported(cfg.train.init_checkpoint or "")
             if from_file and not args.eval_only:
@@ -88,14 +90,17 @@ def run(args: argparse.Namespace, place: Place) -> None:
             seed = cfg.train.seed
             # PyTorch's own seed is the same at each start.
             seed_all_rng(None if seed < 0 else seed + comm.get_rank())
-        if from_file:
-            evaluate_file(cfg)
-        elif args.eval_only:
-            do_eval_only(cfg)
-        else:
-            do_train(cfg, resume=args.resume)
-    except SetupError as error:
+        with tell_of_failures():
+            if from_file:
+                evaluate_file(cfg)
+            elif args.eval_only:
+                do_eval_only(cfg)
+            else:
+                do_train(cfg, resume=args.resume)
+    except (SetupError, LostProcessError) as error:
         sys.exit(f"error: {error}")
+    except OtherProcessError as error:  # which shows its traceback itself
+        sys.exit(f"error: {str(error).splitlines()[0]}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -118,9 +123,18 @@ def _launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         )
     except SetupError as error:
         sys.exit(f"error: {error}")
-    except ProcessExitedException as error:  # one of several, which has said why
+    except ProcessRaisedException as error:
+        sys.exit(f"error: {str(error).strip()}")
+    except ProcessExitedException as error:
         code = error.exit_code
-        sys.exit(code if code >= 0 else 128 - code)  # a signal has ended it
+        if code >= 0:  # it has said why
+            sys.exit(code)
+        print(
+            f"error: process {error.error_index} of this machine was ended by {error.signal_name}"
+            f"{' (as the system does when memory runs out)' if code == -signal.SIGKILL else ''}",
+            file=sys.stderr,
+        )
+        sys.exit(128 - code)
 
 
 def script(arguments: Sequence[str] | None = None) -> None:

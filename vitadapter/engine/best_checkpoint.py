@@ -141,10 +141,14 @@ class BestCheckpointer(AfterEvaluation):
         value = float(flat.get(self._metric, math.nan))
         if math.isfinite(value) and self._is_better(value):
             logger.info("%s=%g is the best so far", self._metric, value)
-            self._best = _Best(self._metric, self._mode, value, completed)
-            self._checkpointer.save_weights(
-                BEST_NAME, self._model, iteration=self.trainer.iter, best=self._best._asdict()
-            )
+            best = _Best(self._metric, self._mode, value, completed)
+            try:
+                self._checkpointer.save_weights(
+                    BEST_NAME, self._model, iteration=self.trainer.iter, best=best._asdict()
+                )
+                self._best = best
+            except OSError as error:  # the best of the file remains the one to beat
+                logger.error("the best weights cannot be written, and training goes on: %s", error)
         if completed < self.trainer.max_iter and self.is_exhausted(completed):
             self._end(completed)
 

@@ -108,12 +108,27 @@ def find_not_finite(data: object) -> str | None:
 
 @contextlib.contextmanager
 def _replaced(target: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `target` once everything has been written to it."""
+    """A file that replaces `target` once everything has been written to it.
+
+    Raises:
+        OSError: it cannot be written; a part of it does not keep the disk full.
+    """
+    if not target.parent.is_dir():
+        logger.warning("%s has vanished, with what it held: it is made again", target.parent)
+        target.parent.mkdir(parents=True)
     partial = target.with_name(_PARTIAL_NAME)
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        # PyTorch raises another error when it closes what it could not write.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise OSError(cause.errno, cause.strerror, str(target)) from error
+        raise
     partial.replace(target)
 
 

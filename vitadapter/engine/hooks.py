@@ -9,7 +9,7 @@ from detectron2.engine import hooks as detectron2_hooks
 
 from vitadapter.engine.checkpoint import FINAL_NAME, AtomicCheckpointer
 
-__all__ = ["AfterEvaluation", "EvalHook", "StateKeeper"]
+__all__ = ["AfterEvaluation", "EvalHook", "PeriodicSaver", "StateKeeper"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,28 @@ class AfterEvaluation(HookBase):
         Args:
             completed: how many iterations were complete when the weights were evaluated.
         """
+
+
+class PeriodicSaver(detectron2_hooks.PeriodicCheckpointer):
+    """Detectron2's, except that training goes on if the disk is full or away for a while.
+
+    Only what remains of the run, the checkpoint of its last iteration, has to be written.
+    """
+
+    def after_step(self) -> None:
+        """Saves if it is time."""
+        try:
+            super().after_step()
+        except OSError as error:
+            if self.trainer.iter + 1 >= self.trainer.max_iter:
+                raise
+            logger.error(
+                "the checkpoint of iteration %d cannot be written: %s. Training goes on, and the "
+                "next one is due after iteration %d; until then, the last complete one remains",
+                self.trainer.iter,
+                error,
+                self.trainer.iter + self.period,
+            )
 
 
 class StateKeeper(HookBase):
@@ -146,12 +168,15 @@ class StateKeeper(HookBase):
         if self._checkpointer.saved_iteration != self._completed:
             try:
                 self._save_completed()
-            except FloatingPointError as error:
+            except (FloatingPointError, OSError) as error:
                 logger.error(
-                    "training stopped at iteration %d of %d with infinite or NaN weights, which "
-                    "are not saved (%s): --resume continues from the last checkpoint before",
+                    "training stopped at iteration %d of %d, whose state %s (%s): --resume "
+                    "continues from the last checkpoint before",
                     self.trainer.iter,
                     total,
+                    "cannot be written"
+                    if isinstance(error, OSError)
+                    else "is not saved because of infinite or NaN weights",
                     error,
                 )
                 return

@@ -1,23 +1,29 @@
 """Starts the processes of a run, unless torchrun has started them."""
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from detectron2.engine.launch import DEFAULT_TIMEOUT, _find_free_port
 from detectron2.utils import comm
 from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import start_processes
 
 from vitadapter.engine.run_checks import setup_errors
-from vitadapter.engine.signals import forward_signals
+from vitadapter.engine.signals import end_by_signals, forward_signals
 
-__all__ = ["Place", "check_alone", "launch"]
+__all__ = ["Place", "check_alone", "fresh_part", "launch"]
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Variables by which srun, mpirun and hand-made launchers tell a process that it is one of several.
 _SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
+
+_POLL_SECONDS = 0.05
 
 Arguments = TypeVar("Arguments")
 
@@ -75,13 +81,15 @@ class Place(NamedTuple):
         if on_gpus:
             self._choose_gpu(torch.device(device))
         try:
-            distributed.init_process_group(
-                "nccl" if on_gpus else "gloo",
-                init_method=self.url,
-                rank=self.rank,
-                world_size=self.world_size,
-                timeout=DEFAULT_TIMEOUT,
-            )
+            # The others may never come.
+            with end_by_signals():
+                distributed.init_process_group(
+                    "nccl" if on_gpus else "gloo",
+                    **self._meeting_place(os.environ),
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    timeout=DEFAULT_TIMEOUT,
+                )
         except RuntimeError as error:
             raise ValueError(
                 f"process {self.rank} of {self.world_size} cannot connect to the others at "
@@ -90,6 +98,14 @@ class Place(NamedTuple):
             ) from error
         comm.create_local_process_group(self.local_world_size)
         comm.synchronize()
+
+    def _meeting_place(self, environment: Mapping[str, str]) -> dict[str, Any]:
+        """The argument of `init_process_group` that says where the processes meet."""
+        if self.url != "env://" or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return {"init_method": self.url}
+        address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=DEFAULT_TIMEOUT)
+        return {"store": fresh_part(store, self.rank, self.world_size)}
 
     def _choose_gpu(self, device: torch.device) -> None:
         found = torch.cuda.device_count()
@@ -104,6 +120,33 @@ class Place(NamedTuple):
                 "train.device=cuda"
             )
         torch.cuda.set_device(self.local_rank)
+
+
+def fresh_part(store: Store, rank: int, world_size: int) -> Store:
+    """The part of torchrun's store that belongs to this start of the processes.
+
+    The store outlives restarts, after which processes would find the addresses of those that have
+    ended (https://github.com/pytorch/pytorch/issues/135712), and the numbers by which it counts
+    restarts differ between machines. So the first process makes up a name, which each of the others
+    asks for by one of its own.
+
+    Args:
+        store: the same for all processes of all starts.
+        rank: of this process.
+        world_size: number of processes of this start.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"ask/{rank}", name)
+        part = store.get(f"answer/{name}").decode()
+        store.set(f"{part}/{rank}", "")
+        return PrefixStore(part, store)
+    for other in range(1, world_size):
+        while not store.check([f"{name}/{other}"]):
+            if store.check([f"ask/{other}"]):  # maybe of an earlier start
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", name)
+            time.sleep(_POLL_SECONDS)
+    return PrefixStore(name, store)
 
 
 def check_alone(environment: Mapping[str, str] = os.environ, num_machines: int = 1) -> None:
@@ -127,6 +170,7 @@ def check_alone(environment: Mapping[str, str] = os.environ, num_machines: int =
                 "process on each machine. Training takes --num-gpus N (on several machines also "
                 "--num-machines M --machine-rank R --dist-url tcp://FIRST_MACHINE:PORT), or\n"
                 "  torchrun --nproc_per_node N scripts/lazyconfig_train_net.py --config-file ...\n"
+                "(projects/ViTAdapter/slurm/train.sbatch is an example for Slurm). "
                 f"If there is only this process, unset {name}"
             )
 
@@ -185,7 +229,8 @@ def launch(
                 f"several machines need --dist-url tcp://FIRST_MACHINE:PORT, got {dist_url!r}"
             )
     if place is not None:
-        main(arguments, place)
+        # Its summary of a failure has the traceback.
+        (record(main) if place.world_size > 1 else main)(arguments, place)
         return
     if dist_url == "auto":
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"

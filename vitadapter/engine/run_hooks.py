@@ -12,7 +12,7 @@ from vitadapter.engine.building import build
 from vitadapter.engine.checkpoint import AtomicCheckpointer
 from vitadapter.engine.data_order import IterationSeed
 from vitadapter.engine.ema import EMAHook, WeightEMA
-from vitadapter.engine.hooks import EvalHook, StateKeeper
+from vitadapter.engine.hooks import EvalHook, PeriodicSaver, StateKeeper
 from vitadapter.engine.pictures import PicturesHook, indexed_samples
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.scalars import ScalarKeeper
@@ -50,9 +50,7 @@ def register_updates(
     )
     if comm.is_main_process():
         checkpointer.max_to_keep = train.checkpointer.max_to_keep
-        trainer.register_hooks(
-            [hooks.PeriodicCheckpointer(checkpointer, train.checkpointer.period)]
-        )
+        trainer.register_hooks([PeriodicSaver(checkpointer, train.checkpointer.period)])
     return keeper
 
 

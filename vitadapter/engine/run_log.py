@@ -131,7 +131,8 @@ class RunLog:
         self._undone.close()
         self._memory.close()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # the rest of the log, on a full disk
+                self._file.close()
 
     def describe(self, cfg: DictConfig, *, is_kept: bool = True) -> None:
         """Logs what the run runs on, and remembers its config as it is now.

@@ -13,7 +13,14 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["Handler", "StopSignals", "exit_on_signals", "forward_signals", "set_handlers"]
+__all__ = [
+    "Handler",
+    "StopSignals",
+    "end_by_signals",
+    "exit_on_signals",
+    "forward_signals",
+    "set_handlers",
+]
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
@@ -44,6 +51,21 @@ def exit_on_signals() -> None:
     set_handlers(lambda number, frame: _exit(number))
     # While Python shuts down, it runs no handlers, and the exit status is already set.
     atexit.register(set_handlers, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def end_by_signals() -> Iterator[None]:
+    """Lets the system end the process at a signal, for as long as there is nothing to clean up.
+
+    Python runs its own handlers only between two of its instructions, so not while a library waits
+    for other processes.
+    """
+    before = set_handlers(signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

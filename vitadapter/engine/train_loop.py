@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any, NamedTuple
 
@@ -17,10 +17,17 @@ import torch
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
+from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitadapter.engine.data_order import Batch, OrderedLoader
+from vitadapter.engine.failures import (
+    LostProcessError,
+    OtherProcessError,
+    share_failure,
+    tell_of_failures,
+)
 from vitadapter.engine.progress import peak_memory_mb
 from vitadapter.engine.settings import AmpSettings, PositiveInt, check_value
 from vitadapter.engine.signals import StopSignals
@@ -32,6 +39,9 @@ detectron2_logger = logging.getLogger(SimpleTrainer.__module__)
 
 # The smallest scale of a float16 loss: if gradients overflow even then, no scale will help.
 _MIN_SCALE = 2.0**-16
+
+# The time that is left is estimated by the median of so many iterations; all else looks at fewer.
+_HISTORY_LENGTH = 1000
 
 Losses = dict[str, float]
 Places = list[list[object] | None]
@@ -54,6 +64,20 @@ def _image_name(sample: dict[str, object]) -> str:
 
 def _stop(reason: str, iteration: int, images: Iterable[str]) -> FloatingPointError:
     return FloatingPointError(f"{reason} at iteration {iteration}, images: {', '.join(images)}")
+
+
+def _explained(error: Exception) -> Exception:
+    """The error of a loader, with what it means if one of its workers has ended."""
+    # A connection breaks where a batch was on its way. What a worker has raised has the same type.
+    is_lost = isinstance(error, ConnectionError | EOFError) and "Caught" not in str(error)
+    if not is_lost and "DataLoader worker (pid" not in str(error):
+        return error
+    explained = RuntimeError(
+        "a worker that loads data has ended, as the system makes it when memory runs out: set "
+        f"dataloader.train.num_workers lower ({type(error).__name__}: {error})"
+    )
+    explained.__cause__ = error
+    return explained
 
 
 def _to_host(losses: list[dict[str, Tensor]], norm: Tensor) -> tuple[list[Losses], float]:
@@ -145,21 +169,32 @@ class AccumulatingTrainer(SimpleTrainer):
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         with self.stop_signals.active(), EventStorage(start_iter) as self.storage:
+            # Detectron2's keeps a million values of each, which are hundreds of megabytes.
+            self.storage._history.default_factory = partial(HistoryBuffer, _HISTORY_LENGTH)
             try:
-                self.before_train()
-                self._finish_previous(unfinished)
-                while self.iter < self.max_iter:
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
-                    self._finished = self.iter
-                    # Afterwards it equals max_iter, by which hooks know that training finished.
-                    self.iter += 1
+                with tell_of_failures():
+                    self._train(unfinished)
+            except (OtherProcessError, LostProcessError) as error:
+                detectron2_logger.error("Training stops in iteration %d: %s", self.iter, error)
+                raise
             except Exception:
                 detectron2_logger.exception("Exception during training:")
                 raise
             finally:
                 self.after_train()
+                # Ends the workers, which otherwise are killed and leave temporary files behind.
+                self._data_loader_iter_obj = None
+
+    def _train(self, unfinished: Sequence[HookBase]) -> None:
+        self.before_train()
+        self._finish_previous(unfinished)
+        while self.iter < self.max_iter:
+            self.before_step()
+            self.run_step()
+            self.after_step()
+            self._finished = self.iter
+            # Afterwards it equals max_iter, by which hooks know that training finished.
+            self.iter += 1
 
     def _finish_previous(self, unfinished: Sequence[HookBase]) -> None:
         if self._finished == self.start_iter - 1:
@@ -206,10 +241,9 @@ class AccumulatingTrainer(SimpleTrainer):
         losses: list[dict[str, Tensor]] = []
         data_time = 0.0
         for left in reversed(range(self.accumulate_steps)):
-            start = time.perf_counter()
-            with self.stop_signals.at_once():
-                batches.append(next(self._data_loader_iter))
-            data_time += time.perf_counter() - start
+            batch, seconds = self._next_batch()
+            batches.append(batch)
+            data_time += seconds
             # Processes exchange gradients once, in the last micro-batch.
             with self._no_sync() if left else contextlib.nullcontext():
                 losses.append(self._forward(batches[-1]))
@@ -222,21 +256,34 @@ class AccumulatingTrainer(SimpleTrainer):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
+    def _next_batch(self) -> tuple[Batch, float]:
+        """The next micro-batch, once all processes have theirs, and the seconds that it took."""
+        batch: Batch = []
+        failure: Exception | None = None
+        start = time.perf_counter()
+        try:
+            with self.stop_signals.at_once():
+                batch = next(self._data_loader_iter)
+        except Exception as error:
+            failure = _explained(error)
+        seconds = time.perf_counter() - start
+        # Otherwise, the others would wait in the forward pass for the process that failed.
+        share_failure(failure, self.iter)
+        return batch, seconds
+
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of a micro-batch."""
         enabled = self.amp_dtype is not None
         losses: dict[str, Tensor] | Tensor = {}
-        fault = None
+        fault: Exception | None = None
         try:
             with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=enabled):
                 losses = self.model(batch)
         except FloatingPointError as error:  # Detectron2 has found infinite or NaN proposals
-            fault = (str(error), [_image_name(sample) for sample in batch])
-        # Otherwise, the others would wait in the backward pass for the process that failed.
-        faults = [found for found in comm.all_gather(fault) if found is not None]
-        if faults:
-            images = [image for _, named in faults for image in named]
-            raise _stop(faults[0][0], self.iter, images)
+            fault = error
+        # Likewise, in the backward pass. Other faults may have come before an exchange of the
+        # forward pass, in which the others wait.
+        share_failure(fault, self.iter, [_image_name(s) for s in batch] if fault else [])
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
     def _gradient_norm(self) -> Tensor:

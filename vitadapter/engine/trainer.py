@@ -38,6 +38,7 @@ from vitadapter.engine.hooks import EvalHook
 from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference, tiles_of
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.published import log_published
+from vitadapter.engine.restarts import is_restart, note_run
 from vitadapter.engine.resume import Content, find_checkpoint, resume_training
 from vitadapter.engine.run_checks import check_run, check_same_classes, setup_errors
 from vitadapter.engine.run_hooks import best_checkpointer, pictures_hook, register_updates
@@ -45,6 +46,7 @@ from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.run_log import RunLog
 from vitadapter.engine.run_report import final_report
 from vitadapter.engine.scalars import MetricsWriter, kept_rows
+from vitadapter.engine.settings import check_settings, expand_home
 from vitadapter.engine.train_loop import AccumulatingTrainer
 from vitadapter.engine.writers import WriterHook, open_writers, plain_config
 from vitadapter.visualization.metrics_file import METRICS_NAME
@@ -405,7 +407,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
         cfg: the whole config, with model, dataloader.{train,test,evaluator}, optimizer,
             lr_multiplier and train. Settings that `train` lacks are filled in.
         resume: whether to continue from the last good checkpoint of `train.output_dir`, if it has
-            checkpoints.
+            checkpoints. It does so without being asked if torchrun has started the run again.
 
     Returns:
         As `do_test`, of the last evaluation.
@@ -417,7 +419,10 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Results:
     """
     with contextlib.ExitStack() as held:
         with setup_errors():
+            check_settings(cfg)
+            resume = resume or is_restart(expand_home(cfg.train.output_dir))
             check_run(cfg, resume=resume)
             log = held.enter_context(RunLog(cfg.train.output_dir))
             held.enter_context(RunLock(cfg.train.output_dir))
+            note_run(cfg.train.output_dir)
         return _train(cfg, resume, log)

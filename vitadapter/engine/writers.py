@@ -92,6 +92,20 @@ def _continue_events(writer: TensorboardXWriter, kept: KeptRows) -> None:
 
 
 @contextlib.contextmanager
+def _survived(writer: EventWriter, action: str) -> Iterator[None]:
+    """Names what a full disk does to a writer, which is no reason to stop training."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("%s cannot %s: %s", type(writer).__name__, action, error)
+
+
+def _close(writer: EventWriter) -> None:
+    with _survived(writer, "close"):
+        writer.close()
+
+
+@contextlib.contextmanager
 def open_writers(
     train: DictConfig, config: Mapping[str, object], *, is_resumed: bool, kept: KeptRows
 ) -> Iterator[Sequence[EventWriter]]:
@@ -116,7 +130,7 @@ def open_writers(
         def open_all() -> None:
             for number, wanted in enumerate(_chosen(train.writers)):
                 writer = _built(wanted, number, train.output_dir)
-                closed.callback(writer.close)
+                closed.callback(_close, writer)
                 if isinstance(writer, Tracker):
                     writer.start(config, is_resumed=is_resumed)
                 if isinstance(writer, TensorboardXWriter):
@@ -162,5 +176,6 @@ class WriterHook(HookBase):
 
     def _write(self) -> None:
         for writer in self._writers:
-            writer.write()
+            with _survived(writer, "write"):
+                writer.write()
         self.trainer.storage.clear_images()

@@ -1,0 +1,116 @@
+"""Runs that meet a full disk, a vanished folder or a damaged image, and what they leave."""
+
+import logging
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from training_samples import ActingMapper, last, load, metrics_of
+
+from vitadapter.engine.trainer import do_train
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
+# Below the size of a checkpoint, above that of all other files.
+_LIMIT = 100_000
+
+
+class TimedMapper(ActingMapper):
+    """Calls the action for each image, with the number of those before."""
+
+    def __call__(self, dataset_dict: dict) -> dict | None:
+        self.action(self.calls)
+        self.at = -1
+        return super().__call__(dataset_dict)
+
+
+def limit_files(size: int) -> None:
+    """Makes the system refuse to write more to a file, as a full disk does."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+
+
+@pytest.fixture(autouse=True)
+def unlimited_files() -> Iterator[None]:
+    """Whatever happens, later tests can write."""
+    yield
+    limit_files(resource.RLIM_INFINITY)
+
+
+def at_each_image(cfg: DictConfig, action: Callable[[int], None]) -> None:
+    """Eight iterations of one image, with a checkpoint after each second one."""
+    cfg.dataloader.train.total_batch_size = 1
+    cfg.dataloader.train.mapper.update(_target_=TimedMapper, action=action, at=-1)
+    cfg.train.update(max_iter=8)
+    cfg.train.checkpointer.period = 2
+
+
+def test_training_goes_on_while_the_disk_is_full(cfg: DictConfig, caplog) -> None:
+    folder = Path(cfg.train.output_dir)
+    seen = []
+
+    def act(image: int) -> None:
+        if image == 3:
+            limit_files(_LIMIT)
+        if image == 5:  # iteration 3 could not be saved
+            seen.extend(path.name for path in folder.iterdir())
+            limit_files(resource.RLIM_INFINITY)
+
+    at_each_image(cfg, act)
+    do_train(cfg)
+    assert "model_0000001.pth" in seen
+    assert not {"model_0000003.pth", "checkpoint.partial"} & set(seen)
+    message = next(r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
+    assert "iteration 3 cannot be written" in message
+    assert "File too large" in message
+    assert f"{folder}/model_0000003.pth" in message
+    assert "due after iteration 5" in message
+    assert last(cfg) == "model_final.pth"
+    assert [row["iteration"] for row in metrics_of(cfg) if "total_loss" in row] == list(range(8))
+
+
+def test_a_disk_that_stays_full_leaves_the_last_checkpoint(cfg: DictConfig, caplog) -> None:
+    def act(image: int) -> None:
+        if image == 3:
+            limit_files(_LIMIT)
+
+    at_each_image(cfg, act)
+    with pytest.raises(OSError, match=r"File too large: .*model_0000007\.pth"):
+        do_train(cfg)
+    limit_files(resource.RLIM_INFINITY)
+    assert "whose state cannot be written" in caplog.text
+    assert last(cfg) == "model_0000001.pth"
+    at_each_image(cfg, lambda image: None)
+    do_train(cfg, resume=True)
+    assert load(cfg, "model_final.pth")["iteration"] == 7
+
+
+def test_a_vanished_folder_is_made_again(cfg: DictConfig, caplog) -> None:
+    folder = Path(cfg.train.output_dir)
+    at_each_image(cfg, lambda image: shutil.rmtree(folder) if image == 3 else None)
+    do_train(cfg)
+    assert f"{folder} has vanished" in caplog.text
+    assert last(cfg) == "model_final.pth"
+    names = {path.name for path in folder.glob("*.pth")}
+    assert names == {"model_0000003.pth", "model_0000005.pth", "model_0000007.pth"} | {last(cfg)}
+
+
+def test_writers_survive_a_full_disk(cfg: DictConfig, caplog) -> None:
+    at_each_image(cfg, lambda image: limit_files(_LIMIT // 100) if image == 3 else None)
+    cfg.train.checkpointer.period = 100
+    with pytest.raises(OSError, match=r"File too large: .*model_final\.pth"):
+        do_train(cfg)
+    assert "Writer cannot write: [Errno 27] File too large" in caplog.text
+
+
+def test_a_damaged_image_is_left_out(cfg: DictConfig, caplog) -> None:
+    damaged = Path(cfg.dataset.train.image_root, "001.png")
+    at_each_image(cfg, lambda image: damaged.write_bytes(b"no image") if image == 3 else None)
+    do_train(cfg)
+    assert f"skipped image {damaged}" in caplog.text
+    weights = load(cfg, "model_final.pth")["model"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
