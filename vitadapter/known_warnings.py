@@ -17,6 +17,12 @@ _AT_IMPORT = (
 _IN_RUNS = (
     # Detectron2's anchors call it in the old way.
     ("torch.meshgrid: in an upcoming release", UserWarning, "torch.functional"),
+    # Nothing changes what this head returns in place; of other modules the warning is shown.
+    (
+        "FSDP2-wrapped module (FSDPMask2FormerHead) returned a view tensor",
+        UserWarning,
+        "torch.distributed.fsdp._fully_shard._fsdp_state",
+    ),
     # An export, where torchvision uses what PyTorch deprecates.
     ("`create_unbacked_symint` is deprecated", FutureWarning, "torchvision._meta_registrations"),
 )

@@ -1,18 +1,27 @@
 """Predicted memory, against real steps on the CPU as PyTorch's profiler sees them."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
 from detector_samples import DETECTORS, tiny_config
+from detectron2.config import instantiate
+from detectron2.utils import comm
 from omegaconf import DictConfig
 from project_configs import SEGMENTATION_CONFIGS, load, net_wrapper, shrink_mask2former
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from vitadapter.analysis import Workload, estimate_memory, training_peak
 from vitadapter.analysis.measurement import profiled_peak
-from vitadapter.analysis.memory import PARALLEL, Layout
+from vitadapter.analysis.memory import PARALLEL, Layout, _layout
 from vitadapter.analysis.steps import Steps
+from vitadapter.engine.parallel import sharded_groups
 
+DINOV3_FROZEN = "mask2former_vit_adapter_l_dinov3_frozen_512_80k"
 WORKLOAD = Workload((96, 128), 2, 8)  # batch norm needs two
 
 
@@ -81,15 +90,43 @@ def test_averaged_weights_are_a_second_model() -> None:
 
 def test_ddp_copies_gradients_and_fsdp2_divides_what_it_can() -> None:
     peak = Counter(parameters=80, gradients=40, optimizer=160, activations=100)
-    layout = Layout(trained=80, largest_block=10, rest=20)
+    layout = Layout(trained=80, largest_group=10, largest_gradient=5, rest=20, rest_trained=15)
     assert PARALLEL["ddp"](peak, layout, 8) == peak + Counter(communication=80)
     assert PARALLEL["fsdp2"](peak, layout, 8) == {
         "parameters": 10,
         "gradients": 5,
         "optimizer": 20,
         "activations": 100,
-        "communication": 2 * (20 + 2 * 10),
+        "communication": 20 + 2 * 10 + 15 + 5,
     }
+
+
+@pytest.fixture
+def eight_ranks() -> Iterator[None]:
+    """This process as the first of eight, whose others do not exist."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    yield
+    distributed.destroy_process_group()
+    comm._get_global_gloo_group.cache_clear()
+
+
+def test_a_rank_has_the_part_that_is_predicted(eight_ranks: None) -> None:
+    cfg = load(next(p for p in SEGMENTATION_CONFIGS if p.stem == DINOV3_FROZEN))
+    net = cfg.model.backbone.net
+    net.update(model_name="vit_7b_patch16_dinov3", embed_dim=4096, depth=40, num_heads=32)
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    layout = _layout(model)
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    assert whole > 27e9
+    assert layout.trained < 0.04 * whole
+    mesh = init_device_mesh("cpu", (8,))
+    for module in (*sharded_groups(model), model):
+        fully_shard(module, mesh=mesh)
+    parts = [parameter.to_local() for parameter in model.parameters()]
+    assert sum(part.nbytes for part in parts) == pytest.approx(whole / 8, rel=1e-4)
+    # Only a block is whole at a time.
+    assert layout.largest_group + layout.rest < 0.05 * whole
 
 
 @pytest.mark.parametrize(

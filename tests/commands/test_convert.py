@@ -6,9 +6,11 @@ import timm
 import torch
 from detectron2.config import LazyConfig, instantiate
 from torch import Tensor
+from torch.distributed import checkpoint as dcp
 
 from vitadapter.checkpoint.loading import check_plan, plan_load
 from vitadapter.checkpoint.reading import read_state_dict
+from vitadapter.checkpoint.sharded import named_tensors, without_tensors
 from vitadapter.commands import convert
 from vitadapter.modeling.backbone import ViT, ViTBaseline
 
@@ -230,3 +232,20 @@ def test_bad_commands(arguments: list[str], message: str, tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         convert.main(["w.pth", str(tmp_path / "out.pth"), *arguments])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_sharded_checkpoint_becomes_a_file(suffix: str, tmp_path: Path) -> None:
+    weights = {"backbone.net.weight": torch.arange(3.0), "head.bias": torch.ones(2)}
+    content = {"model": weights, "trainer": {"exp_avg": torch.zeros(3)}, "config": "a: 1"}
+    folder = tmp_path / "model_final.dcp"
+    dcp.save(
+        dict(named_tensors(content)), storage_writer=dcp.FileSystemWriter(folder), no_dist=True
+    )
+    torch.save(without_tensors(content), folder / "state.pth")
+    output = tmp_path / f"out.{suffix}"
+    assert convert.main([str(folder), str(output)]) == 0
+    if suffix == "pth":
+        assert str(torch.load(output, weights_only=True)) == str(content)
+    else:
+        assert str(read_state_dict(output)) == str(weights)

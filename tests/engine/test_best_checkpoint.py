@@ -11,6 +11,7 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.nn.parallel import DistributedDataParallel
 from training_samples import act, last, load, metrics_of, raise_error
 
+from vitadapter.engine import parallel as parallel_module
 from vitadapter.engine import trainer as trainer_module
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError
@@ -107,7 +108,7 @@ def test_a_distributed_model_keeps_its_names(
     def wrap(model: torch.nn.Module, **options: object) -> DistributedDataParallel:
         return DistributedDataParallel(model)
 
-    monkeypatch.setattr(trainer_module, "create_ddp_model", wrap)
+    monkeypatch.setattr(parallel_module, "create_ddp_model", wrap)
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         do_train(keep)

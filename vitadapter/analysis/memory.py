@@ -11,6 +11,7 @@ from torch import nn
 
 from vitadapter.analysis.fake_run import fake_run
 from vitadapter.analysis.steps import KINDS, Steps, Workload
+from vitadapter.engine.parallel import sharded_groups
 from vitadapter.engine.settings import PositiveInt, check_value
 
 __all__ = [
@@ -31,28 +32,35 @@ class Layout(NamedTuple):
 
     Attributes:
         trained: of the gradients of all parameters.
-        largest_block: of the largest block of the net, or interaction.
-        rest: of the parameters outside of these.
+        largest_group: of the largest of `sharded_groups`.
+        largest_gradient: of the gradients of the group that has most of them.
+        rest: of the parameters outside of these groups.
+        rest_trained: of their gradients.
     """
 
     trained: int
-    largest_block: int
+    largest_group: int
+    largest_gradient: int
     rest: int
+    rest_trained: int
 
 
 def _layout(model: nn.Module) -> Layout:
     def size(module: nn.Module) -> int:
         return sum(parameter.nbytes for parameter in module.parameters())
 
-    blocks = [
-        size(block)
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in ("blocks", "interactions")
-        and isinstance(module, nn.ModuleList)
-        for block in module
-    ]
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return Layout(trained, max(blocks, default=0), size(model) - sum(blocks))
+    def trained(module: nn.Module) -> int:
+        return sum(p.nbytes for p in module.parameters() if p.requires_grad)
+
+    groups = sharded_groups(model)
+    sizes, gradients = [size(group) for group in groups], [trained(group) for group in groups]
+    return Layout(
+        trained(model),
+        max(sizes, default=0),
+        max(gradients, default=0),
+        size(model) - sum(sizes),
+        trained(model) - sum(gradients),
+    )
 
 
 def _ddp(peak: Peak, layout: Layout, ranks: int) -> Peak:
@@ -61,15 +69,15 @@ def _ddp(peak: Peak, layout: Layout, ranks: int) -> Peak:
 
 
 def _fsdp2(peak: Peak, layout: Layout, ranks: int) -> Peak:
-    """Every process has a part of all weights; whole are the running block, the next, and the rest.
+    """Every process has a part of all weights; whole are the running group, the next, and the rest.
 
-    Each block of the net and each interaction is a group of its own, and everything else is one,
-    which stays whole from the forward pass to the end of the backward pass.
+    What is outside of all groups stays whole from the forward pass to the end of the backward pass.
+    Gradients are whole until those of a group are complete.
     """
     divided = ("parameters", "gradients", "optimizer", "average")
     kept = {kind: size // ranks if kind in divided else size for kind, size in peak.items()}
-    whole = layout.rest + 2 * layout.largest_block
-    gradients = min(whole, layout.trained)
+    whole = layout.rest + 2 * layout.largest_group
+    gradients = layout.rest_trained + layout.largest_gradient
     return Counter(kept) + Counter(communication=whole + gradients)
 
 

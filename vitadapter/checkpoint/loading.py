@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitadapter.checkpoint.families import FAMILIES, recognise
 from vitadapter.checkpoint.family import Conversion, Family, first_few
 from vitadapter.checkpoint.fitting import check_dense, fit
+from vitadapter.checkpoint.sharded import divide_like
 from vitadapter.modeling.backbone.nets.tuning import is_added
 from vitadapter.modeling.backbone.pyramid import PyramidBackbone
 
@@ -142,7 +143,7 @@ class LoadPlan:
         """Copies the tensors into the model's parameters and buffers."""
         state = model.state_dict()
         with torch.no_grad():
-            for name, tensor in self.tensors.items():
+            for name, tensor in divide_like(self.tensors, state).items():
                 state[name].copy_(tensor)
 
 

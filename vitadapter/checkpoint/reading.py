@@ -1,7 +1,8 @@
 """Checkpoint files as plain state dicts, read without executing what is in them.
 
 Reads `.safetensors`, `.npz`, the files of `torch.save` (today's zip archives, and the format
-from before PyTorch 1.6), and pickles of NumPy's arrays, such as those of Detectron2's model zoo.
+from before PyTorch 1.6), pickles of NumPy's arrays, such as those of Detectron2's model zoo, and
+the folders that runs with divided weights save (`vitadapter.checkpoint.sharded`).
 """
 
 import io
@@ -27,10 +28,12 @@ from torch import Tensor
 from vitadapter.checkpoint.archives import CHECKPOINT_SUFFIXES, check_unpacked
 from vitadapter.checkpoint.pickled_objects import Storage, Unread, storage_dtype
 from vitadapter.checkpoint.pickles import PickleReader
+from vitadapter.checkpoint.sharded import STATE_NAME, fill_tensors, is_sharded, read_tensors
 
 __all__ = [
     "StateDict",
     "check_file",
+    "is_of_run",
     "read_checkpoint_file",
     "read_state_dict",
     "read_torch_file",
@@ -256,6 +259,11 @@ def read_torch_file(path: Path, *, is_mapped: bool) -> object:
 
 
 def _read_any(path: Path) -> object:
+    if is_sharded(path):
+        state = read_checkpoint_file(path / STATE_NAME)
+        # Not the state of training.
+        wanted = tuple(f"{key}." for key in (*_PLAIN, *_AVERAGED))
+        return fill_tensors(state, read_tensors(path, lambda name: name.startswith(wanted)))
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return load_file(path)
@@ -280,13 +288,20 @@ def _reason(error: Exception) -> str:
     return text
 
 
+def is_of_run(path: Path) -> bool:
+    """Whether a path has the form in which runs save checkpoints."""
+    return is_sharded(path) or zipfile.is_zipfile(path)
+
+
 def check_file(path: Path) -> None:
-    """Refuses a file of weights that is missing or empty.
+    """Refuses a file of weights that is missing or empty; of a sharded checkpoint, `state.pth`.
 
     Raises:
         ValueError: there is no such file, or it is empty.
     """
     try:
+        if is_sharded(path):
+            path /= STATE_NAME
         is_file = path.is_file()
     except OSError as error:  # a name that is too long, or a folder that may not be entered
         raise ValueError(f"the weights {path} cannot be reached: {error.strerror}") from error
@@ -297,13 +312,19 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path} cannot be loaded as weights: the file is empty")
 
 
-def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[str, object]:
-    """Reads a training state that `torch.save` has written; nothing in it is executed.
+def read_checkpoint_file(
+    path: str | Path,
+    *,
+    is_mapped: bool = False,
+    references: Mapping[str, Tensor] | None = None,
+) -> dict[str, object]:
+    """Reads a training state that a run has saved; nothing in it is executed.
 
     Args:
-        path: of any name.
+        path: what `torch.save` has written, of any name, or the folder of a sharded checkpoint.
         is_mapped: whether tensors may stay in the file until they are used, which leaves out what
-            nobody uses; the file must then not be overwritten.
+            nobody uses; the file must then not be overwritten. Those of a folder are None.
+        references: as of `read_tensors`, for the parts of a sharded checkpoint.
 
     Returns:
         As it was saved: numbers, strings, None and tensors (on the CPU; also for NumPy's arrays) in
@@ -314,6 +335,10 @@ def read_checkpoint_file(path: str | Path, *, is_mapped: bool = False) -> dict[s
     """
     path = Path(path)
     check_file(path)
+    if is_sharded(path):
+        state = read_checkpoint_file(path / STATE_NAME)
+        tensors = {} if is_mapped else read_tensors(path, references=references)
+        return fill_tensors(state, tensors)
     try:
         content = read_torch_file(path, is_mapped=is_mapped)
     except _NOT_WEIGHTS as error:
@@ -327,8 +352,8 @@ def read_state_dict(path: str | Path, *, averaged: bool = False) -> StateDict:
     """Reads the weights of a checkpoint file; nothing in it is executed.
 
     Args:
-        path: `.safetensors`, `.npz`, or what `torch.save` has written or a pickle of NumPy's
-            arrays (any other suffix).
+        path: `.safetensors`, `.npz`, the folder of a sharded checkpoint, or what `torch.save` has
+            written or a pickle of NumPy's arrays (any other suffix).
         averaged: as of `unwrap_state_dict`.
 
     Returns:

@@ -12,6 +12,12 @@ a family goes into nets of several classes, they are the names of the one that R
 A model that was trained with LoRA becomes a plain one, for the config without LoRA, by
 
   %(prog)s output/model_final.pth OUT.pth --config-file output/config.yaml --merge-lora
+
+A run with train.parallel=fsdp2 saves folders. The single file that another run would have saved,
+with the state of training and the config, or its weights alone, are written by
+
+  %(prog)s output/model_final.dcp OUT.pth
+  %(prog)s output/model_final.dcp OUT.safetensors
 """
 
 import argparse
@@ -19,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from omegaconf import OmegaConf
@@ -38,7 +45,8 @@ from vitadapter.checkpoint import (
     recognise,
 )
 from vitadapter.checkpoint.fitting import check_dense, check_finite
-from vitadapter.checkpoint.reading import StateDict
+from vitadapter.checkpoint.reading import StateDict, read_checkpoint_file
+from vitadapter.checkpoint.sharded import is_sharded
 from vitadapter.commands.arguments import CONFIG
 from vitadapter.engine.building import build
 from vitadapter.engine.overrides import load_config
@@ -55,7 +63,9 @@ def parse_args(
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", help="file, URL, hf://org/repo/file or timm://name")
+    parser.add_argument(
+        "input", help="file, folder of a sharded checkpoint, URL, hf://org/repo/file or timm://name"
+    )
     parser.add_argument(
         "output", type=Path, help=f"file to write, which ends in {' or '.join(SUFFIXES)}"
     )
@@ -102,14 +112,21 @@ def parse_args(
     return args
 
 
-def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes aside and renames, so that the file is whole or absent."""
+def save(content: dict[str, object], path: Path) -> None:
+    """Writes aside and renames, so that the file is whole or absent.
+
+    Args:
+        content: of a checkpoint; of `.safetensors`, its weights only.
+        path: the file.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
         if path.suffix == ".safetensors":
-            save_file(tensors, partial)
+            # Own memory for each: safetensors refuses shared storage.
+            weights = cast(dict[str, Tensor], content["model"])
+            save_file({n: tensor.clone().contiguous() for n, tensor in weights.items()}, partial)
         else:
-            torch.save({"model": tensors}, partial)
+            torch.save(content, partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -170,18 +187,25 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         The exit status.
     """
     args = parse_args(arguments, prog)
+    is_gathered = is_sharded(Path(args.input)) and args.output.suffix == ".pth"
+    is_gathered &= args.family == "auto" and args.config_file is None
     try:
-        report, scope = convert(args)
+        if is_gathered:
+            content = read_checkpoint_file(args.input)
+            said = f"all of {args.input} is in {args.output}"
+        else:
+            report, scope = convert(args)
+            # Own memory for each, so that views do not take their whole storage with them.
+            tensors = {name: tensor.clone() for name, tensor in report.tensors.items()}
+            content = {"model": tensors}
+            said = f"{report.summary()}\nnames are those of the {scope}, written to {args.output}"
     except (ValueError, LookupError, RuntimeError) as error:  # the latter come of odd shapes
         print(f"error: {error}", file=sys.stderr)
         return 1
-    # Own memory for each: safetensors refuses shared storage.
-    tensors = {name: tensor.clone().contiguous() for name, tensor in report.tensors.items()}
     try:
-        save(tensors, args.output)
+        save(content, args.output)
     except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's is a RuntimeError
         print(f"error: {args.output} cannot be written: {error}", file=sys.stderr)
         return 1
-    print(report.summary())
-    print(f"names are those of the {scope}, written to {args.output}")
+    print(said)
     return 0

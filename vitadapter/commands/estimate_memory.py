@@ -65,8 +65,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parallel",
         choices=list(PARALLEL),
-        default="ddp",
-        help="how these share the work (default: ddp; fsdp2 cannot be trained with yet)",
+        help="how these share the work, as train.parallel says (default: what the config has)",
     )
     parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU, in GiB")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
@@ -75,7 +74,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _print(cfg: DictConfig, args: argparse.Namespace) -> None:
     check_settings(cfg)
     workload = _workload(cfg, args)
-    sharing = {"ranks": args.ranks, "parallel": args.parallel}
+    # One GPU has nothing to share, whatever a config says.
+    default = cfg.train.parallel if args.ranks > 1 else "ddp"
+    sharing = {"ranks": args.ranks, "parallel": args.parallel or default}
     print(estimate_memory(cfg, workload, **sharing).table(), flush=True)
     if args.gpu_memory is None:
         return

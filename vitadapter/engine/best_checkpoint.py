@@ -12,7 +12,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from vitadapter.checkpoint.reading import read_checkpoint_file
-from vitadapter.engine.checkpoint import BEST_NAME, FINAL_NAME, AtomicCheckpointer
+from vitadapter.engine.checkpoint import (
+    BEST_NAME,
+    FINAL_NAME,
+    AtomicCheckpointer,
+    saved_files,
+)
 from vitadapter.engine.hooks import AfterEvaluation, EvalHook
 from vitadapter.engine.settings import BestCheckpointSettings
 
@@ -97,9 +102,10 @@ class BestCheckpointer(AfterEvaluation):
         # Where none was looked for before, a best that cannot be used is as old as this start.
         if not self._is_start_known:
             self._start = start
-        path = Path(self._checkpointer.save_dir, f"{BEST_NAME}.pth")
-        if not path.is_file():
+        found = saved_files(Path(self._checkpointer.save_dir), BEST_NAME)
+        if not found:
             return
+        path = max(found, key=lambda path: path.stat().st_mtime_ns)
         try:
             best = read_checkpoint_file(path, is_mapped=True).get("best")
         except ValueError as error:
@@ -138,7 +144,8 @@ class BestCheckpointer(AfterEvaluation):
         """Saves the weights if they are the best so far; ends training if they have not been."""
         flat = flatten_results_dict(dict(self._results))
         self._is_known = self._is_known or self._check_known(flat)
-        value = float(flat.get(self._metric, math.nan))
+        # The first process knows it, and all may have to save their parts.
+        value = comm.all_gather(float(flat.get(self._metric, math.nan)))[0]
         if math.isfinite(value) and self._is_better(value):
             logger.info("%s=%g is the best so far", self._metric, value)
             best = _Best(self._metric, self._mode, value, completed)

@@ -4,23 +4,32 @@ import contextlib
 import logging
 import os
 import re
-import zipfile
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils import comm
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from vitadapter.checkpoint.loading import check_plan, plan_load
 from vitadapter.checkpoint.reading import (
     StateDict,
     check_file,
+    is_of_run,
     read_checkpoint_file,
     read_state_dict,
+)
+from vitadapter.checkpoint.sharded import (
+    SHARDED_SUFFIX,
+    divide_like,
+    local_part,
+    named_tensors,
 )
 from vitadapter.checkpoint.sources import check_source, fetch, is_remote
 from vitadapter.engine.settings import expand_home
@@ -35,6 +44,8 @@ __all__ = [
     "find_not_finite",
     "iteration_of",
     "load_init_checkpoint",
+    "remove",
+    "saved_files",
 ]
 
 logger = logging.getLogger(__name__)
@@ -48,10 +59,13 @@ FINAL_NAME = "model_final"
 LAST_NAME = "last_checkpoint"
 """Detectron2's name for the file that names the checkpoint to resume from."""
 
-_PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+# By file name: how the two kinds of checkpointers end it.
+_SUFFIXES = (".pth", SHARDED_SUFFIX)
+_PERIODIC = re.compile(r"model_(\d{7,})")
 
 # Always the same name, so that the next save overwrites what a killed one left behind.
 _PARTIAL_NAME = "checkpoint.partial"
+_REMOVED_NAME = "checkpoint.removed"
 _REPORT_NAME = "init_checkpoint_report.txt"
 # Detectron2's query for matching weights by similar names; without it, the file's family is found.
 _HEURISTICS = ("matching_heuristics=True", "matching_heuristics=False")
@@ -59,8 +73,18 @@ _HEURISTICS = ("matching_heuristics=True", "matching_heuristics=False")
 
 def iteration_of(path: Path) -> int | None:
     """The iteration in the name of a checkpoint; None if there is none."""
-    match = _PERIODIC.fullmatch(path.name)
-    return int(match[1]) if match else None
+    match = _PERIODIC.fullmatch(path.stem)
+    return int(match[1]) if match and path.suffix in _SUFFIXES else None
+
+
+def saved_files(folder: Path, name: str = "*") -> list[Path]:
+    """The checkpoints of a run, files and folders of parts.
+
+    Args:
+        folder: the run's output folder.
+        name: of the checkpoint without its suffix, or a pattern.
+    """
+    return [path for suffix in _SUFFIXES for path in folder.glob(f"{name}{suffix}")]
 
 
 def evaluation_iteration(weights: str) -> int:
@@ -74,7 +98,7 @@ def evaluation_iteration(weights: str) -> int:
     """
     source = weights.partition("?")[0]
     file = fetch(expand_home(source))
-    if not zipfile.is_zipfile(file):  # as runs save it
+    if not is_of_run(file):
         return 0
     try:
         iteration = read_checkpoint_file(file, is_mapped=True).get("iteration")
@@ -86,24 +110,30 @@ def evaluation_iteration(weights: str) -> int:
     return iteration + (Path(file).stem == FINAL_NAME)
 
 
-def _tensors(data: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of nested dicts, lists and tuples, with dotted names."""
-    if isinstance(data, torch.Tensor):
-        yield name, data
-    elif isinstance(data, Mapping | list | tuple):
-        items = data.items() if isinstance(data, Mapping) else enumerate(data)
-        for key, value in items:
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))
-
-
 def find_not_finite(data: object) -> str | None:
     """The name of the first tensor with an infinite or NaN value; None if there is none.
 
     Args:
-        data: nested dicts, lists and tuples, of tensors and anything else.
+        data: nested dicts, lists and tuples, of tensors and anything else. If tensors are divided
+            between processes, all processes have to ask.
     """
-    tensors = _tensors(data)
-    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+    is_divided, wrong = False, None
+    for name, tensor in named_tensors(data):
+        is_divided |= isinstance(tensor, DTensor)
+        if wrong is None and not local_part(tensor).isfinite().all():
+            wrong = name
+    return next(filter(None, comm.all_gather(wrong)), None) if is_divided else wrong
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint so that a kill leaves it whole or gone."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    aside = path.with_name(_REMOVED_NAME)
+    if aside.exists():  # of a kill
+        shutil.rmtree(aside)
+    shutil.rmtree(path.replace(aside))
 
 
 @contextlib.contextmanager
@@ -140,12 +170,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
     - it removes old checkpoints, including those of earlier starts of the run;
     - it reads files without executing anything in them.
 
+    Its `save` and `save_weights` may be called in all processes; the first one writes.
+
     Attributes:
+        suffix: how the names of what it writes end.
         max_to_keep: how many checkpoints named after an iteration are kept; None for all.
         saved_iteration: the iteration of the last save; None before the first.
         carried: plain entries that every file has besides, such as the config.
     """
 
+    suffix: ClassVar[str] = ".pth"
     max_to_keep: int | None = None
     saved_iteration: int | None = None
     carried: Mapping[str, object] = MappingProxyType({})
@@ -162,14 +196,41 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
-        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
-        data.update(extra)
-        self._write(name, data)
-        self.tag_last_checkpoint(f"{name}.pth")
+        self._write(name, self._state(extra))
+        self._note_saved(extra)
+        self._finish(name)
+
+    def _state(self, extra: Mapping[str, object]) -> dict[str, object]:
+        """All that is saved of training."""
+        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        return {"model": self.model.state_dict(), **states, **extra}
+
+    def _note_saved(self, extra: Mapping[str, object]) -> None:
         iteration = extra.get("iteration")
         self.saved_iteration = iteration if isinstance(iteration, int) else None
-        self._remove_old(f"{name}.pth")
+
+    def _finish(self, name: str) -> None:
+        """Makes a checkpoint that is complete the last one."""
+        self.tag_last_checkpoint(f"{name}{self.suffix}")
+        self._remove_other_kind(name)
+        self._remove_old(f"{name}{self.suffix}")
+
+    def _remove_other_kind(self, name: str) -> None:
+        """Removes what a run with another `train.parallel` has saved under the same name."""
+        for path in saved_files(Path(self.save_dir), name):
+            if path.suffix != self.suffix:
+                remove(path)
+
+    def can_save(self) -> bool:
+        """Whether all processes that have to take part in a save are there, even after an error."""
+        return True
+
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
 
     def save_weights(self, name: str, model: nn.Module, **extra: object) -> None:
         """Saves only weights, as `name.pth`, which a resumed run does not load.
@@ -184,6 +245,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """
         if self.save_dir and self.save_to_disk:
             self._write(name, {"model": model.state_dict(), **extra})
+            self._remove_other_kind(name)
 
     def _write(self, name: str, data: Mapping[str, object]) -> None:
         target = Path(self.save_dir, f"{name}.pth")
@@ -204,7 +266,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             reverse=True,
         )
         for path in others[self.max_to_keep - (len(others) < len(files)) :]:
-            path.unlink()
+            remove(path)
 
     def load_model(self, state_dict: Mapping[str, torch.Tensor], path: str) -> None:
         """Loads the weights of a checkpoint to resume from.
@@ -216,7 +278,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: the weights are those of another model; names the first three missing ones.
         """
-        incompatible = self._load_model({"model": dict(state_dict)})
+        divided = divide_like(state_dict, self.model.state_dict())
+        incompatible = self._load_model({"model": divided})
         self._log_incompatible_keys(incompatible)
         state = self.model.state_dict(keep_vars=True)
         # A shared parameter needs to be found under one of its names only.

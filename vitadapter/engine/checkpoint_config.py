@@ -10,7 +10,6 @@ import importlib
 import inspect
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -23,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from vitadapter.checkpoint.archives import CHECKPOINT_SUFFIXES
-from vitadapter.checkpoint.reading import read_checkpoint_file
+from vitadapter.checkpoint.reading import is_of_run, read_checkpoint_file
+from vitadapter.checkpoint.sharded import SHARDED_SUFFIX
 from vitadapter.checkpoint.sources import fetch, is_remote
 from vitadapter.engine.settings import expand_home, fill_defaults
 
@@ -346,7 +346,7 @@ def carried_classes(weights: str) -> Metadata | None:
         return None
     file = fetch(expand_home(source))
     try:
-        if not zipfile.is_zipfile(file):  # as runs save it
+        if not is_of_run(file):
             return None
         entries = read_checkpoint_file(file, is_mapped=True).get("classes")
     except (OSError, ValueError):  # whoever loads the weights says why
@@ -356,7 +356,7 @@ def carried_classes(weights: str) -> Metadata | None:
 
 def is_checkpoint(name: str | Path) -> bool:
     """Whether what stands in place of a config is, by its name, a checkpoint."""
-    return str(name).endswith(CHECKPOINT_SUFFIXES)
+    return str(name).rstrip("/").endswith((*CHECKPOINT_SUFFIXES, SHARDED_SUFFIX))
 
 
 def read_config(source: str | Path) -> DictConfig:

@@ -10,6 +10,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from vitadapter.checkpoint.sharded import divide_like, local_part
 from vitadapter.engine.settings import Decay, NotNegativeInt, check_value
 
 __all__ = ["EMAHook", "WeightEMA"]
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """Weights and buffers; shared ones appear once."""
-    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+    """Weights and buffers, of sharded ones this process's part; shared ones appear once."""
+    return [local_part(tensor) for tensor in (*model.parameters(), *model.buffers())]
 
 
 class WeightEMA:
@@ -85,7 +86,7 @@ class WeightEMA:
             self.reset(model)
             return
         try:
-            self.module.load_state_dict(state)
+            self.module.load_state_dict(divide_like(state, self.module.state_dict()))
         except RuntimeError as error:
             raise ValueError(f"the averaged weights of {path} do not fit: {error}") from error
 

@@ -142,12 +142,16 @@ class StateKeeper(HookBase):
         """Marks the iteration as complete, and stops training if there was a signal."""
         self._completed = self.trainer.iter
         self._is_updating = False
-        self.trainer.stop_signals.check()
+        self.trainer.check_signals()
 
     def after_train(self) -> None:
-        """Saves the last complete iteration if training stopped early."""
+        """Saves the last complete iteration if training stopped early, and waits for the disk."""
         if self.trainer.iter < self.trainer.max_iter:
             self._save()
+            try:
+                self._checkpointer.wait()
+            except OSError as error:  # which is not what has stopped training
+                logger.error("%s: --resume continues from the last checkpoint before", error)
 
     def _save(self) -> None:
         total = self.trainer.max_iter
@@ -166,6 +170,8 @@ class StateKeeper(HookBase):
             for statistic, before in zip(self._statistics, self._before, strict=True):
                 statistic.copy_(before)
         if self._checkpointer.saved_iteration != self._completed:
+            if not self._checkpointer.can_save():
+                return
             try:
                 self._save_completed()
             except (FloatingPointError, OSError) as error:

@@ -15,6 +15,7 @@ from torch import nn
 
 from vitadapter.data.image_files import read_image
 from vitadapter.engine.hooks import AfterEvaluation, EvalHook
+from vitadapter.engine.parallel import whole
 from vitadapter.modeling.image_record import ImageRecord
 from vitadapter.visualization.overlays import Palette, fitted
 from vitadapter.visualization.predictions import Selection, draw_found
@@ -116,8 +117,11 @@ class PicturesHook(AfterEvaluation):
 
     def _draw_all(self, completed: int) -> None:
         self._drawn = completed
-        if not comm.is_main_process():
-            return
+        with whole(self._inference):
+            if comm.is_main_process():
+                self._draw_each(completed)
+
+    def _draw_each(self, completed: int) -> None:
         self._folder.mkdir(exist_ok=True)
         with (
             self.trainer.stop_signals.at_once(),

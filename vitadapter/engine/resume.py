@@ -1,5 +1,6 @@
 """Continues a run from its newest good checkpoint, with the settings of the config."""
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,18 +8,20 @@ from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 
 from vitadapter.checkpoint.reading import read_checkpoint_file
+from vitadapter.checkpoint.sharded import divide_like, is_sharded, local_part, named_tensors
 from vitadapter.engine.checkpoint import (
     FINAL_NAME,
     LAST_NAME,
     AtomicCheckpointer,
-    find_not_finite,
     iteration_of,
+    saved_files,
 )
 from vitadapter.engine.ema import WeightEMA
 
-__all__ = ["find_checkpoint", "resume_training"]
+__all__ = ["find_and_resume", "find_checkpoint", "peek_checkpoint", "resume_training"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +58,33 @@ def _is_optimizer(content: object) -> bool:
     )
 
 
-def _read(path: Path) -> Content:
+def _references(
+    checkpointer: AtomicCheckpointer, trainer: SimpleTrainer, ema: WeightEMA | None
+) -> dict[str, torch.Tensor]:
+    """The tensors of the run by their names in a checkpoint, which tell how they are divided."""
+    models = {"model": checkpointer.model, **({"model_ema": ema.module} if ema else {})}
+    references = {
+        f"{key}.{name}": tensor
+        for key, model in models.items()
+        for name, tensor in model.state_dict().items()
+    }
+    for number, parameter in enumerate(_parameters(trainer.optimizer)):
+        for key in _LIKE_PARAMETER:
+            references[f"trainer.optimizer.state.{number}.{key}"] = parameter
+    return references
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _read(path: Path, references: Mapping[str, torch.Tensor]) -> Content:
     """Reads a checkpoint that training can continue from.
 
     Raises:
         ValueError: training cannot continue from it; says why.
     """
-    content = read_checkpoint_file(path)
+    content = read_checkpoint_file(path, references=references)
     trainer = content.get("trainer")
     if not (
         isinstance(trainer, Mapping)
@@ -73,7 +96,9 @@ def _read(path: Path) -> Content:
     ):
         found = ", ".join(sorted(content)[:5]) or "nothing"
         raise ValueError(f"{path} has no state of training to continue from (it has {found})")
-    if wrong := find_not_finite(content):
+    tensors = named_tensors(content)
+    wrong = next((name for name, part in tensors if not local_part(part).isfinite().all()), None)
+    if wrong is not None:
         raise ValueError(f"{wrong} of {path} is infinite or NaN")
     return content
 
@@ -106,14 +131,14 @@ def _named_last(folder: Path, files: list[Path]) -> Path | None:
         raise ValueError(f"{file} does not name a checkpoint, but {name[:50]!r}: {advice}")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{file} names {name}, which is outside of the folder: {advice}")
-    if not (folder / name).is_file():
+    if not (folder / name).is_file() and not is_sharded(folder / name):
         raise ValueError(f"{file} names {name}, which is not a file: {advice}")
     return folder / name
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
     """The checkpoint that `last_checkpoint` names, then those of the run, the newest first."""
-    files = [p for p in folder.glob("*.pth") if iteration_of(p) is not None or p.stem == FINAL_NAME]
+    files = [p for p in saved_files(folder) if iteration_of(p) is not None or p.stem == FINAL_NAME]
     last = _named_last(folder, files)
     if last is not None:
         yield last
@@ -121,7 +146,29 @@ def _candidates(folder: Path) -> Iterator[Path]:
     yield from sorted(others, key=lambda path: (_saved_iteration(path), path.name), reverse=True)
 
 
-def find_checkpoint(folder: str) -> tuple[Path, Content] | None:
+def peek_checkpoint(folder: str) -> tuple[Path, Content] | None:
+    """Reads what is no tensor of the checkpoint that a run is probably resumed from.
+
+    `find_checkpoint` reads the weights, when the model is there that says how they are divided.
+
+    Args:
+        folder: the run's `train.output_dir`.
+
+    Returns:
+        The file and its content, whose tensors are not to be used; None if none can be read.
+
+    Raises:
+        ValueError: `last_checkpoint` names a file that does not exist.
+    """
+    for path in _candidates(Path(folder)):
+        with contextlib.suppress(ValueError, RecursionError):
+            return path, read_checkpoint_file(path, is_mapped=True)
+    return None
+
+
+def find_checkpoint(
+    folder: str, references: Mapping[str, torch.Tensor] | None = None
+) -> tuple[Path, Content] | None:
     """Reads the checkpoint to resume a run from.
 
     It is the one that `last_checkpoint` names. If that cannot be read, or has infinite or NaN
@@ -129,19 +176,24 @@ def find_checkpoint(folder: str) -> tuple[Path, Content] | None:
 
     Args:
         folder: the run's `train.output_dir`.
+        references: as of `read_checkpoint_file`.
 
     Returns:
-        The file and its content; None if the folder has no checkpoints.
+        The file and its content, the same in all processes; None if the folder has no checkpoints.
 
     Raises:
         ValueError: no checkpoint is good, or `last_checkpoint` names a file that does not exist.
     """
     faults: list[str] = []
     for path in _candidates(Path(folder)):
+        content, fault = {}, None
         try:
-            content = _read(path)
+            content = _read(path, references or {})
         except (ValueError, RecursionError) as error:
-            faults.append(str(error))
+            fault = str(error)
+        # What one process cannot read, none of them uses.
+        if fault := next(filter(None, comm.all_gather(fault)), None):
+            faults.append(fault)
             continue
         if faults:
             logger.warning("%s: training continues from %s instead", "; ".join(faults), path)
@@ -221,6 +273,38 @@ def _check_optimizer(
         )
 
 
+def _divide_state(state: dict[int, dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    """Divides the state of a single file in place as the parameters are divided."""
+    for number, parameter in enumerate(_parameters(optimizer)):
+        own = state.get(number, {})
+        tensors = {key: own[key] for key in _LIKE_PARAMETER if own.get(key) is not None}
+        own.update(divide_like(tensors, dict.fromkeys(tensors, parameter)))
+
+
+def find_and_resume(
+    folder: str,
+    checkpointer: AtomicCheckpointer,
+    trainer: SimpleTrainer,
+    ema: WeightEMA | None,
+) -> tuple[Path, int] | None:
+    """Continues from the checkpoint of `find_checkpoint`, if there is one.
+
+    Args:
+        folder: the run's `train.output_dir`.
+        checkpointer, trainer, ema: as of `resume_training`.
+
+    Returns:
+        The file, and the iteration to continue with; None if the folder has no checkpoints.
+
+    Raises:
+        ValueError: no checkpoint is good, or it belongs to another model or optimizer.
+    """
+    found = find_checkpoint(folder, _references(checkpointer, trainer, ema))
+    if found is None:
+        return None
+    return found[0], resume_training(checkpointer, trainer, ema, *found)
+
+
 def resume_training(
     checkpointer: AtomicCheckpointer,
     trainer: SimpleTrainer,
@@ -249,6 +333,7 @@ def resume_training(
     checkpointer.load_model(content["model"], str(path))
     _check_optimizer(content["trainer"]["optimizer"], trainer.optimizer, path)
     settings = _settings(trainer.optimizer)
+    _divide_state(content["trainer"]["optimizer"]["state"], trainer.optimizer)
     try:
         trainer.load_state_dict(content["trainer"])
     except (AttributeError, LookupError, TypeError, RuntimeError) as error:

@@ -15,6 +15,7 @@ from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist
 from vitadapter.engine.run_lock import check_unlocked
 from vitadapter.engine.run_report import check_report
 from vitadapter.engine.settings import (
+    DDP_DEFAULTS,
     Device,
     ImageFormat,
     NotNegativeNumber,
@@ -111,6 +112,16 @@ def _check_amp(train: DictConfig) -> None:
         raise ValueError(
             "train.amp.enabled=True with float16 needs a GPU, got "
             f"train.device={train.device}: set train.amp.enabled=False or train.amp.dtype=bfloat16"
+        )
+
+
+def _check_parallel(train: DictConfig) -> None:
+    """Refuses arguments of DDP that nothing would use."""
+    changed = {key: value for key, value in train.ddp.items() if DDP_DEFAULTS.get(key) != value}
+    if train.parallel != "ddp" and changed:
+        raise ValueError(
+            f"train.ddp has arguments of DDP ({changed}), which train.parallel={train.parallel} "
+            "does not use: leave them out, or set train.parallel=ddp"
         )
 
 
@@ -215,6 +226,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         _check_eval_only(cfg)
     else:
         _check_amp(train)
+        _check_parallel(train)
         check_micro_batches(cfg, comm.get_world_size())
         _check_masks(cfg)
         _check_best(cfg)

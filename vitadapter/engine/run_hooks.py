@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from detectron2.engine import hooks
-from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
@@ -48,9 +47,8 @@ def register_updates(
             keeper,
         ]
     )
-    if comm.is_main_process():
-        checkpointer.max_to_keep = train.checkpointer.max_to_keep
-        trainer.register_hooks([PeriodicSaver(checkpointer, train.checkpointer.period)])
+    checkpointer.max_to_keep = train.checkpointer.max_to_keep
+    trainer.register_hooks([PeriodicSaver(checkpointer, train.checkpointer.period)])
     return keeper
 
 

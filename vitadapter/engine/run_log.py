@@ -22,7 +22,7 @@ from detectron2.utils.logger import _ColorfulFormatter
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitadapter.engine.checkpoint import BEST_NAME, FINAL_NAME
+from vitadapter.engine.checkpoint import BEST_NAME, FINAL_NAME, saved_files
 from vitadapter.engine.pictures import PICTURES_NAME
 from vitadapter.known_warnings import without_known_warnings
 from vitadapter.visualization.metrics_file import METRICS_NAME
@@ -177,9 +177,10 @@ class RunLog:
             predictions: the folder of the evaluator, if it has one.
             report: the page of this run's report, if it has one.
         """
+        names = {"weights": FINAL_NAME, "best weights": BEST_NAME}
+        found = {what: saved_files(self._folder, name) for what, name in names.items()}
         paths = {
-            "weights": self._folder / f"{FINAL_NAME}.pth",
-            "best weights": self._folder / f"{BEST_NAME}.pth",
+            **{what: files[0] for what, files in found.items() if files},
             "metrics": self._folder / METRICS_NAME,
             "predictions": predictions,
             "report": report,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import torch
@@ -17,9 +17,11 @@ from omegaconf import DictConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from vitadapter.data.channel_files import MAX_CHANNELS
+from vitadapter.engine.parallel import PARALLEL
 from vitadapter.engine.writers import WRITERS
 
 __all__ = [
+    "DDP_DEFAULTS",
     "AmpDtype",
     "AmpSettings",
     "BestCheckpointSettings",
@@ -84,6 +86,11 @@ def _are_writers(value: object) -> bool:
     return is_known and len(names) + len(calls) == len(value)
 
 
+DDP_DEFAULTS: Mapping[str, object] = MappingProxyType(
+    dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False)
+)
+"""Of `train.ddp`."""
+
 PositiveInt = Annotated[int, Rule("a positive integer", lambda v: v >= 1)]
 NotNegativeInt = Annotated[int, Rule("0 or a positive integer", lambda v: v >= 0)]
 PositiveNumber = Annotated[float, Rule("a positive number", lambda v: 0 < v < float("inf"))]
@@ -102,6 +109,7 @@ Device = Annotated[str, Rule("a device such as cuda, cuda:1 or cpu", _is_device)
 Metric = Annotated[
     str, Rule("the name of a value of the evaluation such as segm/AP", lambda v: v.strip() != "")
 ]
+ParallelName = Annotated[str, Rule(" or ".join(PARALLEL), PARALLEL.__contains__)]
 DDPArguments = Annotated[
     dict[str, object],
     Rule("a group of arguments of DistributedDataParallel", _are_ddp_arguments),
@@ -189,11 +197,9 @@ class TrainSettings:
     accumulate_steps: PositiveInt = 1
     amp: AmpSettings = field(default_factory=AmpSettings)
     ema: EMASettings | None = field(default_factory=EMASettings)
-    ddp: DDPArguments = field(
-        default_factory=lambda: dict(
-            broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False
-        )
-    )
+    # How several processes share the work: `ddp`, or `fsdp2`, which also divides the weights.
+    parallel: ParallelName = "ddp"
+    ddp: DDPArguments = field(default_factory=lambda: dict(DDP_DEFAULTS))
     checkpointer: CheckpointerSettings
     best_checkpoint: BestCheckpointSettings | None = field(default_factory=BestCheckpointSettings)
     # In iterations; 0 evaluates at the end only.

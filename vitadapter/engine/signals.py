@@ -119,6 +119,19 @@ class StopSignals:
         self._process = os.getpid()
         self._on_child: Handler = signal.SIG_DFL
 
+    @property
+    def noted(self) -> int | None:
+        """The number of the signal, if there was one."""
+        return self._noted
+
+    def note(self, number: int) -> None:
+        """Takes over a signal that another process has received.
+
+        Args:
+            number: of the signal.
+        """
+        self._noted = self._noted or number
+
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Handles the signals, if Python allows it; raises on leaving, like `check`."""

@@ -19,8 +19,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from vitadapter.checkpoint.sharded import local_part
 from vitadapter.engine.data_order import Batch, OrderedLoader
 from vitadapter.engine.failures import (
     LostProcessError,
@@ -31,6 +33,7 @@ from vitadapter.engine.failures import (
 from vitadapter.engine.progress import peak_memory_mb
 from vitadapter.engine.settings import AmpSettings, PositiveInt, check_value
 from vitadapter.engine.signals import StopSignals
+from vitadapter.solver.gradient_norm import total_norm
 
 __all__ = ["AccumulatingTrainer"]
 
@@ -142,6 +145,8 @@ class AccumulatingTrainer(SimpleTrainer):
         self.amp_dtype = amp_dtype
         self.stop_signals = StopSignals()
         self._device_type = next(model.parameters()).device.type
+        # Processes that need each other's weights stop after the same iteration.
+        self._stops_together = isinstance(model, FSDPModule)
         self._images = 0  # of all processes, in the current iteration
         self._ordered = data_loader if isinstance(data_loader, OrderedLoader) else None
         # Of all processes, after the update that was last.
@@ -204,6 +209,22 @@ class AccumulatingTrainer(SimpleTrainer):
             hook.after_step()
         self.iter = self.storage.iter = self.start_iter
 
+    def check_signals(self) -> None:
+        """Stops training between two updates if there was a signal; call it in all processes.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: see `StopSignals`.
+        """
+        if self._stops_together:
+            for number in filter(None, comm.all_gather(self.stop_signals.noted)):
+                self.stop_signals.note(number)
+        self.stop_signals.check()
+
+    def _interruptible(self) -> contextlib.AbstractContextManager[None]:
+        if self._stops_together:
+            return contextlib.nullcontext()
+        return self.stop_signals.at_once()
+
     def finish_early(self) -> None:
         """Makes the current iteration the last one; for `after_step` of hooks, in all processes."""
         self.max_iter = self.iter + 1
@@ -262,7 +283,7 @@ class AccumulatingTrainer(SimpleTrainer):
         failure: Exception | None = None
         start = time.perf_counter()
         try:
-            with self.stop_signals.at_once():
+            with self._interruptible():
                 batch = next(self._data_loader_iter)
         except Exception as error:
             failure = _explained(error)
@@ -290,8 +311,7 @@ class AccumulatingTrainer(SimpleTrainer):
         """The norm of all gradients together; 0 with a scaler, which checks them itself."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         is_scaled = self.grad_scaler.is_enabled()
-        gradients = [p.grad for p in parameters if p.grad is not None and not is_scaled]
-        return torch.nn.utils.get_total_norm(gradients)
+        return total_norm([p.grad for p in parameters if p.grad is not None and not is_scaled])
 
     def _check_gradient(self, norm: float, batches: list[Batch]) -> None:
         fault = None
@@ -300,7 +320,9 @@ class AccumulatingTrainer(SimpleTrainer):
             fault = f"the gradient stays infinite or NaN (float16's loss scale fell to {scale})"
         elif not math.isfinite(norm):
             named = self.model.named_parameters()
-            wrong = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
+            gradients = [(n, local_part(p.grad)) for n, p in named if p.grad is not None]
+            found = comm.all_gather([n for n, part in gradients if not part.isfinite().all()])
+            wrong = list(dict.fromkeys(itertools.chain(*found)))
             # A norm that overflows is refused, because Adam's squares would overflow too.
             where = f"of {len(wrong)} parameters, such as {wrong[0]}" if wrong else "its norm is"
             fault = f"the gradient became infinite or NaN ({where})"

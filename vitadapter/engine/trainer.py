@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from omegaconf import DictConfig, ListConfig
+from torch.distributed.tensor import DTensor
 
 from vitadapter.data.folders.listing import image_facts
 from vitadapter.engine.agreement import share_buffers
@@ -36,10 +36,11 @@ from vitadapter.engine.data_order import OrderedLoader, batch_size_of, seed_proc
 from vitadapter.engine.ema import WeightEMA
 from vitadapter.engine.hooks import EvalHook
 from vitadapter.engine.inference import apply_tiles, apply_tta, build_inference, tiles_of
+from vitadapter.engine.parallel import PARALLEL, Parallel, whole
 from vitadapter.engine.predictor import class_metadata
 from vitadapter.engine.published import log_published
 from vitadapter.engine.restarts import is_restart, note_run
-from vitadapter.engine.resume import Content, find_checkpoint, resume_training
+from vitadapter.engine.resume import Content, find_and_resume, peek_checkpoint
 from vitadapter.engine.run_checks import check_run, check_same_classes, setup_errors
 from vitadapter.engine.run_hooks import best_checkpointer, pictures_hook, register_updates
 from vitadapter.engine.run_lock import RunLock
@@ -47,6 +48,7 @@ from vitadapter.engine.run_log import RunLog
 from vitadapter.engine.run_report import final_report
 from vitadapter.engine.scalars import MetricsWriter, kept_rows
 from vitadapter.engine.settings import check_settings, expand_home
+from vitadapter.engine.sharded_checkpoint import ShardedCheckpointer, recover
 from vitadapter.engine.train_loop import AccumulatingTrainer
 from vitadapter.engine.writers import WriterHook, open_writers, plain_config
 from vitadapter.visualization.metrics_file import METRICS_NAME
@@ -120,7 +122,8 @@ def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
         folder.mkdir(parents=True, exist_ok=True)
 
     def evaluate(model: torch.nn.Module) -> Results:
-        results = inference_on_dataset(model, loader, evaluator)
+        with whole(model):
+            results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results)
         return results
@@ -138,12 +141,20 @@ def _build_optimizer(cfg: DictConfig, model: torch.nn.Module) -> torch.optim.Opt
             # which torch.load then refuses to read.
             if isinstance(value, ListConfig):
                 group[key] = tuple(value)
+    for group in optimizer.param_groups:
+        # PyTorch would update them one by one, which takes five times as long on the CPU.
+        is_sharded = all(isinstance(parameter, DTensor) for parameter in group["params"])
+        if is_sharded and "foreach" in group and group["foreach"] is None:
+            group["foreach"] = not group.get("fused")
     return optimizer
 
 
 def _found(cfg: DictConfig) -> Found:
     """The checkpoint that a run continues from, if there is one; warns where its config differs."""
-    found = find_checkpoint(cfg.train.output_dir)
+    if comm.is_main_process():
+        recover(Path(cfg.train.output_dir))
+    comm.synchronize()
+    found = peek_checkpoint(cfg.train.output_dir)
     if found is not None:
         name_differences(found[0], found[1].get("config"), cfg)
     return found
@@ -170,25 +181,32 @@ def _build_loader(cfg: DictConfig, seed: int) -> OrderedLoader:
     return OrderedLoader(build(loader_cfg, "dataloader.train"), seed)
 
 
+def parallel_of(cfg: DictConfig) -> Parallel:
+    """How the processes of a run share the work."""
+    return PARALLEL[cfg.train.parallel]()
+
+
+def checkpointer_class(cfg: DictConfig) -> type[AtomicCheckpointer]:
+    """What saves the checkpoints of a run."""
+    return ShardedCheckpointer if parallel_of(cfg).is_sharded else AtomicCheckpointer
+
+
 def build_trainer(
     cfg: DictConfig, model: torch.nn.Module, loader: Iterable[Batch]
 ) -> AccumulatingTrainer:
-    """Builds what trains `model`, which is on `train.device`, with the batches of `loader`."""
+    """Builds what trains `model` on `train.device`, with the batches of `loader`."""
     logger.info("Model:\n%s", model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size * grad for size, grad in sizes)
     logger.info("Parameters: %.3f M, of which %.3f M are trained", total / 1e6, trained / 1e6)
     check_batch_norms(model, cfg.train.device, batch_size_of(loader))
-    optimizer = _build_optimizer(cfg, model)
-    ddp = dict(cfg.train.ddp)
-    if torch.device(cfg.train.device).type == "cpu":
-        ddp.setdefault("device_ids", None)
-    model = create_ddp_model(model, **ddp)
+    wrapped = parallel_of(cfg).wrap(model, cfg.train)
     amp = cfg.train.amp
     return AccumulatingTrainer(
-        model,
+        wrapped,
         loader,
-        optimizer,
+        # Of the weights that training changes, which may be parts of the model's.
+        _build_optimizer(cfg, model),
         accumulate_steps=cfg.train.accumulate_steps,
         amp_dtype=getattr(torch, amp.dtype) if amp.enabled else None,
         init_scale=amp.init_scale,
@@ -196,9 +214,15 @@ def build_trainer(
 
 
 def build_ema(cfg: DictConfig, model: torch.nn.Module) -> WeightEMA | None:
-    """Builds the average that `train.ema` of a config asks for, if any."""
-    ema = cfg.train.ema
-    return WeightEMA(model, decay=ema.decay, ramp_iters=ema.ramp_iters) if ema.enabled else None
+    """Builds the average that `train.ema` of a config asks for, if any.
+
+    Call it before the model is wrapped for training, since parts of weights cannot be copied.
+    """
+    if not cfg.train.ema.enabled:
+        return None
+    ema = WeightEMA(model, decay=cfg.train.ema.decay, ramp_iters=cfg.train.ema.ramp_iters)
+    parallel_of(cfg).place(ema.module, cfg.train)
+    return ema
 
 
 def _restore(
@@ -206,16 +230,18 @@ def _restore(
     trainer: AccumulatingTrainer,
     checkpointer: AtomicCheckpointer,
     ema: WeightEMA | None,
-    found: Found,
+    resume: bool,
 ) -> tuple[int, bool]:
     """Loads what training starts from.
 
     Returns:
         The iteration to start with, and whether a finished run has ended there.
     """
+    folder = cfg.train.output_dir
+    found = find_and_resume(folder, checkpointer, trainer, ema) if resume else None
     if found is not None:
-        start = resume_training(checkpointer, trainer, ema, *found)
-        return start, found[0].stem == FINAL_NAME
+        path, start = found
+        return start, path.stem == FINAL_NAME
     load_init_checkpoint(
         checkpointer, cfg.train.init_checkpoint, allow_partial=cfg.train.init_allow_partial
     )
@@ -337,18 +363,18 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         log.describe(cfg)
         # Before test-time augmentation changes the config.
         carried, config = _carried_config(cfg), plain_config(cfg)
-        found = _found(cfg) if resume else None
-        seed = _run_seed(cfg, found)
+        seed = _run_seed(cfg, _found(cfg) if resume else None)
         loader = _build_loader(cfg, seed)
         evaluate = build_evaluation(cfg)
         check_same_classes(cfg)
-        model = build(cfg.model, "model").to(cfg.train.device)
+        model = build(cfg.model, "model")
+        ema = build_ema(cfg, model)
         trainer = build_trainer(cfg, model, loader)
-        checkpointer = AtomicCheckpointer(trainer.model, cfg.train.output_dir, trainer=trainer)
+        kind = checkpointer_class(cfg)
+        checkpointer = kind(trainer.model, cfg.train.output_dir, trainer=trainer)
         # Now that the data sets are read, the names of their classes are known.
         classes = class_entries(class_metadata(cfg))
         checkpointer.carried = {**carried, "classes": classes, "seed": seed}
-        ema = build_ema(cfg, checkpointer.model)
         if ema is not None:
             checkpointer.add_checkpointable("model_ema", ema.module)
         evaluated = checkpointer.model if ema is None else ema.module
@@ -362,8 +388,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         # Each of them looks at the evaluation.
         later = [evaluation, pictures_hook(cfg, evaluation, inference), best]
         trainer.register_hooks(later)
-        start, is_final = _restore(cfg, trainer, checkpointer, ema, found)
-        del found  # the memory of its weights
+        start, is_final = _restore(cfg, trainer, checkpointer, ema, resume)
         if best is not None and start > 0:
             best.resume(start)
         ended_early = is_final and best is not None and best.is_exhausted(start)
@@ -387,6 +412,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         if is_finished:
             logger.info("The run is finished, after %d iterations: only evaluating", start)
         trainer.train(start, start if is_finished else cfg.train.max_iter, unfinished)
+        checkpointer.wait()
     log.end(_evaluator_folder(cfg), final_report(cfg))
     return results
 

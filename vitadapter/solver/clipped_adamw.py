@@ -6,6 +6,8 @@ from typing import overload
 import torch
 from torch.optim.optimizer import ParamsT
 
+from vitadapter.solver.gradient_norm import clip_norm
+
 __all__ = ["ClippedAdamW"]
 
 
@@ -50,7 +52,6 @@ class ClippedAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        clip_norm((p for group in self.param_groups for p in group["params"]), self.max_norm)
         super().step()
         return loss

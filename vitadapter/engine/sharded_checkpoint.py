@@ -1,0 +1,205 @@
+"""Saves checkpoints of which each process has a part, while training goes on."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import distributed, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
+
+from vitadapter.checkpoint.sharded import (
+    SHARDED_SUFFIX,
+    STATE_NAME,
+    named_tensors,
+    without_tensors,
+)
+from vitadapter.engine.checkpoint import (
+    LAST_NAME,
+    AtomicCheckpointer,
+    find_not_finite,
+    remove,
+)
+
+__all__ = ["ShardedCheckpointer", "recover"]
+
+_PARTIAL_NAME = "sharded_checkpoint.partial"
+# What is replaced is set aside until the new one has its name.
+_OLD_NAME = "sharded_checkpoint.old"
+# Processes that stop for the same reason come to save at about the same time. One that fails alone
+# ends after this, and with it the others, which wait for its part of the weights.
+_PATIENCE = timedelta(seconds=5)
+
+
+class ShardedCheckpointer(AtomicCheckpointer):
+    """Saves folders that all processes write together, each its part, in the background.
+
+    Training waits until its state is copied to the CPU's memory, and for the previous save if that
+    is not finished. A folder gets its name once all of it is on the disk. Any number of processes
+    can read it. All processes have to call `save`, `save_weights`, `can_save` and `wait` together.
+
+    Args:
+        model, save_dir, checkpointables: as of Detectron2's checkpointer.
+    """
+
+    suffix = SHARDED_SUFFIX
+
+    def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: object) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self._pending: Future[Any] | None = None
+        # Of its own, since a thread exchanges plans while training exchanges gradients.
+        self._group: distributed.ProcessGroup | None = None
+        if comm.get_world_size() > 1:
+            group = distributed.new_group(backend="gloo")
+            assert isinstance(group, distributed.ProcessGroup)
+            self._group = group
+
+    def save(self, name: str, **extra: object) -> None:
+        """See `AtomicCheckpointer`; returns before the folder is complete.
+
+        Raises:
+            FloatingPointError: a weight, an average or the optimizer's state is infinite or NaN.
+            OSError: the first process cannot make the folder.
+        """
+        if self.save_dir:
+            self._write(name, self._state(extra), is_last=True)
+            self._note_saved(extra)
+
+    def save_weights(self, name: str, model: nn.Module, **extra: object) -> None:
+        """See `AtomicCheckpointer`; returns before the folder is complete.
+
+        Raises:
+            FloatingPointError: a weight is infinite or NaN.
+            OSError: the first process cannot make the folder.
+        """
+        if self.save_dir:
+            self._write(name, {"model": model.state_dict(), **extra})
+
+    def can_save(self) -> bool:
+        """See `AtomicCheckpointer`."""
+        if self._group is None:
+            return True
+        try:
+            distributed.monitored_barrier(self._group, timeout=_PATIENCE)
+        except RuntimeError as error:
+            self.logger.error(
+                "Nothing is saved, since not all processes, which have a part of the weights each, "
+                "have come to do so: %s",
+                str(error).splitlines()[0],
+            )
+            return False
+        return True
+
+    def wait(self) -> None:
+        """See `AtomicCheckpointer`."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except (CheckpointException, OSError, RuntimeError) as error:
+            self.saved_iteration = None
+            raise OSError(f"the last checkpoint could not be written: {_reason(error)}") from error
+
+    def _write(self, name: str, data: Mapping[str, object], *, is_last: bool = False) -> None:
+        target = Path(self.save_dir, f"{name}{self.suffix}")
+        if wrong := find_not_finite(data):
+            raise FloatingPointError(f"{wrong} is infinite or NaN: {target} is not written")
+        try:
+            self.wait()
+        except OSError as error:  # there may be room for this one
+            self.logger.error("%s", error)
+        self.logger.info("Saving checkpoint to %s", target)
+        aside = target.with_name(_PARTIAL_NAME)
+        self._make(aside)
+        saved = dcp.async_save(
+            dict(named_tensors(data)),
+            storage_writer=dcp.FileSystemWriter(aside),
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        written = saved.upload_completion if isinstance(saved, AsyncSaveResponse) else saved
+        if comm.is_main_process():
+            state = without_tensors({**self.carried, **data})
+            written = _then(written, partial(self._complete, target, state, is_last))
+        self._pending = written
+
+    def _make(self, folder: Path) -> None:
+        """Makes an empty folder, for all processes to write to."""
+        fault: str | None = None
+        if comm.is_main_process():
+            try:
+                if folder.exists():  # a save has failed
+                    remove(folder)
+                folder.mkdir(parents=True)
+            except OSError as error:
+                fault = str(error)
+        if fault := comm.all_gather(fault)[0]:
+            raise OSError(fault)
+
+    def _complete(self, target: Path, state: Mapping[str, object], is_last: bool) -> None:
+        """Gives a folder, which all processes have written, its name."""
+        aside, old = target.with_name(_PARTIAL_NAME), target.with_name(_OLD_NAME)
+        with (aside / STATE_NAME).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            target.replace(old)
+        aside.replace(target)
+        if old.exists():
+            remove(old)
+        if is_last:
+            self._finish(target.stem)
+        else:
+            self._remove_other_kind(target.stem)
+
+
+def recover(folder: Path) -> None:
+    """Puts right what a killed run has left; call it in one process, before anything is read.
+
+    Removes what is incomplete, and gives a checkpoint that was set aside its name again.
+
+    Args:
+        folder: the run's output folder.
+    """
+    old, last = folder / _OLD_NAME, folder / LAST_NAME
+    if old.exists() and last.is_file():
+        named = folder / last.read_bytes().decode("utf-8", "replace").strip()
+        with contextlib.suppress(OSError):
+            if named.suffix == SHARDED_SUFFIX and not named.exists():
+                old.replace(named)
+    for name in (_OLD_NAME, _PARTIAL_NAME):
+        if (folder / name).exists():
+            remove(folder / name)
+
+
+def _then(first: Future[Any], action: Callable[[], None]) -> Future[Any]:
+    """Completes when the action is done, which follows `first` in its thread."""
+    second: Future[Any] = Future()
+
+    def act(done: Future[Any]) -> None:
+        try:
+            done.result()
+            action()
+        except BaseException as error:  # PyTorch's CheckpointException is no Exception
+            second.set_exception(error)
+        else:
+            second.set_result(None)
+
+    first.add_done_callback(act)
+    return second
+
+
+def _reason(error: BaseException) -> str:
+    failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+    cause = next((found for found, _ in failures), error)
+    return " ".join(str(cause).split()) or type(cause).__name__
