@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Compares how fast our mapper and Detectron2's map training images, on one core.
 
-Makes 16 photo-like JPEGs of 640 x 480 pixels with 7 polygons each, as COCO's are on average, and maps
-them with the augmentations of three recipes. Prints CPU milliseconds per image, medians of
-interleaved rounds. Needs shapely (`pip install shapely`), with which Detectron2's mapper crops polygons.
+Makes 16 photo-like JPEGs of 640 x 480 pixels with 7 polygons each, as COCO's are on average, and
+maps them with the augmentations of three recipes. Prints CPU milliseconds per image, medians of
+interleaved rounds. Needs shapely (`pip install shapely`), with which Detectron2's mapper crops
+polygons.
 """
 
 import argparse
