@@ -1,5 +1,7 @@
 """Every figure of `HotCocoEval` must equal pycocotools' to the last bit."""
 
+import sys
+
 import numpy as np
 import pytest
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
@@ -9,7 +11,6 @@ from pycocotools.cocoeval import COCOeval
 
 pytest.importorskip("hotcoco")
 
-import vitadapter.evaluation.hotcoco as module
 from vitadapter.evaluation.hotcoco import HotCocoEval
 
 SIDE = 200
@@ -93,6 +94,6 @@ def test_keypoints_and_missing_package_are_refused(monkeypatch: pytest.MonkeyPat
     annotations, detections = sample(int, "bbox")
     with pytest.raises(ValueError, match=r"must be 'bbox' or 'segm', got 'keypoints'"):
         HotCocoEval(annotations, detections, "keypoints")
-    monkeypatch.setattr(module, "hotcoco", None)
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
     with pytest.raises(ValueError, match=r"pip install 'vitadapter\[fast-eval\]'"):
         HotCocoEval(annotations, detections, "bbox")

@@ -180,7 +180,7 @@ class _CheckedEvaluator(COCOEvaluator):
                 )
             result["category_id"] = ids[result["category_id"]]
         if self._output_dir:
-            self._write(results)
+            self._write(results, Path(self._output_dir))
         if self._do_evaluation:
             self._coco_api = coco_api(self._data, masks="segm" in tasks)
             for task in sorted(tasks):
@@ -202,15 +202,14 @@ class _CheckedEvaluator(COCOEvaluator):
         COCOevalMaxDets.summarize(coco_eval)
         return coco_eval
 
-    def _write(self, results: Sequence[Instance]) -> None:
+    def _write(self, results: Sequence[Instance], folder: Path) -> None:
         """Writes the results, and a submission of them if there are no annotations."""
-        file = Path(self._output_dir, "coco_instances_results.json")
-        file.write_text(json.dumps(results))
+        (folder / "coco_instances_results.json").write_text(json.dumps(results))
         if self._do_evaluation:
             return
         archives = write_submission(
             results,
-            self._output_dir,
+            folder,
             test_set=image_set_name(self._data.source),
             algorithm=self._algorithm,
         )

@@ -1,7 +1,8 @@
 """COCO's evaluation by hotcoco, which computes in Rust what pycocotools computes in Python."""
 
-import logging
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -9,16 +10,19 @@ from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco.json_entries import Id
 
-try:
-    import hotcoco
-except ImportError:  # an extra
-    hotcoco = None
-
 __all__ = ["HotCocoEval"]
 
-logger = logging.getLogger(__name__)
-
 _FIELDS = ("bbox", "area", "segmentation", "iscrowd", "score")
+
+
+def _hotcoco() -> Any:
+    try:
+        return import_module("hotcoco")
+    except ImportError as error:
+        raise ValueError(
+            "HotCocoEval needs hotcoco: pip install 'vitadapter[fast-eval]', or leave "
+            "dataloader.evaluator.cocoeval out for pycocotools"
+        ) from error
 
 
 def _numbered(ids: Iterable[Id]) -> dict[Id, int]:
@@ -44,7 +48,7 @@ def _converted(api: COCO, images: Mapping[Id, int], categories: Mapping[Id, int]
             for region in api.dataset["annotations"]
         ],
     }
-    return hotcoco.COCO(content)
+    return _hotcoco().COCO(content)
 
 
 class HotCocoEval(COCOeval):
@@ -63,17 +67,12 @@ class HotCocoEval(COCOeval):
     """
 
     def __init__(self, cocoGt: COCO, cocoDt: COCO, iouType: str = "segm") -> None:  # noqa: N803
-        if hotcoco is None:
-            raise ValueError(
-                "HotCocoEval needs hotcoco: pip install 'vitadapter[fast-eval]', or leave "
-                "dataloader.evaluator.cocoeval out for pycocotools"
-            )
         if iouType not in ("bbox", "segm"):
             raise ValueError(f"iouType must be 'bbox' or 'segm', got {iouType!r}")
         super().__init__(cocoGt, cocoDt, iouType)
         self._images = _numbered(cocoGt.imgs)
         self._categories = _numbered(cocoGt.cats)
-        self._fast = hotcoco.COCOeval(
+        self._fast = _hotcoco().COCOeval(
             _converted(cocoGt, self._images, self._categories),
             _converted(cocoDt, self._images, self._categories),
             iouType,
