@@ -10,6 +10,7 @@ from vitadapter.data.transforms import (
     RandomResize,
     ResizeToFit,
     StretchToMultiple,
+    augment,
     resizes_at_ratios,
 )
 
@@ -206,3 +207,17 @@ def test_scales(options: dict[str, int | None], expected: list[tuple[int, int]])
 def test_scales_below_a_pixel_are_refused() -> None:
     with pytest.raises(ValueError, match="1 <= short <= long"):
         resizes_at_ratios([0.5], short=100, long=40)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize(
+    "view",
+    [np.s_[:], np.s_[:, ::-1], np.s_[::-1], np.s_[2:7, 8:2:-1], np.s_[:, ::2], np.s_[:, :1]],
+)
+def test_views_are_stacked_as_numpy_does(view: object, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (9, 12, channels), dtype=np.uint8)
+    image.setflags(write=False)  # as Pillow's are
+    pixels = augment(T.AugmentationList([]), image[view]).image
+    assert pixels.is_contiguous()
+    np.testing.assert_array_equal(pixels.numpy(), image[view].transpose(2, 0, 1))

@@ -7,6 +7,7 @@ import torch
 from coco_samples import make_content, polygon_of, write_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import load_coco_dataset, register_coco
 from vitadapter.evaluation.coco import coco_evaluator
@@ -55,6 +56,24 @@ def test_exact_predictions_score_100(tmp_path: Path, kind: str) -> None:
     assert results["segm"]["AP"] == pytest.approx(100)
     assert results["bbox"]["AP-class1"] == pytest.approx(100)
     assert (tmp_path / "out" / "coco_instances_results.json").is_file()
+
+
+@pytest.mark.parametrize("max_dets", [100, 1])
+def test_another_class_computes_the_metrics(tmp_path: Path, max_dets: int) -> None:
+    paths = write_coco(tmp_path, make_content())
+    calls = []
+
+    class Counting(COCOeval):
+        def accumulate(self, p: object = None) -> None:
+            calls.append(self.params.iouType)
+            super().accumulate(p)
+
+    options = {"max_dets_per_image": max_dets}
+    found = evaluate(paths, tmp_path, cocoeval=Counting, **options)
+    assert calls == ["bbox", "segm"]
+    assert str(found) == str(evaluate(paths, tmp_path, cocoeval=COCOeval, **options))  # with NaNs
+    with pytest.raises(TypeError, match="must be pycocotools' COCOeval or a subclass, got 'fast'"):
+        coco_evaluator("x", *paths, cocoeval="fast")
 
 
 def test_missing_fields_are_filled_in(tmp_path: Path) -> None:

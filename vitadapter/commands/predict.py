@@ -7,9 +7,10 @@ is reported, and the other inputs are still predicted), and with 2 for invalid a
 import argparse
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -25,9 +26,9 @@ from vitadapter.commands.prediction_inputs import (
     names_a_file,
     plan_outputs,
 )
+from vitadapter.commands.prediction_ranks import Ranks
 from vitadapter.commands.predictors import Predictor, find_model
 from vitadapter.data.image_files import read_image
-from vitadapter.engine.launch import check_alone
 from vitadapter.engine.prediction_files import (
     FoundWriter,
     InputFiles,
@@ -36,6 +37,7 @@ from vitadapter.engine.prediction_files import (
     merge_json,
     started,
 )
+from vitadapter.engine.prediction_stream import read_ahead, same_size_batches
 from vitadapter.engine.run_checks import setup_errors
 from vitadapter.modeling.inference import Tiles
 from vitadapter.visualization.overlays import Palette
@@ -49,8 +51,9 @@ from vitadapter.visualization.predictions import (
 from vitadapter.visualization.sample_sheets import shown_image
 
 DEFAULT_FPS = 25.0
+_FAILURES = (OSError, ValueError, cv2.error)  # of one input, after which the others are predicted
 
-INPUTS = "images, folders, videos or quoted patterns"
+INPUTS = "images, folders, videos, quoted patterns, or .txt files with one of these per line"
 OUTPUT = "folder, or for a single input the file, to write to"
 _EXAMPLES = """
 examples:
@@ -60,6 +63,7 @@ examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_3x aerial.tif --tile 800    # a large image
   %(prog)s detector.onnx photo.jpg                 # a file of `vitadapter export`
   %(prog)s output/model_final.pth photo.jpg        # a checkpoint carries its config
+  %(prog)s output/model_final.pth all.txt --json --no-pictures --batch-size 8 --workers 4
   %(prog)s config.py photo.jpg --weights model_final.pth --overrides train.device=cpu
 """
 
@@ -69,6 +73,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpars
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
     if args.tile is None and args.tile_overlap is not None:
         parser.error(f"--tile-overlap {args.tile_overlap} needs --tile, the side of a tile")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.workers < 0:
+        parser.error(f"--workers must not be negative, got {args.workers}")
     try:
         args.tiles = _tiles(args)
     except ValueError as error:
@@ -105,6 +113,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="FRACTION",
         help=f"overlap of tiles, in [0, 1) of their side (default: {Tiles.overlap})",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="predict so many images of the same size, or frames, at once (default: 1)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="threads that read images while others are predicted (default: 2)",
     )
     parser.add_argument(
         "--json",
@@ -153,6 +175,18 @@ def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
         yield frame
 
 
+def _chunks(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    remaining = iter(frames)
+    while chunk := list(islice(remaining, size)):
+        yield chunk
+
+
+def _failure(planned: Planned, error: Exception) -> int:
+    """Reports an input that failed, and counts it."""
+    tqdm.write(f"failed: {planned.source}: {error}")
+    return 1
+
+
 @dataclass(frozen=True)
 class Run:
     """Predicts inputs and writes their files.
@@ -161,19 +195,27 @@ class Run:
         predictor: of images.
         selection: what is wanted of its predictions.
         folder: that all files are in.
+        batch_size: number of images or frames that are predicted at once.
+        workers: number of threads that read images.
     """
 
     predictor: Predictor
     selection: Selection
     folder: Path
+    batch_size: int
+    workers: int
 
     @property
     def palette(self) -> Palette:
         """Of the model's classes."""
         return Palette(class_names(self.predictor.metadata))
 
-    def _find(self, image: np.ndarray) -> Found:
-        return self.selection(self.predictor(image))
+    def _read(self, planned: Planned) -> np.ndarray:
+        image = read_image(str(planned.source), self.predictor.array_format)
+        return np.ascontiguousarray(image)
+
+    def _find(self, images: Sequence[np.ndarray]) -> list[Found]:
+        return [self.selection(found) for found in self.predictor.predict(images)]
 
     def _writing(
         self, planned: Planned, fps: float | None = None
@@ -181,16 +223,51 @@ class Run:
         ids = dataset_ids(self.predictor.metadata)
         return FoundWriter.open(planned.files, self.folder, planned.name, self.palette, ids, fps)
 
-    def image(self, planned: Planned) -> None:
-        """Predicts an image."""
-        array_format = self.predictor.array_format
-        image = np.ascontiguousarray(read_image(str(planned.source), array_format))
-        found = self._find(image)
-        if isinstance(array_format, int):
+    def _write_image(self, planned: Planned, image: np.ndarray, found: Found) -> None:
+        if isinstance(self.predictor.array_format, int):
             image = shown_image(torch.from_numpy(image).permute(2, 0, 1), "RGB")[:, :, ::-1]
         with self._writing(planned) as writer:
             writer.add(image, found)
         tqdm.write(f"{planned.source}: {in_words(found, self.palette)}")
+
+    def _batch(self, batch: Sequence[tuple[Planned, np.ndarray]]) -> int:
+        """Predicts images and returns how many failed; if the batch fails, one by one."""
+        if len(batch) > 1:
+            try:
+                all_found = self._find([image for _, image in batch])
+            except _FAILURES:
+                return sum(self._batch([one]) for one in batch)
+        failed = 0
+        for number, (planned, image) in enumerate(batch):
+            try:
+                found = all_found[number] if len(batch) > 1 else self._find([image])[0]
+                self._write_image(planned, image, found)
+            except UnsupportedFilesError:
+                raise
+            except _FAILURES as error:
+                failed += _failure(planned, error)
+        return failed
+
+    def images(self, planned: Sequence[Planned]) -> int:
+        """Predicts images, and returns how many failed."""
+        failed = 0
+
+        def readable() -> Iterator[tuple[Planned, np.ndarray]]:
+            nonlocal failed
+            for one, image in read_ahead(planned, self._read, self.workers):
+                if isinstance(image, Exception):
+                    failed += _failure(one, image)
+                    progress.update()
+                else:
+                    yield one, image
+
+        with tqdm(total=len(planned), desc="images", unit="image", disable=len(planned) < 2) as (
+            progress
+        ):
+            for batch in same_size_batches(readable(), self.batch_size):
+                failed += self._batch(batch)
+                progress.update(len(batch))
+        return failed
 
     def video(self, planned: Planned) -> None:
         """Predicts the frames of a video."""
@@ -199,12 +276,13 @@ class Run:
         capture = cv2.VideoCapture(str(planned.source))
         fps = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
         total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
-        frames = tqdm(read_frames(capture), total=total, desc=planned.source.name)
+        frames = tqdm(read_frames(capture), total=total, desc=planned.source.name, unit="frame")
         is_empty = True
         try:
             with self._writing(planned, fps) as writer:
-                for frame in frames:
-                    writer.add(frame, self._find(frame))
+                for several in _chunks(frames, self.batch_size):
+                    for frame, found in zip(several, self._find(several), strict=True):
+                        writer.add(frame, found)
                     is_empty = False
                 if is_empty:
                     raise OSError("no frame can be read")
@@ -213,15 +291,15 @@ class Run:
 
     def all(self, planned: Sequence[Planned]) -> int:
         """Predicts all inputs, and returns how many failed, each of which is reported."""
-        failed = 0
-        for one in tqdm(planned, desc="inputs", disable=len(planned) == 1):
-            try:
-                (self.video if is_video(one.source) else self.image)(one)
-            except UnsupportedFilesError:
-                raise
-            except (OSError, ValueError, cv2.error) as error:
-                failed += 1
-                tqdm.write(f"failed: {one.source}: {error}")
+        failed = self.images([one for one in planned if not is_video(one.source)])
+        for one in planned:
+            if is_video(one.source):
+                try:
+                    self.video(one)
+                except UnsupportedFilesError:
+                    raise
+                except _FAILURES as error:
+                    failed += _failure(one, error)
         return failed
 
 
@@ -258,6 +336,28 @@ def _left(planned: list[Planned], since: float) -> list[Planned]:
     ]
 
 
+def _predicted(args: argparse.Namespace, planned: list[Planned], ranks: Ranks) -> tuple[int, int]:
+    """Predicts this process's part; returns how many there were to predict, and failed, in all."""
+    with setup_errors():
+        predictor, selection, settings = _prepared(args)
+    output = Path(args.output)
+    folder = output.parent if names_a_file(output) else output
+    run = Run(predictor, selection, folder, args.batch_size, args.workers)
+    if names_a_file(output):
+        return len(planned), ranks.total(run.all(ranks.part(planned)))
+
+    def start() -> tuple[float, list[Planned]]:
+        since = started(output, settings, go_on=args.skip_existing)
+        return since, _left(planned, since) if args.skip_existing else planned
+
+    since, todo = ranks.decided(start)
+    failed = ranks.total(run.all(ranks.part(todo)))
+    if args.json and ranks.is_first:
+        files = [InputFiles(json=one.files.json) for one in planned]
+        merge_json((f.json for f in files if f.are_newer(since)), output)
+    return len(todo), failed
+
+
 def run(args: argparse.Namespace) -> int:
     """Predicts.
 
@@ -268,29 +368,26 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit status, see the top of this file.
     """
-    inputs = find_inputs(args.inputs, args.output)
-    if not any(path.exists() for path, _ in inputs):  # before weights are downloaded
-        print(f"no image or video found in {', '.join(args.inputs)}")
-        return 1
     try:
-        check_alone()
+        inputs = find_inputs(args.inputs, args.output)
+        if not any(path.exists() for path, _ in inputs):  # before weights are downloaded
+            print(f"no image or video found in {', '.join(args.inputs)}")
+            return 1
         planned = plan_outputs(inputs, args)
-        with setup_errors():
-            predictor, selection, settings = _prepared(args)
-        output, todo = Path(args.output), planned
-        if names_a_file(output):
-            failed = Run(predictor, selection, output.parent).all(planned)
-        else:
-            since = started(output, settings, go_on=args.skip_existing)
-            todo = _left(planned, since) if args.skip_existing else planned
-            failed = Run(predictor, selection, output).all(todo)
-            if args.json:
-                files = [InputFiles(json=one.files.json) for one in planned]
-                merge_json((f.json for f in files if f.are_newer(since)), output)
+        ranks = Ranks.join()
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    skipped = f" ({len(planned) - len(todo)} were there)" if args.skip_existing else ""
+    try:
+        todo, failed = _predicted(args, planned, ranks)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        ranks.leave()
+    if not ranks.is_first:
+        return 0  # torchrun would end the others for another status; the first one has it
+    skipped = f" ({len(planned) - todo} were there)" if args.skip_existing else ""
     done = f"{len(planned) - failed} of {len(planned)} inputs done{skipped}"
     print(f"{done}, written to {args.output}")
     return 1 if failed else 0

@@ -12,6 +12,7 @@ from vitadapter.engine.prediction_files import CROPS, JSON, MAPS, InputFiles, pi
 
 __all__ = ["Planned", "find_inputs", "is_video", "names_a_file", "plan_outputs"]
 
+LIST_SUFFIX = ".txt"
 WRITABLE_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4"}  # with the codec of the writer
 VIDEO_SUFFIXES = {*WRITABLE_VIDEO_SUFFIXES, ".mpeg", ".mpg", ".webm"}
 
@@ -24,12 +25,40 @@ def is_input(path: Path) -> bool:
     return is_image_name(path.name) or (is_video(path) and not path.name.startswith("._"))
 
 
+def _listed(path: Path) -> list[str]:
+    """The inputs of a list, one per line, relative to its folder; lists name no lists."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the list {path} cannot be read: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    nested = [name for name in names if Path(name).suffix.lower() == LIST_SUFFIX]
+    if nested:
+        raise ValueError(f"the list {path} must name images, folders or videos, got {nested[0]}")
+    return [str(path.parent / name) for name in names]
+
+
+def _below(folder: Path, path: Path, name: Path) -> Path:
+    """The path below a list's folder, so that files of one name differ; `name` if it is not."""
+    if ".." in path.parts or not path.is_relative_to(folder):
+        return name
+    return path.relative_to(folder)
+
+
 def find_inputs(patterns: Sequence[str], output: str) -> list[tuple[Path, Path]]:
-    """Every input with its path relative to the folder that was asked for."""
+    """Every input with its path relative to the folder that was asked for.
+
+    Raises:
+        ValueError: a list of inputs cannot be read.
+    """
     found = []
     written = Path(output).resolve()
     for pattern in patterns:
         path = Path(pattern)
+        if path.suffix.lower() == LIST_SUFFIX and path.is_file():
+            listed = find_inputs(_listed(path), output)
+            found += [(p, _below(path.parent, p, name)) for p, name in listed]
+            continue
         if path.is_dir():
             members = sorted(p for p in path.rglob("*") if p.is_file() and is_input(p))
             if written != path.resolve():  # an earlier run may have written below this folder

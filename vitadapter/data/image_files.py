@@ -12,7 +12,7 @@ from unicodedata import normalize
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vitadapter.data.channel_files import holds_channels, read_array, stored_size
 
@@ -40,6 +40,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _READABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
 # What Pillow raises for broken EXIF data.
+_TURNED = range(2, 9)  # values of the EXIF orientation that turn or mirror
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error)
 # The largest values of 8, 12, 16 and 31 bits.
 _RANGES = (2**8 - 1, 2**12 - 1, 2**16 - 1, 2**31 - 1)
@@ -216,9 +217,19 @@ def open_image(file_name: str | Path) -> Iterator[ImageFile.ImageFile]:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        # Where nothing is to be turned, Pillow would copy the image, which takes a millisecond.
+        return ImageOps.exif_transpose(image) if turned else image
     except _EXIF_ERRORS:  # the pixels are good, and Detectron2 uses them as they are, too
         return image
+
+
+def _as_array(image: Image.Image, image_format: str) -> np.ndarray:
+    """Detectron2's conversion; to convert to the mode that it has, Pillow would copy the image."""
+    if image.mode == "RGB" and image_format in ("RGB", "BGR"):
+        pixels = np.asarray(image)
+        return pixels if image_format == "RGB" else pixels[:, :, ::-1]
+    return detection_utils.convert_PIL_to_numpy(image, image_format)
 
 
 def _scaled(image: Image.Image) -> tuple[Image.Image, float | None]:
@@ -333,7 +344,7 @@ def read_image(file_name: str, image_format: str | int) -> np.ndarray:
         upright, guessed = _upright(image), None
         if upright.mode[0] in "IF":
             upright, guessed = _scaled(upright)
-        pixels = detection_utils.convert_PIL_to_numpy(upright, image_format)
+        pixels = _as_array(upright, image_format)
         if pixels.dtype == np.uint8:
             _warn_of_surprises(file_name, pixels, guessed)
         return pixels

@@ -75,6 +75,20 @@ class _Input(T.AugInput):
         super().transform(tfm)
 
 
+def _channels_first(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, C), which may be a flipped view, as an array (C, H, W) without gaps.
+
+    OpenCV separates colours several times as fast as numpy.
+    """
+    if not _has_colours(image) or image.strides[0] < 0 or abs(image.strides[1]) != 3:
+        return np.ascontiguousarray(image.transpose(2, 0, 1))
+    if image.strides[1] < 0:  # which OpenCV does not take
+        image = cv2.flip(image[:, ::-1], 1)
+    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+    cv2.split(image, list(planes))
+    return planes
+
+
 def augment(
     augmentations: T.AugmentationList, image: np.ndarray, sem_seg: np.ndarray | None = None
 ) -> Augmented:
@@ -94,8 +108,7 @@ def augment(
         raise ValueError(
             f"the augmentations leave no pixel of an image of (height, width) {image.shape[:2]}"
         )
-    # A flip returns a view with negative strides, which torch does not accept.
-    pixels = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+    pixels = torch.as_tensor(_channels_first(aug_input.image))
     labels = None
     if aug_input.sem_seg is not None:
         labels = torch.as_tensor(np.ascontiguousarray(aug_input.sem_seg).astype(np.int64))

@@ -45,7 +45,7 @@ _CLASSES_OF = (
     *(f"detectron2.{n}" for n in ("data", "evaluation", "layers", "modeling", "solver")),
     *("detectron2.structures", "detectron2.projects.point_rend"),
     *("torch.nn", "torch.optim", "torchvision.ops", "timm.layers", "timm.models"),
-    "fvcore.common.param_scheduler",
+    *("fvcore.common.param_scheduler", "pycocotools.cocoeval"),
 )
 # Of these, every public function. Others' functions read pickles, such as those of proposals.
 _FUNCTIONS_OF = (
@@ -69,7 +69,7 @@ _EXCLUDED = (
 _RULE = (
     "a config inside a checkpoint may only name public classes and functions of models, data sets, "
     "evaluators and optimizers in vitadapter, detectron2, torch.nn, torch.optim, torchvision.ops, "
-    "timm and fvcore"
+    "timm, fvcore and pycocotools"
 )
 # The largest of our experiments has 13 thousand; PyYAML reads about 5 thousand in a second.
 _MOST_CHARACTERS = 2**16

@@ -41,6 +41,7 @@ CROPS, JSON, MAPS = "crops", "json", "maps"
 """Folders of the kinds of files."""
 
 _CODEC = "mp4v"
+_UNFINISHED = ".vitadapter-"
 _MAX_LABELS = 255  # classes of an 8-bit label map, whose value 255 is for pixels without one
 
 Entry = dict[str, object]
@@ -102,6 +103,9 @@ def started(folder: Path, settings: Mapping[str, object], *, go_on: bool) -> flo
         ValueError: the folder holds predictions of other settings, which are to be kept.
     """
     path = folder / SETTINGS
+    if go_on:
+        for unfinished in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)
     if go_on and path.is_file():
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -123,22 +127,42 @@ def started(folder: Path, settings: Mapping[str, object], *, go_on: bool) -> flo
     return path.stat().st_mtime
 
 
+class _JsonList:
+    """A json file that holds a list, one entry per line, written entry by entry."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._separator = "\n"
+
+    def __enter__(self) -> "_JsonList":
+        self._file = self._path.open("w", encoding="utf-8")
+        self._file.write("[")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.write("\n]\n")
+        self._file.close()
+
+    def add(self, entry: str) -> None:
+        """Writes an entry, which is json in one line."""
+        self._file.write(f"{self._separator}{entry}")
+        self._separator = ",\n"
+
+
 def merge_json(files: Iterable[Path | None], folder: Path) -> None:
     """Writes `predictions.json`, one list of what is in the lists of several json files.
 
     Args:
-        files: that exist.
+        files: that exist and that `FoundWriter` has written.
         folder: to write to.
     """
     target, making = folder / PREDICTIONS, folder / f".{PREDICTIONS}.part"
-    with making.open("w", encoding="utf-8") as merged:
-        merged.write("[")
-        separator = "\n"
+    with _JsonList(making) as merged:
         for path in filter(None, files):
-            for entry in json.loads(path.read_text(encoding="utf-8")):
-                merged.write(f"{separator}{json.dumps(entry)}")
-                separator = ",\n"
-        merged.write("\n]\n")
+            with path.open(encoding="utf-8") as lines:  # a video's may not fit in memory
+                for line in lines:
+                    if line.startswith("{"):
+                        merged.add(line.rstrip(",\n"))
     making.replace(target)
 
 
@@ -157,7 +181,7 @@ def _encoded(mask: np.ndarray) -> dict[str, object]:
 def _making(root: Path) -> Iterator[Path]:
     """A folder for unfinished files, which is removed."""
     root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".vitadapter-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=root))
     try:
         yield folder
     finally:
@@ -205,7 +229,7 @@ class FoundWriter:
         self._fps = fps
         self._shown = shown
         self._frame = 0
-        self._entries: list[Entry] = []
+        self._entries = _JsonList(making / "found.json")
         self._video: cv2.VideoWriter | None = None
         for folder in (CROPS, MAPS):
             (making / folder).mkdir()
@@ -230,7 +254,8 @@ class FoundWriter:
         with _making(root) as making:
             writer = cls(files, root, making, name, palette, ids, fps, shown)
             try:
-                yield writer
+                with writer._entries:
+                    yield writer
             finally:
                 if writer._video is not None:
                     writer._video.release()
@@ -252,7 +277,8 @@ class FoundWriter:
         if self._files.maps is not None:
             self._add_map(found)
         if self._files.json is not None:
-            self._entries += self._results(found)
+            for entry in self._results(found):
+                self._entries.add(json.dumps(entry))
         if self._files.picture is not None:
             self._add_picture(self._files.picture, image, found)
         self._frame += 1
@@ -354,7 +380,6 @@ class FoundWriter:
         }
         if self._files.json is not None:
             made[self._files.json] = self._making / "found.json"
-            (self._making / "found.json").write_text(json.dumps(self._entries), encoding="utf-8")
         for target, path in made.items():
             if target is not None and path is not None:
                 _replace(path, target)

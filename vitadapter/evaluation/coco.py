@@ -12,7 +12,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import COCOEvaluator
-from detectron2.evaluation.coco_evaluation import COCOeval_opt
+from detectron2.evaluation.coco_evaluation import COCOeval_opt, COCOevalMaxDets
 from detectron2.structures import Instances
 from pycocotools.cocoeval import COCOeval
 
@@ -22,6 +22,7 @@ from vitadapter.data.dataset_source import Record
 from vitadapter.evaluation.detection_analysis import (
     DetectionFigures,
     check_arguments,
+    detections_of_task,
     tasks_of,
     warn_of_uncounted,
     write_analysis,
@@ -124,6 +125,7 @@ class _CheckedEvaluator(COCOEvaluator):
         algorithm: str,
         max_dets_per_image: int,
         plot_curves: bool,
+        cocoeval: type[COCOeval],
     ) -> None:
         self._data = read_registered(dataset_name, ground_truth=True)
         # Not Detectron2's own constructor, which passes an unchecked file to pycocotools.
@@ -133,7 +135,7 @@ class _CheckedEvaluator(COCOEvaluator):
         self._cpu_device = torch.device("cpu")
         self._output_dir = output_dir
         self._tasks = tuple(tasks) if tasks else None
-        self._use_fast_impl = COCOeval_opt is not COCOeval
+        self._cocoeval = cocoeval
         self._kpt_oks_sigmas = ()
         self._max_dets_per_image = [1, min(10, max_dets_per_image), max_dets_per_image]
         self._do_evaluation = self._data.has_annotations
@@ -165,20 +167,49 @@ class _CheckedEvaluator(COCOEvaluator):
         self, predictions: Sequence[_Predictions], img_ids: Sequence[int] | None = None
     ) -> None:
         """Evaluates what was predicted, or writes a submission if there are no annotations."""
-        given_tasks = self._tasks
-        if self._tasks is None:
-            found = [result for each in predictions for result in each["instances"]]
-            self._tasks = tasks_of(self._data, found)
+        results = [result for each in predictions for result in each["instances"]]
+        tasks = self._tasks or tasks_of(self._data, results)
+        ids = {
+            number: id_ for id_, number in self._metadata.thing_dataset_id_to_contiguous_id.items()
+        }
+        for result in results:
+            if result["category_id"] not in ids:
+                raise ValueError(
+                    f"{self._data.source} has {len(ids)} categories, but the model predicted class "
+                    f"number {result['category_id']}"
+                )
+            result["category_id"] = ids[result["category_id"]]
+        if self._output_dir:
+            self._write(results, Path(self._output_dir))
         if self._do_evaluation:
-            self._coco_api = coco_api(self._data, masks="segm" in self._tasks)
-        super()._eval_predictions(predictions, img_ids)
-        self._tasks = given_tasks
-        if self._do_evaluation or not self._output_dir:
+            self._coco_api = coco_api(self._data, masks="segm" in tasks)
+            for task in sorted(tasks):
+                coco_eval = self._evaluated(results, task, img_ids) if results else None
+                self._results[task] = self._derive_coco_results(coco_eval, task)
+
+    def _evaluated(
+        self, results: Sequence[Instance], task: str, img_ids: Sequence[int] | None
+    ) -> COCOeval:
+        loaded = self._coco_api.loadRes(detections_of_task(results, task))
+        coco_eval = self._cocoeval(self._coco_api, loaded, task)
+        logger.info("Evaluating %s with %s ...", task, type(coco_eval).__name__)
+        coco_eval.params.maxDets = self._max_dets_per_image
+        if img_ids is not None:
+            coco_eval.params.imgIds = img_ids
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        # pycocotools' own summary gives AP for 100 detections alone.
+        COCOevalMaxDets.summarize(coco_eval)
+        return coco_eval
+
+    def _write(self, results: Sequence[Instance], folder: Path) -> None:
+        """Writes the results, and a submission of them if there are no annotations."""
+        (folder / "coco_instances_results.json").write_text(json.dumps(results))
+        if self._do_evaluation:
             return
-        results_file = Path(self._output_dir, "coco_instances_results.json")
         archives = write_submission(
-            json.loads(results_file.read_text()),
-            self._output_dir,
+            results,
+            folder,
             test_set=image_set_name(self._data.source),
             algorithm=self._algorithm,
         )
@@ -216,6 +247,7 @@ def coco_evaluator(
     algorithm: str = "vitadapter",
     max_dets_per_image: int = 100,
     plot_curves: bool = True,
+    cocoeval: type[COCOeval] = COCOeval_opt,
 ) -> COCOEvaluator:
     """Detectron2's COCO evaluator for a data set that is given by name or by its files.
 
@@ -230,13 +262,19 @@ def coco_evaluator(
         max_dets_per_image: number of detections of each category that count in an image, those
             with the highest scores. COCO's rules say 100. Images with more objects cause a warning.
         plot_curves: whether precision-recall curves are drawn as well as tables.
+        cocoeval: what computes the metrics, such as
+            `vitadapter.evaluation.hotcoco.HotCocoEval`, which is faster. The default is
+            Detectron2's if it has been compiled, or else pycocotools'.
 
     Raises:
+        TypeError: `cocoeval` is no class like pycocotools' `COCOeval`.
         ValueError: the data set does not exist or contradicts itself, or an argument is invalid.
     """
+    if not (isinstance(cocoeval, type) and issubclass(cocoeval, COCOeval)):
+        raise TypeError(f"cocoeval must be pycocotools' COCOeval or a subclass, got {cocoeval!r}")
     check_arguments(tasks, max_dets_per_image)
     _check_algorithm(algorithm)
     registered = register_coco(name, json_file, image_root, role="test")
     return _CheckedEvaluator(
-        registered, tasks, output_dir, algorithm, max_dets_per_image, plot_curves
+        registered, tasks, output_dir, algorithm, max_dets_per_image, plot_curves, cocoeval
     )
