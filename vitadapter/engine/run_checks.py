@@ -12,7 +12,6 @@ from omegaconf.errors import OmegaConfBaseException
 from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist
-from vitadapter.engine.compiling import check_compiler
 from vitadapter.engine.run_lock import check_unlocked
 from vitadapter.engine.run_report import check_report
 from vitadapter.engine.settings import (
@@ -126,16 +125,6 @@ def _check_parallel(train: DictConfig) -> None:
         )
 
 
-def _check_compile(train: DictConfig) -> None:
-    """Refuses to compile what cannot be compiled."""
-    if train.parallel != "ddp":
-        raise ValueError(
-            f"train.compile=True needs train.parallel=ddp, got train.parallel={train.parallel}: "
-            "weights that come together while a part computes are not compiled"
-        )
-    check_compiler(train.device)
-
-
 def check_micro_batches(cfg: DictConfig, processes: int) -> None:
     """Refuses a total batch that cannot be divided between processes and accumulated steps.
 
@@ -238,8 +227,6 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
     else:
         _check_amp(train)
         _check_parallel(train)
-        if train.compile:
-            _check_compile(train)
         check_micro_batches(cfg, comm.get_world_size())
         _check_masks(cfg)
         _check_best(cfg)

@@ -196,8 +196,6 @@ class TrainSettings:
     # An iteration splits its batch into this many micro-batches, which saves memory.
     accumulate_steps: PositiveInt = 1
     amp: AmpSettings = field(default_factory=AmpSettings)
-    # Whether the backbone runs through torch.compile: the first iterations take minutes.
-    compile: bool = False
     ema: EMASettings | None = field(default_factory=EMASettings)
     # How several processes share the work: `ddp`, or `fsdp2`, which also divides the weights.
     parallel: ParallelName = "ddp"

@@ -31,7 +31,6 @@ from vitadapter.engine.checkpoint import (
     load_init_checkpoint,
 )
 from vitadapter.engine.checkpoint_config import class_entries, config_to_text
-from vitadapter.engine.compiling import compile_backbone
 from vitadapter.engine.config_differences import name_differences
 from vitadapter.engine.data_order import OrderedLoader, batch_size_of, seed_process
 from vitadapter.engine.ema import WeightEMA
@@ -201,8 +200,6 @@ def build_trainer(
     total, trained = sum(size for size, _ in sizes), sum(size * grad for size, grad in sizes)
     logger.info("Parameters: %.3f M, of which %.3f M are trained", total / 1e6, trained / 1e6)
     check_batch_norms(model, cfg.train.device, batch_size_of(loader))
-    if cfg.train.compile:
-        compile_backbone(model)
     wrapped = parallel_of(cfg).wrap(model, cfg.train)
     amp = cfg.train.amp
     return AccumulatingTrainer(
