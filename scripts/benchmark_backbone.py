@@ -4,7 +4,8 @@
 The reference (benchmarks/reference_backbone.py) has the same weights, Detectron2's ViT, and the
 deformable attention in plain PyTorch. Reports CPU and wall seconds of the forward pass and of a
 training step (forward and backward), and the bytes kept for the backward pass. All figures are
-medians over interleaved rounds. --scaling adds the forward time at four times the pixels.
+medians over interleaved rounds. --scaling adds the forward time at four times the pixels. --work
+counts kernel launches and bytes instead, as on a GPU, and runs nothing.
 
 Example: %(prog)s --models tiny small --rounds 5 --bf16 --scaling --json backbone.json
 """
@@ -24,13 +25,16 @@ from detectron2.config import instantiate
 from torch import Tensor, nn
 
 from benchmarks.interleaved import interleave, saved_bytes
-from benchmarks.reference_backbone import ReferenceAttention, ReferenceNet
+from benchmarks.reference_backbone import FusedReferenceNet, ReferenceAttention, ReferenceNet
+from vitadapter.analysis.fake_run import fake_run
+from vitadapter.analysis.work import GPUS, Work, count_work
 from vitadapter.layers.fast import plain_layers
 from vitadapter.model_zoo import get_config
 from vitadapter.modeling.backbone import ViTAdapter
 
 Variant = tuple[nn.Module, Callable[[], AbstractContextManager[object]]]
 Seconds = dict[str, dict[str, float]]
+Works = dict[str, Work]
 
 
 def build(size: str, all_windows: bool = False) -> ViTAdapter:
@@ -47,16 +51,14 @@ def build(size: str, all_windows: bool = False) -> ViTAdapter:
     return model
 
 
-def build_reference(size: str, ours: ViTAdapter) -> ViTAdapter:
-    """The reference model with the weights of ours."""
+def build_reference(size: str, net: type[ReferenceNet] = ReferenceNet) -> ViTAdapter:
+    """The reference model with random weights."""
     cfg = get_config("common/models/vit_adapter.py")[f"vit_adapter_{size}"]
     cfg.net.update(drop_path_rate=0.0)
     cfg.attention = ReferenceAttention
-    cfg.net._target_ = ReferenceNet
+    cfg.net._target_ = net
     del cfg.net.pad_after_qkv, cfg.net.layer_scale_init
-    reference = instantiate(cfg)
-    reference.load_state_dict(ours.state_dict())
-    return reference
+    return instantiate(cfg)
 
 
 def forward(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -105,7 +107,9 @@ def compare(size: str, hw: tuple[int, int], args: argparse.Namespace) -> dict[st
     """All figures of one model at one image size."""
     device = torch.device(args.device)
     ours = build(size)
-    reference = build_reference(size, ours).to(device).eval()
+    reference = build_reference(size)
+    reference.load_state_dict(ours.state_dict())
+    reference.to(device).eval()
     ours.to(device).eval()
     torch.manual_seed(1)
     images = torch.randn(args.batch, 3, *hw, device=device)
@@ -179,6 +183,36 @@ def measure_scaling(size: str, args: argparse.Namespace) -> dict[str, object]:
     return {"model": size, "scaling": seconds}
 
 
+def count(size: str, hw: tuple[int, int], batch: int) -> dict[str, object]:
+    """The work on a GPU with bfloat16 autocast, of ours and of the reference."""
+    counted: dict[str, Works] = {}
+    with fake_run():
+        images = torch.empty(batch, 3, *hw)
+        for name, model, context in (
+            ("reference", build_reference(size, FusedReferenceNet), plain_layers()),
+            ("ours", build(size), nullcontext()),
+        ):
+            with context:
+                counted[name] = {
+                    kind.__name__: count_work(model, partial(kind, model, images))
+                    for kind in (forward, step)
+                }
+    print(f"{size} {hw[0]}x{hw[1]}, batch {batch}, counted with bfloat16 autocast")
+    figures = {name: dict(map(_sums, works.items())) for name, works in counted.items()}
+    for name, kinds in figures.items():
+        for kind, sums in kinds.items():
+            base = figures["reference"][kind]
+            cells = (f"{k} {v:9.2f} ({v / base[k]:.2f}x)" for k, v in sums.items())
+            print(f"  {name:10s} {kind:8s}", *cells, sep="  ", flush=True)
+    return {"model": size, "image": list(hw), "batch": batch, "work": figures}
+
+
+def _sums(item: tuple[str, Work]) -> tuple[str, dict[str, float]]:
+    kind, work = item
+    times = {f"{name} ms": 1e3 * work.seconds(gpu) for name, gpu in GPUS.items()}
+    return kind, {"launches": work.launches, "GB": work.bytes / 1e9, **times}
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Parses HxW in pixels."""
     height, _, width = text.partition("x")
@@ -218,6 +252,9 @@ def main() -> None:
     parser.add_argument(
         "--scaling", action="store_true", help="also compare 512x512 with 1024x1024"
     )
+    parser.add_argument(
+        "--work", action="store_true", help="count the work on a GPU instead of measuring"
+    )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
@@ -225,6 +262,9 @@ def main() -> None:
     results: list[dict[str, object]] = [{"machine": machine, "device": args.device}]
     for size in args.models:
         for hw in args.sizes:
+            if args.work:
+                results.append(count(size, hw, args.batch))
+                continue
             results.append(compare(size, hw, args))
             print_rows(results[-1])
         if args.scaling:

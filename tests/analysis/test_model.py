@@ -85,7 +85,7 @@ def test_command_and_script_print_the_same(capsys: pytest.CaptureFixture[str]) -
     [
         (["--size", "0", "64"], r"at least 1, got \(0, 64\)"),
         (["--size", "100000000", "64"], "at most 268435456 pixels .* got 1 x 100000000 x 64"),
-        (["--batch", "2"], "--batch=2 is for --activations and --measure"),
+        (["--batch", "2"], "--batch=2 is for --activations, --work and --measure"),
         (["--batch", "0"], "batch must be a positive integer, got 0"),
         (["--measure", "train.device=cuda:99"], "train.device=cuda:99 but PyTorch finds"),
         (["--images", "nowhere"], "must be files or folders, but nowhere does not exist"),

@@ -8,6 +8,7 @@ from .flops import FlopCounter
 from .memory import MemoryEstimate, estimate_memory, training_peak
 from .model import ModelAnalysis, PartCosts, analyze_model
 from .steps import Workload
+from .work import Work, count_work, step_work
 
 __all__ = [
     "FlopCounter",
@@ -15,10 +16,13 @@ __all__ = [
     "ModelAnalysis",
     "PartCosts",
     "Saving",
+    "Work",
     "Workload",
     "analyze_model",
+    "count_work",
     "estimate_memory",
     "largest_batch",
     "savings",
+    "step_work",
     "training_peak",
 ]

@@ -6,7 +6,7 @@ same rules: a fused multiply-add is one FLOP, and norms and interpolation have f
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 import vitadapter.ops  # noqa: F401 (registers the operators)
 
-__all__ = ["FlopCounter"]
+__all__ = ["FlopCounter", "flops_of", "has_formula"]
 
 aten = torch.ops.aten
 
@@ -98,14 +98,25 @@ class FlopCounter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         key = self._part(), packet._qualified_op_name.removeprefix("aten::")
-        if packet in _FORMULAS:
-            self.flops[key] += _FORMULAS[packet](*args, out=out)
-        elif packet in flop_registry:
-            # PyTorch counts a multiply-add as two.
-            self.flops[key] += flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
+        flops = flops_of(func, args, kwargs or {}, out)
+        if flops is not None:
+            self.flops[key] += flops
         elif not (func.is_view or packet.__name__ in _FREE):
             self.not_counted[key] += 1
         return out
+
+
+def flops_of(
+    func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: object
+) -> int | None:
+    """FLOPs of a call that gave `out`; None for an operator without a formula."""
+    packet = func._overloadpacket
+    if packet in _FORMULAS:
+        return _FORMULAS[packet](*args, out=out)
+    if packet in flop_registry:
+        # PyTorch counts a multiply-add as two.
+        return flop_registry[packet](*args, **kwargs, out_val=out) // 2
+    return None
 
 
 def has_formula(func: OpOverload) -> bool:

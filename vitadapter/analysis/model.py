@@ -217,7 +217,8 @@ def running_modules(model: nn.Module, *, with_layers: bool = True) -> Iterator[l
         if not with_layers and (type(module) is nn.Sequential or not list(module.children())):
             continue
         enter = module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
-        handles += [enter, module.register_forward_hook(leave)]
+        # Also if it is left early, as activation checkpointing does when it has all it needs.
+        handles += [enter, module.register_forward_hook(leave, always_call=True)]
     try:
         yield running
     finally:

@@ -13,6 +13,7 @@ from vitadapter.analysis import Workload, analyze_model
 from vitadapter.analysis.activations import saved_activations, saved_table
 from vitadapter.analysis.feature_scales import scale_table, scale_warnings, scales_of_config
 from vitadapter.analysis.measurement import measure, measured_table
+from vitadapter.analysis.work import step_work, work_table
 from vitadapter.commands.arguments import (
     CONFIG,
     OVERRIDES,
@@ -29,6 +30,7 @@ _EXAMPLES = """
 examples:
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --size 800 1280
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --batch 2 --activations --measure
+  %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x --work train.amp.enabled=True
   %(prog)s ADE20K/upernet_vit_adapter_s_dinov2_finetune --images photos/
   %(prog)s COCO/mask_rcnn_vit_adapter_s_deit_1x model.backbone.bottom_up.num_interactions=2
 """
@@ -49,6 +51,12 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> No
         help="also print what each part keeps for the backward pass",
     )
     parser.add_argument(
+        "--work",
+        action="store_true",
+        help="also count the work of a training iteration on a GPU (kernel launches, bytes, FLOPs; "
+        "forward and backward pass, precision train.amp), and the least time on some GPUs",
+    )
+    parser.add_argument(
         "--measure",
         action="store_true",
         help="also run training and inference on train.device: time and peak memory",
@@ -63,7 +71,8 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> No
     parser.add_argument(
         "--batch",
         type=int,
-        help="images for --activations and --measure (default: 1); FLOPs are those of one image",
+        help="images for --activations, --work and --measure (default: 1); without these, FLOPs "
+        "are those of one image",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     args = parser.parse_intermixed_args(arguments)
@@ -78,10 +87,10 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> No
 def _print(cfg: DictConfig, args: argparse.Namespace, images: Sequence[Path]) -> None:
     size = (args.size[0], args.size[1])
     workload = Workload(size, 1 if args.batch is None else args.batch)
-    is_run = args.activations or args.measure
+    is_run = args.activations or args.work or args.measure
     if args.batch is not None and not is_run:
         raise ValueError(
-            f"--batch={args.batch} is for --activations and --measure, but neither is given: "
+            f"--batch={args.batch} is for --activations, --work and --measure, but none is given: "
             "FLOPs are those of one image"
         )
     if is_run or images:
@@ -91,6 +100,10 @@ def _print(cfg: DictConfig, args: argparse.Namespace, images: Sequence[Path]) ->
     print(analyze_model(cfg, size).table())
     if args.activations:
         print(f"\n{saved_table(saved_activations(cfg, workload), workload)}")
+    if args.work:
+        height, width = size
+        title = f"training, {workload.batch} x {height} x {width}"
+        print(f"\n{work_table(step_work(cfg, workload), title)}")
     if args.measure:
         print(f"\n{measured_table(measure(cfg, workload), workload, cfg.train.device)}")
     if images:

@@ -1,4 +1,4 @@
-"""Sizes that `torch.export` may keep symbolic, so that a program takes images of any size.
+"""Sizes that `torch.export` and `torch.compile` may keep symbolic, for images of any size.
 
 A branch on a symbolic size would restrict the program to one side of the branch.
 """
@@ -13,8 +13,9 @@ __all__ = ["average_cells", "check_fixed", "holds_for_all_sizes", "padding_to"]
 
 def holds_for_all_sizes(condition: bool | torch.SymBool) -> bool:
     """Whether a comparison of sizes is true: in a traced program, for every size that it takes."""
-    # `torch.jit.trace`, and fvcore with it, has tensors for sizes, which are not symbolic.
-    symbolic = isinstance(condition, torch.SymBool)
+    # `torch.compile` shows symbolic comparisons as bools. `torch.jit.trace`, and fvcore with it,
+    # has tensors for sizes, which are not symbolic.
+    symbolic = torch.compiler.is_dynamo_compiling() or isinstance(condition, torch.SymBool)
     return statically_known_true(condition) if symbolic else bool(condition)
 
 

@@ -268,7 +268,10 @@ def attend_in_windows(
     if window_size == 0:
         return x
     x = x.view(batch, *counts, window_size, window_size, -1).transpose(2, 3)
-    return x.flatten(3, 4).flatten(1, 2)[:, : hw[0], : hw[1]].contiguous()
+    x = x.flatten(3, 4).flatten(1, 2)[:, : hw[0], : hw[1]]
+    if torch.compiler.is_dynamo_compiling():  # whether a copy is needed depends on the size
+        return x.clone(memory_format=torch.contiguous_format)
+    return x.contiguous()
 
 
 def _partition(grid: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
