@@ -22,7 +22,7 @@ OVERRIDE = re.compile(
 BRACES = re.compile(r"\{([\w,]+)\}")
 # Values that stand for others; only their keys are checked.
 PLACEHOLDER = re.compile(r"[A-Z]+|my_data|.*\.\.\..*|\w+\(.*")
-FILES = (".py", ".json")
+FILES = (".py", ".json", ".sbatch")
 # One experiment of each kind of model; the first that an override fits is enough.
 EXPERIMENTS = (
     "COCO/mask_rcnn_vit_adapter_s_deit_3x",
