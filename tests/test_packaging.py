@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from without_editable_installs import WITHOUT_EDITABLE_INSTALLS
 
+from vitadapter import __version__
+
 # Packages of the wheel that lie elsewhere in the repository.
 MAPPED = {
     "vitadapter/configs": "configs",
@@ -82,10 +84,22 @@ def built(request: pytest.FixtureRequest) -> Built:
     return request.getfixturevalue(request.param)
 
 
+def _is_source(path: Path) -> bool:
+    return "__pycache__" not in path.parts and path.suffix != ".so"
+
+
 def files(folder: Path, package: str) -> set[str]:
-    """The Python and text files of a folder, as names in the wheel."""
-    found = (path for ending in ("py", "txt") for path in folder.rglob(f"*.{ending}"))
+    """All files of a folder, such as the page of the report, as names in the wheel."""
+    found = (path for path in folder.rglob("*") if path.is_file() and _is_source(path))
     return {f"{package}/{path.relative_to(folder).as_posix()}" for path in found}
+
+
+def test_release_is_of_one_version(repository: Path) -> None:
+    citation = (repository / "CITATION.cff").read_text().splitlines()
+    assert f"version: {__version__}" in citation
+    releases = (repository / "CHANGELOG.md").read_text().split("\n## ")[1:]
+    named = [release.split()[0] for release in releases]
+    assert __version__ in named[:2], "the last release, below what is not released yet if any is"
 
 
 def test_sdist_contains_what_the_build_needs(repository: Path, sdist: Path) -> None:
@@ -108,9 +122,9 @@ def test_wheel_is_complete(repository: Path, built: Built) -> None:
         expected = files(repository / folder, package)
         assert expected
         assert expected <= names
-    assert "vitadapter-0.2.0.dist-info/licenses/LICENSE" in names
+    assert f"vitadapter-{__version__}.dist-info/licenses/LICENSE" in names
     top_level = {name.partition("/")[0] for name in names}
-    assert top_level == {"vitadapter", "vitadapter-0.2.0.dist-info"}
+    assert top_level == {"vitadapter", f"vitadapter-{__version__}.dist-info"}
 
 
 def test_compiled_wheel_serves_all_versions_of_python(compiled: Built) -> None:
@@ -120,7 +134,7 @@ def test_compiled_wheel_serves_all_versions_of_python(compiled: Built) -> None:
 
 
 def test_pure_wheel_serves_all_machines(pure: Built) -> None:
-    assert pure.wheel.name == "vitadapter-0.2.0-py3-none-any.whl"
+    assert pure.wheel.name == f"vitadapter-{__version__}-py3-none-any.whl"
     assert not [name for name in pure.names() if name.startswith("vitadapter/_C")]
 
 

@@ -27,6 +27,16 @@ async function clickConfusions(page) {
   return seen;
 }
 
+/** What the images say when each kind of error is clicked. */
+async function clickKinds(page) {
+  const seen = [];
+  for (const bar of await page.locator("#error-bars .bar").all()) {
+    await bar.locator("button").click();
+    seen.push(await count(page));
+  }
+  return seen;
+}
+
 async function visitDetector(browser, path) {
   const seen = { errors: [] };
   const page = await open(browser, path, seen);
@@ -37,7 +47,7 @@ async function visitDetector(browser, path) {
   await page.locator("#filter-threshold").fill("0.6");
   await page.locator("#filter-kind").selectOption("bkg");
   await page.locator("#filter-size").selectOption("2");
-  await page.waitForFunction(() => document.querySelector("#count").innerText.includes("matches"));
+  await page.waitForFunction(() => document.querySelector("#count").innerText.includes(" in "));
   await page.waitForTimeout(150); // sliders wait until they rest
   seen.filtered = await count(page);
   seen.cards = await page.locator(".card").count();
@@ -57,9 +67,19 @@ async function visitDetector(browser, path) {
   await page.keyboard.press("ArrowRight");
   await page.keyboard.press("Escape");
   seen.confused = await clickConfusions(page);
+  seen.kinds = await clickKinds(page);
+  await page.locator("#filter-class").fill("no such class");
+  seen.unknown = await page.locator("#filter-class").evaluate((node) => node.matches(":invalid"));
   seen.rates = await page.locator(".chart", { hasText: "Learning rate" }).locator("text.tick").allTextContents();
   await page.getByRole("button", { name: "Boxes", exact: true }).click();
   seen.confused.push(...await clickConfusions(page));
+  seen.kinds_of_boxes = await page.locator("#error-bars button").count();
+  await page.locator("#reset").click();
+  seen.second = await page.locator(".card .name span").nth(2).innerText();
+  await page.locator(".card").first().click();
+  await page.keyboard.press("ArrowRight");
+  seen.viewed = await page.locator("dialog[open] h3").innerText();
+  await page.keyboard.press("Escape");
   seen.of_boxes = await page.getByRole("button", { name: "Boxes", exact: true }).getAttribute("aria-pressed");
   return seen;
 }

@@ -18,6 +18,11 @@ from evaluated_runs import (
 from vitadapter.report import write_report
 
 
+def matches(number: int | str) -> str:
+    """As the page counts them."""
+    return "1 match" if str(number) == "1" else f"{number} matches"
+
+
 def test_filters_and_switches(
     browser: str, node_path: str, repository: Path, tmp_path: Path
 ) -> None:
@@ -48,7 +53,7 @@ def test_filters_and_switches(
     wanted = [(d[:, 1] >= 0.6) & (d[:, 6] == false) & (d[:, 7] == 2) for d in images]
     matching = [image for image in wanted if image.any()]
     total = sum(int(image.sum()) for image in matching)
-    assert boxes["filtered"] == f"{total} matches in {len(matching)} of 6 images"
+    assert boxes["filtered"] == f"{matches(total)} in {len(matching)} of 6 images"
     assert boxes["cards"] == len(matching)
     assert boxes["all"] == boxes["reset"] == "6 of 6 images"
     rows = data["parts"]["bbox"]["table"]["rows"]
@@ -58,7 +63,13 @@ def test_filters_and_switches(
     assert boxes["rects"][1] == 0, "boxes are switched off"
     assert boxes["masks"] > 0
     for number, shown in boxes["confused"]:
-        assert shown.startswith(f"{number} matches in "), "the images are those of the matrix"
+        assert shown.startswith(f"{matches(number)} in "), "the images are those of the matrix"
+    for kind, shown in zip(("cls", "loc", "both", "dupe", "bkg"), boxes["kinds"], strict=False):
+        number = sum(int((d[:, 6] == data["kinds"].index(kind)).sum()) for d in images)
+        assert shown.startswith(f"{matches(number)} in "), "of any score"
+    assert boxes["kinds_of_boxes"] == 0, "the images show kinds of masks"
+    assert boxes["viewed"] == boxes["second"], "a key goes on by one image after a new rendering"
+    assert boxes["unknown"], "a class that is not there is marked"
     ticks = list(map(float, boxes["rates"]))
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
     assert 0 < ticks[1] < ticks[-1] < 1e-4
@@ -66,4 +77,4 @@ def test_filters_and_switches(
     assert "0 taken for 1" in labels["pair"]
     assert labels["cards"] == 3
     assert labels["panels"] == 4
-    assert panoptic["filtered"] == "1 matches in 1 of 3 images"
+    assert panoptic["filtered"] == "1 match in 1 of 3 images"

@@ -39,11 +39,12 @@ class Gallery {
       }
     }, { rootMargin: "300px" });
     new IntersectionObserver((seen) => seen[0].isIntersecting && this.more(), { rootMargin: "600px" }).observe(this.end);
-    viewer.addEventListener("keydown", (event) => {
+    // These replace those of an earlier gallery: the viewer stays when the page is drawn anew.
+    viewer.onkeydown = (event) => {
       if (event.key === "ArrowRight") this.step(1);
       if (event.key === "ArrowLeft") this.step(-1);
-    });
-    viewer.addEventListener("click", (event) => event.target === viewer && viewer.close());
+    };
+    viewer.onclick = (event) => event.target === viewer && viewer.close();
     this.update();
   }
 
@@ -87,9 +88,13 @@ class Gallery {
     REPORT.classes.slice(0, 2000).forEach((name) => known.append(make("option", { value: name })));
     const chosen = make("input", { type: "search", list: "class-names", placeholder: "all classes", "aria-label": "class" });
     this.control("class", chosen, () => {
-      if (chosen.value === "") return "";
-      return this.names.has(chosen.value) ? this.names.get(chosen.value) : undefined;
-    }, (value) => { chosen.value = value === "" ? "" : className(value); });
+      const number = chosen.value === "" ? "" : this.names.get(chosen.value);
+      chosen.setCustomValidity(number === undefined ? "no class has this name (yet)" : ""); // marks it
+      return number;
+    }, (value) => {
+      chosen.value = value === "" ? "" : className(value);
+      chosen.setCustomValidity("");
+    });
     const bar = make("div", { class: "filters" }, make("label", {}, "class ", chosen), known);
     if (this.isObjects) {
       const kinds = [...REPORT.kinds.filter((kind) => !NOT_COUNTED.includes(kind)), "miss"];
@@ -166,7 +171,7 @@ class Gallery {
       const sure = mistakes.reduce((best, item) => Math.max(best, item.score ?? 0), 0);
       found.push({ number, mistakes: mistakes.length, score: sure });
     });
-    this.counted = this.isFiltered() ? `${shown(items)} matches in ` : "";
+    this.counted = this.isFiltered() ? `${items === 1 ? "1 match" : `${shown(items)} matches`} in ` : "";
     return found;
   }
   labelMatches() {

@@ -93,7 +93,7 @@ function drawItems(number, items, { boxes, outlines, labels, lit, width }) {
     item.node = group;
     if (!labels || dim) continue;
     const height = 12 * unit, text = tag(item);
-    const place = [Math.max(0, Math.min(x, size[0] - text.length * height * 0.55)), y > height ? y - 3 * unit : y + height];
+    const place = [Math.max(0, Math.min(x, size[0] - text.length * height * 0.55)), y > height + 3 * unit ? y - 3 * unit : y + height];
     const reach = text.length * height * 0.55;
     const hit = taken.some(([a, b, r]) => Math.abs(b - place[1]) < height && a < place[0] + reach && place[0] < a + r);
     if (hit) continue; // rather none than several on top of each other

@@ -187,6 +187,9 @@ class _Gallery:
         parts: of boxes, and of masks if the model predicts them; the last one is shown.
         pictures: writes the images.
         image_root: folder that their names are shown relative to, if it is known.
+
+    Attributes:
+        least_score: of the detections that it has.
     """
 
     def __init__(self, parts: Sequence[_Part], pictures: Pictures, image_root: Path | None) -> None:
@@ -195,7 +198,7 @@ class _Gallery:
         self._pictures = pictures
         self._root = image_root
         self._with_masks = parts[-1].task == "segm"
-        self._least_score = min([_LEAST_SCORE, *(part.threshold for part in parts)])
+        self.least_score = min([_LEAST_SCORE, *(part.threshold for part in parts)])
         self._numbers: dict[Id, int] = {id_: n for n, id_ in enumerate(sorted(self._api.cats))}
         self.unread: list[str] = []
 
@@ -230,7 +233,7 @@ class _Gallery:
         record = self._api.imgs[image.image]
         path = Path(str(record["file_name"]))
         is_below = self._root is not None and path.is_relative_to(self._root)
-        shown = [x for x in image.detections if x.score >= self._least_score][:_MOST_DETECTIONS]
+        shown = [x for x in image.detections if x.score >= self.least_score][:_MOST_DETECTIONS]
         places = {id(x): place for place, x in enumerate(shown)}
         numbers = {id(there): number for number, there in enumerate(image.objects)}
         detections: list[float] = []
@@ -313,6 +316,7 @@ def describe_objects(
         check_reproduced(run, metrics, f"{part.task}/AP", part.ap)
     gallery = _Gallery(parts, pictures, MetadataCatalog.get(registered).get("image_root"))
     content |= {"parts": {part.task: part.data for part in parts}, "judgedBy": parts[-1].task}
-    content |= {"threshold": round(parts[-1].threshold, 2), "images": gallery.images()}
+    content |= {"threshold": round(parts[-1].threshold, 2), "leastScore": gallery.least_score}
+    content["images"] = gallery.images()
     note_unread(run, gallery.unread)
     return content, results

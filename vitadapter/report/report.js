@@ -32,6 +32,11 @@ function link(text, action) {
   return make("button", { class: "link", type: "button", click: action }, text);
 }
 
+/** A link to kinds of errors, if the images show those of this part: of boxes and masks, they show one. */
+function linkIfJudged(text, wanted, otherwise = []) {
+  return part === REPORT.judgedBy ? [link(text, () => gallery.filter(wanted))] : otherwise;
+}
+
 /** What is worst, in words, with links to the images. */
 function findings() {
   const data = REPORT.parts[part], items = [];
@@ -41,7 +46,8 @@ function findings() {
       items.push([
         `The most AP50 is lost to ${worst[0] === "miss" ? "missed objects" : `detections that are ${ERROR_TEXTS[worst[0]]}`}: `
         + `${shown(worst[2])} points, with an AP50 of ${data.errors.ap.toFixed(1)}. `,
-        link("Show them", () => gallery.filter({ kind: worst[0] })),
+        // An object counts as missed here if there is nothing near to it at any score.
+        ...linkIfJudged("Show them", { kind: worst[0], ...(worst[0] === "miss" ? { threshold: 0 } : {}) }),
       ]);
     }
   }
@@ -271,12 +277,16 @@ function errorSection() {
   const most = Math.max(...errors.rows.map((row) => row[2]), 1e-9);
   const bars = errors.rows.map(([kind, count, cost]) => make(
     "div", { class: "bar" },
-    make("span", {}, link(KIND_NAMES[kind], () => gallery.filter({ kind, threshold: 0 })), make("br"), make("small", { class: "muted" }, ERROR_TEXTS[kind])),
+    make("span", {}, ...linkIfJudged(KIND_NAMES[kind], { kind, threshold: 0 }, [KIND_NAMES[kind]]), make("br"), make("small", { class: "muted" }, ERROR_TEXTS[kind])),
     make("span", {}, make("span", { class: "fill", style: `width:${(75 * cost) / most}%` }), `${shown(cost, 1)} AP50, ${shown(count)} times`),
   ));
+  const words = [
+    `By how much the AP50 of ${errors.ap.toFixed(1)} would rise if all errors of a kind were mended (TIDE). All detections count, whatever their score.`,
+    `The images have those with a score from ${REPORT.leastScore.toFixed(2)}.`,
+    part !== REPORT.judgedBy && `The images below show the kinds of errors of ${PART_NAMES[REPORT.judgedBy].toLowerCase()}.`,
+  ];
   return section(
-    "errors", "What each kind of error costs",
-    make("p", { class: "muted" }, `By how much the AP50 of ${errors.ap.toFixed(1)} would rise if all errors of a kind were mended (TIDE). All detections count, whatever their score.`),
+    "errors", "What each kind of error costs", make("p", { class: "muted" }, words.filter(Boolean).join(" ")),
     make("div", { id: "error-bars" }, ...bars),
   );
 }
