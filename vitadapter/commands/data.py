@@ -77,6 +77,18 @@ def sample(arguments: Sequence[str] | None = None, prog: str | None = None) -> N
     print(f"sample data set ({args.train} train, {args.val} val images) {state} {args.output}")
 
 
+# What training calls dataset.*, as its messages do.
+_OPTIONS = {
+    "dataset.exclude": "--exclude PATTERN",
+    "dataset.unlabelled": "--unlabelled",
+    "dataset.split.fraction": "--fraction",
+    "dataset.split.seed": "--seed",
+    "dataset.split.group": "--group",
+    "dataset.ignore_label": "--ignore-label",
+    "dataset.reduce_zero_label": "--reduce-zero-label",
+}
+
+
 def _folder_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -87,7 +99,11 @@ def _folder_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("root", help="folder of the data set, as dataset.root")
     parser.add_argument("--kind", choices=KINDS, help="what to train (by default as it looks)")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="PATTERN", help="files to leave out"
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="files to leave out, as dataset.exclude; may be repeated",
     )
     parser.add_argument(
         "--unlabelled", choices=("empty", "skip"), help="what images without a label file are"
@@ -111,11 +127,19 @@ def _settings(args: argparse.Namespace) -> tuple[FolderSettings, LabelSettings]:
     return settings, LabelSettings(args.ignore_label, args.reduce_zero_label)
 
 
+def _print_options(text: str) -> None:
+    """Says how this command spells the overrides of training that a message names."""
+    named = {f"{key} is {option} here" for key, option in _OPTIONS.items() if key in text}
+    if named:
+        print("; ".join(sorted(named)), file=sys.stderr)
+
+
 def _run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     try:
         return command(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
+        _print_options(str(error))
         return 1
 
 
@@ -154,6 +178,7 @@ def _check(args: argparse.Namespace) -> int:
     settings, labels = _settings(args)
     report = check_dataset(prepare(args.root, args.kind, settings, labels), labels, args.images)
     print(report.text())
+    _print_options(" ".join(report.refusals))
     return 1 if report.refusals else 0
 
 

@@ -47,6 +47,13 @@ def test_two_formats(yolo: Path, splits: Splits) -> None:
         tiny_config(yolo, "dataset.exclude=ImageSets")
 
 
+def test_categories_alone_are_no_annotations(yolo: Path) -> None:
+    """Label Studio's YOLO export has them in a notes.json."""
+    notes = {"categories": [{"id": 0, "name": "class0"}], "info": {"version": "1.0"}}
+    (yolo / "notes.json").write_text(json.dumps(notes, indent=2))
+    assert names_of(load(tiny_config(yolo, BOXES))[1]) == ["004.png", "005.png"]
+
+
 def test_no_format(root: Path) -> None:
     root.mkdir()
     Image.new("RGB", (8, 8)).save(root / "1.png")

@@ -153,6 +153,17 @@ def test_options_of_other_kinds_of_data(
     assert message in capsys.readouterr().err
 
 
+def test_messages_name_the_options_of_the_command(
+    yolo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are written for training, whose overrides the command does not take."""
+    (yolo / "train" / "labels" / "000.txt").write_text("9 0.5 0.5 0.1 0.1")
+    assert check([str(yolo)]) == 1
+    *_, error, options = capsys.readouterr().err.splitlines()
+    assert "dataset.exclude=[...]" in error
+    assert options == "dataset.exclude is --exclude PATTERN here"
+
+
 def test_number_of_images_to_check(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         check([str(yolo), "--images", "0"])

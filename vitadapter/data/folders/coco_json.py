@@ -20,7 +20,8 @@ from vitadapter.data.folders.listing import Listing, split_of
 
 __all__ = ["coco_files", "is_panoptic", "place_of", "read_coco_folder"]
 
-_LISTS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
+# Not "categories" alone: Label Studio's YOLO export lists them in a notes.json.
+_LISTS = re.compile(rb'"(?:images|annotations)"\s*:\s*\[')
 _KEYS = {"images", "annotations", "categories"}
 
 
