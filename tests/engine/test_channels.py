@@ -18,6 +18,7 @@ from vitadapter.data.transforms import PadToSize
 from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.predictor import LazyPredictor
+from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_train
 from vitadapter.modeling.inference import Tiles
 
@@ -139,3 +140,13 @@ def test_float_padding_is_the_mean() -> None:
     mean = [value / 1000 for value in MEAN]
     padded = PadToSize((3, 3), mean).get_transform(image).apply_image(image)
     np.testing.assert_allclose(padded[2, 2], mean)
+
+
+def test_images_of_more_channels_than_the_model_are_refused_before_training(
+    detector: DictConfig, tmp_path: Path
+) -> None:
+    overrides = ["model.pixel_mean=[1,2,3,4]", "model.pixel_std=[1,1,1,1]"]
+    message = "0.npy.* it has 5 channels, but model.pixel_mean has 4 values"
+    with pytest.raises(SetupError, match=message):
+        do_train(apply_overrides(detector, overrides))
+    assert not list((tmp_path / "out").glob("*.pth"))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from detectron2.data import MapDataset
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -97,6 +98,17 @@ def _check_tiles(cfg: DictConfig) -> None:
             fitting.add(size)
 
 
+def _check_first_image(loader: object) -> None:
+    """Reads a test image, since data of another kind, such as of more channels, fail at the first.
+
+    Raises:
+        ValueError, OSError: it cannot be read as the config says.
+    """
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, MapDataset) and len(dataset) > 0:
+        dataset[0]
+
+
 def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
     """Loads the test data now, so that faults in it are found before training.
 
@@ -117,6 +129,7 @@ def build_evaluation(cfg: DictConfig) -> Callable[[torch.nn.Module], Results]:
         return lambda model: {}
     loader = build(cfg.dataloader.test, "dataloader.test")
     _check_tiles(cfg)
+    _check_first_image(loader)
     evaluator = build(cfg.dataloader.evaluator, "dataloader.evaluator")
     if folder := _evaluator_folder(cfg):
         folder.mkdir(parents=True, exist_ok=True)
