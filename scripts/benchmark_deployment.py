@@ -37,6 +37,7 @@ from vitadapter.export import export
 from vitadapter.export.formats import FORMATS
 from vitadapter.export.model import ExportedModel
 from vitadapter.export.precision import PRECISIONS, name_of
+from vitadapter.known_warnings import without_known_warnings
 from vitadapter.visualization.markdown import markdown_table
 
 BASELINE = "PyTorch fp32"
@@ -184,7 +185,8 @@ def main() -> None:
         metavar=("NAME", "CONFIG", "WEIGHTS"),
         help="a model; WEIGHTS may be '' for random ones; may be repeated",
     )
-    parser.add_argument("--formats", nargs="+", default=[n for n in FORMATS if n != "tensorrt"])
+    runnable = [name for name in FORMATS if name != "tensorrt"]
+    parser.add_argument("--formats", nargs="+", choices=runnable, default=runnable)
     parser.add_argument(
         "--precisions", nargs="+", choices=list(PRECISIONS), default=["fp32", "bf16", "int8"]
     )
@@ -201,7 +203,16 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="on the config's test set")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
+    least = min(*args.threads, args.size, args.rounds, args.calibration_images)
+    if least < 1:
+        parser.error(f"threads, size, rounds and images must be at least 1, got {least}")
     logging.disable(logging.INFO)
+    with without_known_warnings():
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Prints a table for each model."""
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}")
     results = {}
     for title, config, weights in args.run:

@@ -31,6 +31,9 @@ _LOGGED = (
     ("No CUDA runtime is found", "torch.utils.cpp_extension"),
     # Detectron2's layers ask whether they are traced.
     ("is_fx_tracing will return true", "torch.fx._symbolic_trace"),
+    # An export to ONNX, of nodes that are not computed beforehand and of empty lists.
+    ("Skipping constant folding for op", "onnxscript.optimizer._constant_folding"),
+    ("Attribute type is ambiguous", "onnx_ir._convenience"),
 )
 
 

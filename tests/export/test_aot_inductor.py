@@ -114,6 +114,18 @@ def test_code_uses_the_threads_of_the_process_that_runs_it(package: Path) -> Non
     assert "num_threads(" not in code
 
 
+def _with_metadata(package: Path, old: bytes, new: bytes, file: Path) -> Path:
+    """Copies a package with a text of its metadata replaced."""
+    with zipfile.ZipFile(package) as original, zipfile.ZipFile(file, "w") as changed:
+        for name in original.namelist():
+            content = original.read(name)
+            if name.endswith("_metadata.json"):
+                assert old in content
+                content = content.replace(old, new)
+            changed.writestr(name, content)
+    return file
+
+
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_other_packages(package: Path, damage: str, tmp_path: Path) -> None:
     file = tmp_path / "damaged.pt2"
@@ -121,12 +133,7 @@ def test_other_packages(package: Path, damage: str, tmp_path: Path) -> None:
         file.write_bytes(package.read_bytes()[:-100])
         message = "torch.export.load cannot read it"
     else:
-        with zipfile.ZipFile(package) as old, zipfile.ZipFile(file, "w") as new:
-            for name in old.namelist():
-                content = old.read(name)
-                if name.endswith("_metadata.json"):
-                    content = content.replace(b'"vitadapter"', b'"other"')
-                new.writestr(name, content)
+        _with_metadata(package, b'"vitadapter"', b'"other"', file)
         message = "it has no description"
     with pytest.raises(ValueError, match=f"cannot be used as an exported file: {message}"):
         ExportedPredictor(file)
@@ -177,8 +184,15 @@ def test_the_example_in_cpp(package: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(numbers[:, 0], expected.scores, atol=tolerances[0])
         np.testing.assert_allclose(numbers[:, 1:], expected.pred_boxes.tensor, atol=tolerances[1])
     photo.write_bytes(b"P6 2 2 255 short")
-    failed = subprocess.run(
-        [build_folder / "detect", package, photo, *libraries], capture_output=True, text=True
+    full_size = _with_metadata(
+        package, b'"outputs"', b'"full_size": "yes", "outputs"', tmp_path / "full_size.pt2"
     )
-    assert failed.returncode == 1
-    assert "photo.ppm ends before its last pixel" in failed.stderr
+    for file, message in (
+        (package, "photo.ppm ends before its last pixel"),
+        (full_size, "full_size.pt2 was exported with --full-size"),
+    ):
+        failed = subprocess.run(
+            [build_folder / "detect", file, photo, *libraries], capture_output=True, text=True
+        )
+        assert failed.returncode == 1
+        assert message in failed.stderr

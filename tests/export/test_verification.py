@@ -95,3 +95,5 @@ def test_a_file_that_answers_otherwise_on_images_is_not_written(
     assert "| classes of pixels" in tables[0]
     with pytest.raises(ValueError, match="a backbone alone has no answers to compare"):
         export(source, "torch", file, only_backbone=True, verify=[verify])
+    with pytest.raises(ValueError, match=r"only TensorRT can run, .* leave out verify"):
+        export(source, "tensorrt", file.with_suffix(".onnx"), verify=[verify])

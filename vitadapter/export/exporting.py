@@ -182,6 +182,11 @@ def _check_parts(
         raise ValueError("a backbone alone has no answers to compare: leave out verify")
     if only_backbone and full_size:
         raise ValueError("a backbone alone has no last part: leave out full_size (--full-size)")
+    if verify and format_of(format) is FORMATS["tensorrt"]:
+        raise ValueError(
+            "a file for TensorRT has a node that only TensorRT can run, so that its answers cannot "
+            "be compared: leave out verify (--verify, --verify-dataset)"
+        )
     if full_size and format_of(format) is FORMATS["tensorrt"]:
         raise ValueError(
             "TensorRT needs the range of each size that is an input as a number, which no builder "

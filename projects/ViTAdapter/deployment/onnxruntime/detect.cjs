@@ -63,6 +63,18 @@ function resizedTo(width, height, steps) {
   return [width, height];
 }
 
+// Refuses sizes that the file does not take: ONNX Runtime's own message would
+// name a node of the graph.
+function checkSize(width, height, { size, multiple }) {
+  const padded = [height, width].map((side) => Math.ceil(side / multiple) * multiple);
+  if (size !== null && padded.some((side, i) => side !== size[i])) {
+    throw new Error(`the file takes padded images of ${size} pixels (height, width), got ${padded}`);
+  }
+  if (size === null && Math.min(...padded) < 2 * multiple) {
+    throw new Error(`the sides of the image must be longer than ${multiple} pixels`);
+  }
+}
+
 // The weights of old pixels in each new one, along one side: a triangle as wide
 // as a new pixel, or an old one if that is wider. Pillow resizes so; sharp
 // itself shifts what it enlarges.
@@ -126,6 +138,7 @@ async function main(file, photo) {
     .toBuffer({ resolveWithObject: true });
   const limits = [image.info.width, image.info.height];
   const [width, height] = resizedTo(...limits, description.resize);
+  checkSize(width, height, description);
   const images = asTensor(image, width, height, description.image_format);
   const session = await ort.InferenceSession.create(file);
   const { boxes, scores, classes } = await session.run({ images });
