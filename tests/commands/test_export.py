@@ -197,6 +197,27 @@ def test_folders_without_images(tiny_config: Path, tmp_path: Path, capsys) -> No
         assert "empty must contain images (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["model.pt2", "--precision", "int8"],
+            "can hold the precisions fp32, fp16, bf16, got int8",
+        ),
+        (["model.onnx", "--format", "tensorrt", "--full-size"], "leave out full_size"),
+        (["model.onnx", "--backbone", "--full-size"], "a backbone alone has no last part"),
+        (["folder.onnx", "--overwrite"], "folder.onnx is a folder: give a file to write"),
+    ],
+)
+def test_what_no_file_can_be_is_refused_before_weights_are_read(
+    arguments: list[str], message: str, tiny_config: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.onnx").mkdir()
+    assert export.main([str(tiny_config), *arguments, "--weights", "nowhere.pth"]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_weights_of_another_model(
     cfg: DictConfig, tiny_config: Path, overrides: list[str], tmp_path: Path, capsys
 ) -> None:

@@ -65,12 +65,12 @@ def _run(args: argparse.Namespace) -> None:
     calibration = [] if args.calibrate is None else image_paths([args.calibrate])
     verify = _verify(args, cfg)
     weights = weights_of(args.config_file, args.weights, args.overrides)
-    predictor = LazyPredictor(cfg, weights, device="cpu")
     size = None if args.size is None else (args.size[0], args.size[1])
     difference = export(
-        predictor,
+        cfg,
         args.format,
         args.output,
+        weights=weights,
         only_backbone=args.backbone,
         full_size=args.full_size,
         size=size,

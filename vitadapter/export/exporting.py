@@ -82,6 +82,8 @@ def export(
     path = Path(file)
     if path.suffix != writer.suffix:
         raise ValueError(f"the file of the format {format} must end in {writer.suffix}, got {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file to write")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of {path} does not exist")
     _check_precision(format, precision, calibration)
