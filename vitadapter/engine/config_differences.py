@@ -76,6 +76,9 @@ def name_differences(path: Path, text: object, cfg: DictConfig) -> None:
         text: the config that it carries; None if it has none.
         cfg: the config that the run continues with.
     """
+    if text is None:
+        logger.info("%s carries no config to compare this one with", path)
+        return
     try:
         old, new = _plain(str(text)), _plain(config_to_text(cfg))
     except ValueError as error:
