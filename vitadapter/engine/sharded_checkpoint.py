@@ -27,6 +27,7 @@ from vitadapter.engine.checkpoint import (
     find_not_finite,
     remove,
 )
+from vitadapter.engine.failures import first_sentence
 
 __all__ = ["ShardedCheckpointer", "recover"]
 
@@ -217,4 +218,4 @@ def _then(first: Future[Any], action: Callable[[], None]) -> Future[Any]:
 def _reason(error: BaseException) -> str:
     failures = error.failures.values() if isinstance(error, CheckpointException) else ()
     cause = next((found for found, _ in failures), error)
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return first_sentence(cause)
