@@ -23,6 +23,13 @@ _IN_RUNS = (
         UserWarning,
         "torch.distributed.fsdp._fully_shard._fsdp_state",
     ),
+    # A run with one process saves in parts as well, with one part.
+    (
+        "torch.distributed is disabled, unavailable or uninitialized, assuming the intent is to "
+        "save in a single process",
+        UserWarning,
+        "torch.distributed.checkpoint.utils",
+    ),
     # An export, where torchvision uses what PyTorch deprecates.
     ("`create_unbacked_symint` is deprecated", FutureWarning, "torchvision._meta_registrations"),
 )

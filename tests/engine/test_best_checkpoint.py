@@ -1,3 +1,4 @@
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,14 +9,17 @@ import yaml
 from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import HashStore, destroy_process_group, init_process_group
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.nn.parallel import DistributedDataParallel
 from training_samples import act, last, load, metrics_of, raise_error
 
+from vitadapter.checkpoint.reading import read_checkpoint_file
 from vitadapter.engine import parallel as parallel_module
 from vitadapter.engine import trainer as trainer_module
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.trainer import do_eval_only, do_train
+from vitadapter.engine.writers import WriterHook
 
 
 @pytest.fixture
@@ -278,3 +282,41 @@ def test_patience_that_cannot_work(keep: DictConfig, overrides: list[str], messa
         OmegaConf.update(keep, key, yaml.safe_load(value))
     with pytest.raises(SetupError, match=message):
         do_train(keep)
+
+
+def test_a_best_that_the_disk_does_not_take_is_not_the_one_to_beat(
+    keep: DictConfig, evaluations, monkeypatch, caplog
+) -> None:
+    keep.train.parallel = "fsdp2"  # so that weights are written in the background
+    evaluations(1.0, 5.0, 3.0, 2.0, 2.0)
+    write, begun = FileSystemWriter.write_data, []
+
+    def fail_at_second(self, *arguments):
+        begun.append(self)
+        if len(begun) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", fail_at_second)
+    do_train(keep)
+    assert "the best weights cannot be written, and training goes on" in caplog.text
+    found = read_checkpoint_file(Path(keep.train.output_dir, "model_best.dcp"))["best"]
+    assert (found["value"], found["completed"]) == (3.0, 3)
+
+
+def test_a_best_is_on_the_disk_before_its_iteration_counts_as_done(
+    keep: DictConfig, evaluations, monkeypatch
+) -> None:
+    keep.train.parallel = "fsdp2"
+    evaluations(1.0, 2.0, 3.0, 4.0, 5.0)
+    folder, after_step = Path(keep.train.output_dir), WriterHook.after_step
+    bests = []
+
+    def look(self) -> None:
+        bests.append(read_checkpoint_file(folder / "model_best.dcp", is_mapped=True)["best"])
+        after_step(self)
+
+    monkeypatch.setattr(WriterHook, "after_step", look)
+    do_train(keep)
+    # The last iteration is evaluated after its row.
+    assert [found["completed"] for found in bests] == [1, 2, 3, 4, 4]

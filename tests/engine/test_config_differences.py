@@ -28,7 +28,7 @@ def named(caplog, before: DictConfig, overrides: list[str]) -> list[str]:
         ("lr_multiplier.end_value=0.5", "lr_multiplier.end_value was 0.1, is 0.5 (the learning"),
         (
             "dataloader.train.total_batch_size=4",
-            "dataloader.train.total_batch_size was 2, is 4 (as many images count as seen",
+            "dataloader.train.total_batch_size was 2, is 4 (the data go on behind the images",
         ),
         ("train.accumulate_steps=2", "was 1, is 2 (gradients are summed up"),
         ("dataset.train.json_file=other.json", "is other.json (images may come again"),
@@ -41,6 +41,7 @@ def named(caplog, before: DictConfig, overrides: list[str]) -> list[str]:
             "model.roi_heads.box_head.fc_dims.0 was 16, is 32 (the weights go on in a changed",
         ),
         ("+model.roi_heads.train_on_pred_boxes=True", "was absent, is True (the weights"),
+        ("train.parallel=fsdp2", "train.parallel was ddp, is fsdp2 (numbers are rounded"),
         ("train.ema.decay=0.5", "train.ema.decay was 0.9999, is 0.5 (the average"),
         ("train.eval_period=7", "train.eval_period was 0, is 7 (evaluations are not comparable"),
     ],

@@ -11,6 +11,7 @@ import torch
 from coco_samples import make_content, write_coco
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from omegaconf import DictConfig
+from torch.distributed.checkpoint import FileSystemWriter
 from training_samples import act, last, load, metrics_of, raise_error, spoil_image
 
 from vitadapter.engine import trainer as trainer_module
@@ -85,6 +86,21 @@ def test_stopped_and_resumed_equals_uninterrupted(
         torch.testing.assert_close(
             resumed["trainer"]["optimizer"]["state"][index], moments, atol=1e-6, rtol=1e-4
         )
+
+
+def test_a_stopped_run_is_not_called_saved_before_it_is(
+    cfg: DictConfig, monkeypatch, caplog
+) -> None:
+    def fail(self: FileSystemWriter, *arguments: object) -> None:
+        raise OSError("the disk is away")
+
+    cfg.train.parallel = "fsdp2"  # so that weights are written in the background
+    monkeypatch.setattr(FileSystemWriter, "write_data", fail)
+    act(cfg, raise_error, at=2)
+    with pytest.raises(RuntimeError):
+        do_train(cfg)
+    assert "could not be written: the disk is away: --resume continues from the" in caplog.text
+    assert "its state is saved" not in caplog.text
 
 
 def test_a_signal_waits_for_the_end_of_the_update(cfg: DictConfig) -> None:

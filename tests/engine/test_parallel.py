@@ -134,6 +134,12 @@ def test_a_fault_of_one_process_stops_all(results) -> None:
     assert weight == "model.first.weight is infinite or NaN: unused/model.dcp is not written"
 
 
+def test_processes_that_stop_meet_while_a_checkpoint_is_written(folder: Path, results) -> None:
+    assert results["small"]["meets"] is True
+    saved = {path.name for path in (folder / "meeting").iterdir()}
+    assert saved == {"model_0000000.dcp", "model_0000001.dcp", "last_checkpoint"}
+
+
 def test_a_whole_run(folder: Path, results) -> None:
     run = folder / "run"
     assert {p.name for p in run.glob("model_*")} == {
@@ -145,8 +151,6 @@ def test_a_whole_run(folder: Path, results) -> None:
     # Two processes have evaluated different numbers of images with the averaged weights.
     rows = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(TINY_CONFIG)), overrides_of(folder))
-    for norm in ("stem.norm", "stages.0.norm", "stages.1.norm"):
-        LazyConfig.apply_overrides(cfg, [f"model.backbone.bottom_up.{norm}=FrozenBN"])
     cfg.train.init_checkpoint = str(run / "model_final.dcp")
     cfg.train.output_dir = str(folder / "evaluation")
     assert do_eval_only(cfg)["bbox"]["AP"] == pytest.approx(rows[-1]["bbox/AP"], abs=1e-4)

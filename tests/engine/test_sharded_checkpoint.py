@@ -117,17 +117,20 @@ def test_what_a_kill_leaves_is_put_right(tmp_path: Path) -> None:
     saver = make(tmp_path)
     saver.save("model_final", iteration=0)
     saver.wait()
-    # Killed while the folder was replaced, and while the next one was written.
-    (tmp_path / "model_final.dcp").rename(tmp_path / "sharded_checkpoint.old")
+    saver.save_weights("model_best", saver.model)
+    saver.wait()
+    # Killed while a folder was replaced, and while the next one was written.
+    for name in ("model_final.dcp", "model_best.dcp"):
+        (tmp_path / name).rename(tmp_path / f"{name}.old")
     (tmp_path / "sharded_checkpoint.partial").mkdir()
     (tmp_path / "sharded_checkpoint.partial/__0_0.distcp").write_bytes(b"half")
     recover(tmp_path)
-    assert names(tmp_path) == ["last_checkpoint", "model_final.dcp"]
+    assert names(tmp_path) == ["last_checkpoint", "model_best.dcp", "model_final.dcp"]
     assert last_weight(tmp_path) == 1.0
     # Killed after it was replaced.
-    (tmp_path / "sharded_checkpoint.old").mkdir()
+    (tmp_path / "model_final.dcp.old").mkdir()
     recover(tmp_path)
-    assert names(tmp_path) == ["last_checkpoint", "model_final.dcp"]
+    assert names(tmp_path) == ["last_checkpoint", "model_best.dcp", "model_final.dcp"]
 
 
 def test_a_damaged_one_gives_way_to_the_one_before(tmp_path: Path, caplog) -> None:

@@ -29,7 +29,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch.distributed.elastic.utils.distributed import get_free_port
 
+from vitadapter.checkpoint.reading import read_checkpoint_file
 from vitadapter.commands.train import train
+from vitadapter.engine.checkpoint import saved_files
 
 __all__ = [
     "MOMENTS",
@@ -125,11 +127,11 @@ def check_equal(whole: Path, resumed: Path) -> Counter:
         AssertionError: names what differs.
     """
     counts: Counter = Counter()
-    files = [{p.name for p in folder.glob("*.pth")} for folder in (whole, resumed)]
+    files = [{p.name for p in saved_files(folder)} for folder in (whole, resumed)]
     assert files[0] == files[1], files
     assert (whole / "last_checkpoint").read_text() == (resumed / "last_checkpoint").read_text()
     for name in sorted(files[0]):
-        contents = [torch.load(f / name, weights_only=True) for f in (whole, resumed)]
+        contents = [read_checkpoint_file(f / name) for f in (whole, resumed)]
         first, second = (dict(_leaves(content, name)) for content in contents)
         differing = [k for k in {*first, *second} if first.get(k) != second.get(k)]
         # Their lengths differ by times, which a start measures only after some iterations.
@@ -208,7 +210,7 @@ class KilledRun:
 
     def _seen(self) -> int:
         """Number of iterations that a file shows to be complete, while this start goes on."""
-        found = [int(p.stem[-7:]) + 1 for p in self.output.glob("model_0*.pth")]
+        found = [int(p.stem[-7:]) + 1 for p in saved_files(self.output, "model_0*")]
         file = self.output / "metrics.json"
         lines = file.read_text().splitlines() if file.is_file() else []
         return max([*found, *(json.loads(line)["iteration"] + 1 for line in lines[-1:])], default=0)
@@ -221,7 +223,8 @@ class KilledRun:
             start_seconds: about the time that a start takes.
             mode: one of `MOMENTS`.
         """
-        partial, tag = self.output / "checkpoint.partial", self.output / "last_checkpoint"
+        name = "sharded_checkpoint" if "train.parallel=fsdp2" in self._arguments else "checkpoint"
+        partial, tag = self.output / f"{name}.partial", self.output / "last_checkpoint"
         waited = {"writing": partial, "saved": tag}
         before, begun, started = time.time(), self._seen(), self.start()
         deadline = time.monotonic() + rng.uniform(0.2, 1.0) * start_seconds

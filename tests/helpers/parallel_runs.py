@@ -1,6 +1,7 @@
 """What two processes with parts of the weights do for the tests of them."""
 
 import copy
+import time
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from detectron2.utils import comm
 from omegaconf import OmegaConf
 from small_trainer import Batch, SmallModel, batches, error_of, run, samples
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from benchmarks.parallel_training import CASES, Result, build_run, train
@@ -102,6 +104,26 @@ def faults(place: Place) -> list[str]:
     return messages
 
 
+def meets_while_it_saves(folder: Path, place: Place) -> bool:
+    """Whether processes that stop can save while a part of the save before is still written."""
+    write = FileSystemWriter.write_data
+
+    def write_late(self: FileSystemWriter, *arguments: object) -> object:
+        time.sleep(0.8 * place.rank)
+        return write(self, *arguments)
+
+    folder.mkdir(exist_ok=True)
+    checkpointer = ShardedCheckpointer(SmallModel(), str(folder))
+    FileSystemWriter.write_data = write_late
+    checkpointer.save("model_0000000")
+    time.sleep(0.4)  # the first process has written its part, and waits for the others
+    can_save = checkpointer.can_save()
+    FileSystemWriter.write_data = write
+    checkpointer.save("model_0000001")
+    checkpointer.wait()
+    return can_save
+
+
 def small_runs(folder: Path, place: Place) -> dict[str, object]:
     """Runs of the small model, through checkpoints of both kinds."""
     trainer, ema = small_run(my_samples(place, 8))
@@ -112,6 +134,9 @@ def small_runs(folder: Path, place: Place) -> dict[str, object]:
     )
     checkpointer.carried = {"config": "some: text"}
     advance(trainer, ema, 2)
+    # Like batch statistics, these are of each process its own.
+    for buffer in (*trainer.model.buffers(), *ema.module.buffers()):
+        buffer.add_(100 * place.rank)
     saved = weights_of(trainer, ema)
     save(sharded, checkpointer, trainer)
     advance(trainer, ema, 2)
@@ -136,14 +161,13 @@ def small_runs(folder: Path, place: Place) -> dict[str, object]:
         ),
         "scaled": scaled.grad_scaler.get_scale(),
         "faults": faults(place),
+        "meets": meets_while_it_saves(folder / "meeting", place),
     }
 
 
 def detector_run(config: str, overrides: list[str]) -> None:
     """A whole run of the tiny detector, evaluated with its averaged weights."""
     cfg = LazyConfig.apply_overrides(LazyConfig.load(config), overrides)
-    norms = ["stem.norm", "stages.0.norm", "stages.1.norm"]
-    LazyConfig.apply_overrides(cfg, [f"model.backbone.bottom_up.{n}=FrozenBN" for n in norms])
     do_train(cfg)
 
 

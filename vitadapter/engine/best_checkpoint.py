@@ -148,16 +148,26 @@ class BestCheckpointer(AfterEvaluation):
         value = comm.all_gather(float(flat.get(self._metric, math.nan)))[0]
         if math.isfinite(value) and self._is_better(value):
             logger.info("%s=%g is the best so far", self._metric, value)
-            best = _Best(self._metric, self._mode, value, completed)
-            try:
-                self._checkpointer.save_weights(
-                    BEST_NAME, self._model, iteration=self.trainer.iter, best=best._asdict()
-                )
-                self._best = best
-            except OSError as error:  # the best of the file remains the one to beat
-                logger.error("the best weights cannot be written, and training goes on: %s", error)
+            self._save(_Best(self._metric, self._mode, value, completed))
         if completed < self.trainer.max_iter and self.is_exhausted(completed):
             self._end(completed)
+
+    def _save(self, best: _Best) -> None:
+        fault: str | None = None
+        try:
+            self._checkpointer.save_weights(
+                BEST_NAME, self._model, iteration=self.trainer.iter, best=best._asdict()
+            )
+            # A run that is killed later does not evaluate this iteration again.
+            self._checkpointer.wait()
+        except OSError as error:
+            fault = str(error)
+        # It may be the first process alone that cannot write, and all have to know the same best.
+        if fault := next(filter(None, comm.all_gather(fault)), None):
+            # The best of the file remains the one to beat.
+            logger.error("the best weights cannot be written, and training goes on: %s", fault)
+        else:
+            self._best = best
 
     def _is_better(self, value: float) -> bool:
         if self._best is None:

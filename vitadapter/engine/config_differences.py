@@ -29,7 +29,7 @@ _MEANINGS: tuple[tuple[str, str | None], ...] = (
     ("lr_multiplier", "the learning rate goes on at its place in the new schedule"),
     ("train.seed", "all later random numbers and the order of the images are others"),
     ("train.accumulate_steps", "gradients are summed up differently"),
-    ("dataloader.train.total_batch_size", "as many images count as seen as have been seen"),
+    ("dataloader.train.total_batch_size", "the data go on behind the images that were seen"),
     ("dataloader.train.sampler", "images may come again early, or late"),
     ("dataloader.train.dataset", "images may come again early, or late"),
     ("dataset.train", "images may come again early, or late"),
@@ -39,6 +39,7 @@ _MEANINGS: tuple[tuple[str, str | None], ...] = (
     ("train.ema", "the average goes on by other rules"),
     ("train.amp", "numbers are rounded differently"),
     ("train.device", "numbers are rounded differently"),
+    ("train.parallel", "numbers are rounded differently"),
 )
 _OTHER = "evaluations are not comparable with earlier ones, or parts of your own differ"
 _MOST = 8
@@ -76,6 +77,9 @@ def name_differences(path: Path, text: object, cfg: DictConfig) -> None:
         text: the config that it carries; None if it has none.
         cfg: the config that the run continues with.
     """
+    if text is None:
+        logger.info("%s carries no config to compare this one with", path)
+        return
     try:
         old, new = _plain(str(text)), _plain(config_to_text(cfg))
     except ValueError as error:

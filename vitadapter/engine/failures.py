@@ -18,7 +18,13 @@ from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
-__all__ = ["LostProcessError", "OtherProcessError", "share_failure", "tell_of_failures"]
+__all__ = [
+    "LostProcessError",
+    "OtherProcessError",
+    "first_sentence",
+    "share_failure",
+    "tell_of_failures",
+]
 
 # Where gloo's messages say that they come from.
 _GLOO = "/gloo/transport/"
@@ -115,15 +121,24 @@ def _find_note() -> _Failure | None:
     return None
 
 
+def first_sentence(error: BaseException) -> str:
+    """What an error of PyTorch's processes says, without advice and without places in gloo's code.
+
+    Args:
+        error: with any message.
+    """
+    first = (str(error).splitlines() or [""])[0].partition(". ")[0]
+    return first.partition(_GLOO)[2] or first or type(error).__name__
+
+
 def _reason_of_loss(error: Exception) -> Exception:
     failure = _find_note()
     if failure is not None and failure.rank != comm.get_rank():
         return failure.as_error()
-    first = str(error).splitlines()[0].partition(". ")[0]
     return LostProcessError(
         f"process {comm.get_rank()} on {socket.gethostname()} has lost another process of the run, "
         "which has ended, or does not answer. What that one has printed, or its log (log.txt, "
-        f"log.txt.rank1, ...), may say why ({first.partition(_GLOO)[2] or first})"
+        f"log.txt.rank1, ...), may say why ({first_sentence(error)})"
     )
 
 

@@ -146,18 +146,30 @@ class StateKeeper(HookBase):
 
     def after_train(self) -> None:
         """Saves the last complete iteration if training stopped early, and waits for the disk."""
-        if self.trainer.iter < self.trainer.max_iter:
-            self._save()
-            try:
-                self._checkpointer.wait()
-            except OSError as error:  # which is not what has stopped training
-                logger.error("%s: --resume continues from the last checkpoint before", error)
+        total = self.trainer.max_iter
+        if self.trainer.iter >= total:
+            return
+        is_saved = self._save()
+        try:
+            self._checkpointer.wait()
+        except OSError as error:  # which is not what has stopped training
+            logger.error("%s: --resume continues from the last checkpoint before", error)
+            return
+        if is_saved and self._completed is not None:
+            logger.warning(
+                "training stopped with %d of %d iterations complete; its state is saved in %s. "
+                "Run the same command with --resume to continue",
+                self._completed + 1,
+                total,
+                self._checkpointer.save_dir,
+            )
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
+        """Saves the last complete iteration; returns whether it is, or will be, on the disk."""
         total = self.trainer.max_iter
         if self._completed is None:
             logger.warning("training stopped before an iteration was complete: nothing to save")
-            return
+            return False
         if self._is_updating:
             logger.error(
                 "training stopped in the middle of the update of iteration %d of %d, which is not "
@@ -165,34 +177,29 @@ class StateKeeper(HookBase):
                 self.trainer.iter,
                 total,
             )
-            return
+            return False
         if self.trainer.iter != self._completed:
             for statistic, before in zip(self._statistics, self._before, strict=True):
                 statistic.copy_(before)
-        if self._checkpointer.saved_iteration != self._completed:
-            if not self._checkpointer.can_save():
-                return
-            try:
-                self._save_completed()
-            except (FloatingPointError, OSError) as error:
-                logger.error(
-                    "training stopped at iteration %d of %d, whose state %s (%s): --resume "
-                    "continues from the last checkpoint before",
-                    self.trainer.iter,
-                    total,
-                    "cannot be written"
-                    if isinstance(error, OSError)
-                    else "is not saved because of infinite or NaN weights",
-                    error,
-                )
-                return
-        logger.warning(
-            "training stopped with %d of %d iterations complete; its state is saved in %s. "
-            "Run the same command with --resume to continue",
-            self._completed + 1,
-            total,
-            self._checkpointer.save_dir,
-        )
+        if self._checkpointer.saved_iteration == self._completed:
+            return True
+        if not self._checkpointer.can_save():
+            return False
+        try:
+            self._save_completed()
+        except (FloatingPointError, OSError) as error:
+            logger.error(
+                "training stopped at iteration %d of %d, whose state %s (%s): --resume "
+                "continues from the last checkpoint before",
+                self.trainer.iter,
+                total,
+                "cannot be written"
+                if isinstance(error, OSError)
+                else "is not saved because of infinite or NaN weights",
+                error,
+            )
+            return False
+        return True
 
     def _save_completed(self) -> None:
         assert self._completed is not None

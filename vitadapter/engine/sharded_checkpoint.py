@@ -1,6 +1,5 @@
 """Saves checkpoints of which each process has a part, while training goes on."""
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from torch import distributed, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
+from torch.distributed.tensor import DTensor
 
 from vitadapter.checkpoint.sharded import (
     SHARDED_SUFFIX,
@@ -23,17 +23,17 @@ from vitadapter.checkpoint.sharded import (
     without_tensors,
 )
 from vitadapter.engine.checkpoint import (
-    LAST_NAME,
     AtomicCheckpointer,
     find_not_finite,
     remove,
 )
+from vitadapter.engine.failures import first_sentence
 
 __all__ = ["ShardedCheckpointer", "recover"]
 
 _PARTIAL_NAME = "sharded_checkpoint.partial"
-# What is replaced is set aside until the new one has its name.
-_OLD_NAME = "sharded_checkpoint.old"
+# What is replaced is set aside under its name and this, until the new one has its name.
+_OLD_SUFFIX = ".old"
 # Processes that stop for the same reason come to save at about the same time. One that fails alone
 # ends after this, and with it the others, which wait for its part of the weights.
 _PATIENCE = timedelta(seconds=5)
@@ -55,12 +55,10 @@ class ShardedCheckpointer(AtomicCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: object) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._pending: Future[Any] | None = None
-        # Of its own, since a thread exchanges plans while training exchanges gradients.
-        self._group: distributed.ProcessGroup | None = None
-        if comm.get_world_size() > 1:
-            group = distributed.new_group(backend="gloo")
-            assert isinstance(group, distributed.ProcessGroup)
-            self._group = group
+        # Of their own, since a thread exchanges plans while training exchanges gradients, and while
+        # processes that stop come together: messages of both would be taken for each other.
+        self._group = _own_group()
+        self._meeting = _own_group()
 
     def save(self, name: str, **extra: object) -> None:
         """See `AtomicCheckpointer`; returns before the folder is complete.
@@ -85,10 +83,10 @@ class ShardedCheckpointer(AtomicCheckpointer):
 
     def can_save(self) -> bool:
         """See `AtomicCheckpointer`."""
-        if self._group is None:
+        if self._meeting is None:
             return True
         try:
-            distributed.monitored_barrier(self._group, timeout=_PATIENCE)
+            distributed.monitored_barrier(self._meeting, timeout=_PATIENCE)
         except RuntimeError as error:
             self.logger.error(
                 "Nothing is saved, since not all processes, which have a part of the weights each, "
@@ -121,7 +119,7 @@ class ShardedCheckpointer(AtomicCheckpointer):
         aside = target.with_name(_PARTIAL_NAME)
         self._make(aside)
         saved = dcp.async_save(
-            dict(named_tensors(data)),
+            _own_tensors(data),
             storage_writer=dcp.FileSystemWriter(aside),
             process_group=self._group,
             no_dist=self._group is None,
@@ -147,7 +145,8 @@ class ShardedCheckpointer(AtomicCheckpointer):
 
     def _complete(self, target: Path, state: Mapping[str, object], is_last: bool) -> None:
         """Gives a folder, which all processes have written, its name."""
-        aside, old = target.with_name(_PARTIAL_NAME), target.with_name(_OLD_NAME)
+        aside = target.with_name(_PARTIAL_NAME)
+        old = target.with_name(f"{target.name}{_OLD_SUFFIX}")
         with (aside / STATE_NAME).open("wb") as file:
             torch.save(state, file)
             file.flush()
@@ -171,15 +170,32 @@ def recover(folder: Path) -> None:
     Args:
         folder: the run's output folder.
     """
-    old, last = folder / _OLD_NAME, folder / LAST_NAME
-    if old.exists() and last.is_file():
-        named = folder / last.read_bytes().decode("utf-8", "replace").strip()
-        with contextlib.suppress(OSError):
-            if named.suffix == SHARDED_SUFFIX and not named.exists():
-                old.replace(named)
-    for name in (_OLD_NAME, _PARTIAL_NAME):
-        if (folder / name).exists():
-            remove(folder / name)
+    for old in folder.glob(f"*{SHARDED_SUFFIX}{_OLD_SUFFIX}"):
+        if old.with_suffix("").exists():
+            remove(old)
+        else:
+            old.replace(old.with_suffix(""))
+    if (folder / _PARTIAL_NAME).exists():
+        remove(folder / _PARTIAL_NAME)
+
+
+def _own_group() -> distributed.ProcessGroup | None:
+    """A group of all processes; None if there is only one."""
+    if comm.get_world_size() == 1:
+        return None
+    group = distributed.new_group(backend="gloo")
+    assert isinstance(group, distributed.ProcessGroup)
+    return group
+
+
+def _own_tensors(data: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """What this process writes: its parts, and in the first process what is not divided.
+
+    PyTorch would take such tensors from any process, but batch statistics are of each its own, and
+    those of the first process are evaluated.
+    """
+    named = named_tensors(data)
+    return {n: t for n, t in named if comm.is_main_process() or isinstance(t, DTensor)}
 
 
 def _then(first: Future[Any], action: Callable[[], None]) -> Future[Any]:
@@ -202,4 +218,4 @@ def _then(first: Future[Any], action: Callable[[], None]) -> Future[Any]:
 def _reason(error: BaseException) -> str:
     failures = error.failures.values() if isinstance(error, CheckpointException) else ()
     cause = next((found for found, _ in failures), error)
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return first_sentence(cause)
