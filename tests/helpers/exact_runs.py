@@ -46,6 +46,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 HELPERS = Path(__file__).parent
+_FORKS = get_context("forkserver")
+# Python 3.11 looks for them without the path of the tests.
+_FORKS.set_forkserver_preload(["vitadapter.commands.train", "vitadapter.engine.trainer"])
 _TIMES = {"time", "data_time", "rank_data_time", "images_per_second", "eta_seconds", "memory_mb"}
 """Scalars that no two runs have in common."""
 
@@ -171,7 +174,8 @@ def _changed(file: Path) -> float:
 class KilledRun:
     """A run in a folder of its own, by the command line's function in forked processes.
 
-    Their imports, which are most of a start, are those of this process.
+    Imports, which are most of a start, are made once, in the process that they are forked from. It
+    is not this one, in which PyTorch may have started threads that no fork has.
     """
 
     def __init__(self, folder: Path, output: str, processes: int, overrides: list[str]) -> None:
@@ -188,7 +192,7 @@ class KilledRun:
         port = get_free_port()
         self._log.write_text("")
         started = [
-            get_context("fork").Process(
+            _FORKS.Process(
                 target=_become, args=(rank, self._processes, port, self._log, self._arguments)
             )
             for rank in range(self._processes)
