@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TextIO
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
+from vitadapter.visualization.metrics_file import parse_row
+
 __all__ = ["KeptRows", "MetricsWriter", "ScalarKeeper", "kept_rows"]
 
 # Number of iterations over which Detectron2's writers smooth losses.
@@ -97,18 +99,10 @@ class KeptRows(NamedTuple):
     """The first iteration that is written again; None if nothing is replaced."""
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and type(row.get("iteration")) is int else None
-
-
 def _parsed(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The lines of the file and their rows; without the last one if a kill has cut it off."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines = [(line, _row(line)) for line in text.split("\n")]
+    lines = [(line, parse_row(line)) for line in text.split("\n")]
     # Other programs' lines are none of our business.
     whole = lines[:-1] if lines[-1][1] is None else lines
     return [(line, row or {"iteration": -1}) for line, row in whole]

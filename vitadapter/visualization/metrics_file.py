@@ -6,12 +6,21 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vitadapter.visualization.markdown import figure_cell, markdown_table
 
-__all__ = ["METRICS_NAME", "RunMetrics", "RunSummary", "format_table", "read_metrics", "summarize"]
+__all__ = [
+    "METRICS_NAME",
+    "RunMetrics",
+    "RunSummary",
+    "format_table",
+    "parse_row",
+    "read_metrics",
+    "summarize",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +97,25 @@ class RunSummary:
     mask_ap: float | None
 
 
-def _parse_line(line: str) -> dict[str, float] | None:
-    """The scalars in a line; None if it is broken."""
+def parse_row(line: str) -> dict[str, Any] | None:
+    """Reads what an iteration has written; None if the line is broken.
+
+    Args:
+        line: of `metrics.json`.
+    """
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
         return None
     if not isinstance(row, dict) or type(row.get("iteration")) is not int or row["iteration"] < 0:
+        return None
+    return row
+
+
+def _parse_line(line: str) -> dict[str, float] | None:
+    """The scalars in a line; None if it is broken."""
+    row = parse_row(line)
+    if row is None:
         return None
     return {name: value for name, value in row.items() if isinstance(value, int | float)}
 
