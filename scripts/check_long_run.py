@@ -100,9 +100,12 @@ def watch(
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         size = metrics.stat().st_size if metrics.is_file() else -1
-        if size == seen or (iteration := iteration_of(output)) < due:
+        if size == seen:
             continue
-        seen, due = size, iteration // every * every + every
+        seen = size
+        if (iteration := iteration_of(output)) < due:
+            continue
+        due = iteration // every * every + every
         members = descendants(process.pid)
         try:
             handles = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))

@@ -81,7 +81,7 @@ def test_batches_workers_and_lists_predict_what_single_images_do(
     assert run(options, folder, tmp_path / "batches", *many) == 1
     assert_same(by_image(tmp_path / "batches"), expected)
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    (folder / "list.txt").write_text("\n".join(names) + "\n\n")
+    (folder / "list.txt").write_text("\n".join(names) + "\n\n", "utf-8-sig")  # as Notepad does
     assert run(options, folder / "list.txt", tmp_path / "listed", *many) == 1
     assert_same(by_image(tmp_path / "listed"), expected)
 

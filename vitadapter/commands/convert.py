@@ -116,15 +116,15 @@ def save(content: dict[str, object], path: Path) -> None:
     """Writes aside and renames, so that the file is whole or absent.
 
     Args:
-        content: of a checkpoint; of `.safetensors`, its weights only.
+        content: of a checkpoint, whose tensors share no memory; of `.safetensors`, its weights
+            only.
         path: the file.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
         if path.suffix == ".safetensors":
-            # Own memory for each: safetensors refuses shared storage.
             weights = cast(dict[str, Tensor], content["model"])
-            save_file({n: tensor.clone().contiguous() for n, tensor in weights.items()}, partial)
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
         else:
             torch.save(content, partial)
         partial.replace(path)
@@ -195,7 +195,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             said = f"all of {args.input} is in {args.output}"
         else:
             report, scope = convert(args)
-            # Own memory for each, so that views do not take their whole storage with them.
+            # Own memory for each: views would take their whole storage with them, and safetensors
+            # refuses shared storage.
             tensors = {name: tensor.clone() for name, tensor in report.tensors.items()}
             content = {"model": tensors}
             said = f"{report.summary()}\nnames are those of the {scope}, written to {args.output}"

@@ -232,15 +232,15 @@ class Run:
 
     def _batch(self, batch: Sequence[tuple[Planned, np.ndarray]]) -> int:
         """Predicts images and returns how many failed; if the batch fails, one by one."""
-        if len(batch) > 1:
-            try:
-                all_found = self._find([image for _, image in batch])
-            except _FAILURES:
-                return sum(self._batch([one]) for one in batch)
+        try:
+            all_found = self._find([image for _, image in batch])
+        except _FAILURES as error:
+            if len(batch) == 1:
+                return _failure(batch[0][0], error)
+            return sum(self._batch([one]) for one in batch)
         failed = 0
-        for number, (planned, image) in enumerate(batch):
+        for (planned, image), found in zip(batch, all_found, strict=True):
             try:
-                found = all_found[number] if len(batch) > 1 else self._find([image])[0]
                 self._write_image(planned, image, found)
             except UnsupportedFilesError:
                 raise

@@ -28,7 +28,7 @@ def is_input(path: Path) -> bool:
 def _listed(path: Path) -> list[str]:
     """The inputs of a list, one per line, relative to its folder; lists name no lists."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the list {path} cannot be read: {error}") from error
     names = [line.strip() for line in lines if line.strip()]

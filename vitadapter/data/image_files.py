@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _READABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
-# What Pillow raises for broken EXIF data.
 _TURNED = range(2, 9)  # values of the EXIF orientation that turn or mirror
+# What Pillow raises for broken EXIF data.
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error)
 # The largest values of 8, 12, 16 and 31 bits.
 _RANGES = (2**8 - 1, 2**12 - 1, 2**16 - 1, 2**31 - 1)

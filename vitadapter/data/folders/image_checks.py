@@ -72,8 +72,10 @@ def _read(image: ListedImage) -> _ReadImage:
     found = _ReadImage(image.path, digest, "", facts.mode, facts.rotated, other)
     if facts.mode != "channels":
         return found
-    values = pixels.reshape(-1, pixels.shape[2]).astype(np.float64)
-    sums = np.stack([values.mean(0), (values**2).mean(0)])
+    values = pixels.reshape(-1, pixels.shape[2])
+    # Added up in float64, without a copy of the image in float64.
+    squares = np.einsum("nc,nc->c", values, values, dtype=np.float64)
+    sums = np.stack([values.mean(0, dtype=np.float64), squares / len(values)])
     return replace(found, channels=values.shape[1], sums=sums)
 
 

@@ -58,15 +58,13 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def _is_excluded(path: str, patterns: Sequence[str]) -> bool:
-    """Whether the path, a folder above it, or the name of one of them fits a pattern."""
-    if not patterns:
-        return False
+def _is_excluded(path: str, pattern: str) -> bool:
+    """Whether the path, a folder above it, or the name of one of them fits the pattern."""
     parts = path.split("/")
     names = [*parts, *("/".join(parts[: n + 1]) for n in range(len(parts)))]
-    wanted = [pattern.strip("/") for pattern in patterns]
+    wanted = pattern.strip("/")
     # A name may have brackets, which are signs of patterns.
-    return any(name == one or fnmatch(name, one) for name in names for one in wanted)
+    return any(name == wanted or fnmatch(name, wanted) for name in names)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -95,10 +93,13 @@ class Listing:
             raise ValueError(f"dataset.root must be a folder, got {root}: set dataset.root=...")
         names = {path.relative_to(self.root).as_posix(): path for path in walk(self.root)}
         names = {name: path for name, path in names.items() if not _is_hidden(name)}
+        excluded: set[str] = set()
         for pattern in exclude:
-            if not any(_is_excluded(name, [pattern]) for name in names):
+            fitting = {name for name in names if _is_excluded(name, pattern)}
+            if not fitting:
                 logger.warning("dataset.exclude: no file in %s fits %s", root, pattern)
-        found = {n: _state(path) for n, path in names.items() if not _is_excluded(n, exclude)}
+            excluded |= fitting
+        found = {name: _state(path) for name, path in names.items() if name not in excluded}
         self.files: dict[str, tuple[int, int]] = dict(sorted(found.items()))
         """(size, time of the last change) of each path relative to the root, in their order."""
 

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-# Each tile is compared with each other one: beyond this, that takes longer than to predict them.
+# Each tile is a prediction: more are a mistaken size or overlap more often than a large image.
 _MOST = 4096
 
 
