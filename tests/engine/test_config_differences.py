@@ -43,7 +43,10 @@ def named(caplog, before: DictConfig, overrides: list[str]) -> list[str]:
         ("+model.roi_heads.train_on_pred_boxes=True", "was absent, is True (the weights"),
         ("train.parallel=fsdp2", "train.parallel was ddp, is fsdp2 (numbers are rounded"),
         ("train.ema.decay=0.5", "train.ema.decay was 0.9999, is 0.5 (the average"),
-        ("train.eval_period=7", "train.eval_period was 0, is 7 (evaluations are not comparable"),
+        (
+            "dataloader.test.mapper.augmentations.0.max_size=99",
+            "augmentations.0.max_size was 128, is 99 (evaluations are not comparable",
+        ),
     ],
 )
 def test_a_change_is_named_with_what_it_means(
@@ -58,6 +61,7 @@ def test_what_changes_no_weights_is_not_named(cfg: DictConfig, caplog) -> None:
     overrides = [
         *("train.output_dir=elsewhere", "train.log_period=7", "train.checkpointer.period=9"),
         *("dataloader.train.num_workers=2", "train.writers=[]", "train.report=True"),
+        *("train.eval_period=7", "train.best_checkpoint.metric=bbox/AP"),
         "optimizer.lr=0.5",  # named where it is applied
     ]
     assert named(caplog, cfg, overrides) == []

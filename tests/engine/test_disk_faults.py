@@ -1,5 +1,6 @@
 """Runs that meet a full disk, a vanished folder or a damaged image, and what they leave."""
 
+import json
 import logging
 import resource
 from collections.abc import Callable, Iterator
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from training_samples import ActingMapper, last, load, metrics_of
 
+from vitadapter.engine.scalars import MetricsWriter
 from vitadapter.engine.trainer import do_train
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -106,6 +109,26 @@ def test_writers_survive_a_full_disk(cfg: DictConfig, caplog) -> None:
     with pytest.raises(OSError, match=r"File too large: .*model_final\.pth"):
         do_train(cfg)
     assert "Writer cannot write: [Errno 27] File too large" in caplog.text
+
+
+def test_rows_that_a_full_disk_refused_are_written_later(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    writer = MetricsWriter(file)
+    with EventStorage() as storage:
+        for iteration in range(3):
+            storage.iter = iteration
+            storage.put_scalar("total_loss", float(iteration), smoothing_hint=False)
+            storage.put_scalar(f"bbox/AP{iteration}", 1.0, smoothing_hint=False)
+            if iteration == 1:
+                limit_files(file.stat().st_size + 9)
+                with pytest.raises(OSError, match="File too large"):
+                    writer.write()
+                limit_files(resource.RLIM_INFINITY)
+            else:
+                writer.write()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    assert "bbox/AP1" in rows[1]
 
 
 def test_a_damaged_image_is_left_out(cfg: DictConfig, caplog) -> None:

@@ -4,6 +4,7 @@ The tensors of a run are in the files of `torch.distributed.checkpoint`, which p
 read in parts, whatever their number. `state.pth` has everything else, and None for each tensor.
 """
 
+import inspect
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 __all__ = [
     "SHARDED_SUFFIX",
     "STATE_NAME",
+    "cause_of",
+    "check_pytorch",
     "divide_like",
     "fill_tensors",
     "is_sharded",
@@ -203,6 +206,7 @@ def read_tensors(
     Raises:
         ValueError: files are missing, cut off or damaged; says which.
     """
+    check_pytorch()
     reader = _Reader(folder)
     tensors: dict[str, Tensor] = {}
     try:
@@ -215,12 +219,35 @@ def read_tensors(
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, storage_reader=reader, no_dist=True)
     except CheckpointException as error:
-        cause = next((found for found, _ in error.failures.values()), error)
+        cause = cause_of(error)
         reason = " ".join(str(cause).split()) or type(cause).__name__
         raise ValueError(f"{folder} cannot be loaded: {reason:.300}") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{folder} cannot be loaded: {error}") from error
     return tensors
+
+
+def check_pytorch() -> None:
+    """Refuses a PyTorch that can neither write nor read such folders.
+
+    Raises:
+        ValueError: says so.
+    """
+    if "no_dist" not in inspect.signature(dcp.async_save).parameters:
+        raise ValueError(
+            f"train.parallel=fsdp2 and its checkpoints need a newer PyTorch than "
+            f"{torch.__version__}: update it, or train with train.parallel=ddp"
+        )
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What has failed in the first process that failed, behind PyTorch's summary.
+
+    Args:
+        error: of PyTorch's distributed checkpoints, or any other, which is its own cause.
+    """
+    failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+    return next((found for found, _ in failures), error)
 
 
 def _empty(size: torch.Size, dtype: torch.dtype, like: Tensor | None) -> Tensor:

@@ -23,6 +23,8 @@ _MEANINGS: tuple[tuple[str, str | None], ...] = (
     ("train.report", None),
     ("train.pictures", None),
     ("train.checkpointer", None),
+    ("train.best_checkpoint", None),
+    ("train.eval_period", None),
     ("dataloader.train.num_workers", None),
     ("dataloader.test.num_workers", None),
     ("train.max_iter", "the learning rate goes on at its place in the new schedule"),
@@ -40,6 +42,7 @@ _MEANINGS: tuple[tuple[str, str | None], ...] = (
     ("train.amp", "numbers are rounded differently"),
     ("train.device", "numbers are rounded differently"),
     ("train.parallel", "numbers are rounded differently"),
+    ("train.ddp", "numbers are rounded differently"),
 )
 _OTHER = "evaluations are not comparable with earlier ones, or parts of your own differ"
 _MOST = 8

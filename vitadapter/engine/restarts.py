@@ -2,10 +2,12 @@
 
 torchrun starts the processes again after a failure (`--max-restarts`), and when a machine joins or
 leaves (`--nnodes MIN:MAX`), which it does not count. A Slurm job that is queued again keeps its
-number. Therefore the output folder keeps torchrun's name for the run (`--rdzv_id`).
+number. Therefore the output folder keeps torchrun's name for the run (`--rdzv_id`), or without one,
+that of its process.
 """
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +16,13 @@ from detectron2.utils import comm
 __all__ = ["is_restart", "note_run"]
 
 _NAME = "torchrun_id"
-_UNNAMED = ("", "none")  # torchrun's default is "none"
+_UNNAMED = "none"  # torchrun's default
 
 
 def _run_id(environment: Mapping[str, str]) -> str | None:
-    name = environment.get("TORCHELASTIC_RUN_ID", "")
-    return None if name in _UNNAMED else name
+    name = environment.get("TORCHELASTIC_RUN_ID") or None
+    # The agent that starts the processes again stays the same.
+    return f"{socket.gethostname()} {os.getppid()}" if name == _UNNAMED else name
 
 
 def is_restart(folder: str | Path, environment: Mapping[str, str] = os.environ) -> bool:
@@ -30,10 +33,9 @@ def is_restart(folder: str | Path, environment: Mapping[str, str] = os.environ) 
         environment: environment variables, which torchrun sets.
     """
     file, name = Path(folder, _NAME), _run_id(environment)
-    # A machine that has joined later counts from 0.
-    counted = environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     noted = name is not None and file.is_file() and file.read_text() == name
-    return any(comm.all_gather(counted or noted))
+    # Not the count of restarts: what was refused at first must not go on because it was repeated.
+    return any(comm.all_gather(noted))
 
 
 def note_run(folder: str | Path, environment: Mapping[str, str] = os.environ) -> None:

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vitadapter.checkpoint.sharded import check_pytorch
 from vitadapter.data.coco import coco_metadata
 from vitadapter.engine.channels import apply_channels
 from vitadapter.engine.checkpoint import LAST_NAME, check_weights_exist
@@ -116,7 +117,9 @@ def _check_amp(train: DictConfig) -> None:
 
 
 def _check_parallel(train: DictConfig) -> None:
-    """Refuses arguments of DDP that nothing would use."""
+    """Refuses what this PyTorch does not have, and arguments of DDP that nothing would use."""
+    if train.parallel != "ddp":
+        check_pytorch()
     changed = {key: value for key, value in train.ddp.items() if DDP_DEFAULTS.get(key) != value}
     if train.parallel != "ddp" and changed:
         raise ValueError(

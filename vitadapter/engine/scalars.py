@@ -173,7 +173,7 @@ class MetricsWriter(EventWriter):
         self._last = kept.last if kept is not None else -1
         self.is_stopped = False
 
-    def _rows(self) -> Iterator[dict[str, object]]:
+    def _rows(self) -> Iterator[dict[str, Any]]:
         rows: dict[int, dict[str, object]] = defaultdict(dict)
         latest = get_event_storage().latest_with_smoothing_hint(_WINDOW)
         for name, (value, iteration) in latest.items():
@@ -181,19 +181,30 @@ class MetricsWriter(EventWriter):
                 rows[iteration][name] = value
         for iteration, row in sorted(rows.items()):
             yield {**row, "iteration": iteration, **(_NOTE if self.is_stopped else {})}
-            self._last = iteration
 
     def write(self) -> None:
         """Writes the scalars that are new."""
-        lines = [json.dumps(row, sort_keys=True) for row in self._rows()]
-        if not lines:
+        rows = list(self._rows())
+        if not rows:
             return
+        lines = [json.dumps(row, sort_keys=True) for row in rows]
         if self._lines is not None:
             self._replace([*self._lines, *lines])
             self._lines = None
-            return
-        with self._path.open("a", encoding="utf-8") as file:
-            _write_lines(file, lines)
+        else:
+            self._append(lines)
+        # What could not be written is tried again with the next.
+        self._last = rows[-1]["iteration"]
+
+    def _append(self, lines: list[str]) -> None:
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                _write_lines(file, lines)
+        except OSError:
+            if self._path.exists():
+                os.truncate(self._path, size)  # a line that is cut off would spoil the next
+            raise
 
     def _replace(self, lines: list[str]) -> None:
         partial = self._path.with_suffix(".partial")

@@ -6,19 +6,19 @@ from concurrent.futures import Future
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.utils import comm
 from torch import distributed, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.distributed.tensor import DTensor
 
 from vitadapter.checkpoint.sharded import (
     SHARDED_SUFFIX,
     STATE_NAME,
+    cause_of,
     named_tensors,
     without_tensors,
 )
@@ -55,6 +55,7 @@ class ShardedCheckpointer(AtomicCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: object) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._pending: Future[Any] | None = None
+        self._is_pending_last = False  # whether it is a checkpoint to continue from
         # Of their own, since a thread exchanges plans while training exchanges gradients, and while
         # processes that stop come together: messages of both would be taken for each other.
         self._group = _own_group()
@@ -104,8 +105,10 @@ class ShardedCheckpointer(AtomicCheckpointer):
         try:
             pending.result()
         except (CheckpointException, OSError, RuntimeError) as error:
-            self.saved_iteration = None
-            raise OSError(f"the last checkpoint could not be written: {_reason(error)}") from error
+            if self._is_pending_last:
+                self.saved_iteration = None
+            reason = first_sentence(cause_of(error))
+            raise OSError(f"the last checkpoint could not be written: {reason}") from error
 
     def _write(self, name: str, data: Mapping[str, object], *, is_last: bool = False) -> None:
         target = Path(self.save_dir, f"{name}{self.suffix}")
@@ -115,6 +118,8 @@ class ShardedCheckpointer(AtomicCheckpointer):
             self.wait()
         except OSError as error:  # there may be room for this one
             self.logger.error("%s", error)
+        # The first process alone gives folders their names, and may have failed alone.
+        self.saved_iteration = comm.all_gather(self.saved_iteration)[0]
         self.logger.info("Saving checkpoint to %s", target)
         aside = target.with_name(_PARTIAL_NAME)
         self._make(aside)
@@ -124,11 +129,12 @@ class ShardedCheckpointer(AtomicCheckpointer):
             process_group=self._group,
             no_dist=self._group is None,
         )
-        written = saved.upload_completion if isinstance(saved, AsyncSaveResponse) else saved
+        # Newer PyTorch returns it together with the copying to the CPU's memory.
+        written = cast(Future[Any], getattr(saved, "upload_completion", saved))
         if comm.is_main_process():
             state = without_tensors({**self.carried, **data})
             written = _then(written, partial(self._complete, target, state, is_last))
-        self._pending = written
+        self._pending, self._is_pending_last = written, is_last
 
     def _make(self, folder: Path) -> None:
         """Makes an empty folder, for all processes to write to."""
@@ -213,9 +219,3 @@ def _then(first: Future[Any], action: Callable[[], None]) -> Future[Any]:
 
     first.add_done_callback(act)
     return second
-
-
-def _reason(error: BaseException) -> str:
-    failures = error.failures.values() if isinstance(error, CheckpointException) else ()
-    cause = next((found for found, _ in failures), error)
-    return first_sentence(cause)

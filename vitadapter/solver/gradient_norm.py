@@ -27,10 +27,10 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     Returns:
         A scalar (), the same in all processes that share the gradients; 0 without any.
     """
-    divided, rest = map(get_total_norm, _by_kind(gradients))
-    if isinstance(divided, DTensor):
-        divided = divided.full_tensor()
-    return torch.linalg.vector_norm(torch.stack([divided, rest.to(divided)]))
+    # Without any, PyTorch's norm is on the CPU, and to bring both together would wait for the GPU.
+    norms = [get_total_norm(kind) for kind in _by_kind(gradients) if kind]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(whole)) if whole else torch.tensor(0.0)
 
 
 def clip_norm(parameters: Iterable[Tensor], max_norm: float) -> None:
