@@ -1,13 +1,18 @@
 """Every figure of `HotCocoEval` must equal pycocotools' to the last bit."""
 
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from detection_samples import make_annotations
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from vitadapter.evaluation.coco import coco_evaluator
 
 pytest.importorskip("hotcoco")
 
@@ -97,3 +102,13 @@ def test_keypoints_and_missing_package_are_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     with pytest.raises(ValueError, match=r"pip install 'vitadapter\[fast-eval\]'"):
         HotCocoEval(annotations, detections, "bbox")
+
+
+def test_a_missing_package_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(make_annotations()))
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    with pytest.raises(ValueError, match=r"pip install 'vitadapter\[fast-eval\]'"):
+        coco_evaluator("", str(file), str(tmp_path), cocoeval=HotCocoEval)

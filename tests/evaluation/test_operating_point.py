@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco.results import EvaluatedImages, load_results
 from vitadapter.evaluation.judging import judge_images
-from vitadapter.evaluation.operating_point import confusions, score_curves
+from vitadapter.evaluation.operating_point import confusions, pair_up, score_curves
 
 
 def _load(folder: Path, content: object, detections: object) -> EvaluatedImages:
@@ -64,9 +64,8 @@ def test_every_object_and_detection_is_in_one_pair(tmp_path: Path) -> None:
     content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
     detections = make_detections(content, seed=6)
     images = _load(tmp_path, content, detections)
-    pairs = confusions(
-        judge_images(images.api, images.predictions, "bbox"), images.api, "bbox", 0.4
-    )
+    judged = judge_images(images.api, images.predictions, "bbox")
+    pairs = confusions([pair_up(image, images.api, "bbox", 0.4) for image in judged])
     for category in images.api.cats:
         of_class = sum(n for (true, _), n in pairs.items() if true == category)
         assert of_class == sum(a["category_id"] == category for a in content["annotations"])
@@ -94,7 +93,7 @@ def test_a_known_confusion(tmp_path: Path) -> None:
     images = _load(tmp_path, content, detections)
     judged = judge_images(images.api, images.predictions, "bbox")
     assert [x.error for x in judged[0].detections] == ["cls", None, "dupe", "bkg", "cls"]
-    assert confusions(judged, images.api, "bbox", 0.5) == {
+    assert confusions([pair_up(image, images.api, "bbox", 0.5) for image in judged]) == {
         (3, 8): 1,
         (8, 8): 1,
         (8, None): 1,

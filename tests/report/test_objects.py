@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,23 @@ def test_the_gallery_has_each_object_and_what_finds_it(run: Path) -> None:
         script = (folder / image["masks"]).read_text()
         outlines = json.loads(script[script.index(",") + 1 : script.rindex(")")])
         assert [len(side) for side in outlines] == [len(found), len(objects)]
+
+
+def test_the_pairs_of_the_gallery_are_those_of_the_confusion_matrix(tmp_path: Path) -> None:
+    content, detections = _small()
+    content["annotations"][0].pop("segmentation")  # judged as a box, and not drawn among masks
+    data = read_report(write_report(write_detector_run(tmp_path, content, detections))[0])
+    for task, part in data["parts"].items():
+        pairs: Counter[tuple[int, int]] = Counter()
+        for image in data["images"]:
+            classes = [
+                dict(enumerate(np.reshape(image[kind], (-1, fields))[:, 0].astype(int).tolist()))
+                for kind, fields in (("objects", 7), ("detections", 9))
+            ]
+            of_image = np.reshape(image["pairs"][task], (-1, 2)).tolist()
+            pairs += Counter((classes[0].get(a, -1), classes[1].get(b, -1)) for a, b in of_image)
+        expected = Counter({(a, b): n for a, b, n in part["confusion"]["cells"]})
+        assert (expected - pairs).total() == (pairs - expected).total() == (task == "bbox")
 
 
 def test_metrics_that_the_files_do_not_give_are_noted(run: Path) -> None:

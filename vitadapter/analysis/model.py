@@ -26,6 +26,7 @@ __all__ = [
     "ModelAnalysis",
     "PartCosts",
     "analyze_model",
+    "markdown",
     "part_of",
     "parts_of",
     "running_modules",
@@ -99,8 +100,8 @@ class ModelAnalysis:
             for operator, flops in part.flops.most_common()
         ]
         lines = [
-            _markdown(rows, header),
-            _markdown(operators, ("part", "operator", "GFLOPs")),
+            markdown(rows, header, texts=len(header) - 1),
+            markdown(operators, ("part", "operator", "GFLOPs"), texts=2),
             "A multiply-add is one FLOP. "
             f"R-CNNs are counted with {BOX_ROIS} boxes and {MASK_ROIS} masks.",
             "Without a formula, so not counted (calls): "
@@ -111,8 +112,16 @@ class ModelAnalysis:
         return "\n\n".join(lines)
 
 
-def _markdown(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    align = ["left"] * (len(header) - 1) + ["right"]
+def markdown(rows: Sequence[Sequence[str]], header: Sequence[str], *, texts: int = 1) -> str:
+    """Returns a table.
+
+    Args:
+        rows: its cells.
+        header: names of the columns.
+        texts: how many columns, the first ones, have text: they are aligned to the left, the others
+            to the right.
+    """
+    align = ["left"] * texts + ["right"] * (len(header) - texts)
     return tabulate(rows, header, tablefmt="github", disable_numparse=True, colalign=align)
 
 

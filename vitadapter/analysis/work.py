@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
@@ -25,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from vitadapter.analysis.fake_run import fake_run
 from vitadapter.analysis.flops import flops_of
-from vitadapter.analysis.model import part_of, parts_of, running_modules
+from vitadapter.analysis.model import markdown, part_of, parts_of, running_modules
 from vitadapter.analysis.steps import Workload
 from vitadapter.engine.building import build
 
@@ -356,15 +355,10 @@ def work_table(work: Work, title: str, *, operators: int = 12) -> str:
     seconds = [(name, f"{work.seconds(gpu) * 1e3:.1f}") for name, gpu in GPUS.items()]
     return "\n\n".join(
         [
-            _markdown(rows({**work.by("part"), "total": work}), (title, *units)),
-            _markdown(rows(top), ("operator", *units)),
-            _markdown(seconds, ("GPU", "least ms")),
+            markdown(rows({**work.by("part"), "total": work}), (title, *units)),
+            markdown(rows(top), ("operator", *units)),
+            markdown(seconds, ("GPU", "least ms")),
             f"Each operator reads its inputs and writes its outputs once; a launch takes "
             f"{LAUNCH_SECONDS * 1e6:.1f} us. A multiply-add is one FLOP.",
         ]
     )
-
-
-def _markdown(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    align = ["left"] + ["right"] * (len(header) - 1)
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True, colalign=align)

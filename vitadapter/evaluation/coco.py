@@ -135,11 +135,15 @@ class _CheckedEvaluator(COCOEvaluator):
         self._cpu_device = torch.device("cpu")
         self._output_dir = output_dir
         self._tasks = tuple(tasks) if tasks else None
-        self._cocoeval = cocoeval
+        # Not in configs, which could not be read where Detectron2 has not been compiled.
+        self._cocoeval = COCOeval_opt if cocoeval is COCOeval else cocoeval
         self._kpt_oks_sigmas = ()
         self._max_dets_per_image = [1, min(10, max_dets_per_image), max_dets_per_image]
         self._do_evaluation = self._data.has_annotations
         self._coco_api = coco_api(self._data)
+        if self._do_evaluation:
+            # Refuses now, and not after training, a class whose package is missing.
+            self._cocoeval(self._coco_api, self._coco_api, "bbox")
         self._algorithm = algorithm
         self._plot_curves = plot_curves
         self._figures: list[DetectionFigures] = []
@@ -247,7 +251,7 @@ def coco_evaluator(
     algorithm: str = "vitadapter",
     max_dets_per_image: int = 100,
     plot_curves: bool = True,
-    cocoeval: type[COCOeval] = COCOeval_opt,
+    cocoeval: type[COCOeval] = COCOeval,
 ) -> COCOEvaluator:
     """Detectron2's COCO evaluator for a data set that is given by name or by its files.
 
@@ -263,8 +267,8 @@ def coco_evaluator(
             with the highest scores. COCO's rules say 100. Images with more objects cause a warning.
         plot_curves: whether precision-recall curves are drawn as well as tables.
         cocoeval: what computes the metrics, such as
-            `vitadapter.evaluation.hotcoco.HotCocoEval`, which is faster. The default is
-            Detectron2's if it has been compiled, or else pycocotools'.
+            `vitadapter.evaluation.hotcoco.HotCocoEval`, which is faster. pycocotools' own stands
+            for Detectron2's faster one if that has been compiled.
 
     Raises:
         TypeError: `cocoeval` is no class like pycocotools' `COCOeval`.

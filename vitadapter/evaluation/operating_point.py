@@ -16,7 +16,7 @@ from vitadapter.evaluation.judging import (
     region_ious,
 )
 
-__all__ = ["ScoreCurves", "confusions", "pair_up", "score_curves"]
+__all__ = ["Pairs", "ScoreCurves", "confusions", "pair_up", "score_curves"]
 
 _THRESHOLDS = np.linspace(0, 1, 101)
 
@@ -93,9 +93,11 @@ def score_curves(images: Sequence[JudgedImage], numbers: dict[Id, int]) -> Score
     return ScoreCurves(_THRESHOLDS, right, false, objects)
 
 
-def pair_up(
-    image: JudgedImage, api: COCO, task: str, score_threshold: float
-) -> list[tuple[JudgedObject | None, JudgedDetection | None]]:
+Pairs = list[tuple[JudgedObject | None, JudgedDetection | None]]
+"""Of an object and a detection of an image, None for the background."""
+
+
+def pair_up(image: JudgedImage, api: COCO, task: str, score_threshold: float) -> Pairs:
     """Pairs of an object and a detection of an image, None for the background.
 
     An object belongs to the right detection of it. Other detections, best score first, are paired
@@ -108,7 +110,7 @@ def pair_up(
         task: "bbox" or "segm".
         score_threshold: detections with a lower score do not count.
     """
-    pairs: list[tuple[JudgedObject | None, JudgedDetection | None]] = []
+    pairs: Pairs = []
     kept = [x for x in image.detections if x.score >= score_threshold]
     wrong = [x for x in kept if x.error is not None and not x.in_crowd]
     left = []
@@ -129,20 +131,17 @@ def pair_up(
     return [*pairs, *((left[i], None) for i in np.flatnonzero(free))]
 
 
-def confusions(
-    images: Sequence[JudgedImage], api: COCO, task: str, score_threshold: float
-) -> Counter[tuple[Id | None, Id | None]]:
-    """Pairs of a true and a predicted class, None for the background: see `pair_up`.
+def confusions(images: Sequence[Pairs]) -> Counter[tuple[Id | None, Id | None]]:
+    """Pairs of a true and a predicted class, None for the background.
 
     Args:
-        images: from `judge_images`.
-        api, task, score_threshold: as for `pair_up`.
+        images: the pairs of each, from `pair_up`.
 
     Returns:
         The number of each pair that occurs.
     """
     return Counter(
         (None if there is None else there.category, None if found is None else found.category)
-        for image in images
-        for there, found in pair_up(image, api, task, score_threshold)
+        for pairs in images
+        for there, found in pairs
     )

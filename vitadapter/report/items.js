@@ -67,8 +67,11 @@ function markPairs(image, items) {
   const pairs = image.pairs[part];
   for (let i = 0; i < pairs.length; i += 2) {
     const [object, detection] = [objects.get(pairs[i]), detections.get(pairs[i + 1])];
-    const item = detection ?? object;
+    // A detection of many may not be on the page.
+    const item = pairs[i + 1] >= 0 ? detection : object;
     if (item) item.pair = [object?.class ?? -1, detection?.class ?? -1];
+    // At the score and the IoU of the matrix, whatever else is near it.
+    if (object && item === object) object.mark = "missed";
   }
 }
 const isMistake = (item) => item.mark === "wrong" || item.mark === "missed";

@@ -22,6 +22,7 @@ from vitadapter.evaluation.detection_analysis import (
 )
 from vitadapter.evaluation.judging import ERRORS, JudgedDetection, JudgedImage, judge_images
 from vitadapter.evaluation.operating_point import (
+    Pairs,
     ScoreCurves,
     confusions,
     pair_up,
@@ -140,6 +141,7 @@ class _Part:
     task: str
     data: Json
     judged: list[JudgedImage]
+    pairs: list[Pairs]
     api: COCO
     threshold: float
     ap: float
@@ -155,10 +157,10 @@ def _part(
     curves = score_curves(judged, numbers)
     best = curves.best()
     threshold = float(curves.thresholds[best])
-    pairs = confusions(judged, api, task, threshold)
+    pairs = [pair_up(image, api, task, threshold) for image in judged]
     cells = [
         [-1 if a is None else numbers[a], -1 if b is None else numbers[b], count]
-        for (a, b), count in pairs.items()
+        for (a, b), count in confusions(pairs).items()
     ]
     data: Json = {
         "means": [[name, *plain([v], 4)] for name, v in figures.summary().items()],
@@ -168,7 +170,7 @@ def _part(
         "confusion": {"threshold": round(threshold, 2), "unit": "objects", "cells": cells},
         "errors": _error_data(judged),
     }
-    return _Part(task, data, judged, api, threshold, figures.summary()["AP"])
+    return _Part(task, data, judged, pairs, api, threshold, figures.summary()["AP"])
 
 
 def _box(instance: Instance) -> list[float]:
@@ -214,15 +216,19 @@ class _Gallery:
         places = {id(x.instance): place for place, x in enumerate(shown)}
         pairs: Json = {}
         for part in self._parts:
-            image = part.judged[number]
-            numbers = {id(there): n for n, there in enumerate(image.objects)}
-            found = pair_up(image, part.api, part.task, part.threshold)
+            # Of boxes, there are also objects without a mask, which the page does not have.
+            shown_too = [
+                there
+                for there in part.judged[number].objects
+                if not self._with_masks or "segmentation" in there.instance
+            ]
+            numbers = {id(there): n for n, there in enumerate(shown_too)}
             pairs[part.task] = [
                 n
-                for there, x in found
+                for there, x in part.pairs[number]
                 for n in (
-                    NOTHING if there is None else numbers[id(there)],
-                    NOTHING if x is None else places.get(id(x.instance), NOTHING),
+                    NOTHING if there is None else numbers.get(id(there), NOTHING),
+                    NOTHING if x is None else places.get(id(x.instance), len(shown)),
                 )
             ]
         return pairs

@@ -117,7 +117,7 @@ _SHARES = LinearSegmentedColormap.from_list("shares", ("white", COLORS[0]))
 
 def _label(name: str) -> str:
     if len(name) > _MAX_LETTERS:
-        name = f"{name[: _MAX_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+        return f"{name[: _MAX_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
     return name
 
 

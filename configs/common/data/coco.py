@@ -3,8 +3,8 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader
-from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from omegaconf import ListConfig
+from pycocotools.cocoeval import COCOeval
 
 from vitadapter.data.coco import load_coco_dataset
 from vitadapter.data.dataset_mapper import DatasetMapper, build_train_loader
@@ -78,7 +78,7 @@ dataloader = dict(
         max_dets_per_image=100,
         plot_curves=True,
         # vitadapter.evaluation.hotcoco.HotCocoEval computes the same numbers faster.
-        cocoeval=COCOeval_opt,
+        cocoeval=COCOeval,
     ),
 )
 

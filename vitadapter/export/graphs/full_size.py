@@ -106,16 +106,17 @@ class FullSizeMask2FormerGraph(Mask2FormerGraph):
 
         outputs: list[Tensor] = []
         if model.semantic_on:
-            scores = semantic_scores(MaskPrediction(class_logits, mask_logits))
-            outputs.append(resize(scores[0]))
+            maps = semantic_scores(MaskPrediction(class_logits, mask_logits))
+            outputs.append(resize(maps[0]))
         if model.instance_inference is not None:
             infer = model.instance_inference
             chosen = _instances(infer, class_logits[0], mask_logits[0])
             outputs += _measured(*chosen[:2], resize(chosen[2]))
         if model.panoptic_inference is not None:
             merge = model.panoptic_inference
-            kept = _confident(merge, class_logits[0], mask_logits[0])
-            outputs += _segments(merge, *kept[:2], resize(kept[2]))
+            scores, classes, kept = merge.confident(class_logits[0])
+            scores, classes, logits = select(kept, scores, classes, mask_logits[0])
+            outputs += _segments(merge, scores, classes, resize(logits))
         return tuple(outputs)
 
 
@@ -194,16 +195,6 @@ def _measured(scores: Tensor, classes: Tensor, logits: Tensor) -> list[Tensor]:
         starts.append(torch.minimum(first, last))  # 0 of an empty mask
         ends.append(last)
     return [torch.stack(starts + ends, dim=1).float(), scores * inside, classes, masks]
-
-
-def _confident(
-    merge: PanopticInference, class_logits: Tensor, mask_logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the scores (N,), classes (N,) and logits (N, h, w) of what may be segments."""
-    scores, classes = class_logits.softmax(-1).max(-1)
-    kept = (classes != class_logits.shape[1] - 1) & (scores > merge.score_threshold)
-    scores, classes, mask_logits = select(kept, scores, classes, mask_logits)
-    return scores, classes, mask_logits
 
 
 def _segments(

@@ -155,6 +155,22 @@ class PanopticInference:
         self.score_threshold = score_threshold
         self.overlap_threshold = overlap_threshold
 
+    def confident(self, class_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Finds the queries whose class is probable enough.
+
+        Args:
+            class_logits: (Q, K + 1), of which the last one means no object.
+
+        Returns:
+            Scores (Q,), classes (Q,), and which queries (Q,), bool, may be segments.
+        """
+        scores, classes = class_logits.softmax(-1).max(-1)
+        return (
+            scores,
+            classes,
+            (classes != class_logits.shape[1] - 1) & (scores > self.score_threshold),
+        )
+
     def __call__(
         self, class_logits: Tensor, mask_logits: Tensor, resize: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, list[SegmentInfo]]:
@@ -164,8 +180,7 @@ class PanopticInference:
             A map of segment ids (height, width), int32, 0 where there is no segment; and the
             segments.
         """
-        scores, classes = class_logits.softmax(-1).max(-1)
-        kept = (classes != class_logits.shape[1] - 1) & (scores > self.score_threshold)
+        scores, classes, kept = self.confident(class_logits)
         scores, classes = scores[kept], classes[kept]
         own, winners = _claims(scores, mask_logits[kept], resize)
         segment_ids = torch.zeros(own.shape[1:], dtype=torch.int32, device=own.device)
