@@ -153,8 +153,8 @@ def _convert(args: argparse.Namespace) -> int:
         raise ValueError(f"--output {args.output} must not lie in the folder that is read")
     kind = args.kind or kind_of(listing)
     with made_whole(out) as making:
-        values = write_prepared(listing, kind, settings, labels, making, reuse=False)
-    for key, value in located(values, out).items():
+        written = write_prepared(listing, kind, settings, labels, making, reuse=False)
+    for key, value in located(written.values, out).items():
         print(shlex.quote(f"{key}={'null' if value is None else value}"))
     return 0
 

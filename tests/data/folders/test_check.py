@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import folder_formats as formats
@@ -16,6 +18,8 @@ from vitadapter.data.folders.check import check_dataset
 from vitadapter.data.folders.prepare import LabelSettings, prepare
 from vitadapter.data.folders.report import CheckReport
 from vitadapter.data.folders.splits import FolderSettings
+
+Writer = Callable[[Path, Splits], None]
 
 
 @pytest.fixture
@@ -55,6 +59,21 @@ def test_counts(folder: Path, splits: Splits) -> None:
     assert "| class1  |               4 |" in found.text()
     assert found.text().endswith(found.proposal)
     assert "dataset.resize.train_short" in found.proposal
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (formats.write_roboflow_coco, "COCO"),
+        (partial(formats.write_yolo, polygons=True), "YOLO"),
+        (formats.write_voc, "Pascal VOC"),
+        (formats.write_labelme, "labelme"),
+    ],
+)
+def test_the_format_is_named(write: Writer, name: str, root: Path, splits: Splits) -> None:
+    write(root, splits)
+    for found in (report_of(root), report_of(root)):  # made, and from the cache
+        assert found.text().splitlines()[0] == f"format: {name}"
 
 
 def test_boxes(folder: Path) -> None:

@@ -246,7 +246,7 @@ def check_dataset(
     Raises:
         ValueError: a file contradicts itself so that it cannot be read.
     """
-    report = CheckReport()
+    report = CheckReport(prepared.format)
     values = prepared.values
     images: dict[str, list[ListedImage]] = {}
     for role in ROLES:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 from vitadapter.data.dataset_source import counted, first_few
@@ -35,7 +36,16 @@ from vitadapter.data.folders.splits import FolderSettings, assign_splits, labell
 from vitadapter.data.folders.voc import read_voc, voc_files
 from vitadapter.data.folders.yolo import read_yolo, yolo_files
 
-__all__ = ["KINDS", "LabelSettings", "Prepared", "kind_of", "located", "prepare", "write_prepared"]
+__all__ = [
+    "KINDS",
+    "LabelSettings",
+    "Prepared",
+    "Written",
+    "kind_of",
+    "located",
+    "prepare",
+    "write_prepared",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +53,7 @@ KINDS = ("instances", "semantic", "panoptic")
 """What a config trains."""
 
 # Change it with anything that changes what is written: older entries of the cache are not reused.
-_VERSION = 1
+_VERSION = 2
 
 _FORMATS: dict[str, tuple[Callable[[Listing], list[str]], Callable[[Listing], FoundDataset]]] = {
     "COCO": (coco_files, read_coco_folder),
@@ -65,18 +75,32 @@ class LabelSettings:
     reduce_zero_label: bool = False
 
 
+class Written(NamedTuple):
+    """What `write_prepared` has read and written.
+
+    Attributes:
+        format: of the user's folder, such as "YOLO".
+        values: of the keys of a config, such as "dataset.num_classes".
+    """
+
+    format: str
+    values: Values
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A folder that can be loaded.
 
     Attributes:
         kind: one of `KINDS`.
+        format: as in `Written`.
         root: the user's folder.
         folder: in the cache, of what was made.
         values: of the keys of a config, such as "dataset.num_classes".
     """
 
     kind: str
+    format: str
     root: Path
     folder: Path
     values: Values
@@ -142,7 +166,7 @@ def _write_splits(folder: Path, roles: Mapping[str, Sequence[FoundImage]]) -> No
 
 def _prepare_instances(
     listing: Listing, settings: FolderSettings, folder: Path, reuse: bool
-) -> Values:
+) -> Written:
     found = _recognised(listing)(listing)
     roles = assign_splits(found.images, settings)
     values: Values = {"dataset.num_classes": len(found.categories)}
@@ -168,12 +192,12 @@ def _prepare_instances(
         counted(len(found.categories), "class"),
         first_few(found.class_names, 10),
     )
-    return values
+    return Written(found.kind, values)
 
 
 def _prepare_semantic(
     listing: Listing, settings: FolderSettings, folder: Path, labels: LabelSettings
-) -> Values:
+) -> Written:
     if not label_map_files(listing):
         _refuse(listing, _LABEL_MAPS)
     found = read_label_maps(
@@ -196,10 +220,10 @@ def _prepare_semantic(
     for role in roles:
         values[f"dataset.{role}.image_root"] = f"{role}/images"
         values[f"dataset.{role}.label_root"] = f"{role}/labels"
-    return values
+    return Written(found.dataset.kind, values)
 
 
-def _prepare_panoptic(listing: Listing, settings: FolderSettings, folder: Path) -> Values:
+def _prepare_panoptic(listing: Listing, settings: FolderSettings, folder: Path) -> Written:
     if not panoptic_files(listing):
         _refuse(listing, "COCO panoptic (a json file with segments_info)")
     found, classes = read_panoptic_folder(listing)
@@ -214,7 +238,7 @@ def _prepare_panoptic(listing: Listing, settings: FolderSettings, folder: Path) 
         values[f"dataset.{role}.json_file"] = f"{role}.json"
         values[f"dataset.{role}.panoptic_root"] = str(listing.root.resolve())
         values[f"dataset.{role}.image_root"] = str(listing.root.resolve())
-    return values
+    return Written(found.kind, values)
 
 
 def write_prepared(
@@ -225,7 +249,7 @@ def write_prepared(
     folder: Path,
     *,
     reuse: bool = True,
-) -> Values:
+) -> Written:
     """Reads the user's folder and writes what loaders need into another.
 
     Args:
@@ -238,7 +262,7 @@ def write_prepared(
             instead of writing others.
 
     Returns:
-        Values of the keys of a config; paths in `folder` are relative to it.
+        The format and values of the keys of a config; paths in `folder` are relative to it.
 
     Raises:
         ValueError: the folder cannot be trained on.
@@ -282,7 +306,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def located(values: Values, folder: Path) -> Values:
-    """Values of `write_prepared` with absolute paths."""
+    """Values that `write_prepared` returns, with absolute paths."""
     return {
         key: str(folder / str(value))
         if value is not None and key.endswith(("_root", "json_file", "class_names"))
@@ -304,14 +328,14 @@ def made_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _made(folder: Path, write: Callable[[Path], Values]) -> Values:
+def _made(folder: Path, write: Callable[[Path], Written]) -> Written:
     """What is in the folder of the cache, which is made if it is not there."""
     summary = folder / "prepared.json"
     if not summary.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         with made_whole(folder) as making:
-            _write_json(making / summary.name, write(making))
-    return json.loads(summary.read_text(encoding="utf-8"))
+            _write_json(making / summary.name, write(making)._asdict())
+    return Written(**json.loads(summary.read_text(encoding="utf-8")))
 
 
 def prepare(
@@ -342,8 +366,9 @@ def prepare(
     digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
     folder = _cache() / f"{listing.root.resolve().name[:60]}-{kind}-{digest}"
     with _locked(folder):
-        values = _made(folder, lambda made: write_prepared(listing, kind, settings, labels, made))
-        prepared = Prepared(kind, listing.root, folder, located(values, folder))
+        found = _made(folder, lambda made: write_prepared(listing, kind, settings, labels, made))
+        values = located(found.values, folder)
+        prepared = Prepared(kind, found.format, listing.root, folder, values)
         if check is not None:
             check(prepared)
     logger.info("dataset.root=%s is prepared in %s", root, folder)

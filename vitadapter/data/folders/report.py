@@ -20,6 +20,7 @@ class CheckReport:
     """What a check has found.
 
     Attributes:
+        format: of the data set, such as "YOLO".
         counts: of each line of the table, by role.
         class_names: in the order of the class numbers.
         unit: what is counted of classes.
@@ -30,6 +31,7 @@ class CheckReport:
         proposal: size of images for the `finetune` experiments, and why; "" for none.
     """
 
+    format: str
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     class_names: Sequence[str] = ()
     unit: str = "objects"
@@ -84,6 +86,7 @@ class CheckReport:
         rows = [[name, *(c[n] for c in columns)] for n, name in enumerate(self.class_names)]
         return "\n\n".join(
             [
+                f"format: {self.format}",
                 tabulate(lines, ["", *ROLES], tablefmt="github", missingval="-"),
                 tabulate(rows, ["class", *heads], tablefmt="github"),
                 *(f"warning: {text}" for text in self.warnings),
