@@ -28,6 +28,7 @@ from vitadapter.analysis.flops import flops_of
 from vitadapter.analysis.model import part_of, parts_of, running_modules
 from vitadapter.analysis.steps import Workload
 from vitadapter.engine.building import build
+from vitadapter.layers.fast import as_on_gpu
 
 __all__ = ["GPU", "GPUS", "Call", "Work", "count_work", "step_work", "work_table"]
 
@@ -42,6 +43,7 @@ _LAUNCHES = {
     aten.native_batch_norm_backward: 2,
     aten.slice_backward: 2,
     aten.select_backward: 2,
+    torch.ops.vitadapter.add_and_norm_backward: 2,
 }
 # Operators that do not read their first argument, but write it, or make another of its kind.
 _NOT_READ = {aten.copy_, aten.fill_, aten.zero_, aten.full_like, aten.ones_like, aten.zeros_like}
@@ -278,7 +280,7 @@ def _counting(model: nn.Module, keys: Sequence[str]) -> Iterator[Work]:
             node = torch._C._current_autograd_node()
             return "" if node is None else _metadata(node).get(_PART, "")
 
-        with _AsOnGPU(part), _Counter(work, part):
+        with as_on_gpu(), _AsOnGPU(part), _Counter(work, part):
             yield work
 
 

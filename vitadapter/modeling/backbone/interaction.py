@@ -6,9 +6,15 @@ from typing import NamedTuple
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast import recomputed, run_linear
+from vitadapter.layers.fast import (
+    ActCheckpoint,
+    add_and_norm,
+    check_act_checkpoint,
+    recomputed,
+    run_linear,
+    run_with_checkpoint,
+)
 from vitadapter.ops import cell_centres
 
 __all__ = [
@@ -125,7 +131,8 @@ class Injector(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
         """Updates ViT tokens x (B, h * w, C), which attend to the adapter's tokens c (B, N, C)."""
-        query, feat = recomputed(self.query_norm, x), recomputed(self.feat_norm, c)
+        x, query = add_and_norm(self.query_norm, x)
+        _, feat = add_and_norm(self.feat_norm, c)
         return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid)
 
 
@@ -158,11 +165,13 @@ class Extractor(nn.Module):
 
     def forward(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
         """Updates the adapter's tokens c (B, N, C), which attend to ViT tokens x (B, h * w, C)."""
-        query, feat = recomputed(self.query_norm, c), recomputed(self.feat_norm, x)
-        c = c + self.attn(query, grids.pyramid_points, feat, (grids.vit,))
+        c, query = add_and_norm(self.query_norm, c)
+        _, feat = add_and_norm(self.feat_norm, x)
+        attended = self.attn(query, grids.pyramid_points, feat, (grids.vit,))
         if self.ffn is None:
-            return c
-        return c + self.drop_path(self.ffn(recomputed(self.ffn_norm, c), grids))
+            return c + attended
+        c, normed = add_and_norm(self.ffn_norm, c, attended)
+        return c + self.drop_path(self.ffn(normed, grids))
 
 
 class InteractionBlock(nn.Module):
@@ -172,7 +181,11 @@ class InteractionBlock(nn.Module):
         injector: adds spatial priors to the ViT tokens; None for no injector.
         extractor: gathers features from the ViT tokens.
         extra_extractors: further extractors on the same ViT tokens (last interaction only).
-        use_act_checkpoint: whether to recompute the adapter's parts in the backward pass.
+        use_act_checkpoint: whether to recompute the adapter's parts in the backward pass; "layers"
+            for cheap layers only (see `run_with_checkpoint`).
+
+    Raises:
+        ValueError: unknown `use_act_checkpoint`.
     """
 
     def __init__(
@@ -180,9 +193,10 @@ class InteractionBlock(nn.Module):
         injector: Injector | None,
         extractor: Extractor,
         extra_extractors: list[Extractor],
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
     ) -> None:
         super().__init__()
+        check_act_checkpoint(use_act_checkpoint)
         self.injector = injector
         self.extractor = extractor
         self.extra_extractors = nn.ModuleList(extra_extractors) if extra_extractors else None
@@ -203,6 +217,4 @@ class InteractionBlock(nn.Module):
         return c
 
     def _run(self, part: nn.Module, query: Tensor, feat: Tensor, grids: TokenGrids) -> Tensor:
-        if self.use_act_checkpoint and torch.is_grad_enabled():
-            return checkpoint(part, query, feat, grids, use_reentrant=False)
-        return part(query, feat, grids)
+        return run_with_checkpoint(self.use_act_checkpoint, part, query, feat, grids)

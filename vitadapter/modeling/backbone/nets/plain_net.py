@@ -12,9 +12,16 @@ from detectron2.modeling import Backbone
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast import is_plain, recomputed, run_linear
+from vitadapter.layers.fast import (
+    ActCheckpoint,
+    add_and_norm,
+    check_act_checkpoint,
+    is_plain,
+    recomputed,
+    run_linear,
+    run_with_checkpoint,
+)
 from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
 
 from .tuning import Tuning
@@ -44,7 +51,8 @@ class PlainNet(Backbone):
         embed_dim: channels C of the tokens.
         depth: number of blocks.
         patch_size: side of a patch in pixels.
-        use_act_checkpoint: whether to recompute each block in the backward pass.
+        use_act_checkpoint: whether to recompute each block in the backward pass; "layers" for cheap
+            layers only (see `run_with_checkpoint`).
         offload_to_cpu: whether what it is recomputed from, its input, waits on the CPU.
         norm: the final norm of pre-training, for those who call `add_final_norm`; else None.
         prompts: learnt tokens (depth, P, C) that patches attend to, if the net is tuned by them.
@@ -61,7 +69,7 @@ class PlainNet(Backbone):
         embed_dim: int,
         depth: int,
         patch_size: int,
-        use_act_checkpoint: bool,
+        use_act_checkpoint: ActCheckpoint,
         out_feature: str,
         offload_to_cpu: bool,
         final_norm: Callable[[], nn.Module] | None,
@@ -72,9 +80,10 @@ class PlainNet(Backbone):
         `final_norm` makes what followed the blocks in pre-training; None if nothing did.
 
         Raises:
-            ValueError: `offload_to_cpu` without `use_act_checkpoint`.
+            ValueError: `offload_to_cpu` without `use_act_checkpoint`, or that is unknown.
         """
-        if offload_to_cpu and not use_act_checkpoint:
+        check_act_checkpoint(use_act_checkpoint)
+        if offload_to_cpu and use_act_checkpoint is not True:
             raise ValueError(
                 "offload_to_cpu=True needs use_act_checkpoint=True: it moves the inputs of the "
                 "blocks that are recomputed"
@@ -145,11 +154,9 @@ class PlainNet(Backbone):
         if prefix.shape[1] > 0:
             tokens = torch.cat([prefix, tokens], dim=1)
         for run in self._block_calls(hw, start, stop):
-            if self.use_act_checkpoint and torch.is_grad_enabled():
-                with save_on_cpu(tokens.is_cuda) if self.offload_to_cpu else nullcontext():
-                    tokens = checkpoint(run, tokens, use_reentrant=False)
-            else:
-                tokens = run(tokens)
+            offloads = self.offload_to_cpu and torch.is_grad_enabled()
+            with save_on_cpu(tokens.is_cuda) if offloads else nullcontext():
+                tokens = run_with_checkpoint(self.use_act_checkpoint, run, tokens)
         if prefix.shape[1] == 0:
             return tokens.unflatten(1, hw), prefix
         return split_prefix(tokens, hw)
@@ -356,9 +363,11 @@ class Block(nn.Module):
         """Maps tokens (B, N, C) of an h x w grid, with prompts (P, C), to the same shape."""
         gamma1, gamma2 = (getattr(self, name) for name in self.gamma_names)
         prompts = None if prompts is None else self.norm1(prompts)
-        attn = self.attn(recomputed(self.norm1, x), hw, prompts)
-        x = x + self.drop_path(attn if gamma1 is None else gamma1 * attn)
-        mlp = self.mlp(recomputed(self.norm2, x))
+        x, normed = add_and_norm(self.norm1, x)
+        attn = self.attn(normed, hw, prompts)
+        attn = self.drop_path(attn if gamma1 is None else gamma1 * attn)
+        x, normed = add_and_norm(self.norm2, x, attn)
+        mlp = self.mlp(normed)
         x = x + self.drop_path(mlp if gamma2 is None else gamma2 * mlp)
         if self.residual is not None:
             grid = x.unflatten(1, hw).permute(0, 3, 1, 2)

@@ -9,7 +9,7 @@ from detectron2.modeling.backbone.vit import Attention as Detectron2Attention
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import run_linear
+from vitadapter.layers.fast import ActCheckpoint, run_linear
 
 from .plain_net import (
     Block,
@@ -197,7 +197,7 @@ class ViT(Detectron2Embedding, Detectron2ViT):
         window_size: int | Sequence[int] = 0,
         window_block_indexes: Sequence[int] = (),
         residual_block_indexes: Sequence[int] = (),
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
         out_feature: str = "last_feat",
