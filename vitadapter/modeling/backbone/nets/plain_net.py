@@ -22,6 +22,7 @@ from vitadapter.layers.fast import (
     run_linear,
     run_with_checkpoint,
 )
+from vitadapter.layers.fast.switch import is_eager, is_on_gpu
 from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
 
 from .tuning import Tuning
@@ -214,11 +215,15 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
         window_size: side of the windows in tokens; 0 for none.
 
     Returns:
-        (B, H, W, D), where H and W are multiples of `window_size`.
+        (B, H, W, D), where H and W are multiples of `window_size`. On a GPU, where moving `D`
+        channels into windows takes longer than their products, (B, rows, columns, side, side, D).
     """
     bottom, right = (padding_to(side, max(window_size, 1)) for side in hw)
     padding = (0, 0, 0, right, 0, bottom)
     shape = (x.shape[0], *hw, -1)
+    if window_size > 0 and is_eager() and is_on_gpu(x):
+        windows, counts = _partition(x.view(shape), window_size)
+        return run_linear(layer, windows).unflatten(0, (-1, *counts))
     if holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0):
         return run_linear(layer, x).view(shape)
     if not is_plain(layer, nn.Linear):
@@ -243,7 +248,8 @@ def attend_in_windows(
 
     Args:
         qkv: queries, keys and values (B, H, W, 3C) of a grid, which is padded to whole windows with
-            zeros if it has not been padded yet.
+            zeros if it has not been padded yet; or those of windows (B, rows, columns, side, side,
+            3C).
         num_heads: attention heads.
         hw: the grid (h, w) without padding.
         window_size: side of the windows in tokens; 0 for one window of the whole grid.
@@ -255,11 +261,14 @@ def attend_in_windows(
         (B, h, w, C).
     """
     batch = qkv.shape[0]
-    if window_size > 0:
+    if qkv.dim() == 6:
+        qkv, counts = qkv.flatten(0, 2), (qkv.shape[1], qkv.shape[2])
+    elif window_size > 0:
         qkv, counts = _partition(qkv, window_size)
     n, height, width, _ = qkv.shape
-    # (3, N, heads, L, head_dim)
-    q, k, v = qkv.reshape(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    # (N, heads, L, head_dim), split so that their gradients are put together in the order of qkv
+    split = qkv.reshape(n, height * width, 3, num_heads, -1).unbind(2)
+    q, k, v = (part.transpose(1, 2) for part in split)
     bias = None if logit_bias is None else logit_bias(q, (height, width))
     if prompt_qkv is not None:
         # (3, heads, P, head_dim)
@@ -275,7 +284,11 @@ def attend_in_windows(
     if window_size == 0:
         return x
     x = x.view(batch, *counts, window_size, window_size, -1).transpose(2, 3)
-    x = x.flatten(3, 4).flatten(1, 2)[:, : hw[0], : hw[1]]
+    x = x.flatten(3, 4).flatten(1, 2)
+    if is_eager():  # the gradient of this takes one pass, and that of two slices four
+        bottom, right = x.shape[1] - hw[0], x.shape[2] - hw[1]
+        return F.pad(x, (0, 0, 0, -right, 0, -bottom)) if bottom or right else x
+    x = x[:, : hw[0], : hw[1]]
     if torch.compiler.is_dynamo_compiling():  # whether a copy is needed depends on the size
         return x.clone(memory_format=torch.contiguous_format)
     return x.contiguous()
