@@ -3,7 +3,7 @@
 State dicts are the same too. `plain_layers` switches all of it off.
 """
 
-from vitadapter.layers.fast.convolution import PointwiseConv2d, UpsampleConv2d
+from vitadapter.layers.fast.convolution import PointwiseConv2d, UpsampleConv2d, add_upsampled
 from vitadapter.layers.fast.linear import linear, run_linear
 from vitadapter.layers.fast.norm import add_and_norm
 from vitadapter.layers.fast.recompute import (
@@ -20,6 +20,7 @@ __all__ = [
     "PointwiseConv2d",
     "UpsampleConv2d",
     "add_and_norm",
+    "add_upsampled",
     "as_on_gpu",
     "check_act_checkpoint",
     "is_plain",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitadapter.layers.fast import (
     ActCheckpoint,
     UpsampleConv2d,
+    add_upsampled,
     run_with_checkpoint,
 )
 from vitadapter.ops import MSDeformAttn
@@ -222,7 +223,7 @@ class ViTAdapter(PyramidBackbone):
             c = interaction.extract(c, x, grids)
             features.append(x)
         c2, c3, c4 = grids.to_maps(c)
-        return [self.up(c2) + c1, c2, c3, c4], self._vit_maps(features, grids.vit)
+        return [add_upsampled(self.up, c2, c1), c2, c3, c4], self._vit_maps(features, grids.vit)
 
     def _net_grad_mode(self) -> AbstractContextManager[None]:
         """Returns a context without gradients for a frozen net, unless the injectors need them."""
