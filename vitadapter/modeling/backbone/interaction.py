@@ -129,11 +129,15 @@ class Injector(nn.Module):
         self.attn = attention(3)
         self.gamma = nn.Parameter(torch.full((embed_dim,), float(gamma_init)))
 
-    def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
-        """Updates ViT tokens x (B, h * w, C), which attend to the adapter's tokens c (B, N, C)."""
+    def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> tuple[Tensor, Tensor]:
+        """Updates ViT tokens x (B, h * w, C), which attend to the adapter's tokens c (B, N, C).
+
+        Returns:
+            The ViT tokens, and c as it was, to go on with (see `add_and_norm`).
+        """
         x, query = add_and_norm(self.query_norm, x)
-        _, feat = add_and_norm(self.feat_norm, c)
-        return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid)
+        c, feat = add_and_norm(self.feat_norm, c)
+        return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid), c
 
 
 class Extractor(nn.Module):
@@ -202,19 +206,17 @@ class InteractionBlock(nn.Module):
         self.extra_extractors = nn.ModuleList(extra_extractors) if extra_extractors else None
         self.use_act_checkpoint = use_act_checkpoint
 
-    def inject(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
-        """Adds the priors of c (B, N, C) to ViT tokens x (B, h, w, C)."""
+    def inject(self, x: Tensor, c: Tensor, grids: TokenGrids) -> tuple[Tensor, Tensor]:
+        """Adds the priors of c (B, N, C) to ViT tokens x (B, h, w, C); returns both to go on."""
         if self.injector is None:
-            return x
-        return self._run(self.injector, x.flatten(1, 2), c, grids).view(x.shape)
+            return x, c
+        level = self.use_act_checkpoint
+        tokens, c = run_with_checkpoint(level, self.injector, x.flatten(1, 2), c, grids)
+        return tokens.view(x.shape), c
 
     def extract(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
         """Adds features of ViT tokens x (B, h, w, C) to the adapter's tokens c (B, N, C)."""
         x = x.flatten(1, 2)
-        c = self._run(self.extractor, c, x, grids)
-        for extractor in self.extra_extractors or ():
-            c = self._run(extractor, c, x, grids)
+        for extractor in (self.extractor, *(self.extra_extractors or ())):
+            c = run_with_checkpoint(self.use_act_checkpoint, extractor, c, x, grids)
         return c
-
-    def _run(self, part: nn.Module, query: Tensor, feat: Tensor, grids: TokenGrids) -> Tensor:
-        return run_with_checkpoint(self.use_act_checkpoint, part, query, feat, grids)

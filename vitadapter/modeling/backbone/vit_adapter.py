@@ -217,7 +217,7 @@ class ViTAdapter(PyramidBackbone):
         grids = TokenGrids.of(x.shape[1:3], images.device)
         features = []
         for interaction, (start, stop) in zip(self.interactions, self.stages, strict=True):
-            x = interaction.inject(x, c, grids)
+            x, c = interaction.inject(x, c, grids)
             with self._net_grad_mode():
                 x, prefix = self.net.forward_blocks(x, prefix, start, stop)
             c = interaction.extract(c, x, grids)

@@ -159,7 +159,8 @@ class ViT(Detectron2Embedding, Detectron2ViT):
             them or one for each.
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         residual_block_indexes: blocks followed by a convolutional residual block.
-        use_act_checkpoint: whether to recompute each block in the backward pass.
+        use_act_checkpoint: whether to recompute each block in the backward pass; "layers" for only
+            cheap layers (norms, activations), which always happens on a CPU.
         offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, which frees GPU
             memory and costs transfers.
         pretrain_img_size: image side in pixels of the pre-training, which sets the size of
@@ -175,7 +176,7 @@ class ViT(Detectron2Embedding, Detectron2ViT):
     Raises:
         ValueError: an index is outside the net, a window size is missing, the heads do not divide
             the channels, a size is not positive, `offload_to_cpu` is set without
-            `use_act_checkpoint`, or the net has no place for a tuning.
+            `use_act_checkpoint`, that is unknown, or the net has no place for a tuning.
     """
 
     def __init__(
