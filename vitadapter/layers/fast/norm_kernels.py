@@ -132,21 +132,22 @@ def backward(
     """See `vitadapter.layers.fast.norm._backward`; all tensors are contiguous."""
     channels = total.shape[-1]
     rows = total.numel() // channels
-    has_total, has_branch = grad_total is not None, branch_dtype != total.dtype
+    has_branch = branch_dtype != total.dtype
     grad_x = torch.empty_like(total)
     grad_branch = torch.empty_like(total, dtype=branch_dtype) if has_branch else total.new_empty(0)
     grad_affine = total.new_empty(2, min(rows, _PROGRAMS), channels)
-    saved = (total, mean, rstd, weight)
-    pointers = (grad_normed, grad_total if has_total else total, *saved)
-    pointers += (grad_x, grad_branch, grad_affine)
+    given = (grad_normed, total if grad_total is None else grad_total, total, mean, rstd, weight)
+    made = (grad_x, grad_branch, grad_affine)
     if rows > 0:
         with torch.cuda.device_of(total):
             _backward_kernel[(grad_affine.shape[1],)](
-                *pointers,
+                *given,
+                *made,
                 rows,
                 channels,
-                has_total=has_total,
+                has_total=grad_total is not None,
                 has_branch=has_branch,
                 **_launch_options(channels),
             )
-    return grad_x, grad_branch, *grad_affine.sum(1).unbind()
+    grad_weight, grad_bias = grad_affine.sum(1)
+    return grad_x, grad_branch, grad_weight, grad_bias
