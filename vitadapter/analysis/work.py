@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -225,6 +226,12 @@ class _AsOnGPU(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.backward and not any(kwargs.values()):
+            # PyTorch's own function would leave this mode, in which layers have to run again.
+            with self:
+                return _engine_run_backward(
+                    args, (torch.ones_like(args[0]),), False, False, (), True, accumulate_grad=True
+                )
         if func is F.scaled_dot_product_attention:
             out = _fused_attention(*args, **kwargs)
         elif func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):

@@ -7,7 +7,7 @@ converts the sum for the branch. Each of the two takes one kernel here, which mo
 """
 
 import importlib.util
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -122,13 +122,13 @@ def _fake_backward(
     return torch.empty_like(total), grad_branch, *affine
 
 
-def _forward_on_gpu(*arguments: object) -> tuple[Tensor, ...]:
+def _forward_on_gpu(*arguments: Any) -> tuple[Tensor, ...]:
     from vitadapter.layers.fast import norm_kernels  # imports Triton, which takes a second
 
     return norm_kernels.forward(*arguments)
 
 
-def _backward_on_gpu(*arguments: object) -> tuple[Tensor, ...]:
+def _backward_on_gpu(*arguments: Any) -> tuple[Tensor, ...]:
     from vitadapter.layers.fast import norm_kernels
 
     return norm_kernels.backward(*arguments)
