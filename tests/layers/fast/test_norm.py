@@ -1,22 +1,20 @@
 """A norm that adds and converts, against PyTorch's layers in float64, and its kernels."""
 
-import importlib.util
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from cuda_emulation_cases import build, load
 from torch import Tensor, nn
+from torch._ops import _OpNamespace
 
 from vitadapter.layers.fast import add_and_norm, as_on_gpu, norm, plain_layers, run_linear
 from vitadapter.layers.fast.recompute import recipe_of, run_with_checkpoint
 
-HELPERS = Path(__file__).parents[2] / "helpers"
+KERNELS = Path(__file__).parents[3] / "kernels" / "add_and_norm"
 HALF = torch.bfloat16
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def layer(channels: int = 6, **settings: object) -> nn.LayerNorm:
@@ -156,35 +154,78 @@ def test_operators_tell_pytorch_the_truth() -> None:
         torch.library.opcheck(backward, (normed, grad_total, *saved, dtype), test_utils=checks)
 
 
-@needs_triton
-def test_kernels_equal_the_operators_in_tritons_interpreter() -> None:
-    script = HELPERS / "interpreted_norm.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["12", "cases"]
+@pytest.fixture(scope="module")
+def emulated() -> Iterator[_OpNamespace]:
+    """The CUDA operators, on the emulated device."""
+    library = torch.library.Library("vitadapter_emulated", "FRAGMENT")
+    for schema in norm._SCHEMAS:
+        library.define(schema)
+    yield load(build(KERNELS))
+    library._destroy()
 
 
-@needs_triton
-@pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_without_a_gpu(capability: int) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("branch_dtype", [None, *DTYPES])
+@pytest.mark.parametrize(("rows", "channels"), [(1, 6), (600, 40), (5, 300), (2, 4096)])
+def test_cuda_kernels(
+    emulated: _OpNamespace,
+    rows: int,
+    channels: int,
+    branch_dtype: torch.dtype | None,
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    x, grad_total = torch.randn(2, rows, channels)
+    branch = None if branch_dtype is None else torch.randn(rows, channels).to(branch_dtype)
+    weight, bias = torch.randn(2, channels)
+    arguments = (x, branch, weight, bias, 1e-6, dtype)
+    expected = norm._forward(*arguments)
+    torch.testing.assert_close(emulated.add_and_norm(*arguments), expected, rtol=1e-2, atol=1e-5)
+    sums, normed, mean, rstd = expected
+    total = x if branch is None else sums
+    for grad in (None, grad_total):
+        saved = (total, mean, rstd, weight, branch_dtype or torch.float32)
+        found = emulated.add_and_norm_backward(normed, grad, *saved)
+        expected = norm._backward(normed, grad, *saved)
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=2e-3)
 
-    from vitadapter.layers.fast import norm_kernels
 
-    pointers = ["*fp32", "*bf16", "*fp32", "*fp32", "*fp32", "*bf16", "*fp32", "*fp32"]
-    backward = ["*bf16", "*fp32", *["*fp32"] * 4, "*fp32", "*bf16", "*fp32", "i32", "i32"]
-    for kernel, types in (
-        (norm_kernels._forward_kernel, [*pointers, "i32", "fp32"]),
-        (norm_kernels._backward_kernel, backward),
-    ):
-        names = kernel.arg_names
-        options = {name: True for name in names if name.startswith("has_")} | {"block": 1024}
-        signature = dict(zip(names, types, strict=False)) | dict.fromkeys(options, "constexpr")
-        source = triton.compiler.ASTSource(kernel, signature, constexprs=options)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-        assert f"sm_{capability}" in compiled.asm["ptx"]
-        assert compiled.asm["cubin"]
+def test_cuda_kernels_of_nothing(emulated: _OpNamespace) -> None:
+    x, weight = torch.zeros(0, 6), torch.ones(6)
+    found = emulated.add_and_norm(x, x.to(HALF), weight, weight, 1e-6, HALF)
+    assert [tuple(t.shape) for t in found] == [(0, 6), (0, 6), (0,), (0,)]
+    saved = (found[0], found[2], found[3], weight)
+    grads = emulated.add_and_norm_backward(found[1], None, *saved, HALF)
+    torch.testing.assert_close(grads[2:], (torch.zeros(6), torch.zeros(6)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 6).double()}, "x must be float32 .* got Double"),
+        ({"weight": torch.ones(5)}, r"one weight for each channel of x, got \[5\] for \[2, 6\]"),
+        ({"bias": torch.ones(5)}, "weight and bias must have one shape"),
+        ({"branch": torch.zeros(1, 6)}, r"shape and device of x, got \[1, 6\] for \[2, 6\]"),
+        ({"dtype": torch.float32}, "must be in float16 or bfloat16, got Float"),
+        (
+            {"x": torch.zeros(2, 4097), "weight": torch.ones(4097), "branch": None},
+            "x must have 1 to 4096 channels, got 4097",
+        ),
+    ],
+)
+def test_cuda_operators_refuse(
+    emulated: _OpNamespace, change: dict[str, object], message: str
+) -> None:
+    given = {"x": torch.zeros(2, 6), "branch": torch.zeros(2, 6), "weight": torch.ones(6)}
+    given |= {"bias": torch.ones(6), "eps": 1e-6, "dtype": HALF, **change}
+    with pytest.raises(RuntimeError, match=message):
+        emulated.add_and_norm(**given)
+
+
+def test_too_many_channels_run_as_they_are() -> None:
+    x = torch.randn(2, 4097)
+    with as_on_gpu(), torch.autocast("cpu", HALF):
+        assert add_and_norm(nn.LayerNorm(4097), x)[0] is x
 
 
 def test_a_rows_statistics_are_those_of_pytorch() -> None:

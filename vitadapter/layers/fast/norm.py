@@ -6,8 +6,8 @@ it converts the norm's gradient, computes that of its input, adds it to that of 
 converts the sum for the branch. Each of the two takes one kernel here, which moves half the bytes.
 """
 
-import importlib.util
-from typing import Any, Protocol, TypeGuard
+from functools import cache
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 from vitadapter.layers.fast.recompute import is_repeated, recomputed, with_recipe
 from vitadapter.layers.fast.switch import (
     are_plain_tensors,
-    has_triton,
     is_eager,
     is_on_gpu,
     is_plain,
@@ -25,15 +24,17 @@ from vitadapter.layers.fast.switch import (
 __all__ = ["add_and_norm"]
 
 _HALF = (torch.float16, torch.bfloat16)
-_LIBRARY = torch.library.Library("vitadapter", "FRAGMENT")
-_LIBRARY.define(
+_SCHEMAS = (
     "add_and_norm(Tensor x, Tensor? branch, Tensor weight, Tensor bias, float eps, "
-    "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
+    "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     "add_and_norm_backward(Tensor grad_normed, Tensor? grad_total, Tensor total, Tensor mean, "
-    "Tensor rstd, Tensor weight, ScalarType branch_dtype) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor rstd, Tensor weight, ScalarType branch_dtype) -> (Tensor, Tensor, Tensor, Tensor)",
 )
+# Of a row that the kernels hold in registers (kernels/add_and_norm/add_and_norm.h).
+_MOST_CHANNELS = 4096
+_LIBRARY = torch.library.Library("vitadapter", "FRAGMENT")
+for _schema in _SCHEMAS:
+    _LIBRARY.define(_schema)
 
 
 def _forward(
@@ -122,25 +123,12 @@ def _fake_backward(
     return torch.empty_like(total), grad_branch, *affine
 
 
-def _forward_on_gpu(*arguments: Any) -> tuple[Tensor, ...]:
-    from vitadapter.layers.fast import norm_kernels  # imports Triton, which takes a second
-
-    return norm_kernels.forward(*arguments)
-
-
-def _backward_on_gpu(*arguments: Any) -> tuple[Tensor, ...]:
-    from vitadapter.layers.fast import norm_kernels
-
-    return norm_kernels.backward(*arguments)
-
-
-for _name, _plain, _on_gpu, _shapes in (
-    ("add_and_norm", _forward, _forward_on_gpu, _fake),
-    ("add_and_norm_backward", _backward, _backward_on_gpu, _fake_backward),
+# The kernels for GPUs are in kernels/add_and_norm.
+for _name, _plain, _shapes in (
+    ("add_and_norm", _forward, _fake),
+    ("add_and_norm_backward", _backward, _fake_backward),
 ):
     _LIBRARY.impl(_name, _plain, "CompositeExplicitAutograd")
-    if importlib.util.find_spec("triton") is not None:
-        _LIBRARY.impl(_name, _on_gpu, "CUDA")
     torch.library.register_fake(f"vitadapter::{_name}", _shapes, lib=_LIBRARY)
 
 
@@ -231,17 +219,25 @@ def add_and_norm(norm: nn.Module, x: Tensor, branch: Tensor | None = None) -> tu
     return total, normed
 
 
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    """Whether our operators were compiled for a device, if it is a GPU."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return device.type != "cuda" or has("vitadapter::add_and_norm", "CUDA")
+
+
 def _is_fused(norm: nn.Module, x: Tensor, branch: Tensor | None) -> TypeGuard[nn.LayerNorm]:
     """Whether the operator computes it: only then are there conversions to save."""
     device = x.device.type
     return (
         is_eager()
         and is_on_gpu(x)
-        and has_triton(x.device)
+        and _has_kernels(x.device)
         and torch.is_autocast_enabled(device)
         and torch.get_autocast_dtype(device) in _HALF
         and is_plain(norm, nn.LayerNorm)
         and norm.normalized_shape == x.shape[-1:]
+        and x.shape[-1] <= _MOST_CHANNELS
         and norm.bias is not None
         and are_plain_tensors(x, branch)
         and x.dtype == norm.weight.dtype == torch.float32

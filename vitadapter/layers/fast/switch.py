@@ -1,9 +1,7 @@
 """The switch of the fast layers, and the test whether a module may be computed by them."""
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import TypeGuard, TypeVar
 
 import torch
@@ -14,7 +12,6 @@ from torch.nn.modules import module as all_modules
 __all__ = [
     "are_plain_tensors",
     "as_on_gpu",
-    "has_triton",
     "is_eager",
     "is_on_gpu",
     "is_plain",
@@ -67,15 +64,6 @@ def as_on_gpu() -> Iterator[None]:
 def is_on_gpu(x: Tensor) -> bool:
     """Whether a tensor is on a GPU, or is to be handled as if it were."""
     return _is_as_on_gpu or x.is_cuda
-
-
-@cache
-def has_triton(device: torch.device) -> bool:
-    """Whether Triton is installed (not on Windows) and knows all types of a device, if a GPU."""
-    if device.type != "cuda":
-        return True
-    has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
-    return has_bfloat16 and importlib.util.find_spec("triton") is not None
 
 
 def is_switched_on() -> bool:
