@@ -139,6 +139,22 @@ def test_attention_is_one_kernel_in_half_precision(masked: bool) -> None:
     assert not {"bmm", "_softmax"} & set(work)
 
 
+def test_what_is_recomputed_runs_as_on_a_gpu() -> None:
+    def attend(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, F.layer_norm(x, (16,)))
+
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 40, 16, requires_grad=True)
+
+        def step() -> None:
+            checkpoint(attend, x, use_reentrant=False).sum().backward()
+
+        work = work_of(step, torch.bfloat16).by("operator")
+    assert work["_scaled_dot_product_efficient_attention"].launches == 2
+    assert not any(call.is_half for call in work["native_layer_norm"])
+    assert not any("flash" in name for name in work)
+
+
 def test_norms_are_float32_and_products_half_precision_as_gpu_autocast_has_it() -> None:
     with FakeTensorMode():
         model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.LayerNorm(8))

@@ -96,7 +96,7 @@ def build(kernels: Path, float_only: bool = False, flags: Sequence[str] = ()) ->
     """Compile the operators in a folder with the C++ compiler; kept until a source changes.
 
     Args:
-        kernels: A folder such as ``kernels/ms_deform_attn``.
+        kernels: A folder such as ``kernels/ms_deform_attn``, or a changed copy of it.
         float_only: Whether to compile for float32 only, which is quicker.
         flags: More flags for the compiler.
 
@@ -111,7 +111,7 @@ def build(kernels: Path, float_only: bool = False, flags: Sequence[str] = ()) ->
         sources = [path for path in sources if "grad_value_rows" in path.name]
         sources.append(FOLDER / "float_launches.cpp")
         flags = (*flags, "-DEMULATED_FLOAT_ONLY")
-    sources += [kernels / name for name in ("ms_deform_attn.cpp", "ms_deform_attn_cuda.cpp")]
+    sources += sorted(path for path in kernels.glob("*.cpp") if "cpu" not in path.name)
     sources.append(FOLDER / "emulation.cpp")
     with (cache / "lock").open("w") as lock, ThreadPoolExecutor() as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another test process waits for what this one makes

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from vitadapter.analysis.fake_run import fake_run
 from vitadapter.analysis.steps import KINDS, Steps, Workload
 from vitadapter.engine.parallel import sharded_groups
 from vitadapter.engine.settings import PositiveInt, check_value
+from vitadapter.layers.fast import as_on_gpu
 
 __all__ = [
     "PARALLEL",
@@ -120,7 +122,8 @@ def training_peak(cfg: DictConfig, workload: Workload, *, on_gpu: bool = True) -
         cfg: the whole config. Mixed precision, activation checkpointing, frozen nets, gradient
             accumulation and averaged weights are as it says.
         workload: the images of a micro-batch.
-        on_gpu: whether the optimizer updates all weights at once, as PyTorch does on a GPU only.
+        on_gpu: whether the optimizer updates all weights at once, and layers keep what they give,
+            as on a GPU only.
 
     Returns:
         The peak by kind.
@@ -129,7 +132,7 @@ def training_peak(cfg: DictConfig, workload: Workload, *, on_gpu: bool = True) -
         ValueError: the model cannot be built, or not run on fake tensors.
     """
     images = workload.images(cfg)
-    with fake_run():
+    with fake_run(), as_on_gpu() if on_gpu else nullcontext():
         return Steps(cfg, images, on_gpu=on_gpu).count_training()
 
 
@@ -153,7 +156,7 @@ def estimate_memory(
     if parallel == "fsdp2" and ranks == 1:
         raise ValueError("fsdp2 divides a model between at least 2 GPUs, got ranks=1")
     images = workload.images(cfg)
-    with fake_run():
+    with fake_run(), as_on_gpu():
         steps = Steps(cfg, images, on_gpu=True)
         training, inference = steps.count_training(), steps.count_inference()
         layout = _layout(steps.model)

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,6 +28,7 @@ from vitadapter.analysis.flops import flops_of
 from vitadapter.analysis.model import markdown, part_of, parts_of, running_modules
 from vitadapter.analysis.steps import Workload
 from vitadapter.engine.building import build
+from vitadapter.layers.fast import as_on_gpu
 
 __all__ = ["GPU", "GPUS", "Call", "Work", "count_work", "step_work", "work_table"]
 
@@ -41,6 +43,7 @@ _LAUNCHES = {
     aten.native_batch_norm_backward: 2,
     aten.slice_backward: 2,
     aten.select_backward: 2,
+    torch.ops.vitadapter.add_and_norm_backward: 2,
 }
 # Operators that do not read their first argument, but write it, or make another of its kind.
 _NOT_READ = {aten.copy_, aten.fill_, aten.zero_, aten.full_like, aten.ones_like, aten.zeros_like}
@@ -222,6 +225,12 @@ class _AsOnGPU(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.backward and not any(kwargs.values()):
+            # PyTorch's own function would leave this mode, in which layers have to run again.
+            with self:
+                return _engine_run_backward(
+                    args, (torch.ones_like(args[0]),), False, False, (), True, accumulate_grad=True
+                )
         if func is F.scaled_dot_product_attention:
             out = _fused_attention(*args, **kwargs)
         elif func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
@@ -277,7 +286,7 @@ def _counting(model: nn.Module, keys: Sequence[str]) -> Iterator[Work]:
             node = torch._C._current_autograd_node()
             return "" if node is None else _metadata(node).get(_PART, "")
 
-        with _AsOnGPU(part), _Counter(work, part):
+        with as_on_gpu(), _AsOnGPU(part), _Counter(work, part):
             yield work
 
 

@@ -83,7 +83,8 @@ def test_injector_and_extractor_hand_the_right_sides_to_the_attention():
     x, c = torch.randn(1, 8, 6), torch.randn(1, 42, 6)
 
     injector = Injector(6, RecordingAttention, nn.LayerNorm, gamma_init=0.5)
-    found = injector(x, c, grids)
+    found, same = injector(x, c, grids)
+    torch.testing.assert_close(same, c)
     query, points, value, shapes = injector.attn.given
     torch.testing.assert_close(query, injector.query_norm(x))
     torch.testing.assert_close(value, injector.feat_norm(c))

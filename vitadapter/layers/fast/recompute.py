@@ -1,13 +1,14 @@
 """Cheap layers that run again in the backward pass, so that their outputs need not be kept.
 
 The output of a norm or an activation is as large as its input, which is kept anyway. Computing it
-a second time takes a few percent of the time of the layer that uses it.
+a second time on a CPU takes a few percent of the time of the layer that uses it. A GPU, which such
+layers keep busier, does it on demand only (see `run_with_checkpoint`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast.switch import are_plain_tensors, is_eager, is_plain
+from vitadapter.layers.fast.switch import are_plain_tensors, is_eager, is_on_gpu, is_plain
 
-__all__ = ["Computation", "Recipe", "recipe_of", "recomputed", "run_and_recompute"]
+__all__ = [
+    "ActCheckpoint",
+    "Computation",
+    "Recipe",
+    "check_act_checkpoint",
+    "is_repeated",
+    "recipe_of",
+    "recomputed",
+    "run_and_recompute",
+    "run_with_checkpoint",
+    "with_recipe",
+]
+
+ActCheckpoint = bool | Literal["layers"]
+"""What runs again in the backward pass: parts, only cheap layers, or (on a GPU) nothing."""
 
 # These are known to compute the same when they run a second time. The only state of the batch norms
 # among them is their running statistics.
@@ -31,6 +46,10 @@ _REPEATABLE: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
 )
 _RECIPE = "_recipe"  # the attribute of a tensor
+
+_Output = TypeVar("_Output")
+
+_repeats_on_gpu = False
 
 
 class Computation(NamedTuple):
@@ -109,7 +128,7 @@ def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         inputs: its inputs, on one device.
     """
     output = layer(*inputs)
-    if not is_eager() or not torch.is_grad_enabled():
+    if not is_repeated(output):
         return output
     known = _as_function(layer, inputs)
     if known is None:
@@ -117,8 +136,20 @@ def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     function, tensors = known
     if not are_plain_tensors(output, *tensors) or any(t.is_inference() for t in inputs):
         return output
+    return with_recipe(output, function, tensors)
+
+
+def is_repeated(output: Tensor) -> bool:
+    """Whether a cheap layer that gives this output is to run again in the backward pass."""
+    return is_eager() and torch.is_grad_enabled() and (_repeats_on_gpu or not is_on_gpu(output))
+
+
+def with_recipe(
+    output: Tensor, function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]
+) -> Tensor:
+    """Notes that `function(*inputs)` gives `output` again."""
     computation = Computation(function, _autocast(output.device.type))
-    setattr(output, _RECIPE, Recipe(computation, tensors, _versions(output, *tensors)))
+    setattr(output, _RECIPE, Recipe(computation, inputs, _versions(output, *inputs)))
     return output
 
 
@@ -170,7 +201,7 @@ def run_and_recompute(
         return x
 
     known = all(is_plain(layer, *_REPEATABLE, *repeatable) for layer in layers)
-    if not known or not is_eager() or not torch.is_grad_enabled():
+    if not known or not is_repeated(x):
         return run(x)
     return checkpoint(
         run,
@@ -179,3 +210,40 @@ def run_and_recompute(
         preserve_rng_state=False,
         context_fn=lambda: (nullcontext(), _kept_statistics(layers)),
     )
+
+
+def check_act_checkpoint(level: object) -> None:
+    """Raises ValueError unless this is a level of `run_with_checkpoint`."""
+    if not (isinstance(level, bool) or level == "layers"):
+        raise ValueError(f'use_act_checkpoint must be True, False or "layers", got {level!r}')
+
+
+@contextmanager
+def _repeated_on_gpu(on: bool) -> Iterator[None]:
+    """Inside this context, cheap layers run again on GPUs, too, or do not."""
+    global _repeats_on_gpu
+    before, _repeats_on_gpu = _repeats_on_gpu, on
+    try:
+        yield
+    finally:
+        _repeats_on_gpu = before
+
+
+def run_with_checkpoint(
+    level: ActCheckpoint, part: Callable[..., _Output], *inputs: object
+) -> _Output:
+    """`part(*inputs)`, of which more or less is kept for the backward pass.
+
+    Args:
+        level: True to keep only the inputs, and to run the part again in the backward pass;
+            "layers" to run only cheap layers again, which a CPU does anyway; False for what is
+            fastest.
+        part: computes one tensor or several.
+        inputs: what it is called with.
+    """
+    if level is True and torch.is_grad_enabled():
+        return checkpoint(part, *inputs, use_reentrant=False)
+    if not is_eager():
+        return part(*inputs)
+    with _repeated_on_gpu(level == "layers"):
+        return part(*inputs)

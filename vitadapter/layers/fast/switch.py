@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.modules import module as all_modules
 
-__all__ = ["are_plain_tensors", "is_eager", "is_plain", "is_switched_on", "plain_layers"]
+__all__ = [
+    "are_plain_tensors",
+    "as_on_gpu",
+    "is_eager",
+    "is_on_gpu",
+    "is_plain",
+    "is_switched_on",
+    "plain_layers",
+]
 
 # Hooks of all modules at once; PyTorch's own function that looks at them is newer than 2.6.
 _GLOBAL_HOOKS = (
@@ -21,6 +29,7 @@ _GLOBAL_HOOKS = (
 _Module = TypeVar("_Module", bound=nn.Module)
 
 _is_on = True
+_is_as_on_gpu = False
 
 
 @contextmanager
@@ -36,6 +45,25 @@ def plain_layers() -> Iterator[None]:
         yield
     finally:
         _is_on = before
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Inside this context, layers call on every device the operators that they call on a GPU.
+
+    This is for counting what a GPU would run, and for tests.
+    """
+    global _is_as_on_gpu
+    before, _is_as_on_gpu = _is_as_on_gpu, True
+    try:
+        yield
+    finally:
+        _is_as_on_gpu = before
+
+
+def is_on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on a GPU, or is to be handled as if it were."""
+    return _is_as_on_gpu or x.is_cuda
 
 
 def is_switched_on() -> bool:

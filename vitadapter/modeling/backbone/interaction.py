@@ -6,9 +6,15 @@ from typing import NamedTuple
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast import recomputed, run_linear
+from vitadapter.layers.fast import (
+    ActCheckpoint,
+    add_and_norm,
+    check_act_checkpoint,
+    recomputed,
+    run_linear,
+    run_with_checkpoint,
+)
 from vitadapter.ops import cell_centres
 
 __all__ = [
@@ -123,10 +129,15 @@ class Injector(nn.Module):
         self.attn = attention(3)
         self.gamma = nn.Parameter(torch.full((embed_dim,), float(gamma_init)))
 
-    def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
-        """Updates ViT tokens x (B, h * w, C), which attend to the adapter's tokens c (B, N, C)."""
-        query, feat = recomputed(self.query_norm, x), recomputed(self.feat_norm, c)
-        return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid)
+    def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> tuple[Tensor, Tensor]:
+        """Updates ViT tokens x (B, h * w, C), which attend to the adapter's tokens c (B, N, C).
+
+        Returns:
+            The ViT tokens, and c as it was, to go on with (see `add_and_norm`).
+        """
+        x, query = add_and_norm(self.query_norm, x)
+        c, feat = add_and_norm(self.feat_norm, c)
+        return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid), c
 
 
 class Extractor(nn.Module):
@@ -158,11 +169,13 @@ class Extractor(nn.Module):
 
     def forward(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
         """Updates the adapter's tokens c (B, N, C), which attend to ViT tokens x (B, h * w, C)."""
-        query, feat = recomputed(self.query_norm, c), recomputed(self.feat_norm, x)
-        c = c + self.attn(query, grids.pyramid_points, feat, (grids.vit,))
+        c, query = add_and_norm(self.query_norm, c)
+        _, feat = add_and_norm(self.feat_norm, x)
+        attended = self.attn(query, grids.pyramid_points, feat, (grids.vit,))
         if self.ffn is None:
-            return c
-        return c + self.drop_path(self.ffn(recomputed(self.ffn_norm, c), grids))
+            return c + attended
+        c, normed = add_and_norm(self.ffn_norm, c, attended)
+        return c + self.drop_path(self.ffn(normed, grids))
 
 
 class InteractionBlock(nn.Module):
@@ -172,7 +185,11 @@ class InteractionBlock(nn.Module):
         injector: adds spatial priors to the ViT tokens; None for no injector.
         extractor: gathers features from the ViT tokens.
         extra_extractors: further extractors on the same ViT tokens (last interaction only).
-        use_act_checkpoint: whether to recompute the adapter's parts in the backward pass.
+        use_act_checkpoint: whether to recompute the adapter's parts in the backward pass; "layers"
+            for cheap layers only (see `run_with_checkpoint`).
+
+    Raises:
+        ValueError: unknown `use_act_checkpoint`.
     """
 
     def __init__(
@@ -180,29 +197,26 @@ class InteractionBlock(nn.Module):
         injector: Injector | None,
         extractor: Extractor,
         extra_extractors: list[Extractor],
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
     ) -> None:
         super().__init__()
+        check_act_checkpoint(use_act_checkpoint)
         self.injector = injector
         self.extractor = extractor
         self.extra_extractors = nn.ModuleList(extra_extractors) if extra_extractors else None
         self.use_act_checkpoint = use_act_checkpoint
 
-    def inject(self, x: Tensor, c: Tensor, grids: TokenGrids) -> Tensor:
-        """Adds the priors of c (B, N, C) to ViT tokens x (B, h, w, C)."""
+    def inject(self, x: Tensor, c: Tensor, grids: TokenGrids) -> tuple[Tensor, Tensor]:
+        """Adds the priors of c (B, N, C) to ViT tokens x (B, h, w, C); returns both to go on."""
         if self.injector is None:
-            return x
-        return self._run(self.injector, x.flatten(1, 2), c, grids).view(x.shape)
+            return x, c
+        level = self.use_act_checkpoint
+        tokens, c = run_with_checkpoint(level, self.injector, x.flatten(1, 2), c, grids)
+        return tokens.view(x.shape), c
 
     def extract(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
         """Adds features of ViT tokens x (B, h, w, C) to the adapter's tokens c (B, N, C)."""
         x = x.flatten(1, 2)
-        c = self._run(self.extractor, c, x, grids)
-        for extractor in self.extra_extractors or ():
-            c = self._run(extractor, c, x, grids)
+        for extractor in (self.extractor, *(self.extra_extractors or ())):
+            c = run_with_checkpoint(self.use_act_checkpoint, extractor, c, x, grids)
         return c
-
-    def _run(self, part: nn.Module, query: Tensor, feat: Tensor, grids: TokenGrids) -> Tensor:
-        if self.use_act_checkpoint and torch.is_grad_enabled():
-            return checkpoint(part, query, feat, grids, use_reentrant=False)
-        return part(query, feat, grids)

@@ -12,7 +12,12 @@ from detectron2.layers import get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import UpsampleConv2d
+from vitadapter.layers.fast import (
+    ActCheckpoint,
+    UpsampleConv2d,
+    add_upsampled,
+    run_with_checkpoint,
+)
 from vitadapter.ops import MSDeformAttn
 
 from .interaction import Extractor, Injector, InteractionBlock, TokenGrids
@@ -68,8 +73,11 @@ class ViTAdapter(PyramidBackbone):
         attention: class of the attention, called with `embed_dim, num_heads, num_levels,
             num_points, ratio`. Its `forward` is that of `MSDeformAttn`. There are also
             `MSDeformAttnReference`, `GlobalAttention`, `CSwinAttention` and `PaleAttention`.
-        use_act_checkpoint: whether to recompute the injectors and extractors in the backward pass.
-            In the configs, it follows the net's setting of the same name.
+        use_act_checkpoint: True to recompute the injectors and extractors, and cheap layers of the
+            spatial prior module, in the backward pass; "layers" to recompute only cheap layers
+            (norms, activations, sampled values), which always happens on a CPU; False to keep
+            on a GPU what they give, which is fastest. In the configs, it follows the net's setting
+            of the same name.
 
     Raises:
         TypeError: `net` is not such a ViT, or `attention` is not a class.
@@ -99,7 +107,7 @@ class ViTAdapter(PyramidBackbone):
         injector_gamma_init: float = 0.0,
         freeze_net: bool = False,
         attention: Callable[..., nn.Module] = MSDeformAttn,
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
     ) -> None:
         net = as_net(net)
         super().__init__(net)
@@ -115,6 +123,7 @@ class ViTAdapter(PyramidBackbone):
                 "drop_path_rate in [0, 1), ffn_ratio >= 0 and num_extra_extractors >= 0 are "
                 f"needed, got {drop_path_rate=}, {ffn_ratio=}, {num_extra_extractors=}"
             )
+        self.use_act_checkpoint = use_act_checkpoint
         self.vit_feature = vit_feature
         self.feature_norm = feature_norm
         # A tuned net has frozen itself. In training mode, the dropout of its tuning acts.
@@ -200,20 +209,21 @@ class ViTAdapter(PyramidBackbone):
             with `vit_feature=None`.
         """
         images = pad_images(images, self.size_divisibility, self.in_chans)
-        c1, *priors = self.spm(images)
+        level: ActCheckpoint = "layers" if self.use_act_checkpoint else False
+        c1, *priors = run_with_checkpoint(level, self.spm, images)
         c = prior_tokens(priors, self.level_embed)
         with self._net_grad_mode():
             x, prefix = self.net.embed(images)
         grids = TokenGrids.of(x.shape[1:3], images.device)
         features = []
         for interaction, (start, stop) in zip(self.interactions, self.stages, strict=True):
-            x = interaction.inject(x, c, grids)
+            x, c = interaction.inject(x, c, grids)
             with self._net_grad_mode():
                 x, prefix = self.net.forward_blocks(x, prefix, start, stop)
             c = interaction.extract(c, x, grids)
             features.append(x)
         c2, c3, c4 = grids.to_maps(c)
-        return [self.up(c2) + c1, c2, c3, c4], self._vit_maps(features, grids.vit)
+        return [add_upsampled(self.up, c2, c1), c2, c3, c4], self._vit_maps(features, grids.vit)
 
     def _net_grad_mode(self) -> AbstractContextManager[None]:
         """Returns a context without gradients for a frozen net, unless the injectors need them."""

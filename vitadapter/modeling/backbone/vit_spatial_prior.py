@@ -113,4 +113,4 @@ class ViTSpatialPrior(ViTBaseline):
             added = sum(others, first).permute(0, 2, 3, 1)
             return lambda _, x: x + added
         c = prior_tokens(priors, self.level_embed)
-        return lambda i, x: injectors[i](x.flatten(1, 2), c, grids).view(x.shape)
+        return lambda i, x: injectors[i](x.flatten(1, 2), c, grids)[0].view(x.shape)

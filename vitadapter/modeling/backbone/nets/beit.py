@@ -8,6 +8,8 @@ import torch
 from detectron2.modeling.backbone.utils import PatchEmbed
 from torch import Tensor, nn
 
+from vitadapter.layers.fast import ActCheckpoint
+
 from .plain_net import (
     Block,
     PlainNet,
@@ -141,7 +143,7 @@ class BEiT(PlainNet):
         window_block_indexes: Sequence[int] = (),
         global_window_size: int = 0,
         layer_scale_init: float | None = 1e-6,
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
         out_feature: str = "last_feat",
         *,
         offload_to_cpu: bool = False,

@@ -12,9 +12,17 @@ from detectron2.modeling import Backbone
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast import is_plain, recomputed, run_linear
+from vitadapter.layers.fast import (
+    ActCheckpoint,
+    add_and_norm,
+    check_act_checkpoint,
+    is_plain,
+    recomputed,
+    run_linear,
+    run_with_checkpoint,
+)
+from vitadapter.layers.fast.switch import is_eager, is_on_gpu
 from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
 
 from .tuning import Tuning
@@ -44,7 +52,8 @@ class PlainNet(Backbone):
         embed_dim: channels C of the tokens.
         depth: number of blocks.
         patch_size: side of a patch in pixels.
-        use_act_checkpoint: whether to recompute each block in the backward pass.
+        use_act_checkpoint: whether to recompute each block in the backward pass; "layers" for cheap
+            layers only (see `run_with_checkpoint`).
         offload_to_cpu: whether what it is recomputed from, its input, waits on the CPU.
         norm: the final norm of pre-training, for those who call `add_final_norm`; else None.
         prompts: learnt tokens (depth, P, C) that patches attend to, if the net is tuned by them.
@@ -61,7 +70,7 @@ class PlainNet(Backbone):
         embed_dim: int,
         depth: int,
         patch_size: int,
-        use_act_checkpoint: bool,
+        use_act_checkpoint: ActCheckpoint,
         out_feature: str,
         offload_to_cpu: bool,
         final_norm: Callable[[], nn.Module] | None,
@@ -72,9 +81,10 @@ class PlainNet(Backbone):
         `final_norm` makes what followed the blocks in pre-training; None if nothing did.
 
         Raises:
-            ValueError: `offload_to_cpu` without `use_act_checkpoint`.
+            ValueError: `offload_to_cpu` without `use_act_checkpoint`, or that is unknown.
         """
-        if offload_to_cpu and not use_act_checkpoint:
+        check_act_checkpoint(use_act_checkpoint)
+        if offload_to_cpu and use_act_checkpoint is not True:
             raise ValueError(
                 "offload_to_cpu=True needs use_act_checkpoint=True: it moves the inputs of the "
                 "blocks that are recomputed"
@@ -145,11 +155,9 @@ class PlainNet(Backbone):
         if prefix.shape[1] > 0:
             tokens = torch.cat([prefix, tokens], dim=1)
         for run in self._block_calls(hw, start, stop):
-            if self.use_act_checkpoint and torch.is_grad_enabled():
-                with save_on_cpu(tokens.is_cuda) if self.offload_to_cpu else nullcontext():
-                    tokens = checkpoint(run, tokens, use_reentrant=False)
-            else:
-                tokens = run(tokens)
+            offloads = self.offload_to_cpu and torch.is_grad_enabled()
+            with save_on_cpu(tokens.is_cuda) if offloads else nullcontext():
+                tokens = run_with_checkpoint(self.use_act_checkpoint, run, tokens)
         if prefix.shape[1] == 0:
             return tokens.unflatten(1, hw), prefix
         return split_prefix(tokens, hw)
@@ -207,11 +215,15 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
         window_size: side of the windows in tokens; 0 for none.
 
     Returns:
-        (B, H, W, D), where H and W are multiples of `window_size`.
+        (B, H, W, D), where H and W are multiples of `window_size`. On a GPU, where moving `D`
+        channels into windows takes longer than their products, (B, rows, columns, side, side, D).
     """
     bottom, right = (padding_to(side, max(window_size, 1)) for side in hw)
     padding = (0, 0, 0, right, 0, bottom)
     shape = (x.shape[0], *hw, -1)
+    if window_size > 0 and is_eager() and is_on_gpu(x):
+        windows, counts = _partition(x.view(shape), window_size)
+        return run_linear(layer, windows).unflatten(0, (-1, *counts))
     if holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0):
         return run_linear(layer, x).view(shape)
     if not is_plain(layer, nn.Linear):
@@ -236,7 +248,8 @@ def attend_in_windows(
 
     Args:
         qkv: queries, keys and values (B, H, W, 3C) of a grid, which is padded to whole windows with
-            zeros if it has not been padded yet.
+            zeros if it has not been padded yet; or those of windows (B, rows, columns, side, side,
+            3C).
         num_heads: attention heads.
         hw: the grid (h, w) without padding.
         window_size: side of the windows in tokens; 0 for one window of the whole grid.
@@ -248,11 +261,14 @@ def attend_in_windows(
         (B, h, w, C).
     """
     batch = qkv.shape[0]
-    if window_size > 0:
+    if qkv.dim() == 6:
+        qkv, counts = qkv.flatten(0, 2), (qkv.shape[1], qkv.shape[2])
+    elif window_size > 0:
         qkv, counts = _partition(qkv, window_size)
     n, height, width, _ = qkv.shape
-    # (3, N, heads, L, head_dim)
-    q, k, v = qkv.reshape(n, height * width, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    # (N, heads, L, head_dim), split so that their gradients are put together in the order of qkv
+    split = qkv.reshape(n, height * width, 3, num_heads, -1).unbind(2)
+    q, k, v = (part.transpose(1, 2) for part in split)
     bias = None if logit_bias is None else logit_bias(q, (height, width))
     if prompt_qkv is not None:
         # (3, heads, P, head_dim)
@@ -268,7 +284,11 @@ def attend_in_windows(
     if window_size == 0:
         return x
     x = x.view(batch, *counts, window_size, window_size, -1).transpose(2, 3)
-    x = x.flatten(3, 4).flatten(1, 2)[:, : hw[0], : hw[1]]
+    x = x.flatten(3, 4).flatten(1, 2)
+    if is_eager():  # the gradient of this takes one pass, and that of two slices four
+        bottom, right = x.shape[1] - hw[0], x.shape[2] - hw[1]
+        return F.pad(x, (0, 0, 0, -right, 0, -bottom)) if bottom or right else x
+    x = x[:, : hw[0], : hw[1]]
     if torch.compiler.is_dynamo_compiling():  # whether a copy is needed depends on the size
         return x.clone(memory_format=torch.contiguous_format)
     return x.contiguous()
@@ -356,9 +376,11 @@ class Block(nn.Module):
         """Maps tokens (B, N, C) of an h x w grid, with prompts (P, C), to the same shape."""
         gamma1, gamma2 = (getattr(self, name) for name in self.gamma_names)
         prompts = None if prompts is None else self.norm1(prompts)
-        attn = self.attn(recomputed(self.norm1, x), hw, prompts)
-        x = x + self.drop_path(attn if gamma1 is None else gamma1 * attn)
-        mlp = self.mlp(recomputed(self.norm2, x))
+        x, normed = add_and_norm(self.norm1, x)
+        attn = self.attn(normed, hw, prompts)
+        attn = self.drop_path(attn if gamma1 is None else gamma1 * attn)
+        x, normed = add_and_norm(self.norm2, x, attn)
+        mlp = self.mlp(normed)
         x = x + self.drop_path(mlp if gamma2 is None else gamma2 * mlp)
         if self.residual is not None:
             grid = x.unflatten(1, hw).permute(0, 3, 1, 2)

@@ -13,6 +13,8 @@ from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vitadapter.layers.fast import ActCheckpoint
+
 from .plain_net import (
     PlainNet,
     block_window_sizes,
@@ -88,7 +90,7 @@ class TimmViT(PlainNet):
         drop_path_rate: float = 0.0,
         window_size: int | Sequence[int] = 0,
         window_block_indexes: Sequence[int] = (),
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
         offload_to_cpu: bool = False,
         out_feature: str = "last_feat",
         tuning: Sequence[Tuning] = (),

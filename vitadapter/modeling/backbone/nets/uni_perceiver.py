@@ -9,7 +9,7 @@ from detectron2.modeling.backbone.utils import PatchEmbed
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import recomputed, run_linear
+from vitadapter.layers.fast import ActCheckpoint, add_and_norm, recomputed, run_linear
 
 from .plain_net import (
     PlainNet,
@@ -111,9 +111,10 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
         """Maps tokens (B, h * w, C), with prompts (P, C), to tokens of the same shape."""
         prompts = None if prompts is None else self.norm1(prompts)
-        attn = self.self_attn(recomputed(self.norm1, x), hw, prompts)
-        x = x + self.gamma_1 * self.drop_path(attn)
-        hidden = run_linear(self.linear1, recomputed(self.norm2, x))
+        x, normed = add_and_norm(self.norm1, x)
+        attn = self.gamma_1 * self.drop_path(self.self_attn(normed, hw, prompts))
+        x, normed = add_and_norm(self.norm2, x, attn)
+        hidden = run_linear(self.linear1, normed)
         mlp = run_linear(self.linear2, recomputed(self.act, hidden))
         return x + self.gamma_2 * self.drop_path(mlp)
 
@@ -151,7 +152,7 @@ class UniPerceiver(PlainNet):
         window_block_indexes: Sequence[int] = (),
         layer_scale_init: float = 0.0,
         pretrain_img_size: int = 224,
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
         out_feature: str = "last_feat",
         *,
         offload_to_cpu: bool = False,

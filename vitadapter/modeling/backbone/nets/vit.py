@@ -9,7 +9,7 @@ from detectron2.modeling.backbone.vit import Attention as Detectron2Attention
 from detectron2.modeling.backbone.vit import ResBottleneckBlock
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import run_linear
+from vitadapter.layers.fast import ActCheckpoint, run_linear
 
 from .plain_net import (
     Block,
@@ -159,7 +159,8 @@ class ViT(Detectron2Embedding, Detectron2ViT):
             them or one for each.
         window_block_indexes: blocks that attend inside windows; all others attend globally.
         residual_block_indexes: blocks followed by a convolutional residual block.
-        use_act_checkpoint: whether to recompute each block in the backward pass.
+        use_act_checkpoint: whether to recompute each block in the backward pass; "layers" for only
+            cheap layers (norms, activations), which always happens on a CPU.
         offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, which frees GPU
             memory and costs transfers.
         pretrain_img_size: image side in pixels of the pre-training, which sets the size of
@@ -175,7 +176,7 @@ class ViT(Detectron2Embedding, Detectron2ViT):
     Raises:
         ValueError: an index is outside the net, a window size is missing, the heads do not divide
             the channels, a size is not positive, `offload_to_cpu` is set without
-            `use_act_checkpoint`, or the net has no place for a tuning.
+            `use_act_checkpoint`, that is unknown, or the net has no place for a tuning.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class ViT(Detectron2Embedding, Detectron2ViT):
         window_size: int | Sequence[int] = 0,
         window_block_indexes: Sequence[int] = (),
         residual_block_indexes: Sequence[int] = (),
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
         out_feature: str = "last_feat",
