@@ -19,6 +19,7 @@ from killed_runs import Kill, KilledRun, wait_for_group
 from omegaconf import OmegaConf
 from tools import lazyconfig_train_net as train_net
 
+from vitadapter.checkpoint.reading import read_checkpoint_file
 from vitadapter.commands import convert, train
 from vitadapter.engine.overrides import load_config
 
@@ -338,9 +339,16 @@ optimizer, lr_multiplier, train = _cfg.optimizer, _cfg.lr_multiplier, _cfg.train
 """
 
 
+@pytest.mark.parametrize(("parallel", "checkpoint"), [("ddp", ".pth"), ("fsdp2", ".dcp")])
 def test_a_loss_that_is_not_finite_stops_both_processes(
-    repository: Path, tiny_config: Path, overrides: list[str], tmp_path: Path
+    repository: Path,
+    tiny_config: Path,
+    overrides: list[str],
+    tmp_path: Path,
+    parallel: str,
+    checkpoint: str,
 ) -> None:
+    """With FSDP2, the first process waits for weights when the second one fails."""
     config = tmp_path / "faulty.py"
     config.write_text(FAULTY_CONFIG.format(tiny=str(tiny_config)))
     command = [
@@ -350,6 +358,7 @@ def test_a_loss_that_is_not_finite_stops_both_processes(
         "2",
     ]
     command += ["--dist-url", "auto", "--config-file", str(config), *overrides]
+    command += [f"train.parallel={parallel}", "train.checkpointer.period=2"]
     environment = two_processes_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(repository / "tests" / "helpers"), *sys.path])
     run = subprocess.run(
@@ -363,7 +372,7 @@ def test_a_loss_that_is_not_finite_stops_both_processes(
     logs = [(tmp_path / "output" / f"log.txt{rank}").read_text() for rank in ("", ".rank1")]
     for log in logs:
         assert "at iteration 2, images: " in log
-    state = torch.load(tmp_path / "output" / "model_0000001.pth", weights_only=True)
+    state = read_checkpoint_file(tmp_path / "output" / f"model_0000001{checkpoint}")
     assert state["trainer"]["iteration"] == 1
     assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
+from vitadapter.data import dataset_mapper
 from vitadapter.data.coco import load_coco_dataset
 from vitadapter.data.dataset_mapper import DatasetMapper, build_train_loader
 
@@ -363,3 +364,14 @@ def test_bit_masks_of_cropped_instances_are_those_of_pycocotools(tmp_path: Path,
         assert found.keys() == expected.keys()
         for category, mask in found.items():
             np.testing.assert_array_equal(mask.numpy(), expected[category])
+
+
+def test_workers_keep_the_memory_that_they_free(tmp_path: Path, monkeypatch) -> None:
+    record = make_record(tmp_path, [polygon_of(BOX)])
+    calls: list[str] = []
+    monkeypatch.setattr(dataset_mapper, "keep_freed_memory", lambda: calls.append("kept"))
+    make_mapper()(record)
+    assert calls == []
+    monkeypatch.setattr(dataset_mapper, "get_worker_info", lambda: "a worker")
+    make_mapper()(record)
+    assert calls == ["kept"]

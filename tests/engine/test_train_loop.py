@@ -1,18 +1,22 @@
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.layers import NaiveSyncBatchNorm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 from small_trainer import SmallModel, batches, distributed, error_of, run, samples
+from torch import nn
 from training_samples import act, last, load, metrics_of, spoil_image
 
 from vitadapter.data.dataset_mapper import DatasetMapper
+from vitadapter.engine import train_loop
 from vitadapter.engine.checkpoint import find_not_finite
+from vitadapter.engine.failures import share_failure
 from vitadapter.engine.overrides import apply_overrides
 from vitadapter.engine.run_checks import SetupError
 from vitadapter.engine.train_loop import AccumulatingTrainer
@@ -97,6 +101,32 @@ def test_distributed_micro_batches(tmp_path: Path) -> None:
         assert traceback[-1] == f"RuntimeError: {reason}"
     assert data.endswith("a worker has died")
     assert "size of tensor" in forward
+
+
+@pytest.mark.parametrize(
+    ("norm", "asks"),
+    [(nn.BatchNorm2d, True), (nn.SyncBatchNorm, False), (NaiveSyncBatchNorm, False)],
+)
+def test_who_stops_before_an_exchange_does_not_ask_for_another(
+    norm: type[nn.Module], asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have begun the exchange of the heads, and would never answer."""
+    shared: list[Exception | None] = []
+
+    def share(error: Exception | None, iteration: int, images: Sequence[str] = ()) -> None:
+        shared.append(error)
+        share_failure(error, iteration, images)
+
+    monkeypatch.setattr(train_loop, "share_failure", share)
+    model = SmallModel()
+    model.roi_heads = nn.Sequential(nn.Conv2d(2, 2, 1), norm(2))
+    diverged = [{**sample, "diverged": True} for sample in samples(2)]
+    trainer = AccumulatingTrainer(
+        model, batches(diverged, 2), OPTIMIZERS["momentum"](model.parameters())
+    )
+    message = "Predicted boxes or scores contain Inf/NaN. at iteration 0, images: 0.png, 1.png"
+    assert error_of(trainer) == message
+    assert [error is not None for error in shared] == ([False, True] if asks else [False])
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.float16])

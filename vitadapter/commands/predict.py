@@ -7,7 +7,7 @@ is reported, and the other inputs are still predicted), and with 2 for invalid a
 import argparse
 import glob
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -26,8 +26,8 @@ from vitadapter.commands.prediction_inputs import (
     names_a_file,
     plan_outputs,
 )
-from vitadapter.commands.prediction_ranks import Ranks
-from vitadapter.commands.predictors import Predictor, find_model
+from vitadapter.commands.prediction_ranks import Progress, Ranks
+from vitadapter.commands.predictors import Model, Predictor, find_model
 from vitadapter.data.image_files import read_image
 from vitadapter.engine.prediction_files import (
     FoundWriter,
@@ -248,7 +248,7 @@ class Run:
                 failed += _failure(planned, error)
         return failed
 
-    def images(self, planned: Sequence[Planned]) -> int:
+    def images(self, planned: Sequence[Planned], progress: Progress) -> int:
         """Predicts images, and returns how many failed."""
         failed = 0
 
@@ -257,26 +257,29 @@ class Run:
             for one, image in read_ahead(planned, self._read, self.workers):
                 if isinstance(image, Exception):
                     failed += _failure(one, image)
-                    progress.update()
+                    progress.update(1)
                 else:
                     yield one, image
 
-        with tqdm(total=len(planned), desc="images", unit="image", disable=len(planned) < 2) as (
-            progress
-        ):
-            for batch in same_size_batches(readable(), self.batch_size):
-                failed += self._batch(batch)
-                progress.update(len(batch))
+        for batch in same_size_batches(readable(), self.batch_size):
+            failed += self._batch(batch)
+            progress.update(len(batch))
         return failed
 
-    def video(self, planned: Planned) -> None:
+    def video(self, planned: Planned, progress: Progress) -> None:
         """Predicts the frames of a video."""
         if not planned.source.is_file():  # a pipe would be waited for without end
             raise OSError("it is no file")
         capture = cv2.VideoCapture(str(planned.source))
         fps = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
         total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
-        frames = tqdm(read_frames(capture), total=total, desc=planned.source.name, unit="frame")
+        frames = tqdm(
+            read_frames(capture),
+            total=total,
+            desc=planned.source.name,
+            unit="frame",
+            disable=not progress.is_shown,
+        )
         is_empty = True
         try:
             with self._writing(planned, fps) as writer:
@@ -284,18 +287,19 @@ class Run:
                     for frame, found in zip(several, self._find(several), strict=True):
                         writer.add(frame, found)
                     is_empty = False
+                    progress.update()
                 if is_empty:
                     raise OSError("no frame can be read")
         finally:
             capture.release()
 
-    def all(self, planned: Sequence[Planned]) -> int:
+    def all(self, planned: Sequence[Planned], progress: Progress) -> int:
         """Predicts all inputs, and returns how many failed, each of which is reported."""
-        failed = self.images([one for one in planned if not is_video(one.source)])
+        failed = self.images([one for one in planned if not is_video(one.source)], progress)
         for one in planned:
             if is_video(one.source):
                 try:
-                    self.video(one)
+                    self.video(one, progress)
                 except UnsupportedFilesError:
                     raise
                 except _FAILURES as error:
@@ -303,8 +307,16 @@ class Run:
         return failed
 
 
-def _prepared(args: argparse.Namespace) -> tuple[Predictor, Selection, dict[str, object]]:
-    """The predictor, what is wanted of it, and the settings that its predictions depend on."""
+def prepare(args: argparse.Namespace) -> tuple[Model, Selection, dict[str, object]]:
+    """The model, what is wanted of it, and the settings that its predictions depend on.
+
+    Args:
+        args: as of `run`.
+
+    Raises:
+        ValueError: there is no such model or class, or it does not predict what is asked for.
+        FileNotFoundError: there is no such exported file.
+    """
     model = find_model(args.config_file, args.weights, args.overrides, args.tiles)
     _check_answer(args, model.answer())
     threshold, classes = args.score_threshold, None
@@ -312,7 +324,6 @@ def _prepared(args: argparse.Namespace) -> tuple[Predictor, Selection, dict[str,
         threshold = Selection.score_threshold
     if args.classes:  # before published weights are downloaded
         classes = chosen_classes(args.classes, class_names(model.metadata()))
-    predictor = model.predictor()
     weights = Path(model.weights)
     settings: dict[str, object] = {
         "config": model.config,
@@ -323,7 +334,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Predictor, Selection, dict[str,
         "tiles": None if args.tiles is None else asdict(args.tiles),
         "classes": None if args.classes is None else sorted(set(args.classes)),
     }
-    return predictor, Selection(threshold, classes), settings
+    return model, Selection(threshold, classes), settings
 
 
 def _left(planned: list[Planned], since: float) -> list[Planned]:
@@ -336,34 +347,102 @@ def _left(planned: list[Planned], since: float) -> list[Planned]:
     ]
 
 
-def _predicted(args: argparse.Namespace, planned: list[Planned], ranks: Ranks) -> tuple[int, int]:
-    """Predicts this process's part; returns how many there were to predict, and failed, in all."""
-    with setup_errors():
-        predictor, selection, settings = _prepared(args)
-    output = Path(args.output)
-    folder = output.parent if names_a_file(output) else output
-    run = Run(predictor, selection, folder, args.batch_size, args.workers)
-    if names_a_file(output):
-        return len(planned), ranks.total(run.all(ranks.part(planned)))
+def begin(
+    args: argparse.Namespace, planned: list[Planned], settings: dict[str, object]
+) -> tuple[float, list[Planned]]:
+    """Begins to write to a folder, or goes on.
 
-    def start() -> tuple[float, list[Planned]]:
-        since = started(output, settings, go_on=args.skip_existing)
-        return since, _left(planned, since) if args.skip_existing else planned
+    Args:
+        args: as of `run`.
+        planned: all inputs.
+        settings: of `prepare`.
 
-    since, todo = ranks.decided(start)
-    failed = ranks.total(run.all(ranks.part(todo)))
-    if args.json and ranks.is_first:
+    Returns:
+        The time in seconds since when files are of these settings, and the inputs that are left.
+
+    Raises:
+        ValueError: the folder holds predictions of other settings, which are to be kept.
+    """
+    since = started(Path(args.output), settings, go_on=args.skip_existing)
+    return since, _left(planned, since) if args.skip_existing else planned
+
+
+def finish(args: argparse.Namespace, planned: list[Planned], since: float) -> None:
+    """Writes `predictions.json` if it is asked for.
+
+    Args:
+        args: as of `run`.
+        planned: all inputs.
+        since: of `begin`.
+    """
+    if args.json:
         files = [InputFiles(json=one.files.json) for one in planned]
-        merge_json((f.json for f in files if f.are_newer(since)), output)
+        merge_json((f.json for f in files if f.are_newer(since)), Path(args.output))
+
+
+def number_of_images(planned: Sequence[Planned]) -> int:
+    """How many of the inputs are images."""
+    return sum(not is_video(one.source) for one in planned)
+
+
+def _with_ranks(
+    args: argparse.Namespace, planned: list[Planned], ranks: Ranks
+) -> tuple[int, int] | None:
+    with setup_errors():
+        model, selection, settings = prepare(args)
+        predictor = model.predictor()
+    output = Path(args.output)
+    is_file = names_a_file(output)
+    folder = output.parent if is_file else output
+    run = Run(predictor, selection, folder, args.batch_size, args.workers)
+    since, todo = 0.0, planned
+    if not is_file:
+        since, todo = ranks.decided(lambda: begin(args, planned, settings))
+    with ranks.progress(number_of_images(todo)) as progress:
+        failed = ranks.total(run.all(ranks.part(todo), progress))
+        progress.update()
+    if not ranks.is_first:
+        return None
+    if not is_file:
+        finish(args, planned, since)
     return len(todo), failed
 
 
-def run(args: argparse.Namespace) -> int:
+def predict_in_processes(
+    args: argparse.Namespace, planned: list[Planned]
+) -> tuple[int, int] | None:
+    """Predicts in this process, or in those that torchrun has started.
+
+    Args:
+        args: as of `run`.
+        planned: all inputs.
+
+    Returns:
+        How many inputs there were to predict, and how many of them failed; None in other processes
+        than the first.
+
+    Raises:
+        ValueError, OSError: nothing can be predicted.
+    """
+    ranks = Ranks.join()
+    try:
+        return _with_ranks(args, planned, ranks)
+    finally:
+        ranks.leave()
+
+
+def run(
+    args: argparse.Namespace,
+    predict_all: Callable[
+        [argparse.Namespace, list[Planned]], tuple[int, int] | None
+    ] = predict_in_processes,
+) -> int:
     """Predicts.
 
     Args:
         args: with `config_file`, `inputs`, `output`, `weights`, `overrides` what `_add_options`
             adds and `tiles`.
+        predict_all: see `predict_in_processes`.
 
     Returns:
         The exit status, see the top of this file.
@@ -374,19 +453,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"no image or video found in {', '.join(args.inputs)}")
             return 1
         planned = plan_outputs(inputs, args)
-        ranks = Ranks.join()
+        counts = predict_all(args, planned)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
-        todo, failed = _predicted(args, planned, ranks)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        ranks.leave()
-    if not ranks.is_first:
+    if counts is None:
         return 0  # torchrun would end the others for another status; the first one has it
+    todo, failed = counts
     skipped = f" ({len(planned) - todo} were there)" if args.skip_existing else ""
     done = f"{len(planned) - failed} of {len(planned)} inputs done{skipped}"
     print(f"{done}, written to {args.output}")
@@ -418,6 +491,38 @@ def script(arguments: Sequence[str] | None = None) -> int:
     return run(_check(parser, parser.parse_args(arguments)))
 
 
+def predict_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser of the options of `vitadapter predict`.
+
+    Args:
+        prog, description, examples: see `command_parser`.
+    """
+    parser = command_parser(prog, description, examples)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUTS)
+    parser.add_argument("--output", default="predictions", help=f"{OUTPUT} (default: predictions)")
+    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS_OR_EXPORTED} (default: zoo)")
+    _add_options(parser)
+    parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=OVERRIDES)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads and checks arguments.
+
+    Args:
+        parser: of `predict_parser`.
+        arguments: of the command line.
+
+    Returns:
+        What `run` takes.
+    """
+    args = _check(parser, parser.parse_args(arguments))
+    for text in args.inputs:
+        if "=" in text and not glob.has_magic(text) and not Path(text).exists():
+            parser.error(f"the input {text} does not exist; overrides come after --overrides")
+    return args
+
+
 def predict(arguments: Sequence[str], prog: str = "vitadapter predict") -> int:
     """Predicts.
 
@@ -428,14 +533,4 @@ def predict(arguments: Sequence[str], prog: str = "vitadapter predict") -> int:
     Returns:
         The exit status, see the top of this file.
     """
-    parser = command_parser(prog, __doc__.partition("\n\n")[2], _EXAMPLES)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUTS)
-    parser.add_argument("--output", default="predictions", help=f"{OUTPUT} (default: predictions)")
-    parser.add_argument("--weights", default="zoo", help=f"{WEIGHTS_OR_EXPORTED} (default: zoo)")
-    _add_options(parser)
-    parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=OVERRIDES)
-    args = _check(parser, parser.parse_args(arguments))
-    for text in args.inputs:
-        if "=" in text and not glob.has_magic(text) and not Path(text).exists():
-            parser.error(f"the input {text} does not exist; overrides come after --overrides")
-    return run(args)
+    return run(parse(predict_parser(prog, __doc__.partition("\n\n")[2], _EXAMPLES), arguments))

@@ -8,14 +8,45 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.distributed_c10d import _get_default_store
+from tqdm import tqdm
 
 from vitadapter.engine.launch import Place, check_alone
 
-__all__ = ["Ranks"]
+__all__ = ["Progress", "Ranks"]
 
 Value = TypeVar("Value")
 # The processes end at different times: one may have a video of hours.
 _PATIENCE = timedelta(days=100)
+_DONE = "vitadapter/predicted"  # key of the number of images that all processes have done
+
+
+class Progress:
+    """A bar of the images that all processes together are done with.
+
+    Args:
+        total: number of images of all processes; of a single one, no bar is shown.
+        is_shown: whether this process shows bars.
+        store: in which the processes count; None if this is the only one.
+    """
+
+    def __init__(self, total: int, is_shown: bool, store: distributed.Store | None = None) -> None:
+        self.is_shown = is_shown
+        self._store = store
+        is_hidden = not is_shown or total < 2
+        self._bar = tqdm(total=total, desc="images", unit="image", disable=is_hidden)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, done: int = 0) -> None:
+        """Adds images that this process has done, and shows what the others have done since."""
+        if self._store is not None:
+            done = self._store.add(_DONE, done) - self._bar.n
+        self._bar.update(done)
 
 
 @dataclass(frozen=True)
@@ -86,6 +117,15 @@ class Ranks:
         counts = torch.tensor([count])
         distributed.all_reduce(counts, group=self.group)
         return int(counts)
+
+    def progress(self, total: int) -> Progress:
+        """What the processes do together, shown by the first one.
+
+        Args:
+            total: number of images of all processes.
+        """
+        store = None if self.group is None else _get_default_store()
+        return Progress(total, self.is_first, store)
 
     def leave(self) -> None:
         """Ends the connection."""

@@ -12,9 +12,10 @@ from detectron2.data import build_detection_train_loader, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, get_worker_info
 
 from vitadapter.data.dataset_source import Annotation, Record
+from vitadapter.data.freed_memory import keep_freed_memory
 from vitadapter.data.image_files import (
     check_map_size,
     read_image,
@@ -110,6 +111,8 @@ class RecordMapper(ABC):
         Raises:
             ValueError: the image cannot be used at test time, or too many cannot in training.
         """
+        if get_worker_info() is not None:  # a process that maps images and does nothing else
+            keep_freed_memory()
         file_name = str(dataset_dict.get("file_name"))
         try:
             sample = self.map_record(cast(Sample, copy.deepcopy(dict(dataset_dict))))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from fvcore.common.history_buffer import HistoryBuffer
@@ -105,6 +106,16 @@ def _check_finite(reports: list[_Report], iteration: int) -> None:
         raise _stop(f"the loss became infinite or NaN ({values})", iteration, images)
 
 
+def _waits_behind_proposals(model: nn.Module) -> bool:
+    """Whether a forward pass exchanges anything after proposals, which may be found to be NaN."""
+    if isinstance(model, FSDPModule):  # weights of later layers
+        return True
+    plain = model.module if isinstance(model, DistributedDataParallel) else model
+    heads = getattr(plain, "roi_heads", None)
+    norms = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+    return isinstance(heads, nn.Module) and any(isinstance(m, norms) for m in heads.modules())
+
+
 class AccumulatingTrainer(SimpleTrainer):
     """Updates the weights once per iteration, by the mean gradient of several micro-batches.
 
@@ -147,6 +158,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self._device_type = next(model.parameters()).device.type
         # Processes that need each other's weights stop after the same iteration.
         self._stops_together = isinstance(model, FSDPModule)
+        self._waits_behind_proposals = _waits_behind_proposals(model)
         self._images = 0  # of all processes, in the current iteration
         self._ordered = data_loader if isinstance(data_loader, OrderedLoader) else None
         # Of all processes, after the update that was last.
@@ -297,14 +309,18 @@ class AccumulatingTrainer(SimpleTrainer):
         enabled = self.amp_dtype is not None
         losses: dict[str, Tensor] | Tensor = {}
         fault: Exception | None = None
+        images: list[str] = []
         try:
             with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=enabled):
                 losses = self.model(batch)
         except FloatingPointError as error:  # Detectron2 has found infinite or NaN proposals
+            images = [_image_name(sample) for sample in batch]
+            if self._waits_behind_proposals:  # as the others do by now
+                raise _stop(str(error), self.iter, images) from error
             fault = error
         # Likewise, in the backward pass. Other faults may have come before an exchange of the
         # forward pass, in which the others wait.
-        share_failure(fault, self.iter, [_image_name(s) for s in batch] if fault else [])
+        share_failure(fault, self.iter, images)
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
     def _gradient_norm(self) -> Tensor:
