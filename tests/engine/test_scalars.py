@@ -7,6 +7,7 @@ import pytest
 from detectron2.utils.events import EventStorage, JSONWriter
 
 from vitadapter.engine.scalars import MetricsWriter, ScalarKeeper, kept_rows
+from vitadapter.engine.writers import WriterHook
 
 NOTE = {"note": "written when training was stopped"}
 
@@ -122,6 +123,46 @@ def test_rows_after_a_stop_are_those_of_a_run_without(tmp_path: Path, stop: int)
     run(tmp_path / "stopped", goes_on, stop, 50)
     assert (tmp_path / "stopped").read_text() == (tmp_path / "whole").read_text()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("evaluated", [9, 11])
+def test_checkpoints_after_a_kill_in_an_evaluation_are_equal(
+    tmp_path: Path, evaluated: int
+) -> None:
+    """The evaluation of an iteration comes after its checkpoint, and is written, and then lost."""
+
+    def run(path: Path, keeper: ScalarKeeper, start: int, stop: int) -> dict[int, dict]:
+        """Checkpoints by iteration."""
+        kept = kept_rows(path, start)
+        hook = WriterHook([MetricsWriter(path, kept)], period=4)
+        keeper.last_written = hook.last_written
+        with EventStorage(start) as storage:
+            trainer = SimpleNamespace(storage=storage, iter=start, max_iter=99)
+            keeper.trainer = hook.trainer = trainer
+
+            def evaluate() -> None:
+                storage.put_scalar("bbox/AP", 9.5, smoothing_hint=False, cur_iter=evaluated)
+
+            keeper.before_train()
+            if start > evaluated and not kept.is_complete:
+                evaluate()
+            saved = {}
+            for trainer.iter in range(start, stop):
+                put(storage, range(trainer.iter, trainer.iter + 1))
+                saved[trainer.iter] = json.loads(json.dumps(keeper.state_dict()))
+                if trainer.iter == evaluated:
+                    evaluate()
+                hook.after_step()
+            return saved
+
+    whole = run(tmp_path / "whole", ScalarKeeper(), 0, 20)
+    state = run(tmp_path / "killed", ScalarKeeper(), 0, 12)[evaluated]
+    assert "bbox/AP" in (tmp_path / "killed").read_text()
+    keeper = ScalarKeeper()
+    keeper.load_state_dict(state)
+    for iteration, found in run(tmp_path / "killed", keeper, evaluated + 1, 20).items():
+        assert found == whole[iteration], iteration
+    assert (tmp_path / "killed").read_text() == (tmp_path / "whole").read_text()
 
 
 def test_nothing_is_lost_before_the_first_row(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def register_updates(
     checkpointer: AtomicCheckpointer,
     ema: WeightEMA | None,
     seed: int,
+    scalars: ScalarKeeper,
 ) -> StateKeeper:
     """Registers what belongs to the updates of the weights, and what saves them.
 
@@ -43,7 +44,7 @@ def register_updates(
             hooks.LRScheduler(scheduler=build(cfg.lr_multiplier, "lr_multiplier")),
             IterationSeed(seed),
             EMAHook(ema, checkpointer.model) if ema is not None else None,
-            ScalarKeeper(),
+            scalars,
             keeper,
         ]
     )

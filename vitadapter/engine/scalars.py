@@ -3,7 +3,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -25,11 +25,15 @@ class ScalarKeeper(HookBase):
     """Keeps in checkpoints what writers have not yet written, or need to smooth what follows.
 
     Register it before the hooks that save.
+
+    Attributes:
+        last_written: returns the last iteration whose scalars have all been written, -1 before.
     """
 
     def __init__(self) -> None:
         self._saved: dict[str, list[Any]] = {}
         self._storage: EventStorage | None = None
+        self.last_written: Callable[[], int] = lambda: -1
 
     def before_train(self) -> None:
         """Puts the scalars of the checkpoint into the storage of the trainer."""
@@ -50,16 +54,21 @@ class ScalarKeeper(HookBase):
             for name, history in self._storage.histories().items()
             # A new start measures it only after some iterations. Until then, it would be old news.
             if name != "time"
-            if (kept := self._kept(history.values()))
+            if (kept := self._kept(history.values(), is_smoothed=hints[name]))
         }
 
-    def _kept(self, values: Sequence[tuple[float, float]]) -> list[list[float]]:
+    def _kept(
+        self, values: Sequence[tuple[float, float]], *, is_smoothed: bool
+    ) -> list[list[float]]:
         """The values of the last iterations up to the one that is saved, which is complete."""
         found: list[list[float]] = []
         for value, iteration in reversed(values):
             if iteration > self.trainer.iter:
                 continue
             if found and iteration <= found[0][1] - _WINDOW:
+                break
+            # Written, and needed no more: a run that resumed after that would not have it.
+            if not is_smoothed and iteration <= self.last_written():
                 break
             found.append([value, iteration])
         return found[::-1]
@@ -165,19 +174,20 @@ class MetricsWriter(EventWriter):
     Attributes:
         is_stopped: whether training was stopped, so that a resumed run will replace what is written
             now.
+        last: the last iteration that has been written; -1 if there is none.
     """
 
     def __init__(self, path: Path, kept: KeptRows | None = None) -> None:
         self._path = path
         self._lines = None if kept is None or kept.replaced_from is None else kept.lines
-        self._last = kept.last if kept is not None else -1
+        self.last = kept.last if kept is not None else -1
         self.is_stopped = False
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         rows: dict[int, dict[str, object]] = defaultdict(dict)
         latest = get_event_storage().latest_with_smoothing_hint(_WINDOW)
         for name, (value, iteration) in latest.items():
-            if iteration > self._last:
+            if iteration > self.last:
                 rows[iteration][name] = value
         for iteration, row in sorted(rows.items()):
             yield {**row, "iteration": iteration, **(_NOTE if self.is_stopped else {})}
@@ -194,7 +204,7 @@ class MetricsWriter(EventWriter):
         else:
             self._append(lines)
         # What could not be written is tried again with the next.
-        self._last = rows[-1]["iteration"]
+        self.last = rows[-1]["iteration"]
 
     def _append(self, lines: list[str]) -> None:
         size = self._path.stat().st_size if self._path.exists() else 0

@@ -47,7 +47,7 @@ from vitadapter.engine.run_hooks import best_checkpointer, pictures_hook, regist
 from vitadapter.engine.run_lock import RunLock
 from vitadapter.engine.run_log import RunLog
 from vitadapter.engine.run_report import final_report
-from vitadapter.engine.scalars import MetricsWriter, kept_rows
+from vitadapter.engine.scalars import MetricsWriter, ScalarKeeper, kept_rows
 from vitadapter.engine.settings import check_settings, expand_home
 from vitadapter.engine.sharded_checkpoint import ShardedCheckpointer, recover
 from vitadapter.engine.train_loop import AccumulatingTrainer
@@ -395,7 +395,8 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         inference = build_inference(cfg, evaluated)
         # Before each batch, since the exception of a signal is lost if it interrupts a destructor.
         inference.register_forward_pre_hook(lambda *_: trainer.stop_signals.check())
-        keeper = register_updates(cfg, trainer, checkpointer, ema, seed)
+        scalars = ScalarKeeper()
+        keeper = register_updates(cfg, trainer, checkpointer, ema, seed, scalars)
         evaluation = EvalHook(cfg.train.eval_period, evaluate_and_keep)
         best = best_checkpointer(cfg, evaluation, checkpointer, evaluated, results)
         # Each of them looks at the evaluation.
@@ -418,6 +419,7 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
             writers = held.enter_context(opened)
             log.start()
         periodic = WriterHook(writers, cfg.train.log_period)
+        scalars.last_written = periodic.last_written
         trainer.register_hooks([periodic])
         # Where the last row is written, everything of its iteration has been done.
         is_complete = comm.all_gather(kept.is_complete)[0]

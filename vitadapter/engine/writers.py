@@ -174,6 +174,15 @@ class WriterHook(HookBase):
                 writer.is_stopped = self.trainer.iter < self.trainer.max_iter
         self._write()
 
+    def last_written(self) -> int:
+        """The iteration up to which all scalars are in `metrics.json`; -1 before.
+
+        A run that was resumed may have later rows: those of evaluations before its start.
+        """
+        due = self.trainer.iter // self._period * self._period - 1
+        written = [w.last for w in self._writers if isinstance(w, MetricsWriter)]
+        return min(due, *written) if written else -1
+
     def _write(self) -> None:
         for writer in self._writers:
             with _survived(writer, "write"):
