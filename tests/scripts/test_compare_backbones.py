@@ -1,8 +1,9 @@
 """`scripts/compare_backbones.py` on tiny detectors, against models that are built and run."""
 
+import compare_backbones
 import pytest
 import torch
-from compare_backbones import KINDS, WHOLES, count, main, peers
+from compare_backbones import KINDS, WHOLES, Costs, count, main, peers
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 from project_configs import count_parameters
@@ -18,8 +19,9 @@ TINY = [
     *("model.backbone.out_channels=32", "model.proposal_generator.head.in_channels=32"),
     *("model.roi_heads.batch_size_per_image=16", "model.roi_heads.box_head.fc_dims=[32]"),
     *(f"model.roi_heads.{head}.input_shape.channels=32" for head in ("box_head", "mask_head")),
-    *("model.roi_heads.box_predictor.input_shape.channels=32", "model.roi_heads.num_classes=3"),
-    *("model.roi_heads.mask_head.conv_dims=[32,32]", "dataset.num_classes=3"),
+    *("model.roi_heads.box_predictor.input_shape.channels=32", "dataset.num_classes=3"),
+    "model.roi_heads.mask_head.conv_dims=[32,32]",
+    "model.proposal_generator.post_nms_topk=[50,50]",
 ]
 NAMES = ["ViT", "ViTDet", "ViT-Adapter"]
 
@@ -27,6 +29,11 @@ NAMES = ["ViT", "ViTDet", "ViT-Adapter"]
 @pytest.fixture(scope="module")
 def tiny_peers() -> dict[str, DictConfig]:
     return peers("tiny", TINY)
+
+
+@pytest.fixture(scope="module")
+def counted(tiny_peers: dict[str, DictConfig]) -> dict[str, dict[str, Costs]]:
+    return {name: count(cfg, Workload((64, 96), 2, objects=8)) for name, cfg in tiny_peers.items()}
 
 
 def test_peers_have_the_same_net_heads_and_maps(tiny_peers: dict[str, DictConfig]) -> None:
@@ -48,13 +55,14 @@ def test_peers_have_the_same_net_heads_and_maps(tiny_peers: dict[str, DictConfig
     assert len({count_parameters(model) for model in models.values()}) == 3
 
 
-def test_figures_of_a_batch(tiny_peers: dict[str, DictConfig]) -> None:
-    cfg = tiny_peers["ViTDet"]
-    costs = count(cfg, Workload((64, 96), 2))
-    model = instantiate(cfg.model)
-    assert costs["backbone"].parameters == count_parameters(model.backbone)
-    assert costs["Mask R-CNN"].parameters == count_parameters(model)
-    small, large = (costs[whole] for whole in WHOLES)
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_of_a_batch(
+    name: str, tiny_peers: dict[str, DictConfig], counted: dict[str, dict[str, Costs]]
+) -> None:
+    model = instantiate(tiny_peers[name].model)
+    small, large = (counted[name][whole] for whole in WHOLES)
+    assert small.parameters == count_parameters(model.backbone)
+    assert large.parameters == count_parameters(model)
     assert 0 < small.flops < large.flops
     for kind in KINDS:
         assert 0 < small.work[kind].launches < large.work[kind].launches
@@ -66,8 +74,16 @@ def test_figures_of_a_batch(tiny_peers: dict[str, DictConfig]) -> None:
     assert small.work["step"].flops > 2 * small.work["inference"].flops
 
 
-def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--models", "tiny", "--size", "64x96", "--rounds", "1", "--overrides", *TINY])
+def test_tables(
+    tiny_peers: dict[str, DictConfig],
+    counted: dict[str, dict[str, Costs]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(compare_backbones, "peers", lambda size, overrides: tiny_peers)
+    known = {id(cfg): counted[name] for name, cfg in tiny_peers.items()}
+    monkeypatch.setattr(compare_backbones, "count", lambda cfg, workload: known[id(cfg)])
+    main(["--models", "tiny", "--rounds", "1", "--time-size", "64x96"])
     backbone, whole, rest = capsys.readouterr().out.split("\n\n")
     assert rest == ""
     for table, name in ((backbone, "tiny, backbone"), (whole, "tiny, Mask R-CNN")):
