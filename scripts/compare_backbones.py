@@ -22,7 +22,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -75,7 +75,7 @@ class Costs:
     flops: int
     work: dict[str, Work]
     peaks: dict[str, int]
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def peers(size: str, overrides: Sequence[str] = ()) -> dict[str, DictConfig]:
@@ -166,7 +166,6 @@ def count(cfg: DictConfig, workload: Workload) -> dict[str, Costs]:
                 for kind, work in works.items()
             },
             peaks,
-            {},
         )
     return costs
 

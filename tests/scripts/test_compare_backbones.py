@@ -3,12 +3,13 @@
 import compare_backbones
 import pytest
 import torch
-from compare_backbones import KINDS, WHOLES, Costs, count, main, peers
+from compare_backbones import KINDS, WHOLES, Costs, count, main, measure, peers
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 from project_configs import count_parameters
 
-from vitadapter.analysis import Workload
+from vitadapter.analysis import Work, Workload
+from vitadapter.analysis.work import Call
 
 _ADAPTER = "model.backbone.bottom_up"
 _NET = f"{_ADAPTER}.net"
@@ -31,11 +32,6 @@ def tiny_peers() -> dict[str, DictConfig]:
     return peers("tiny", TINY)
 
 
-@pytest.fixture(scope="module")
-def counted(tiny_peers: dict[str, DictConfig]) -> dict[str, dict[str, Costs]]:
-    return {name: count(cfg, Workload((64, 96), 2, objects=8)) for name, cfg in tiny_peers.items()}
-
-
 def test_peers_have_the_same_net_heads_and_maps(tiny_peers: dict[str, DictConfig]) -> None:
     models = {name: instantiate(cfg.model).eval() for name, cfg in tiny_peers.items()}
     assert list(models) == NAMES
@@ -55,12 +51,11 @@ def test_peers_have_the_same_net_heads_and_maps(tiny_peers: dict[str, DictConfig
     assert len({count_parameters(model) for model in models.values()}) == 3
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_figures_of_a_batch(
-    name: str, tiny_peers: dict[str, DictConfig], counted: dict[str, dict[str, Costs]]
-) -> None:
-    model = instantiate(tiny_peers[name].model)
-    small, large = (counted[name][whole] for whole in WHOLES)
+def test_figures_of_a_batch(tiny_peers: dict[str, DictConfig]) -> None:
+    cfg = tiny_peers["ViT-Adapter"]
+    costs = count(cfg, Workload((64, 96), 2, objects=8))
+    model = instantiate(cfg.model)
+    small, large = (costs[whole] for whole in WHOLES)
     assert small.parameters == count_parameters(model.backbone)
     assert large.parameters == count_parameters(model)
     assert 0 < small.flops < large.flops
@@ -74,29 +69,40 @@ def test_figures_of_a_batch(
     assert small.work["step"].flops > 2 * small.work["inference"].flops
 
 
-def test_tables(
-    tiny_peers: dict[str, DictConfig],
-    counted: dict[str, dict[str, Costs]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(compare_backbones, "peers", lambda size, overrides: tiny_peers)
-    known = {id(cfg): counted[name] for name, cfg in tiny_peers.items()}
-    monkeypatch.setattr(compare_backbones, "count", lambda cfg, workload: known[id(cfg)])
-    main(["--models", "tiny", "--rounds", "1", "--time-size", "64x96"])
-    backbone, whole, rest = capsys.readouterr().out.split("\n\n")
-    assert rest == ""
-    for table, name in ((backbone, "tiny, backbone"), (whole, "tiny, Mask R-CNN")):
-        rows = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in table.splitlines()]
-        assert rows[0][0] == name
-        assert [row[0] for row in rows[2:]] == [*NAMES, "ViT-Adapter over ViTDet"]
-        vitdet, adapter, ratio = rows[3:]
-        # What has one figure, and what has one of inference and one of a step.
-        assert [len(cell.split(" / ")) for cell in adapter[1:]] == [1, 1, 2, 2, 2, 2, 2]
-        launches = [[int(n) for n in row[3].split(" / ")] for row in (adapter, vitdet)]
-        expected = [ours / theirs for ours, theirs in zip(*launches, strict=True)]
-        assert ratio[3] == " / ".join(f"{value:.2f}" for value in expected)
-        assert min(expected) > 1
+def test_seconds(tiny_peers: dict[str, DictConfig]) -> None:
+    measured = measure({"ViT": tiny_peers["ViT"]}, (64, 96), 1)
+    assert set(measured) == {("ViT", whole, kind) for whole in WHOLES for kind in KINDS}
+    assert min(measured.values()) > 0
+
+
+def test_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def known(cfg: int, workload: Workload) -> dict[str, Costs]:
+        work = Work([Call("", "mm", launches=3 * cfg, read=10**9, written=cfg * 10**9)])
+        peaks = dict.fromkeys(KINDS, cfg * 2**30)
+        return {w: Costs(cfg * 10**6, 10**9, dict.fromkeys(KINDS, work), peaks) for w in WHOLES}
+
+    def seconds(cfgs: dict[str, int], *_: object) -> dict[tuple[str, str, str], float]:
+        return {(n, w, k): 2.0 * c for n, c in cfgs.items() for w in WHOLES for k in KINDS}
+
+    cfgs = dict(zip(NAMES, (1, 2, 3), strict=True))
+    monkeypatch.setattr(compare_backbones, "peers", lambda size, overrides: cfgs)
+    monkeypatch.setattr(compare_backbones, "count", known)
+    monkeypatch.setattr(compare_backbones, "measure", seconds)
+    for options, columns in (([], 7), (["--rounds", "1"], 8)):
+        main(["--models", "tiny", *options])
+        *tables, rest = capsys.readouterr().out.split("\n\n")
+        assert (len(tables), rest) == (2, "")
+        for table, name in zip(tables, WHOLES, strict=True):
+            lines = [line[2:-2].split(" | ") for line in table.splitlines()]
+            rows = [[cell.strip() for cell in line][:columns] for line in lines]
+            assert (rows[0][0], len(lines[0])) == (f"tiny, {name}", columns)
+            assert [row[0] for row in rows[2:]] == [*NAMES, "ViT-Adapter over ViTDet"]
+            # 4 GB take 1.2 ms at 3350 GB per second, a third more than 3.
+            adapter = ["3.0", "1.0", "9 / 9", "4.0 / 4.0", "1.2 / 1.2", "3.00 / 3.00"]
+            ratio = ["1.50", "1.00", *["1.50 / 1.50"], *["1.33 / 1.33"] * 2, "1.50 / 1.50"]
+            assert rows[4][1:7] == adapter
+            assert rows[5][1:7] == ratio
+            assert rows[4][7:] == ([] if columns == 7 else ["6.00 / 6.00"])
 
 
 @pytest.mark.parametrize(
