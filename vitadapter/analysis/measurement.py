@@ -15,10 +15,10 @@ from torch._C._profiler import _EventType, _ExtraFields_Allocation, _ProfilerEve
 from vitadapter.analysis.steps import Steps, Workload
 from vitadapter.engine.overrides import apply_overrides
 
-__all__ = ["Measurement", "measure", "measured_table", "profiled_peak"]
+__all__ = ["PRECISIONS", "Measurement", "measure", "measured_table", "profiled_peak"]
 
 _REPEATS = 3
-_PRECISIONS = {
+PRECISIONS = {
     "float32": ["train.amp.enabled=False", "train.inference.amp_dtype=null"],
     "bfloat16": [
         "train.amp.enabled=True",
@@ -26,6 +26,7 @@ _PRECISIONS = {
         "train.inference.amp_dtype=bfloat16",
     ],
 }
+"""The overrides with which a config trains and predicts in each."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def measure(cfg: DictConfig, workload: Workload) -> list[Measurement]:
     """
     device, images = torch.device(cfg.train.device), workload.images(cfg)
     found = []
-    for precision, overrides in _PRECISIONS.items():
+    for precision, overrides in PRECISIONS.items():
         changed = deepcopy(cfg)
         if OmegaConf.select(cfg, "train.inference") is None:
             overrides = [x for x in overrides if "inference" not in x]
