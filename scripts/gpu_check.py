@@ -31,16 +31,14 @@ def measure(parts: Sequence[str], work: Path, dry_run: bool) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("work", type=Path, help="folder of what the parts find, and of their logs")
-    parser.add_argument("parts", nargs="*", choices=PARTS, help="none: writes the report")
-    parser.add_argument("--output", type=Path, help="folder of the report")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--parts", nargs="+", choices=PARTS, help="what to measure")
+    task.add_argument("--output", type=Path, help="folder to write the report to")
     parser.add_argument("--dry-run", action="store_true", help="at toy size on the CPU")
     args = parser.parse_args(arguments)
-    if not args.parts:
-        if args.output is None:
-            parser.error("the report needs --output")
-        failed = write_report(args.work, args.output, PARTS, args.dry_run)
-        return 1 if failed else 0
-    return 0 if measure(args.parts, args.work, args.dry_run) else 1
+    if args.parts:
+        return 0 if measure(args.parts, args.work, args.dry_run) else 1
+    return 1 if write_report(args.work, args.output, PARTS, args.dry_run) else 0
 
 
 if __name__ == "__main__":

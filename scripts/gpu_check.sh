@@ -143,12 +143,12 @@ done
 # Each part is a process, so that one that crashes spoils no other; a dry run saves the time.
 check=("$python" scripts/gpu_check.py "$work" "${dry_run[@]}")
 if [ ${#dry_run[@]} -gt 0 ]; then
-    section measured 0 "${check[@]}" operator backbone training detectors compiled
+    section measured 0 "${check[@]}" --parts operator backbone training detectors compiled
 else
-    section operator 40 "${check[@]}" operator
-    section backbone 50 "${check[@]}" backbone
-    section training 35 "${check[@]}" training
-    section detectors 40 "${check[@]}" detectors
-    section compiled "$seconds" "${check[@]}" compiled # all the time that is left
+    section operator 40 "${check[@]}" --parts operator
+    section backbone 50 "${check[@]}" --parts backbone
+    section training 35 "${check[@]}" --parts training
+    section detectors 40 "${check[@]}" --parts detectors
+    section compiled "$seconds" "${check[@]}" --parts compiled # all the time that is left
 fi
 "${check[@]}" --output "$out"

@@ -205,6 +205,11 @@ def write_report(work: Path, folder: Path, parts: Sequence[str], dry_run: bool) 
     sections = _read_sections(work)
     outcomes = {name: read_outcome(work / f"{name}.json") for name in parts}
     failures = _failures(sections, outcomes)
+    try:
+        pictures = _draw(outcomes, folder)
+    except Exception as error:  # the figures count more
+        pictures = []
+        failures.append(f"plots: {type(error).__name__}: {error}")
     left_out = {
         f"{name}, {case}": reason
         for name, o in outcomes.items()
@@ -235,7 +240,7 @@ def write_report(work: Path, folder: Path, parts: Sequence[str], dry_run: bool) 
         text += ["## Left out", "", *(f"- {name}: {why}" for name, why in left_out.items()), ""]
     for name, outcome in outcomes.items():
         text += _part(name, outcome)
-    text += [f"![{name}]({name})\n" for name in _draw(outcomes, folder)]
+    text += [f"![{name}]({name})\n" for name in pictures]
     environment = [s.log.strip() for s in sections if s.name == "environment"]
     text += ["## Environment", "", "```", *environment, "```", ""]
     (folder / "report.md").write_text("\n".join(text))
