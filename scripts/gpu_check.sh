@@ -15,11 +15,20 @@
 # Python is that of .venv if there is one, else python3; PYTHON=/path/to/python names another. It
 # must have torch (2.6 or newer), torchvision, and what scripts/gpu_requirements.txt says.
 set -uo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 fail() {
     echo "gpu_check.sh: $*" >&2
     exit 2
+}
+
+# The path of a file that was named in the folder from which the script was called.
+absolute() {
+    case "$1" in
+        /*) echo "$1" ;;
+        *) echo "$here/$1" ;;
+    esac
 }
 
 out='' wheels='' collect='' dry_run=() seconds=''
@@ -28,14 +37,18 @@ while [ $# -gt 0 ]; do
         --dry-run) dry_run=(--dry-run) ;;
         --wheels | --collect | --seconds)
             [ -n "${2:-}" ] || fail "$1 needs a value (see --help)"
-            declare "${1#--}=$2"
+            case "$1" in
+                --wheels) wheels=$(absolute "$2") ;;
+                --collect) collect=$(absolute "$2") ;;
+                --seconds) seconds=$2 ;;
+            esac
             shift
             ;;
         --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit ;;
         -*) fail "unknown option '$1' (see --help)" ;;
         *)
-            [ -z "$out" ] || fail "one folder for the report is enough, got '$out' and '$1'"
-            out=$1
+            [ -z "$out" ] || fail "one folder for the report is enough, got a second one, '$1'"
+            out=$(absolute "$1")
             ;;
     esac
     shift
@@ -44,9 +57,10 @@ if [ ${#dry_run[@]} -gt 0 ]; then seconds=${seconds:-3600}; fi
 seconds=${seconds:-480}
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "--seconds must be a number of at least 1, got '$seconds'"
 [ -z "$wheels" ] || [ -d "$wheels" ] || fail "--wheels must be a folder, got '$wheels'"
-out=${out:-output/gpu_check}
+out=${out:-$PWD/output/gpu_check}
 
 python=${PYTHON:-.venv/bin/python}
+case "$python" in */*) [ -z "${PYTHON:-}" ] || python=$(absolute "$python") ;; esac
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 command -v "$python" >/dev/null || fail "there is no Python '$python'; PYTHON=/path/to/python names one"
 requirements=scripts/gpu_requirements.txt
@@ -79,7 +93,11 @@ fi
 # Missing packages go to a folder of their own: the environment stays as it is.
 packages=$PWD/build/gpu_check/packages
 export PYTHONPATH=$PWD/scripts:$PWD:$packages${PYTHONPATH:+:$PYTHONPATH}
-export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}
+if [ ${#dry_run[@]} -eq 0 ]; then
+    export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}
+else
+    export CUDA_VISIBLE_DEVICES=
+fi
 machine=$("$python" scripts/gpu_machine.py "${dry_run[@]}") || exit 2
 { read -r capability; mapfile -t missing; } <<<"$machine"
 if [ ${#dry_run[@]} -eq 0 ]; then
@@ -89,21 +107,27 @@ if [ ${#dry_run[@]} -eq 0 ]; then
 fi
 
 mkdir -p "$out" || fail "cannot write to '$out'"
-out=$(cd "$out" && pwd)
 work=$(mktemp -d) || exit 2
+running=
 trap 'rm -rf "$work"' EXIT
+trap '[ -z "$running" ] || kill "$running"; exit 130' INT TERM
 rm -f "$out"/{report.md,report.json,log.txt,operator.png,backbone.png,training.png}
 
-# section NAME SECONDS COMMAND...: runs a part for so long at most, and notes how it ended
+# section NAME SECONDS COMMAND...: runs a part for so long at most (of 480 in all), and notes how
+# it ended. The last 10 seconds are the report's.
 section() {
-    local name=$1 limit=$2 status=0 start=$SECONDS left=$((seconds - SECONDS - 10))
+    local name=$1 limit=$(($2 * seconds / 480)) status=0 start=$SECONDS
+    local left=$((seconds - SECONDS - 10))
     shift 2
     [ ${#dry_run[@]} -eq 0 ] && [ "$left" -ge "$limit" ] || limit=$left
     echo "==> $name" | tee -a "$out/log.txt"
     if [ "$limit" -lt 1 ]; then
         status=124
     else
-        timeout --kill-after=5 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
+        timeout --kill-after=5 "$limit" "$@" >"$work/$name.log" 2>&1 &
+        running=$!
+        wait $running || status=$?
+        running=
         cat "$work/$name.log" >>"$out/log.txt"
     fi
     printf '%s\t%s\t%s\n' "$name" $status $((SECONDS - start)) >>"$work/sections.tsv"
@@ -129,12 +153,12 @@ fi
 section environment 30 "$python" -m vitadapter.doctor
 mapfile -t gpu_tests < <(grep -rlE 'mark\.gpu|device: torch\.device' tests --include='test_*.py')
 pytest=("$python" -m pytest -m gpu -q -p no:cacheprovider)
-section tests 45 "${pytest[@]}" "${gpu_tests[@]}"
+section tests 40 "${pytest[@]}" "${gpu_tests[@]}"
 small=(tests/kernels/test_cuda_device.py -k "far_locations or more_levels or (equals_reference and 32)")
 for tool in memcheck racecheck; do
     if command -v compute-sanitizer >/dev/null; then
         # Without PyTorch's cache, each tensor has an allocation, whose end is known to memcheck.
-        section $tool 45 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool \
+        section $tool 30 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool \
             --error-exitcode 9 "${pytest[@]}" "${small[@]}"
     else
         printf '%s\tcompute-sanitizer is not installed\t0\n' $tool >>"$work/sections.tsv"
@@ -143,12 +167,12 @@ done
 # Each part is a process, so that one that crashes spoils no other; a dry run saves the time.
 check=("$python" scripts/gpu_check.py "$work" "${dry_run[@]}")
 if [ ${#dry_run[@]} -gt 0 ]; then
-    section measured 0 "${check[@]}" --parts operator backbone training detectors compiled
+    section measured 0 "${check[@]}" --parts operator training detectors compiled backbone
 else
-    section operator 40 "${check[@]}" --parts operator
-    section backbone 50 "${check[@]}" --parts backbone
-    section training 35 "${check[@]}" --parts training
-    section detectors 40 "${check[@]}" --parts detectors
-    section compiled "$seconds" "${check[@]}" --parts compiled # all the time that is left
+    section operator 35 "${check[@]}" --parts operator
+    section training 30 "${check[@]}" --parts training
+    section detectors 45 "${check[@]}" --parts detectors
+    section compiled 75 "${check[@]}" --parts compiled
+    section backbone 480 "${check[@]}" --parts backbone # all the time that is left
 fi
 "${check[@]}" --output "$out"

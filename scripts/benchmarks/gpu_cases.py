@@ -123,14 +123,12 @@ def section_cases(section: str, scale: Scale, work: Path) -> dict[str, Case]:
         return {"copy": partial(_copy, scale), **cases}
     if section in ("backbone", "compiled"):
         run = partial(_backbone, scale=scale, compiled=section == "compiled")
-        pairs = [(size, precision) for size in scale.sizes for precision in PRECISIONS]
-        if section == "compiled":  # minutes for the large ones; in float32 there is less to gain
-            pairs.sort(key=lambda pair: pair[1] == "float32")
-        return {f"{size}, {precision}": partial(run, size, precision) for size, precision in pairs}
+        pairs = product(reversed(PRECISIONS), scale.sizes)
+        return {f"{size}, {precision}": partial(run, size, precision) for precision, size in pairs}
     if section == "detectors":
         return {
             f"{name}, {precision}": partial(_model, *model, precision, scale)
-            for (name, model), precision in product(_MODELS.items(), PRECISIONS)
+            for precision, (name, model) in product(reversed(PRECISIONS), _MODELS.items())
         }
     return {_QUICKSTART: partial(_training, scale, work)}
 

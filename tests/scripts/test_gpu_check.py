@@ -77,9 +77,9 @@ def test_machines_that_cannot_run_it(
     ("arguments", "reason"),
     [
         (["--dryrun"], "unknown option '--dryrun'"),
-        (["a", "b"], "got 'a' and 'b'"),
+        (["a", "b"], "got a second one, 'b'"),
         (["--seconds", "0"], "must be a number of at least 1, got '0'"),
-        (["--wheels", "no/folder"], "--wheels must be a folder, got 'no/folder'"),
+        (["--wheels", "no/folder"], "--wheels must be a folder, got '"),
         (["--collect"], "--collect needs a value"),
     ],
 )
@@ -143,7 +143,7 @@ def test_everything_is_done_for_the_gpu_at_hand(stand_in: Path) -> None:
     assert any(call.endswith("-m gpu -q -p no:cacheprovider tests/test_a.py") for call in calls)
     names = [section["name"] for section in report["sections"]]
     assert names[:5] == ["build", "environment", "tests", "memcheck", "racecheck"]
-    assert names[5:] == ["operator", "backbone", "training", "detectors", "compiled"]
+    assert names[5:] == ["operator", "training", "detectors", "compiled", "backbone"]
     logs = {section["name"]: section["log"] for section in report["sections"]}
     assert logs["racecheck"].startswith("1 sanitizer --tool racecheck --error-exitcode 9")
     assert "- devices: NVIDIA H200" in text
@@ -176,11 +176,11 @@ def test_parts_whose_time_is_over_are_cut(stand_in: Path) -> None:
         esac
         """
     )
-    status, report, text = stand_in_check(stand_in, "--seconds", "20")
+    status, report, text = stand_in_check(stand_in, "--seconds", "96")
     assert status == 0
     assert report["left_out"]["training"] == "its time was over"
     assert report["left_out"]["training, b"] == "no time was left"
-    assert report["left_out"]["compiled"] == "its time was over"
+    assert "| backbone | passed |" in text
     assert "| a | 1.50 |" in text
 
 
@@ -213,7 +213,7 @@ def test_collecting_keeps_within_its_size(stand_in: Path, megabytes: int) -> Non
     done = gpu_check(stand_in, "--collect", stand_in / "wheels", PYTHON=python)
     calls = (stand_in / "calls").read_text()
     assert all(f"--python-version {version} " in calls for version in ("3.11", "3.12"))
-    assert "setuptools wheel ninja" in calls
+    assert "setuptools<82 wheel ninja" in calls
     if megabytes == 20:
         assert done.returncode == 2
         assert "MB, more than 40" in done.stderr
