@@ -1,5 +1,6 @@
 """The report on an installation that works, and on broken ones."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -103,3 +104,13 @@ def test_any_opencv_will_do() -> None:
     finding = doctor.find_package("opencv-python")
     assert finding.subject.startswith("opencv-")
     assert finding.remedy is None
+
+
+def test_requirements_of_a_source_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    installed = doctor._requirements()
+    monkeypatch.setattr(importlib.metadata, "requires", absent)
+    assert "timm>=1.0.20" in doctor._requirements()
+    assert sorted(doctor._requirements()) == sorted(installed)

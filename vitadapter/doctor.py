@@ -59,11 +59,11 @@ def _requirements() -> list[str]:
 def _declared() -> list[str]:
     """The same, as the source code has it."""
     file = Path(vitadapter.__file__).parents[1] / "pyproject.toml"
-    if sys.version_info < (3, 11) or not file.is_file():
+    if not file.is_file():
         return ["torch>=2.6", "torchvision"]
-    import tomllib
-
-    return tomllib.loads(file.read_text())["project"]["dependencies"]
+    # Python 3.10 has no parser of TOML.
+    listed = file.read_text().partition("\ndependencies = [")[2].partition("\n]")[0]
+    return re.findall(r'^ *"([^"]+)"', listed, re.MULTILINE)
 
 
 def _name(requirement: str) -> str:
@@ -85,7 +85,14 @@ def _allows(limits: Sequence[tuple[str, str]], version: str) -> bool:
 
 
 def find_package(requirement: str) -> Finding:
-    """Whether a requirement such as "timm>=1.0.20" is installed, in a version that will do."""
+    """Whether a requirement is installed, and whether its version will do.
+
+    Args:
+        requirement: such as "timm>=1.0.20".
+
+    Returns:
+        Its version, or what is wrong; it has a remedy unless the requirement is met.
+    """
     name = _name(requirement)
     limits = re.findall(r"(>=|<=|>|<)\s*([\w.]+)", requirement)
     for distribution in (name, *SAME.get(name, ())):

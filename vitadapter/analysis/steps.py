@@ -150,7 +150,11 @@ class Steps:
 
     @torch.no_grad()
     def run_inference(self, number: int | None = None) -> None:
-        """Predicts the images, or the first so many of them."""
+        """Predicts the images.
+
+        Args:
+            number: of images, the first ones; None for all.
+        """
         self._trainer.optimizer.zero_grad()
         self._inference.eval()(self._images[:number])
 
