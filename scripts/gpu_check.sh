@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Checks and measures vitadapter on an NVIDIA GPU, within 8 minutes, and writes what it finds to
-# OUT/report.md, with report.json, plots and log.txt. It builds the operators for the GPU at hand (in
-# this folder), runs the tests that need a GPU and compute-sanitizer, and measures the operator, the
+# OUT/report.md, with report.json, plots and log.txt. It builds the package for the GPU at hand (in
+# build/gpu_check), runs the tests that need a GPU and compute-sanitizer, and measures the operator, the
 # backbones, two models and a short training. A part that fails, or whose time is over, is reported,
 # and the others go on. The exit status is 1 if anything has failed, 2 if nothing could be done.
 #
 #   ./scripts/gpu_check.sh [OUT]              OUT is output/gpu_check unless it is given
-#   ./scripts/gpu_check.sh --dry-run [OUT]    everything at toy size on the CPU, without building
+#   ./scripts/gpu_check.sh --dry-run [OUT]    everything at toy size on the CPU, without building;
+#                                             vitadapter must be installed
 #   ./scripts/gpu_check.sh --wheels FOLDER    takes missing packages from a folder, not from PyPI
 #   ./scripts/gpu_check.sh --collect FOLDER   fills that folder, on a machine with a network, for
 #                                             Python 3.11 and 3.12 on x86-64 (less than 40 MB)
@@ -148,7 +149,10 @@ if compgen -G "$wheels/deformops-*.whl" >/dev/null; then
 fi
 
 if [ ${#dry_run[@]} -eq 0 ]; then
-    section build 140 "$python" setup.py build_ext --inplace
+    rm -rf build/gpu_check/lib
+    section build 140 "$python" setup.py build --build-lib build/gpu_check/lib
+    # What is built has configs and experiments in their places. It, not this folder, is tested.
+    export PYTHONSAFEPATH=1 PYTHONPATH=$PWD/build/gpu_check/lib:${PYTHONPATH/:$PWD:/:}
 fi
 section environment 30 "$python" -m vitadapter.doctor
 mapfile -t gpu_tests < <(grep -rlE 'mark\.gpu|device: torch\.device' tests --include='test_*.py')

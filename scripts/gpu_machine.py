@@ -6,6 +6,7 @@ packages of gpu_requirements.txt that are missing. Ends with 2 and the reason wh
 """
 
 import argparse
+import platform
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from vitadapter import doctor
 
+OLDEST_PYTHON = (3, 11)  # whose PYTHONSAFEPATH the script needs
 OLDEST_TORCH = (2, 6)
 OLDEST_GPU = (7, 5)  # the oldest of setup.py's CUDA_ARCHITECTURES
 REQUIREMENTS = Path(__file__).with_name("gpu_requirements.txt")
@@ -70,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="without a GPU; prints cpu instead")
     args = parser.parse_args(arguments)
     try:
+        if sys.version_info < OLDEST_PYTHON:
+            raise UnusableError(f"Python 3.11 or newer is needed, got {platform.python_version()}")
         check_torch()
         print("cpu" if args.dry_run else "{}.{}".format(*capability()))
     except UnusableError as error:

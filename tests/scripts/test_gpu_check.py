@@ -139,7 +139,7 @@ def test_everything_is_done_for_the_gpu_at_hand(stand_in: Path) -> None:
     status, report, text = stand_in_check(stand_in, path=str(sanitizer.parent))
     assert (status, report["failed"]) == (0, [])
     calls = (stand_in / "calls").read_text().splitlines()
-    assert "9.0 setup.py build_ext --inplace" in calls
+    assert "9.0 setup.py build --build-lib build/gpu_check/lib" in calls
     assert any(call.endswith("-m gpu -q -p no:cacheprovider tests/test_a.py") for call in calls)
     names = [section["name"] for section in report["sections"]]
     assert names[:5] == ["build", "environment", "tests", "memcheck", "racecheck"]
@@ -151,7 +151,7 @@ def test_everything_is_done_for_the_gpu_at_hand(stand_in: Path) -> None:
 
 def test_what_fails_is_reported_and_the_rest_goes_on(stand_in: Path) -> None:
     (stand_in / "behaviour").write_text(
-        'case "$*" in *build_ext*) echo no such kernel; exit 1 ;; esac\n'
+        'case "$*" in *build-lib*) echo no such kernel; exit 1 ;; esac\n'
         'case "$*" in *"--parts detectors") kill -SEGV $$ ;; esac\n'
     )
     status, report, text = stand_in_check(stand_in)
