@@ -30,7 +30,13 @@ def _deformops() -> Peer:
 def _mmcv() -> Peer:
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
-    return lambda *tensors: MultiScaleDeformableAttnFunction.apply(*tensors, _STEP)
+    def call(
+        value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+    ) -> Tensor:
+        taps = (locations.to(value.dtype), weights.to(value.dtype))  # as mmcv's modules do
+        return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, *taps, _STEP)
+
+    return call
 
 
 def _transformers() -> Peer:

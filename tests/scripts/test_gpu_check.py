@@ -246,7 +246,7 @@ def test_dry_run(dry_run: tuple[subprocess.CompletedProcess[str], Path]) -> None
                 for name in ("grid_sample", "ours", "ours, fused"):
                     assert (f"{use} {size}, {dtype}", name) in operators
     assert all(
-        row["difference"] < 0.05
+        row["difference"] < (0.1 if "fused" in row["implementation"] else 0.01)
         for row in measured["operator"]
         if str(row.get("implementation")).startswith("ours")
     )
