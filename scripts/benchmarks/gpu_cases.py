@@ -73,6 +73,7 @@ class Scale:
         sizes: of the backbones.
         net: settings of their nets, for all of them.
         compiler: what `torch.compile` uses.
+        compiled: the precisions in which it compiles.
         tiny: whether whole models are cut down, to images of 64 x 64 pixels.
         iterations: of the training, with so many images in a batch.
         training_batch: images in each of its batches.
@@ -85,6 +86,7 @@ class Scale:
     sizes: tuple[str, ...]
     net: dict[str, object]
     compiler: str
+    compiled: tuple[str, ...]
     tiny: bool
     iterations: int
     training_batch: int
@@ -98,6 +100,7 @@ ON_GPU = Scale(
     sizes=("tiny", "small", "base", "large"),
     net={},
     compiler="inductor",
+    compiled=("bfloat16", "float32"),
     tiny=False,
     iterations=60,
     training_batch=4,
@@ -110,6 +113,7 @@ DRY_RUN = Scale(
     sizes=("tiny",),
     net=dict(depth=4, embed_dim=48, window_block_indexes=[0, 2]),
     compiler="eager",
+    compiled=("bfloat16",),
     tiny=True,
     iterations=12,
     training_batch=2,
@@ -131,10 +135,11 @@ def section_cases(section: str, scale: Scale, work: Path) -> dict[str, Case]:
             f"{use} {size}, {_name(dtype)}": partial(_operator, use, size, dtype, scale)
             for dtype, use, size in names
         }
-        return {"copy": partial(_copy, scale), **cases}
+        return {"peers": partial(_peers, scale), **cases}
     if section in ("backbone", "compiled"):
         run = partial(_backbone, scale=scale, compiled=section == "compiled")
-        pairs = product(reversed(PRECISIONS), scale.sizes)
+        precisions = scale.compiled if section == "compiled" else reversed(PRECISIONS)
+        pairs = product(precisions, scale.sizes)
         return {f"{size}, {precision}": partial(run, size, precision) for precision, size in pairs}
     if section == "detectors":
         return {
@@ -148,8 +153,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _copy(scale: Scale) -> Iterator[Figures]:
-    yield {"gb_per_s": copy_bandwidth(scale.device) / 1e9}
+def _peers(scale: Scale) -> Iterator[Figures]:
+    """What there is to compare with: a copy, and no operator that cannot be imported."""
+    yield {"copy_gb_per_s": copy_bandwidth(scale.device) / 1e9}
+    for name, reason in load_peers(scale.device)[1].items():
+        yield {"implementation": name, "left_out": reason}
 
 
 def _norm_difference(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
@@ -161,9 +169,7 @@ def _operator(use: str, size: str, dtype: torch.dtype, scale: Scale) -> Iterator
     """All operators, of which those that do not give the answer are left out."""
     problem = OperatorProblem(use, size, 1, scale.image, scale.device, dtype)
     exact = problem.in_float32()
-    baselines, (peers, missing) = exact.contenders(), load_peers(scale.device)
-    for name, reason in missing.items():
-        yield {"implementation": name, "left_out": reason}
+    baselines, peers = exact.contenders(), load_peers(scale.device)[0]
     contenders, differences = problem.contenders(), {}
     for name, contender in list(contenders.items()):
         expected = baselines[contender.baseline].answers(exact.grad)

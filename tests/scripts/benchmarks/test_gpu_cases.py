@@ -62,7 +62,9 @@ def test_peers_that_fail_are_left_out_with_the_reason(monkeypatch: pytest.Monkey
     monkeypatch.setattr(attention_peers, "_LOADERS", loaders)
     attention_peers.load_peers.cache_clear()
     try:
-        rows = list(gpu_cases._operator("injector", "T", torch.float32, gpu_cases.DRY_RUN))
+        rows = list(gpu_cases._peers(gpu_cases.DRY_RUN))
+        assert rows.pop(0)["copy_gb_per_s"] > 0
+        rows += gpu_cases._operator("injector", "T", torch.float32, gpu_cases.DRY_RUN)
     finally:
         attention_peers.load_peers.cache_clear()
     left_out = {row["implementation"]: row["left_out"] for row in rows if "left_out" in row}
