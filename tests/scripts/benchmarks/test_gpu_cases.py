@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import attention_peers, gpu_cases, sections
+from vitadapter.ops import ms_deform_attn
 
 
 def test_cases_that_fail_or_find_no_memory(tmp_path: Path) -> None:
@@ -53,10 +55,13 @@ def test_peers_that_fail_are_left_out_with_the_reason(monkeypatch: pytest.Monkey
     def missing() -> attention_peers.Peer:
         raise OSError("libcudart.so.11: cannot open shared object file")
 
-    right = gpu_cases.OperatorProblem("injector", "T", 1, (64, 96)).contenders()["ours"].call
+    def right(value: Tensor, shapes: Tensor, starts: Tensor, *taps: Tensor) -> Tensor:
+        return ms_deform_attn(value, [(h, w) for h, w in shapes.tolist()], *taps)
+
     loaders = {
         "missing": missing,
-        "wrong": lambda: lambda *tensors: right() * 1.2 + 0 * tensors[0].sum(),
+        "right": lambda: right,
+        "wrong": lambda: lambda *tensors: 1.2 * right(*tensors),
         "broken": lambda: lambda *tensors: tensors[0].no_such_method(),
     }
     monkeypatch.setattr(attention_peers, "_LOADERS", loaders)
@@ -72,4 +77,4 @@ def test_peers_that_fail_are_left_out_with_the_reason(monkeypatch: pytest.Monkey
     assert left_out["wrong"].startswith("ValueError: its answers differ")
     assert "no_such_method" in left_out["broken"]
     names = {row["implementation"] for row in rows if "left_out" not in row}
-    assert names == {"grid_sample", "ours", "softmax + grid_sample", "ours, fused"}
+    assert names == {"grid_sample", "ours", "softmax + grid_sample", "ours, fused", "right"}
