@@ -37,10 +37,10 @@ Seconds = dict[str, dict[str, float]]
 Works = dict[str, Work]
 
 
-def build(size: str, all_windows: bool = False) -> ViTAdapter:
-    """Our model with random weights, without stochastic depth."""
+def build(size: str, all_windows: bool = False, **net: object) -> ViTAdapter:
+    """Our model with random weights, without stochastic depth; `net` are settings of its net."""
     cfg = get_config("common/models/vit_adapter.py")[f"vit_adapter_{size}"]
-    cfg.net.update(pad_after_qkv=False, layer_scale_init=None, drop_path_rate=0.0)
+    cfg.net.update(pad_after_qkv=False, layer_scale_init=None, drop_path_rate=0.0, **net)
     if all_windows:
         cfg.net.window_block_indexes = list(range(cfg.net.depth))
     torch.manual_seed(0)
@@ -51,12 +51,14 @@ def build(size: str, all_windows: bool = False) -> ViTAdapter:
     return model
 
 
-def build_reference(size: str, net: type[ReferenceNet] = ReferenceNet) -> ViTAdapter:
-    """The reference model with random weights."""
+def build_reference(
+    size: str, kind: type[ReferenceNet] = ReferenceNet, **net: object
+) -> ViTAdapter:
+    """The reference model with random weights; `net` are settings of its net."""
     cfg = get_config("common/models/vit_adapter.py")[f"vit_adapter_{size}"]
-    cfg.net.update(drop_path_rate=0.0)
+    cfg.net.update(drop_path_rate=0.0, **net)
     cfg.attention = ReferenceAttention
-    cfg.net._target_ = net
+    cfg.net._target_ = kind
     del cfg.net.pad_after_qkv, cfg.net.layer_scale_init
     return instantiate(cfg)
 

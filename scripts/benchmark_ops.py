@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Times the deformable-attention operators and modules against their alternatives.
 
-Operators are compared with grid_sample and with every other implementation that is installed. The
-module (including its projections) is compared with one that computes softmax and locations in
+Operators are compared with grid_sample and with every other implementation that can be imported.
+The module (including its projections) is compared with one that computes softmax and locations in
 PyTorch, also in what it keeps for the backward pass besides inputs and parameters.
 
 Contenders take turns in interleaved rounds. In each turn, a contender makes one untimed call and
@@ -18,13 +18,14 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 import matplotlib as mpl
 import torch
 
+from benchmarks.attention_peers import load_peers
 from benchmarks.deformable_attention import SIZES, Contender, ModuleProblem, OperatorProblem
 from benchmarks.interleaved import (
     Turn,
@@ -79,28 +80,43 @@ def passes(contender: Contender, grad: torch.Tensor) -> dict[str, object]:
 
 
 def measure(
-    problem: OperatorProblem | ModuleProblem, label: str, args: argparse.Namespace
+    problem: OperatorProblem | ModuleProblem,
+    contenders: Mapping[str, Contender],
+    rounds: int,
+    device: str,
+    seconds: float = 0.3,
 ) -> list[Row]:
-    """One row per contender."""
-    contenders = problem.contenders()
+    """Times contenders in interleaved rounds.
+
+    Args:
+        problem: what they compute.
+        contenders: those to compare, by name, with their baselines.
+        rounds: turns of each.
+        device: "cpu" or "cuda".
+        seconds: length of a turn, see `interleave`.
+
+    Returns:
+        One row per contender.
+    """
     calls = {
         (name, kind): call
         for name, contender in contenders.items()
         for kind, call in passes(contender, problem.grad).items()
     }
-    turns = interleave(calls, args.rounds, args.device)
+    turns = interleave(calls, rounds, device, seconds)
     rows = []
     for name, contender in contenders.items():
-        row: Row = {"problem": label, "implementation": name, "baseline": contender.baseline}
+        row: Row = {"implementation": name, "baseline": contender.baseline}
         for kind in PASSES:
             baseline = turns[contender.baseline, kind]
             row |= summary(kind, turns[name, kind])
-            row[f"{kind}_ratio"] = ratio(baseline, turns[name, kind], args.device)
+            row[f"{kind}_ratio"] = ratio(baseline, turns[name, kind], device)
         if isinstance(problem, ModuleProblem):
             row["saved_mb"] = saved_bytes(contender.call, contender.leaves) / 1e6
         else:
-            row["large"] = problem.large and args.device == "cpu"
+            row["large"] = problem.large and device == "cpu"
             row["forward_gb_per_s"] = problem.bytes / row["forward_wall_ms"] / 1e6
+            row["both_gb_per_s"] = problem.bytes_of_both / row["both_wall_ms"] / 1e6
         rows.append(row)
     return rows
 
@@ -157,6 +173,8 @@ def main() -> int:
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
     machine = f"{name or platform.machine()} {capability}, {args.threads} threads, {args.dtype}"
     print(f"{machine}; torch {torch.__version__}; copy {bandwidth / 1e9:.1f} GB/s", flush=True)
+    for peer, reason in load_peers(args.device)[1].items():
+        print(f"without {peer}: {reason}")
     where = (tuple(args.image), args.device, getattr(torch, args.dtype))
     rows: list[Row] = []
     kinds = {"operator": OperatorProblem, "module": ModuleProblem}
@@ -164,8 +182,9 @@ def main() -> int:
         for use in args.uses:
             for size in args.sizes:
                 for batch in args.batch:
-                    label = f"{use} {size} x{batch}"
-                    rows += measure(kind(use, size, batch, *where), label, args)
+                    problem = kind(use, size, batch, *where)
+                    found = measure(problem, problem.contenders(), args.rounds, args.device)
+                    rows += [{"problem": f"{use} {size} x{batch}", **row} for row in found]
     operators = [row for row in rows if "large" in row]
     print_table("operators", [row for row in operators if not row["large"]], "GB/s")
     print_table("operators, a tensor over 32 MiB", [r for r in operators if r["large"]], "GB/s")

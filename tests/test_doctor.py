@@ -1,5 +1,6 @@
 """The report on an installation that works, and on broken ones."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def test_broken_installation(tmp_path: Path) -> None:
     ],
 )
 def test_limits_of_versions(requirement: str, works: bool) -> None:
-    finding = doctor._find_package(requirement)
+    finding = doctor.find_package(requirement)
     assert (finding.remedy is None) is works
     assert works or requirement in finding.remedy
 
@@ -94,12 +95,22 @@ def test_damaged_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "timm-1.0.22.dist-info").mkdir()
     (tmp_path / "timm-1.0.22.dist-info" / "METADATA").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    finding = doctor._find_package("timm>=1.0.20")
+    finding = doctor.find_package("timm>=1.0.20")
     assert finding.state == "unknown version"
     assert finding.remedy == f"{doctor.PIP} --force-reinstall 'timm>=1.0.20'"
 
 
 def test_any_opencv_will_do() -> None:
-    finding = doctor._find_package("opencv-python")
+    finding = doctor.find_package("opencv-python")
     assert finding.subject.startswith("opencv-")
     assert finding.remedy is None
+
+
+def test_requirements_of_a_source_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    installed = doctor._requirements()
+    monkeypatch.setattr(importlib.metadata, "requires", absent)
+    assert "timm>=1.0.20" in doctor._requirements()
+    assert sorted(doctor._requirements()) == sorted(installed)

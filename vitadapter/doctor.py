@@ -20,7 +20,7 @@ from pathlib import Path
 import vitadapter
 from vitadapter import install_detectron2
 
-__all__ = ["Finding", "examine", "main"]
+__all__ = ["Finding", "examine", "find_package", "main"]
 
 COMMAND = "python -m vitadapter.doctor"
 PIP = "python -m pip install"
@@ -50,10 +50,20 @@ def _requirements() -> list[str]:
     try:
         ours = importlib.metadata.requires("vitadapter") or []
     except importlib.metadata.PackageNotFoundError:  # run from its source
-        ours = ["torch>=2.6", "torchvision"]
+        ours = _declared()
     ours = [line for line in ours if ";" not in line]
     names = {_name(line) for line in ours}
     return ours + [line for line in install_detectron2.REQUIREMENTS if _name(line) not in names]
+
+
+def _declared() -> list[str]:
+    """The same, as the source code has it."""
+    file = Path(vitadapter.__file__).parents[1] / "pyproject.toml"
+    if not file.is_file():
+        return ["torch>=2.6", "torchvision"]
+    # Python 3.10 has no parser of TOML.
+    listed = file.read_text().partition("\ndependencies = [")[2].partition("\n]")[0]
+    return re.findall(r'^ *"([^"]+)"', listed, re.MULTILINE)
 
 
 def _name(requirement: str) -> str:
@@ -74,8 +84,15 @@ def _allows(limits: Sequence[tuple[str, str]], version: str) -> bool:
     return all(compare[sign](_numbers(version), _numbers(limit)) for sign, limit in limits)
 
 
-def _find_package(requirement: str) -> Finding:
-    """Whether a requirement is installed, and whether its version will do."""
+def find_package(requirement: str) -> Finding:
+    """Whether a requirement is installed, and whether its version will do.
+
+    Args:
+        requirement: such as "timm>=1.0.20".
+
+    Returns:
+        Its version, or what is wrong; it has a remedy unless the requirement is met.
+    """
     name = _name(requirement)
     limits = re.findall(r"(>=|<=|>|<)\s*([\w.]+)", requirement)
     for distribution in (name, *SAME.get(name, ())):
@@ -212,7 +229,7 @@ def examine() -> list[Finding]:
         Finding("vitadapter", f"{vitadapter.__version__} in {place}"),
         Finding("Python", python, "use Python 3.10 or newer" if old else None),
         Finding("system", platform.platform()),
-        *map(_find_package, _requirements()),
+        *map(find_package, _requirements()),
         *_probed(),
     ]
 

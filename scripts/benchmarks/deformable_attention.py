@@ -1,13 +1,15 @@
 """The attentions of ViT-Adapter as problems for deformable-attention operators and modules."""
 
-import importlib.util
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.attention_peers import load_peers
 from vitadapter.ops import MSDeformAttn, ms_deform_attn, ms_deform_attn_fused
 
 __all__ = ["SIZES", "Contender", "ModuleProblem", "OperatorProblem", "UnfusedMSDeformAttn"]
@@ -48,6 +50,11 @@ class Contender:
     call: Callable[[], Tensor]
     leaves: list[Tensor]  # that get gradients
     baseline: str  # what it is compared with
+
+    def answers(self, grad: Tensor) -> list[Tensor]:
+        """The output, and the gradients of the leaves for one of the output."""
+        output = self.call()
+        return [output.detach(), *torch.autograd.grad(output, self.leaves, grad)]
 
 
 class OperatorProblem:
@@ -94,6 +101,14 @@ class OperatorProblem:
         self.weights = leaf(weights, torch.float32)
         self.grad = torch.randn(batch, taps[1], heads * head_dim).to(device, dtype)
 
+    def in_float32(self) -> "OperatorProblem":
+        """The same problem, with the same numbers, in float32."""
+        problem = copy.copy(self)
+        for name in ("value", "offsets", "logits", "grad"):
+            tensor = getattr(self, name)
+            setattr(problem, name, tensor.detach().float().requires_grad_(tensor.requires_grad))
+        return problem
+
     @property
     def bytes(self) -> int:
         """What must cross the memory bus in the fused forward pass."""
@@ -101,12 +116,19 @@ class OperatorProblem:
         return sum(tensor.numel() * tensor.element_size() for tensor in own)
 
     @property
+    def bytes_of_both(self) -> int:
+        """What must cross it in the fused forward and backward pass together."""
+        with_gradients = (self.value, self.offsets, self.logits)
+        written = sum(tensor.numel() * tensor.element_size() for tensor in with_gradients)
+        return 2 * self.bytes + written
+
+    @property
     def large(self) -> bool:
         """Whether the output or the values are more than 32 MiB."""
         return any(t.numel() * t.element_size() > _LARGE for t in (self.value, self.grad))
 
     def contenders(self) -> dict[str, Contender]:
-        """Our operators, what they replace, and every peer that is installed."""
+        """Our operators, what they replace, and every peer that can be imported."""
         unfused = (self.value, self.shapes, self.locations, self.weights)
         fused = (self.value, self.shapes, self.reference, self.offsets, self.logits)
         given = [self.value, self.locations, self.weights]
@@ -128,16 +150,8 @@ class OperatorProblem:
         shapes = torch.tensor(self.shapes, device=self.value.device)
         counts = shapes.prod(1)
         arguments = (self.value, shapes, counts.cumsum(0) - counts, self.locations, self.weights)
-        found: dict[str, Callable[[], Tensor]] = {}
-        if importlib.util.find_spec("torch_ms_deform_attn"):
-            import torch_ms_deform_attn as peer
-
-            found["torch-ms-deform-attn"] = lambda: peer.ms_deform_attn(*arguments)
-        if self.value.is_cuda and importlib.util.find_spec("mmcv"):
-            from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction as Mmcv
-
-            found["mmcv"] = lambda: Mmcv.apply(*arguments, 64)
-        return found
+        found, _ = load_peers(self.value.device.type)
+        return {name: partial(peer, *arguments) for name, peer in found.items()}
 
 
 def _grid_sample(

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = ("compare_segmentation.sh", "quickstart.sh", "setup_env.sh", "test.sh")
+SCRIPTS = (
+    "compare_segmentation.sh",
+    "gpu_check.sh",
+    "quickstart.sh",
+    "setup_env.sh",
+    "test.sh",
+)
 ADAPTER = "output/digits/mask_rcnn_vit_adapter_t"
 
 

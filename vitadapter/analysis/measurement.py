@@ -26,7 +26,7 @@ PRECISIONS = {
         "train.inference.amp_dtype=bfloat16",
     ],
 }
-"""Overrides of each precision."""
+"""The overrides with which a config trains and predicts in each."""
 
 
 @dataclass(frozen=True)

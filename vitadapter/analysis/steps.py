@@ -149,10 +149,14 @@ class Steps:
             self._ema.update(self.model, 0)
 
     @torch.no_grad()
-    def run_inference(self) -> None:
-        """Predicts the images."""
+    def run_inference(self, number: int | None = None) -> None:
+        """Predicts the images.
+
+        Args:
+            number: of images, the first ones; None for all.
+        """
         self._trainer.optimizer.zero_grad()
-        self._inference.eval()(self._images)
+        self._inference.eval()(self._images[:number])
 
     def count_training(self) -> Counter[str]:
         """Does an iteration and returns its peak of memory in bytes, by kind."""

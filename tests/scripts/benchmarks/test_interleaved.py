@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -34,6 +35,20 @@ def test_clocks() -> None:
     assert all(turn.wall >= 0.02 and turn.cpu < 0.02 for turn in turns["wait"])
     assert all(turn.cpu >= 0.02 for turn in turns["work"])
     assert ratio(turns["work"], turns["wait"], "cpu") > 2
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_its_kernels_are_timed() -> None:
+    """Whether the call waits for them or not."""
+    matrix = torch.randn(4096, 4096, device="cuda")
+
+    def products(number: int) -> None:
+        for _ in range(number):
+            torch.mm(matrix, matrix)
+
+    calls = {"one": lambda: products(1), "four": lambda: products(4)}
+    turns = interleave(calls, 5, "cuda", seconds=0)
+    assert 3 < ratio(turns["four"], turns["one"], "cuda") < 5
 
 
 def test_page_faults_are_counted() -> None:
