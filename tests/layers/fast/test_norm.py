@@ -164,28 +164,37 @@ def emulated() -> Iterator[_OpNamespace]:
     library._destroy()
 
 
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernels(request: pytest.FixtureRequest) -> tuple[_OpNamespace, torch.device]:
+    """The CUDA operators, and where the tensors that they take live."""
+    if request.param == "cuda":
+        return torch.ops.vitadapter, torch.device("cuda")
+    return request.getfixturevalue("emulated"), torch.device("cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("branch_dtype", [None, *DTYPES])
 @pytest.mark.parametrize(("rows", "channels"), [(1, 6), (600, 40), (5, 300), (2, 4096)])
 def test_cuda_kernels(
-    emulated: _OpNamespace,
+    kernels: tuple[_OpNamespace, torch.device],
     rows: int,
     channels: int,
     branch_dtype: torch.dtype | None,
     dtype: torch.dtype,
 ) -> None:
+    operators, device = kernels
     torch.manual_seed(0)
-    x, grad_total = torch.randn(2, rows, channels)
-    branch = None if branch_dtype is None else torch.randn(rows, channels).to(branch_dtype)
-    weight, bias = torch.randn(2, channels)
+    x, grad_total = torch.randn(2, rows, channels).to(device)
+    branch = None if branch_dtype is None else torch.randn(rows, channels).to(device, branch_dtype)
+    weight, bias = torch.randn(2, channels).to(device)
     arguments = (x, branch, weight, bias, 1e-6, dtype)
     expected = norm._forward(*arguments)
-    torch.testing.assert_close(emulated.add_and_norm(*arguments), expected, rtol=1e-2, atol=1e-5)
+    torch.testing.assert_close(operators.add_and_norm(*arguments), expected, rtol=1e-2, atol=1e-5)
     sums, normed, mean, rstd = expected
     total = x if branch is None else sums
     for grad in (None, grad_total):
         saved = (total, mean, rstd, weight, branch_dtype or torch.float32)
-        found = emulated.add_and_norm_backward(normed, grad, *saved)
+        found = operators.add_and_norm_backward(normed, grad, *saved)
         expected = norm._backward(normed, grad, *saved)
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=2e-3)
 
