@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -161,6 +162,7 @@ def builds(
     switch: bool = False,
     name: str | None = None,
     sizes: list[int] | None = None,
+    level: bool | Literal["layers"] = False,
 ) -> None:
     """Parameters of each kind."""
 
@@ -168,7 +170,7 @@ def builds(
 @pytest.fixture
 def built() -> DictConfig:
     part = L(torch.nn.ReLU)(inplace=False)
-    owner = L(builds)(part=part.copy(), optional=part.copy(), norm=part.copy())
+    owner = L(builds)(part=part.copy(), optional=part.copy(), norm=part.copy(), level=False)
     content = {"owner": owner, "group": {"a": 1}, "train": {"ema": {"enabled": False}}}
     content["other"] = part.copy()
     content["listed"] = [part.copy()]
@@ -191,6 +193,8 @@ def built() -> DictConfig:
         "owner.name=null",
         "owner.name=text",
         "owner.sizes=5",
+        "owner.level=True",
+        "owner.level=layers",
         "train.ema=null",
         "alias=null",
     ],
@@ -219,6 +223,7 @@ def test_what_a_part_takes(built: DictConfig, override: str) -> None:
         ("owner.count=2.0", r"owner\.count must be an integer, got 2\.0"),
         ("owner.switch=maybe", r"owner\.switch must be True or False, got 'maybe'"),
         ("owner.switch=0", r"owner\.switch must be True or False, got 0"),
+        ("owner.level=all", r"owner\.level must be True or False or layers, got 'all'"),
         ("owner.name=5", r"owner\.name must be text or null, got 5"),
         ("owner.name=[a]", r"owner\.name must be text or null, got \['a'\]"),
     ],

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args, get_origin
 
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -132,7 +132,11 @@ def _check_kind(
     if isinstance(value, Mapping) or (value is None and _may_be_null(full_key, parameter)):
         return
     annotation = None if parameter is None else parameter.annotation
-    if isinstance(value, str) and str in (annotation, *get_args(annotation)):
+    kinds = (annotation, *get_args(annotation))
+    if isinstance(value, str) and (
+        str in kinds
+        or any(get_origin(kind) is Literal and value in get_args(kind) for kind in kinds)
+    ):
         return
     if isinstance(below, bool | int | float) and isinstance(value, str):
         kind = "True or False" if isinstance(below, bool) else "a number"
