@@ -55,7 +55,10 @@ class Kernel:
 
     @property
     def title(self) -> str:
-        kind, dtype, head_dim, levels, points, wide = NAME.search(self.name).groups()
+        found = NAME.search(self.name)
+        if found is None:
+            return "write_levels"
+        kind, dtype, head_dim, levels, points, wide = found.groups()
         fused = "fused " if "7RawTaps" in self.name else ""
         wide = " wide" if wide == "1" else ""
         return f"{fused}{kind} {DTYPES[dtype]} head_dim={head_dim} taps={levels}x{points}{wide}"
@@ -63,11 +66,13 @@ class Kernel:
     @property
     def is_fast(self) -> bool:
         """Whether it is compiled for one head dimension, so that all lanes use vectors."""
-        return int(NAME.search(self.name)[3]) > 0
+        found = NAME.search(self.name)
+        return found is not None and int(found[3]) > 0
 
     @property
     def is_double(self) -> bool:
-        return NAME.search(self.name)[2] == "d"
+        found = NAME.search(self.name)
+        return found is not None and found[2] == "d"
 
     def select(self, pattern: str) -> Counter[str]:
         return Counter({k: n for k, n in self.operations.items() if re.match(pattern, k)})

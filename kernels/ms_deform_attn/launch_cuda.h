@@ -30,6 +30,12 @@ bool is_wide(const Dimensions& dimensions);
 // The levels as kernels read them, `dimensions.levels` of them.
 void fill_levels(const Dimensions& dimensions, LevelSize* levels);
 
+// Writes the levels to device memory. They travel as parameters of kernels: a
+// copy from the host would wait for the device, and could not be captured in a
+// CUDA graph.
+cudaError_t launch_write_levels(
+    const Dimensions& dimensions, LevelSize* to, cudaStream_t stream);
+
 // Taps: GivenTaps or RawTaps. Nothing may be empty. All pointers lie at
 // multiples of 16 bytes.
 template <typename Taps>

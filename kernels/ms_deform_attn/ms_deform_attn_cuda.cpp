@@ -6,7 +6,6 @@
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
@@ -15,7 +14,6 @@
 #include <torch/library.h>
 
 #include <tuple>
-#include <vector>
 
 #include "check_inputs.h"
 #include "launch_cuda.h"
@@ -52,15 +50,15 @@ struct LaunchSizes {
     if (!cuda::is_wide(dimensions)) {
       return;
     }
-    std::vector<cuda::LevelSize> levels(problem.levels.size());
-    cuda::fill_levels(dimensions, levels.data());
     const auto bytes =
-        static_cast<int64_t>(levels.size() * sizeof(cuda::LevelSize));
-    // Waits for the device, since the vector does not outlive this function.
-    device_levels = at::from_blob(levels.data(), {bytes}, at::kByte)
-                        .to(value.device(), at::kByte, false, /*copy=*/true);
-    dimensions.device_levels = reinterpret_cast<const cuda::LevelSize*>(
-        device_levels.const_data_ptr());
+        static_cast<int64_t>(problem.levels.size() * sizeof(cuda::LevelSize));
+    device_levels = at::empty({bytes}, value.options().dtype(at::kByte));
+    auto* levels =
+        reinterpret_cast<cuda::LevelSize*>(device_levels.mutable_data_ptr());
+    C10_CUDA_CHECK(cuda::launch_write_levels(
+        dimensions, levels, c10::cuda::getCurrentCUDAStream().stream()));
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    dimensions.device_levels = levels;
   }
 };
 

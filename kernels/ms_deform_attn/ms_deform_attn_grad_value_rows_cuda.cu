@@ -1,41 +1,9 @@
 // The deterministic kernel for the gradient of value, compiled for every dtype.
 
-#include <limits>
-
 #include "dispatch_cuda.cuh"
 #include "grad_value_rows_cuda.cuh"
 
 namespace vitadapter::cuda {
-
-bool is_wide(const Dimensions& dimensions) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  if (dimensions.levels > kMostLevels) {
-    return true;
-  }
-  // One row and column more on each side, for taps that touch the border from
-  // outside; at least 16, since four bits of a pixel's number tell its corners.
-  const int64_t stride =
-      std::max<int64_t>(16, dimensions.heads * dimensions.head_dim);
-  for (int64_t i = 0; i < dimensions.levels; ++i) {
-    const int64_t height = dimensions.spatial_shapes[2 * i];
-    const int64_t width = dimensions.spatial_shapes[2 * i + 1];
-    if (height + 2 > kMost / stride / (width + 2)) {
-      return true;
-    }
-  }
-  return false;
-}
-
-void fill_levels(const Dimensions& dimensions, LevelSize* levels) {
-  int64_t first_token = 0;
-  for (int64_t i = 0; i < dimensions.levels; ++i) {
-    const int64_t height = dimensions.spatial_shapes[2 * i];
-    const int64_t width = dimensions.spatial_shapes[2 * i + 1];
-    levels[i] = {
-        first_token, static_cast<int32_t>(height), static_cast<int32_t>(width)};
-    first_token += height * width;
-  }
-}
 
 template <typename Scalar>
 cudaError_t launch_grad_value_rows(

@@ -108,7 +108,9 @@ def build(kernels: Path, float_only: bool = False, flags: Sequence[str] = ()) ->
     sources = sorted(kernels.glob("*_cuda.cu"))
     flags = (*flags, f"-DEMULATED_NAMESPACE={_namespace(float_only)}")
     if float_only:
-        sources = [path for path in sources if "grad_value_rows" in path.name]
+        # What `float_launches.cpp` has for float32 alone.
+        others = ("forward_cuda.cu", "backward_cuda.cu")
+        sources = [path for path in sources if not path.name.endswith(others)]
         sources.append(FOLDER / "float_launches.cpp")
         flags = (*flags, "-DEMULATED_FLOAT_ONLY")
     sources += sorted(path for path in kernels.glob("*.cpp") if "cpu" not in path.name)

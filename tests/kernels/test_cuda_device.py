@@ -124,3 +124,24 @@ def test_more_numbers_than_32_bits_index() -> None:
     output = torch.ops.vitadapter.ms_deform_attn(value, [4, 8], locations, weights)
     expected = torch.ops.vitadapter.ms_deform_attn(value[-3:], [4, 8], locations[-3:], weights[-3:])
     assert torch.equal(output[-3:], expected)
+
+
+@pytest.mark.parametrize("shapes", [PYRAMID, ((2, 1), (1, 2), (1, 1)) * 50], ids=["usual", "wide"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_captured_in_a_graph(fused: bool, shapes: tuple[tuple[int, int], ...]) -> None:
+    """Whatever waited for the device would spoil the capture."""
+    case = Case(fused=fused, shapes=shapes, points=1, queries=3)
+    expected = on_device(case)
+    forward, backward = (
+        getattr(torch.ops.vitadapter, f"ms_deform_attn{'_fused' * fused}{end}")
+        for end in ("", "_backward")
+    )
+    value, grad_output, *taps = (t.cuda() for t in (case.value, case.grad_output, *case.taps))
+    flat = [size for shape in case.shapes for size in shape]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [forward(value, flat, *taps), *backward(grad_output, value, flat, *taps)]
+    for _ in range(2):
+        graph.replay()
+        for got, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(got.cpu(), wanted)

@@ -34,10 +34,13 @@ def check_fixed(what: str, *sizes: int) -> None:
 def average_cells(x: Tensor, cells: int) -> Tensor:
     """`F.adaptive_avg_pool2d` of maps (B, C, h, w) to (B, C, cells, cells).
 
-    For symbolic sizes, it is a product with weights, because ONNX has no adaptive pooling.
+    For symbolic sizes, it is a product with weights, because ONNX has no adaptive pooling, and
+    Inductor has it for fixed sizes only.
     """
     sides = x.shape[-2:]
-    if not any(isinstance(side, torch.SymInt) for side in sides):
+    # `torch.compile` shows symbolic sizes as integers.
+    symbolic = any(isinstance(side, torch.SymInt) for side in sides)
+    if not symbolic and not torch.compiler.is_dynamo_compiling():
         return F.adaptive_avg_pool2d(x, cells)
     rows, columns = (_cell_weights(side, cells, x) for side in sides)
     return rows @ x @ columns.t()

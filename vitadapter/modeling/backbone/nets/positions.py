@@ -65,15 +65,17 @@ def rotary_positions(
     rope: RotaryEmbeddingCat | RotaryEmbeddingDinoV3, hw: tuple[int, int]
 ) -> Tensor:
     """Returns the rotary positions of a grid (h, w) in timm's form, which `rope` makes."""
-    symbolic = any(isinstance(side, torch.SymInt) for side in hw)
-    if not symbolic or not isinstance(rope, RotaryEmbeddingDinoV3):
+    if not isinstance(rope, RotaryEmbeddingDinoV3):
         return rope.get_embed(shape=list(hw))
     if rope.normalize_coords != "separate":
         check_fixed(f"DINOv3's {rope.normalize_coords} positions", *hw)
-    # timm divides by `float(side)`, which would make the size of the example a constant.
+        return rope.get_embed(shape=list(hw))
+    # timm makes the coordinates on the CPU, from where a GPU has to be waited for, and divides by
+    # `float(side)`, which would make the size of the example a constant.
     device = cast(Tensor, rope.periods).device
     y, x = (
         (torch.arange(side, device=device) + 0.5 + rope.grid_offset) / side * 2 - 1 for side in hw
     )
     coordinates = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    coordinates = rope._apply_coord_augs(coordinates)
     return torch.cat(rope._get_pos_embed_from_coords(coordinates), dim=-1)

@@ -7,6 +7,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
+from vitadapter.layers.fast.switch import is_eager
 from vitadapter.layers.sizes import check_fixed
 
 __all__ = ["relative_position_bias", "resize_relative_positions", "spline_matrix"]
@@ -52,11 +53,25 @@ def resize_relative_positions(table: Tensor, size: tuple[int, int]) -> Tensor:
         if excess > 0:
             table = table.narrow(dim, excess // 2, side)
         elif excess < 0:
-            matrix = torch.tensor(
-                spline_matrix(table.shape[dim], side), dtype=table.dtype, device=table.device
-            )
+            matrix = _spline_tensor(table.shape[dim], side, table)
             table = (matrix @ table.transpose(dim, 1)).transpose(dim, 1)
     return table
+
+
+def _spline_tensor(source: int, target: int, like: Tensor) -> Tensor:
+    """Returns `spline_matrix` in the dtype and on the device of a tensor.
+
+    It is kept there, since the host would wait for the device in each copy. In a program that is
+    traced or compiled, or on fake tensors, it is made anew.
+    """
+    make = _kept_spline if is_eager() and type(like) is Tensor else _kept_spline.__wrapped__
+    return make(source, target, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _kept_spline(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # so that it can be used in training later
+        return torch.tensor(spline_matrix(source, target), dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=64)
