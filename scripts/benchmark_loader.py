@@ -8,6 +8,7 @@ shapely`), with which Detectron2's mapper crops polygons.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -112,12 +113,16 @@ def measure(recipe: str, records: list[Record], rounds: int) -> list[list[float]
     for mapper in mappers(recipe):
         here, there = processes.Pipe()
         processes.Process(target=serve, args=(there, mapper, records), daemon=True).start()
+        there.close()  # so that the end of the process is seen here
         workers.append(here)
     times: list[list[float]] = [[] for _ in workers]
     for number in range(rounds + 1):
         for worker, taken in zip(workers, times, strict=True):
             worker.send(True)
-            seconds = worker.recv()
+            try:
+                seconds = worker.recv()
+            except EOFError:
+                sys.exit("error: the process of a mapper has failed (see above)")
             if number > 0:  # not that in which the process gets its memory
                 taken.append(seconds)
     for worker in workers:

@@ -44,6 +44,7 @@ from vitadapter.commands.arguments import OVERRIDES
 from vitadapter.commands.errors import exit_on_errors
 from vitadapter.engine.building import build
 from vitadapter.engine.overrides import apply_overrides, load_config
+from vitadapter.layers.fast import as_on_gpu
 from vitadapter.model_zoo import get_config
 from vitadapter.visualization.markdown import markdown_table
 
@@ -132,7 +133,7 @@ def inference_work(cfg: DictConfig, workload: Workload) -> Work:
 def backbone_peaks(cfg: DictConfig, workload: Workload) -> dict[str, int]:
     """The peaks of a GPU's memory in bytes while a backbone runs alone."""
     peaks = {}
-    with fake_run():
+    with fake_run(), as_on_gpu():
         backbone = build(cfg.model, "model").backbone
         tracker = AllocationTracker()
         with tracker:
@@ -237,7 +238,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--models", nargs="+", choices=ADAPTERS, default=["tiny", "small", "base"], help="nets"
     )
     parser.add_argument(
-        "--size", type=parse_size, default=(800, 1280), help="of the images, HxW (%(default)s)"
+        "--size", type=parse_size, default=(800, 1280), help="of the images (default: 800x1280)"
     )
     parser.add_argument("--batch", type=int, default=2, help="images of launches, GB and GiB")
     parser.add_argument("--rounds", type=int, default=0, help="to measure; 0 measures nothing")

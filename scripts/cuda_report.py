@@ -57,7 +57,10 @@ class Kernel:
     def title(self) -> str:
         found = NAME.search(self.name)
         if found is None:
-            return "write_levels"
+            others = re.search(r"\d((?:write_levels|add_and_norm)\w*?)_kernel", self.name)
+            if others is None:
+                raise ValueError(f"the kernel {self.name} has no title here")
+            return others.group(1)
         kind, dtype, head_dim, levels, points, wide = found.groups()
         fused = "fused " if "7RawTaps" in self.name else ""
         wide = " wide" if wide == "1" else ""

@@ -11,8 +11,8 @@ namespace vitadapter::cuda {
 
 // Channels that one row may have.
 constexpr int64_t kMostChannels = 4096;
-// Blocks of the backward pass: several for each multiprocessor. Each adds up the
-// gradients of weight and bias over its own rows.
+// Blocks of the backward pass, each of which adds up the gradients of weight and
+// bias over its own rows. More of them would write more sums, to be read again.
 constexpr int64_t kMostBlocks = 512;
 
 // total = x + branch and its norm, rows of `channels` each. Without a branch

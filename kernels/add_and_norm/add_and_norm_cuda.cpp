@@ -2,8 +2,6 @@
 // PyTorch, and the gradients are in vitadapter/layers/fast/norm.py.
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/sum.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>

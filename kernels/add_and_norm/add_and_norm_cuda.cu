@@ -5,8 +5,6 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
-#include <algorithm>
-
 #include "add_and_norm.h"
 
 namespace vitadapter::cuda {

@@ -38,7 +38,7 @@ class Outcome:
             if "left_out" in row
         }
         ended = {row["case"] for row in self.rows} | self.failed.keys()
-        return left | {name: "no time was left" for name in self.planned if name not in ended}
+        return left | {name: "not reached" for name in self.planned if name not in ended}
 
 
 def read_outcome(path: Path) -> Outcome:

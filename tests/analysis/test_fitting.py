@@ -117,6 +117,13 @@ def test_each_saving_is_named_by_what_to_type() -> None:
     }
 
 
+def test_cheap_layers_that_run_again_leave_blocks_to_save() -> None:
+    adapter = "model.backbone.bottom_up"
+    cfg = load_config(MASK_RCNN, [f"{adapter}.net.use_act_checkpoint=layers"])
+    changes = [saving.change for saving in savings(cfg, WORKLOAD, ranks=2)]
+    assert f"{adapter}.use_act_checkpoint=True {adapter}.net.use_act_checkpoint=True" in changes
+
+
 def test_what_is_on_already_saves_nothing_more() -> None:
     on = ["train.amp.enabled=True", "model.backbone.bottom_up.freeze_net=True"]
     on += [

@@ -143,7 +143,9 @@ def test_a_killed_run_goes_on_in_two_processes(
     assert f"8 of 8 inputs done ({len(before)} were there)" in printed
     left = 7 - sum(path.name.endswith(".png.json") for path in before)
     # The bar counts the images of both processes; there is none for a single one.
-    assert set(re.findall(r"images: .*?\d+/(\d+) ", printed)) <= {str(left)}
+    assert set(re.findall(r"images: .*?\d+/(\d+) ", printed)) == (
+        {str(left)} if left > 1 else set()
+    )
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert not list(output.glob(".vitadapter-*"))
     assert_same(by_image(output), by_image(tmp_path / "single"))

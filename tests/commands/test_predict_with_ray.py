@@ -1,6 +1,7 @@
 """Predictions by actors: with a stand-in for Ray, and with Ray itself where it is installed."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,7 +38,15 @@ class _Rows:
         **options: object,
     ) -> "_Rows":
         _Rows.options = {"batch_size": batch_size, **options}
-        call, found = actor(*fn_constructor_args), []
+        here = Path.cwd()
+        with tempfile.TemporaryDirectory() as elsewhere:
+            os.chdir(elsewhere)  # as Ray starts actors in a folder of its own
+            try:
+                call, found = actor(*fn_constructor_args), []
+            except BaseException:
+                os.chdir(here)
+                raise
+        assert Path.cwd() == here
         for start in range(0, len(self._rows), batch_size):
             batch = self._rows[start : start + batch_size]
             answer = call({"number": np.array([row["number"] for row in batch])})
@@ -87,7 +96,8 @@ def check(
     """Actors write what one process does, and go on with what is left."""
     alone, actors = tmp_path / "alone", tmp_path / "actors"
     assert predict.predict([*arguments, "--output", str(alone)]) == 1  # one image is damaged
-    given = [*arguments, "--output", str(actors), "--gpus-per-actor", "0", *actor_options]
+    output = os.path.relpath(actors)
+    given = [*arguments, "--output", output, "--gpus-per-actor", "0", *actor_options]
     assert predict_with_ray.main(given) == 1
     assert "6 of 7 inputs done" in printed()
     assert len(results(alone)) > 6
@@ -174,5 +184,5 @@ def test_without_ray_it_says_what_to_install(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert predict_with_ray.main(arguments) == 1
+    assert predict_with_ray.main(arguments) == 2
     assert "pip install 'vitadapter[ray]'" in capsys.readouterr().err

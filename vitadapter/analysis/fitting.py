@@ -117,11 +117,11 @@ def _backbone_parts(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _switched_off(cfg: DictConfig, name: str) -> list[str]:
-    """Overrides that switch on `name` wherever the backbone has it and it is off."""
+    """Overrides that switch on `name` wherever the backbone has it and it is not wholly on."""
     return [
         f"{key}.{name}=True"
         for key, part in _backbone_parts(cfg)
-        if _takes(part, name) and not part.get(name, False)
+        if _takes(part, name) and part.get(name, False) is not True
     ]
 
 

@@ -225,7 +225,7 @@ class _AsOnGPU(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is Tensor.backward and not any(kwargs.values()):
+        if func is Tensor.backward and all(v is None or v is False for v in kwargs.values()):
             # PyTorch's own function would leave this mode, in which layers have to run again.
             with self:
                 return _engine_run_backward(

@@ -5,6 +5,7 @@ does and writes the same files.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -49,12 +50,14 @@ class Actor:
     Args:
         args: of the command line.
         planned: all inputs.
+        folder: that relative paths are relative to. Ray starts actors in one of its own.
     """
 
-    def __init__(self, args: argparse.Namespace, planned: Sequence[Planned]) -> None:
+    def __init__(self, args: argparse.Namespace, planned: Sequence[Planned], folder: Path) -> None:
+        os.chdir(folder)
         model, selection, _ = prepare(args)
-        folder = Path(args.output)
-        self._run = Run(model.predictor(), selection, folder, args.batch_size, args.workers)
+        output = Path(args.output)
+        self._run = Run(model.predictor(), selection, output, args.batch_size, args.workers)
         self._planned = planned
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
@@ -87,7 +90,7 @@ def _with_actors(args: argparse.Namespace, planned: list[Planned]) -> tuple[int,
         numbers = ray.data.from_items([{"number": number} for number in range(len(todo))])
         done = numbers.map_batches(
             Actor,
-            fn_constructor_args=(args, todo),
+            fn_constructor_args=(args, todo, Path.cwd()),
             batch_size=_BATCHES * args.batch_size,
             compute=ray.data.ActorPoolStrategy(size=args.actors),
             num_cpus=args.cpus_per_actor,
@@ -135,5 +138,5 @@ def main(arguments: Sequence[str], prog: str = "scripts/predict_with_ray.py") ->
         parser.error(f"--gpus-per-actor must not be negative, got {args.gpus_per_actor}")
     if find_spec("ray") is None:
         print("error: it needs Ray: pip install 'vitadapter[ray]'", file=sys.stderr)
-        return 1
+        return 2
     return run(args, _with_actors)

@@ -42,8 +42,10 @@ def average_cells(x: Tensor, cells: int) -> Tensor:
     symbolic = any(isinstance(side, torch.SymInt) for side in sides)
     if not symbolic and not torch.compiler.is_dynamo_compiling():
         return F.adaptive_avg_pool2d(x, cells)
-    rows, columns = (_cell_weights(side, cells, x) for side in sides)
-    return rows @ x @ columns.t()
+    # As of the pooling, whose result autocast leaves in the type of the maps.
+    with torch.autocast(x.device.type, enabled=False):
+        rows, columns = (_cell_weights(side, cells, x) for side in sides)
+        return rows @ x @ columns.t()
 
 
 def _cell_weights(side: int, cells: int, like: Tensor) -> Tensor:

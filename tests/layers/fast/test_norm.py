@@ -168,6 +168,7 @@ def emulated() -> Iterator[_OpNamespace]:
 def kernels(request: pytest.FixtureRequest) -> tuple[_OpNamespace, torch.device]:
     """The CUDA operators, and where the tensors that they take live."""
     if request.param == "cuda":
+        assert norm._has_kernels(torch.device("cuda")), "only the plain operator is there"
         return torch.ops.vitadapter, torch.device("cuda")
     return request.getfixturevalue("emulated"), torch.device("cpu")
 

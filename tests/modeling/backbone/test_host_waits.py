@@ -1,8 +1,9 @@
 """The backbone's Python code never makes the host wait for a GPU, forward or backward.
 
-It runs on the meta device, whose tensors stand for a GPU's. Waiting would be: a value that is read
-of a tensor, a shape that depends on values, and a copy from or to the CPU. Without them, a CUDA
-graph can capture both passes. The operator's own host code is tested in ``tests/kernels``.
+It runs on the meta device, whose tensors stand for a GPU's, as layers run on a GPU. Waiting would
+be: a value that is read of a tensor, a shape that depends on values, and a copy from or to the CPU.
+Without them, a CUDA graph can capture both passes. The operator's own host code is tested in
+``tests/kernels``.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vitadapter.layers.fast import as_on_gpu
 from vitadapter.modeling.backbone import (
     BEiT,
     CSwinAttention,
@@ -115,7 +117,7 @@ def test_backbone_does_not_wait(name: str) -> None:
     images = torch.empty(2, 3, 80, 96, device="meta")
     with torch.inference_mode():
         model(images)  # what depends on the size of the images is kept from here on
-    with NoWaits():
+    with NoWaits(), as_on_gpu():
         for training in (True, False):
             outputs = model.train(training)(images)
             sum(out.sum() for out in outputs.values()).backward()

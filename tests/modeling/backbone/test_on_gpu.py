@@ -64,7 +64,7 @@ def test_differs_from_plain_autocast_by_rounding_only() -> None:
 
 
 def kept(model: nn.Module, images: Tensor) -> int:
-    """Numbers that are kept for the backward pass."""
+    """Bytes that are kept for the backward pass."""
     sizes: dict[int, int] = {}
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
 

@@ -3,7 +3,8 @@
 Under autocast on a GPU, the stream is float32 and linear layers read half precision. PyTorch adds
 the branch, computes the norm in float32, and converts it, in three kernels; in the backward pass,
 it converts the norm's gradient, computes that of its input, adds it to that of the stream, and
-converts the sum for the branch. Each of the two takes one kernel here, which moves half the bytes.
+converts the sum for the branch. Here, the first takes one kernel and the second two, which move
+half the bytes.
 """
 
 from functools import cache
@@ -44,7 +45,7 @@ def _forward(
 
     Args:
         x: (..., C) in float32.
-        branch: the same shape, in `dtype`; None for none.
+        branch: the same shape, in `dtype` or float32; None for none.
         weight, bias: (C,) of the norm, in float32.
         eps: of the norm.
         dtype: of the norm's output.
@@ -80,7 +81,8 @@ def _backward(
         branch_dtype: of the branch; float32 for none.
 
     Returns:
-        The gradients of `x`, of the branch (empty without one), the weight and the bias.
+        The gradients of `x`, of the branch, the weight and the bias. That of a branch in float32 is
+        that of `x`, and is empty here.
     """
     rows = (*total.shape[:-1], 1)
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
@@ -193,6 +195,8 @@ class _AddAndNorm(torch.autograd.Function):
 def add_and_norm(norm: nn.Module, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Adds a branch to a residual stream, and normalises the sum for linear layers.
 
+    On a GPU under autocast, it can be differentiated once.
+
     Args:
         norm: usually `nn.LayerNorm`; any other module, and one that is not plain (see `is_plain`),
             is only called.
@@ -233,6 +237,7 @@ def _is_fused(norm: nn.Module, x: Tensor, branch: Tensor | None) -> TypeGuard[nn
         is_eager()
         and is_on_gpu(x)
         and _has_kernels(x.device)
+        and torch.amp.is_autocast_available(device)
         and torch.is_autocast_enabled(device)
         and torch.get_autocast_dtype(device) in _HALF
         and is_plain(norm, nn.LayerNorm)
@@ -240,6 +245,7 @@ def _is_fused(norm: nn.Module, x: Tensor, branch: Tensor | None) -> TypeGuard[nn
         and x.shape[-1] <= _MOST_CHANNELS
         and norm.bias is not None
         and are_plain_tensors(x, branch)
+        and not x.is_inference()
         and x.dtype == norm.weight.dtype == torch.float32
         and (branch is None or branch.shape == x.shape)
     )

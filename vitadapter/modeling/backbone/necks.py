@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import Backbone
@@ -12,9 +11,13 @@ from detectron2.modeling import SimpleFeaturePyramid as Detectron2SimpleFeatureP
 from fvcore.nn import weight_init
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vitadapter.layers.fast import recomputed
+from vitadapter.layers.fast import (
+    ActCheckpoint,
+    check_act_checkpoint,
+    recomputed,
+    run_with_checkpoint,
+)
 
 from .nets.plain_net import Mlp
 from .nets.vit import Attention
@@ -178,7 +181,7 @@ class ExtraAttention(_Neck):
         ffn_ratio: hidden width of the FFN, relative to the channels; 0 for no FFN.
         drop_path_rate: stochastic depth of both branches.
         norm_layer: makes a norm for a given number of channels.
-        use_act_checkpoint: whether to recompute the layer in the backward pass.
+        use_act_checkpoint: as of `ViT`, for the layer.
 
     Raises:
         ValueError: `bottom_up` does not have the feature, `num_heads` does not divide its channels,
@@ -194,9 +197,10 @@ class ExtraAttention(_Neck):
         ffn_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        use_act_checkpoint: bool = False,
+        use_act_checkpoint: ActCheckpoint = False,
     ) -> None:
         super().__init__()
+        check_act_checkpoint(use_act_checkpoint)
         shapes = bottom_up.output_shape()
         if in_feature not in shapes:
             raise ValueError(f"in_feature must be one of {list(shapes)}, got {in_feature!r}")
@@ -245,10 +249,7 @@ class ExtraAttention(_Neck):
         """Applies the layer and its norm to a map (B, C, h, w)."""
         hw = (feature.shape[2], feature.shape[3])
         x = feature.permute(0, 2, 3, 1).flatten(1, 2)
-        if self.use_act_checkpoint and torch.is_grad_enabled():
-            x = checkpoint(self._layer, x, hw, use_reentrant=False)
-        else:
-            x = self._layer(x, hw)
+        x = run_with_checkpoint(self.use_act_checkpoint, self._layer, x, hw)
         return x.unflatten(1, hw).permute(0, 3, 1, 2)
 
     def _layer(self, x: Tensor, hw: tuple[int, int]) -> Tensor:

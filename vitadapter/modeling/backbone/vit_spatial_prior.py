@@ -8,6 +8,7 @@ import torch
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
+from vitadapter.layers.fast import ActCheckpoint, run_with_checkpoint
 from vitadapter.ops import MSDeformAttn
 
 from .interaction import Injector, TokenGrids
@@ -88,7 +89,9 @@ class ViTSpatialPrior(ViTBaseline):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes multi-scale features; see `ViTAdapter.forward`."""
         images = pad_images(images, self.size_divisibility, self.in_chans)
-        c1, *priors = self.spm(images)
+        # As in `ViTAdapter`; cheap layers alone, since there is no setting of its own.
+        level: ActCheckpoint = "layers" if self.net.use_act_checkpoint else False
+        c1, *priors = run_with_checkpoint(level, self.spm, images)
         x, prefix = self.net.embed(images)
         inject = self._injection(priors, TokenGrids.of(x.shape[1:3], images.device))
         stops = {index + 1 for index in self.block_indexes}

@@ -215,8 +215,9 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
         window_size: side of the windows in tokens; 0 for none.
 
     Returns:
-        (B, H, W, D), where H and W are multiples of `window_size`. On a GPU, where moving `D`
-        channels into windows takes longer than their products, (B, rows, columns, side, side, D).
+        (B, H, W, D), where H and W are multiples of `window_size`. On a GPU, tokens are
+        split into windows before the projection, because C channels are moved faster than D; then
+        (B, rows, columns, side, side, D).
     """
     bottom, right = (padding_to(side, max(window_size, 1)) for side in hw)
     padding = (0, 0, 0, right, 0, bottom)

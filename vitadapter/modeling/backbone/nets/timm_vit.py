@@ -66,7 +66,8 @@ class TimmViT(PlainNet):
             them or one for each (see `run_block_in_windows` for incomplete windows, prefix tokens
             and rotary positions).
         window_block_indexes: blocks that attend inside windows; all others attend globally.
-        use_act_checkpoint: whether to recompute each block in the backward pass.
+        use_act_checkpoint: whether to recompute each block in the backward pass. "layers" is for an
+            adapter that follows this setting: timm's own layers are not recomputed one by one.
         offload_to_cpu: whether the inputs of recomputed blocks wait on the CPU, which frees GPU
             memory and costs transfers.
         out_feature: name of the output of `forward`.
