@@ -89,8 +89,9 @@ class ViTSpatialPrior(ViTBaseline):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes multi-scale features; see `ViTAdapter.forward`."""
         images = pad_images(images, self.size_divisibility, self.in_chans)
-        # As in `ViTAdapter`; cheap layers alone, since there is no setting of its own.
-        level: ActCheckpoint = "layers" if self.net.use_act_checkpoint else False
+        # As in `ViTAdapter`, but there is no setting of its own, and nets need not have one.
+        follows = getattr(self.net, "use_act_checkpoint", False)
+        level: ActCheckpoint = "layers" if follows else False
         c1, *priors = run_with_checkpoint(level, self.spm, images)
         x, prefix = self.net.embed(images)
         inject = self._injection(priors, TokenGrids.of(x.shape[1:3], images.device))
