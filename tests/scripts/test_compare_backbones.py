@@ -1,15 +1,27 @@
 """`scripts/compare_backbones.py` on tiny detectors, against models that are built and run."""
 
+import copy
+
 import compare_backbones
 import pytest
 import torch
-from compare_backbones import KINDS, WHOLES, Costs, count, main, measure, peers
+from compare_backbones import (
+    KINDS,
+    WHOLES,
+    Costs,
+    backbone_peaks,
+    count,
+    main,
+    measure,
+    peers,
+)
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 from project_configs import count_parameters
 
 from vitadapter.analysis import Work, Workload
 from vitadapter.analysis.work import Call
+from vitadapter.engine.overrides import apply_overrides
 
 _ADAPTER = "model.backbone.bottom_up"
 _NET = f"{_ADAPTER}.net"
@@ -67,6 +79,18 @@ def test_figures_of_a_batch(tiny_peers: dict[str, DictConfig]) -> None:
         assert small.peaks[kind] > least * small.parameters
         assert large.peaks[kind] > small.peaks[kind]
     assert small.work["step"].flops > 2 * small.work["inference"].flops
+
+
+def test_memory_is_that_of_a_gpu_which_keeps_what_cheap_layers_give(
+    tiny_peers: dict[str, DictConfig],
+) -> None:
+    workload = Workload((64, 96), 2)
+    cfg = copy.deepcopy(tiny_peers["ViT-Adapter"])
+    kept = backbone_peaks(cfg, workload)
+    apply_overrides(cfg, [f"{_NET}.use_act_checkpoint=layers"])
+    repeated = backbone_peaks(cfg, workload)
+    assert repeated["step"] < kept["step"]
+    assert repeated["inference"] == kept["inference"]
 
 
 def test_seconds(tiny_peers: dict[str, DictConfig]) -> None:
