@@ -93,6 +93,11 @@ def test_it_explains_itself(repository: Path) -> None:
     done = gpu_check(repository, "--help")
     assert done.returncode == 0
     assert "--collect FOLDER" in done.stdout
+    folder = repository / "scripts"
+    here = subprocess.run(
+        ["bash", "gpu_check.sh", "--help"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert (here.returncode, here.stdout) == (0, done.stdout)
 
 
 @pytest.fixture
