@@ -181,9 +181,19 @@ class TestExtraAttention:
         for name, tensor in bottom_up.state_dict().items():
             torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
+    @pytest.mark.parametrize("level", [True, "layers"])
+    def test_levels_of_recomputation_change_no_gradient(self, level: bool | str) -> None:
+        feature = torch.randn(2, 32, 3, 5, requires_grad=True)
+        extra = ExtraAttention(_bottom_up(), num_heads=4)
+        expected = torch.autograd.grad(extra.attend(feature).square().sum(), feature)
+        extra.use_act_checkpoint = level
+        found = torch.autograd.grad(extra.attend(feature).square().sum(), feature)
+        torch.testing.assert_close(found, expected)
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
+            ({"use_act_checkpoint": "all"}, "must be True, False or \"layers\", got 'all'"),
             (dict(in_feature="res6"), r"in_feature must be one of \['res2'.*got 'res6'"),
             (dict(num_heads=5), r"num_heads must divide res5's 32 channels, got 5"),
             (dict(num_heads=0), r"num_heads must divide"),
