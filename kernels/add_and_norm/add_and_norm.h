@@ -15,39 +15,45 @@ constexpr int64_t kMostChannels = 4096;
 // bias over its own rows. More of them would write more sums, to be read again.
 constexpr int64_t kMostBlocks = 512;
 
-// total = x + branch and its norm, rows of `channels` each. Without a branch
-// (null), total is not written. Branch: float or Half.
-template <typename Half, typename Branch>
-cudaError_t launch_add_and_norm(
-    int64_t rows,
-    int64_t channels,
-    float eps,
-    const float* x,
-    const Branch* branch,
-    const float* weight,
-    const float* bias,
-    float* total,
-    Half* normed,
-    float* mean,
-    float* rstd,
-    cudaStream_t stream);
+// total = x + branch and its norm, rows of `channels` each. Branch_: float or Half_.
+template <typename Half_, typename Branch_>
+struct AddAndNorm {
+  using Half = Half_;
+  using Branch = Branch_;
 
-// grad_affine: (2, blocks, channels), parts of the gradients of weight and bias.
-// grad_total and grad_branch may be null.
-template <typename Half>
-cudaError_t launch_add_and_norm_backward(
-    int64_t rows,
-    int64_t channels,
-    int64_t blocks,
-    const Half* grad_normed,
-    const float* grad_total,
-    const float* total,
-    const float* mean,
-    const float* rstd,
-    const float* weight,
-    float* grad_x,
-    Half* grad_branch,
-    float* grad_affine,
-    cudaStream_t stream);
+  int64_t rows;
+  int channels;
+  float eps;
+  const float* x;
+  const Branch* branch; // may be null; total is not written then
+  const float* weight;
+  const float* bias;
+  float* total;
+  Half* normed;
+  float* mean;
+  float* rstd;
+};
+
+template <typename Half_>
+struct AddAndNormBackward {
+  using Half = Half_;
+
+  int64_t rows;
+  int channels;
+  int64_t blocks;
+  const Half* grad_normed;
+  const float* grad_total; // may be null
+  const float* total;
+  const float* mean;
+  const float* rstd;
+  const float* weight;
+  float* grad_x;
+  Half* grad_branch; // may be null
+  float* grad_affine; // (2, blocks, channels): parts of those of weight and bias
+};
+
+// Problem: one of the above, with at least one row.
+template <typename Problem>
+cudaError_t launch(const Problem& problem, cudaStream_t stream);
 
 } // namespace vitadapter::cuda

@@ -11,6 +11,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "add_and_norm.h"
 
@@ -96,12 +97,15 @@ Tensors add_and_norm(
   with_half(dtype, [&](auto half) {
     using half_t = decltype(half);
     const auto launch = [&](const auto* of_branch) {
-      C10_CUDA_CHECK(cuda::launch_add_and_norm(
-          rows, x.size(-1), static_cast<float>(eps), x.const_data_ptr<float>(),
-          of_branch, weight.const_data_ptr<float>(), bias.const_data_ptr<float>(),
-          total.mutable_data_ptr<float>(), normed.mutable_data_ptr<half_t>(),
-          mean.mutable_data_ptr<float>(), rstd.mutable_data_ptr<float>(),
-          c10::cuda::getCurrentCUDAStream().stream()));
+      using branch_t = std::decay_t<decltype(*of_branch)>;
+      const cuda::AddAndNorm<half_t, branch_t> problem{
+          rows, static_cast<int>(x.size(-1)), static_cast<float>(eps),
+          x.const_data_ptr<float>(), of_branch, weight.const_data_ptr<float>(),
+          bias.const_data_ptr<float>(), total.mutable_data_ptr<float>(),
+          normed.mutable_data_ptr<half_t>(), mean.mutable_data_ptr<float>(),
+          rstd.mutable_data_ptr<float>()};
+      C10_CUDA_CHECK(
+          cuda::launch(problem, c10::cuda::getCurrentCUDAStream().stream()));
     };
     if (!branch.defined()) {
       launch(static_cast<const float*>(nullptr));
@@ -158,15 +162,17 @@ Tensors add_and_norm_backward(
   if (rows > 0) {
     with_half(half, [&](auto zero) {
       using half_t = decltype(zero);
-      C10_CUDA_CHECK(cuda::launch_add_and_norm_backward(
-          rows, total.size(-1), blocks, grad_normed.const_data_ptr<half_t>(),
+      const cuda::AddAndNormBackward<half_t> problem{
+          rows, static_cast<int>(total.size(-1)), blocks,
+          grad_normed.const_data_ptr<half_t>(),
           grad_total.defined() ? grad_total.const_data_ptr<float>() : nullptr,
           total.const_data_ptr<float>(), mean.const_data_ptr<float>(),
           rstd.const_data_ptr<float>(), weight.const_data_ptr<float>(),
           grad_x.mutable_data_ptr<float>(),
           grad_branch.defined() ? grad_branch.mutable_data_ptr<half_t>() : nullptr,
-          grad_affine.mutable_data_ptr<float>(),
-          c10::cuda::getCurrentCUDAStream().stream()));
+          grad_affine.mutable_data_ptr<float>()};
+      C10_CUDA_CHECK(
+          cuda::launch(problem, c10::cuda::getCurrentCUDAStream().stream()));
     });
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }

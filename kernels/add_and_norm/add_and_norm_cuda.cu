@@ -5,6 +5,8 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include <utility>
+
 #include "add_and_norm.h"
 
 namespace vitadapter::cuda {
@@ -56,80 +58,61 @@ __device__ Sums sum_over_block(float first, float second) {
   return {first, second};
 }
 
-template <typename Half, typename Branch>
-__global__ void __launch_bounds__(kMostThreads) add_and_norm_kernel(
-    int channels,
-    float eps,
-    const float* x,
-    const Branch* branch,
-    const float* weight,
-    const float* bias,
-    float* total,
-    Half* normed,
-    float* mean,
-    float* rstd) {
+template <typename Problem>
+__global__ void __launch_bounds__(kMostThreads)
+    add_and_norm_kernel(const Problem p) {
   const int64_t row = blockIdx.x;
-  const int64_t start = row * channels;
+  const int64_t start = row * p.channels;
   float values[kPerThread];
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int c = threadIdx.x + i * blockDim.x;
     values[i] = 0;
-    if (c < channels) {
-      values[i] = x[start + c];
-      if (branch != nullptr) {
-        values[i] += static_cast<float>(branch[start + c]);
-        total[start + c] = values[i];
+    if (c < p.channels) {
+      values[i] = p.x[start + c];
+      if (p.branch != nullptr) {
+        values[i] += static_cast<float>(p.branch[start + c]);
+        p.total[start + c] = values[i];
       }
       sum += values[i];
     }
   }
-  const float row_mean = sum_over_block(sum, 0).first / channels;
+  const float mean = sum_over_block(sum, 0).first / p.channels;
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int c = threadIdx.x + i * blockDim.x;
-    if (c < channels) {
-      values[i] -= row_mean;
+    if (c < p.channels) {
+      values[i] -= mean;
       squares += values[i] * values[i];
     }
   }
-  const float variance = sum_over_block(squares, 0).first / channels;
-  const float row_rstd = 1.0f / sqrtf(variance + eps);
+  const float variance = sum_over_block(squares, 0).first / p.channels;
+  const float rstd = 1.0f / sqrtf(variance + p.eps);
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int c = threadIdx.x + i * blockDim.x;
-    if (c < channels) {
-      normed[start + c] =
-          static_cast<Half>(values[i] * row_rstd * weight[c] + bias[c]);
+    if (c < p.channels) {
+      p.normed[start + c] = static_cast<typename Problem::Half>(
+          values[i] * rstd * p.weight[c] + p.bias[c]);
     }
   }
   if (threadIdx.x == 0) {
-    mean[row] = row_mean;
-    rstd[row] = row_rstd;
+    p.mean[row] = mean;
+    p.rstd[row] = rstd;
   }
 }
 
-template <typename Half>
-__global__ void __launch_bounds__(kMostThreads) add_and_norm_backward_kernel(
-    int64_t rows,
-    int channels,
-    const Half* grad_normed,
-    const float* grad_total,
-    const float* total,
-    const float* mean,
-    const float* rstd,
-    const float* weight,
-    float* grad_x,
-    Half* grad_branch,
-    float* grad_affine) {
+template <typename Problem>
+__global__ void __launch_bounds__(kMostThreads)
+    add_and_norm_backward_kernel(const Problem p) {
   float grad_weight[kPerThread] = {};
   float grad_bias[kPerThread] = {};
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int64_t start = row * channels;
-    const float row_mean = mean[row];
-    const float row_rstd = rstd[row];
+  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    const int64_t start = row * p.channels;
+    const float mean = p.mean[row];
+    const float rstd = p.rstd[row];
     float grads[kPerThread];
     float standard[kPerThread];
     float sum = 0;
@@ -138,12 +121,12 @@ __global__ void __launch_bounds__(kMostThreads) add_and_norm_backward_kernel(
     for (int i = 0; i < kPerThread; ++i) {
       const int c = threadIdx.x + i * blockDim.x;
       grads[i] = standard[i] = 0;
-      if (c < channels) {
-        const float grad = static_cast<float>(grad_normed[start + c]);
-        standard[i] = (total[start + c] - row_mean) * row_rstd;
+      if (c < p.channels) {
+        const float grad = static_cast<float>(p.grad_normed[start + c]);
+        standard[i] = (p.total[start + c] - mean) * rstd;
         grad_weight[i] += grad * standard[i];
         grad_bias[i] += grad;
-        grads[i] = grad * weight[c];
+        grads[i] = grad * p.weight[c];
         sum += grads[i];
         along += grads[i] * standard[i];
       }
@@ -152,98 +135,63 @@ __global__ void __launch_bounds__(kMostThreads) add_and_norm_backward_kernel(
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int c = threadIdx.x + i * blockDim.x;
-      if (c < channels) {
-        float grad =
-            (grads[i] - sums.first / channels - standard[i] * (sums.second / channels)) *
-            row_rstd;
-        if (grad_total != nullptr) {
-          grad += grad_total[start + c];
+      if (c < p.channels) {
+        const float across = standard[i] * (sums.second / p.channels);
+        float grad = (grads[i] - sums.first / p.channels - across) * rstd;
+        if (p.grad_total != nullptr) {
+          grad += p.grad_total[start + c];
         }
-        grad_x[start + c] = grad;
-        if (grad_branch != nullptr) {
-          grad_branch[start + c] = static_cast<Half>(grad);
+        p.grad_x[start + c] = grad;
+        if (p.grad_branch != nullptr) {
+          p.grad_branch[start + c] = static_cast<typename Problem::Half>(grad);
         }
       }
     }
   }
-  const int64_t start = static_cast<int64_t>(blockIdx.x) * channels;
-  float* const grad_biases =
-      grad_affine + static_cast<int64_t>(gridDim.x) * channels;
+  const int64_t start = static_cast<int64_t>(blockIdx.x) * p.channels;
+  float* const of_bias = p.grad_affine + p.blocks * p.channels;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int c = threadIdx.x + i * blockDim.x;
-    if (c < channels) {
-      grad_affine[start + c] = grad_weight[i];
-      grad_biases[start + c] = grad_bias[i];
+    if (c < p.channels) {
+      p.grad_affine[start + c] = grad_weight[i];
+      of_bias[start + c] = grad_bias[i];
     }
   }
 }
 
-} // namespace
-
+// A kernel, and how many blocks it takes.
 template <typename Half, typename Branch>
-cudaError_t launch_add_and_norm(
-    int64_t rows,
-    int64_t channels,
-    float eps,
-    const float* x,
-    const Branch* branch,
-    const float* weight,
-    const float* bias,
-    float* total,
-    Half* normed,
-    float* mean,
-    float* rstd,
-    cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(rows));
-  config.blockDim = dim3(threads_of(channels));
-  config.stream = stream;
-  return cudaLaunchKernelEx(
-      &config, &add_and_norm_kernel<Half, Branch>, static_cast<int>(channels),
-      eps, x, branch, weight, bias, total, normed, mean, rstd);
+auto kernel_of(const AddAndNorm<Half, Branch>& problem) {
+  return std::pair(&add_and_norm_kernel<AddAndNorm<Half, Branch>>, problem.rows);
 }
 
 template <typename Half>
-cudaError_t launch_add_and_norm_backward(
-    int64_t rows,
-    int64_t channels,
-    int64_t blocks,
-    const Half* grad_normed,
-    const float* grad_total,
-    const float* total,
-    const float* mean,
-    const float* rstd,
-    const float* weight,
-    float* grad_x,
-    Half* grad_branch,
-    float* grad_affine,
-    cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(threads_of(channels));
-  config.stream = stream;
-  return cudaLaunchKernelEx(
-      &config, &add_and_norm_backward_kernel<Half>, rows,
-      static_cast<int>(channels), grad_normed, grad_total, total, mean, rstd,
-      weight, grad_x, grad_branch, grad_affine);
+auto kernel_of(const AddAndNormBackward<Half>& problem) {
+  return std::pair(
+      &add_and_norm_backward_kernel<AddAndNormBackward<Half>>, problem.blocks);
 }
 
-#define INSTANTIATE_FORWARD(Half, Branch)                                     \
-  template cudaError_t launch_add_and_norm<Half, Branch>(                     \
-      int64_t, int64_t, float, const float*, const Branch*, const float*,     \
-      const float*, float*, Half*, float*, float*, cudaStream_t);
-#define INSTANTIATE_BACKWARD(Half)                                            \
-  template cudaError_t launch_add_and_norm_backward<Half>(                    \
-      int64_t, int64_t, int64_t, const Half*, const float*, const float*,     \
-      const float*, const float*, const float*, float*, Half*, float*,        \
-      cudaStream_t);
+} // namespace
 
-INSTANTIATE_FORWARD(c10::Half, float)
-INSTANTIATE_FORWARD(c10::Half, c10::Half)
-INSTANTIATE_FORWARD(c10::BFloat16, float)
-INSTANTIATE_FORWARD(c10::BFloat16, c10::BFloat16)
-INSTANTIATE_BACKWARD(c10::Half)
-INSTANTIATE_BACKWARD(c10::BFloat16)
+template <typename Problem>
+cudaError_t launch(const Problem& problem, cudaStream_t stream) {
+  const auto [kernel, blocks] = kernel_of(problem);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(threads_of(problem.channels));
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, problem);
+}
+
+#define INSTANTIATE(...) \
+  template cudaError_t launch(const __VA_ARGS__&, cudaStream_t);
+
+INSTANTIATE(AddAndNorm<c10::Half, float>)
+INSTANTIATE(AddAndNorm<c10::Half, c10::Half>)
+INSTANTIATE(AddAndNorm<c10::BFloat16, float>)
+INSTANTIATE(AddAndNorm<c10::BFloat16, c10::BFloat16>)
+INSTANTIATE(AddAndNormBackward<c10::Half>)
+INSTANTIATE(AddAndNormBackward<c10::BFloat16>)
 
 } // namespace vitadapter::cuda

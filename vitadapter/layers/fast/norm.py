@@ -102,36 +102,9 @@ def _backward(
     return grad_x, grad_branch, grad_weight, grad_bias
 
 
-def _fake(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total = x.new_empty(0 if branch is None else x.shape)
-    rows = x.shape[:-1].numel()
-    return total, torch.empty_like(x, dtype=dtype), x.new_empty(rows), x.new_empty(rows)
-
-
-def _fake_backward(
-    grad_normed: Tensor,
-    grad_total: Tensor | None,
-    total: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    branch_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    has_branch = branch_dtype != total.dtype
-    grad_branch = total.new_empty(total.shape if has_branch else 0, dtype=branch_dtype)
-    affine = torch.empty_like(weight), torch.empty_like(weight)
-    return torch.empty_like(total), grad_branch, *affine
-
-
 # The kernels for GPUs are in kernels/add_and_norm.
-for _name, _plain, _shapes in (
-    ("add_and_norm", _forward, _fake),
-    ("add_and_norm_backward", _backward, _fake_backward),
-):
-    _LIBRARY.impl(_name, _plain, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vitadapter::{_name}", _shapes, lib=_LIBRARY)
+_LIBRARY.impl("add_and_norm", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("add_and_norm_backward", _backward, "CompositeExplicitAutograd")
 
 
 class _Context(Protocol):
