@@ -39,6 +39,18 @@ def onnx_file(segmenter: nn.Module, tmp_path_factory: pytest.TempPathFactory) ->
     return file
 
 
+def test_files_do_not_tell_folders_of_this_machine(
+    onnx_file: Path, segmenter: nn.Module, tmp_path: Path
+) -> None:
+    file = tmp_path / "segmenter.pt2"
+    export(predictor_of(segmenter), "torch", file)
+    with zipfile.ZipFile(file) as archive:
+        contents = [archive.read(name) for name in archive.namelist()]
+    for folder in (Path(torch.__file__).parents[1], Path(__file__).parents[2]):
+        for content in (onnx_file.read_bytes(), *contents):
+            assert str(folder).encode() not in content
+
+
 def test_a_file_says_what_it_is(onnx_file: Path) -> None:
     onnx.checker.check_model(onnx.load(onnx_file), full_check=True)
     _, description = open_file(onnx_file)

@@ -24,11 +24,13 @@ from vitadapter.export.formats import FORMATS, OpenVino, Quantizing
 from vitadapter.export.formats import onnx as onnx_format
 from vitadapter.export.formats import openvino as openvino_format
 from vitadapter.export.graphs import graph_of
+from vitadapter.export.graphs.graph import Graph
 from vitadapter.export.precision import tolerance_of
 from vitadapter.export.programs import program_of
 
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 SIZES = [(61, 83), (128, 64)]
+FULL_SIZE = ", full size"
 
 
 def _image(height: int, width: int) -> np.ndarray:
@@ -38,11 +40,15 @@ def _image(height: int, width: int) -> np.ndarray:
 @cache
 def _traced(name: str) -> tuple[nn.Module, ExportedProgram, onnx.ModelProto]:
     """A model, its program and its graph of ONNX, since these take long."""
-    model = build(name)
-    graph = graph_of(model)
+    model = build(name.removesuffix(FULL_SIZE))
+    graph = _graph(name, model)
     program = program_of(graph)
     description = describe(predictor_of(model), graph, None)
     return model, program, onnx_format.onnx_model(program, description)
+
+
+def _graph(name: str, model: nn.Module) -> Graph:
+    return graph_of(model, full_size=name.endswith(FULL_SIZE))
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
         for module in (onnx_format, openvino_format):
             monkeypatch.setattr(module, "onnx_model", copied)
         file = tmp_path / f"model{FORMATS[format].suffix}"
-        description = describe(predictor_of(model), graph_of(model), None, precision)
+        description = describe(predictor_of(model), _graph(name, model), None, precision)
         if precision == torch.int8:
             writer = FORMATS[format]
             assert isinstance(writer, Quantizing)
@@ -76,18 +82,23 @@ def _pixels(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())[None]
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn", "semantic_fpn"])
+WRITTEN = [
+    ("torch", torch.float16),
+    ("torch", torch.bfloat16),
+    ("onnx", torch.float16),
+    ("onnx", torch.int8),
+    ("openvino", torch.float32),
+    ("openvino", torch.float16),
+    ("openvino", torch.bfloat16),
+    ("openvino", torch.int8),
+]
+
+
 @pytest.mark.parametrize(
-    ("format", "precision"),
+    ("name", "format", "precision"),
     [
-        ("torch", torch.float16),
-        ("torch", torch.bfloat16),
-        ("onnx", torch.float16),
-        ("onnx", torch.int8),
-        ("openvino", torch.float32),
-        ("openvino", torch.float16),
-        ("openvino", torch.bfloat16),
-        ("openvino", torch.int8),
+        *((name, *each) for name in ("mask_rcnn", "semantic_fpn") for each in WRITTEN),
+        *((f"mask_rcnn{FULL_SIZE}", *each) for each in WRITTEN if each[1] != torch.bfloat16),
     ],
 )
 def test_answers_are_within_the_tolerance(
@@ -103,7 +114,7 @@ def test_answers_are_within_the_tolerance(
             (expected,) = model([{"image": _pixels(image)[0], "height": height, "width": width}])
         for kind, values in differences(expected, predictor(image)).items():
             found.setdefault(kind, []).extend(values)
-    assert found.keys() >= ({"detections", "masks"} if name == "mask_rcnn" else set())
+    assert found.keys() >= ({"detections", "masks"} if "mask_rcnn" in name else set())
     for kind, values in found.items():
         assert len(values) > 0
         assert np.mean(values) <= tolerance_of(precision).answers[kind], kind

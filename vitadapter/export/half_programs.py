@@ -6,6 +6,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
+from .graphs.full_size import MaskPasting
+
 __all__ = ["with_half_products"]
 
 _aten = torch.ops.aten
@@ -28,7 +30,8 @@ _PRODUCTS = frozenset(
 def with_half_products(program: ExportedProgram, dtype: torch.dtype) -> ExportedProgram:
     """Makes the products of a float32 program compute in half precision.
 
-    Everything between them stays in float32. Weights that only products read are halved.
+    Everything between them and `MaskPasting` stay in float32. Weights that only products read are
+    halved.
 
     Args:
         program: changed in place.
@@ -37,7 +40,7 @@ def with_half_products(program: ExportedProgram, dtype: torch.dtype) -> Exported
     graph = program.graph_module.graph
     _halve_weights(program, dtype)
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in _PRODUCTS:
+        if node.op != "call_function" or node.target not in _PRODUCTS or _is_pasting(node):
             continue
         if node.meta["val"].dtype != torch.float32:
             continue
@@ -54,6 +57,11 @@ def with_half_products(program: ExportedProgram, dtype: torch.dtype) -> Exported
     graph.lint()
     program.graph_module.recompile()
     return program
+
+
+def _is_pasting(node: Node) -> bool:
+    modules = node.meta.get("nn_module_stack", {}).values()
+    return any(str(kind).endswith(MaskPasting.__name__) for _, kind in modules)
 
 
 def _cast(node: Node, dtype: torch.dtype) -> Node:

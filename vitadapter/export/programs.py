@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from .graphs import Graph
 
@@ -76,7 +77,15 @@ def program_of(graph: Graph, size: tuple[int, int] | None = None) -> ExportedPro
     # What the rest would check is how memory was laid out for the example's size, which the
     # operators of the program do not depend on. The shapes of inputs are checked nevertheless.
     program._guards_code = []
+    _drop_traces(program)
     return program
+
+
+def _drop_traces(program: ExportedProgram) -> None:
+    """Drops lines of source code and folders of this machine, which would be in files as well."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
 
 
 def _check_guards(program: ExportedProgram, graph: Graph) -> None:

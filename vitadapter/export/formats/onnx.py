@@ -106,7 +106,8 @@ class Onnx:
         model = onnx_model(program, description)
         from .onnx_precision import with_int8_products
 
-        _save(with_int8_products(model, images), description, file)
+        calibration = [named_inputs(image, None, description) for image in images]
+        _save(with_int8_products(model, calibration), description, file)
 
     def read(self, file: Path) -> tuple[Compute, Description]:
         """See `Format`."""

@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from torch import Tensor
 
+from ..graphs.full_size import MaskPasting
 from .format import needed_package
 
-__all__ = ["with_half_products", "with_int8_products"]
+__all__ = ["Inputs", "with_half_products", "with_int8_products"]
 
+Inputs = dict[str, np.ndarray]
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Nodes whose result is no feature any more but probabilities, places, sizes and choices; with the
 # inputs for which this is so, if not for all.
@@ -27,6 +28,7 @@ _ENDS: dict[str, Sequence[int] | None] = {
     "NonZero": None,
     "RoiAlign": [1, 2],
     "Shape": None,
+    "Sigmoid": None,
     "Softmax": None,
     "TopK": None,
 }
@@ -56,7 +58,7 @@ def with_half_products(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
         return halved.get(name, name)
 
     for node in graph.node:
-        if node.op_type not in _PRODUCTS:
+        if node.op_type not in _PRODUCTS or _is_pasting(node):
             nodes.append(node)
             continue
         node.input[:] = [half(name) for name in node.input]
@@ -73,7 +75,7 @@ def with_half_products(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
     return model
 
 
-def with_int8_products(model: onnx.ModelProto, images: Sequence[Tensor]) -> onnx.ModelProto:
+def with_int8_products(model: onnx.ModelProto, calibration: Sequence[Inputs]) -> onnx.ModelProto:
     """Makes the products of a float32 model compute in int8, by ONNX Runtime's static quantization.
 
     Weights have a scale for each output channel. The first products, which read pixels, the last
@@ -81,8 +83,8 @@ def with_int8_products(model: onnx.ModelProto, images: Sequence[Tensor]) -> onnx
     float32, as do products of two features.
 
     Args:
-        model: with the input `images`.
-        images: what numbers occur is learned of these, each (1, 3, H, W) uint8.
+        model: in float32.
+        calibration: what numbers occur is learned of these inputs.
     """
     quantization = needed_package("onnxruntime.quantization")
     pre_process = needed_package("onnxruntime.quantization.shape_inference").quant_pre_process
@@ -97,7 +99,7 @@ def with_int8_products(model: onnx.ModelProto, images: Sequence[Tensor]) -> onnx
             quantization.quantize_static(
                 folded,
                 quantized,
-                _Reader(images),
+                _Reader(calibration),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(_PRODUCTS),
                 per_channel=True,
@@ -111,15 +113,22 @@ def with_int8_products(model: onnx.ModelProto, images: Sequence[Tensor]) -> onnx
         return onnx.load(quantized)
 
 
+def _is_pasting(node: NodeProto) -> bool:
+    """Whether this is a product of `MaskPasting`."""
+    return any(
+        prop.key.endswith("class_hierarchy") and MaskPasting.__name__ in prop.value
+        for prop in node.metadata_props
+    )
+
+
 class _Reader:
-    """What ONNX Runtime reads images of."""
+    """What ONNX Runtime reads inputs of."""
 
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        self._images: Iterator[Tensor] = iter(images)
+    def __init__(self, calibration: Sequence[Inputs]) -> None:
+        self._left: Iterator[Inputs] = iter(calibration)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self._images, None)
-        return None if image is None else {"images": image.numpy()}
+    def get_next(self) -> Inputs | None:
+        return next(self._left, None)
 
 
 def _excluded(model: onnx.ModelProto) -> list[str]:

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.meta_arch import GeneralizedRCNN
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitadapter.modeling.mask2former import Mask2Former
 from vitadapter.modeling.mask2former.inference import (
@@ -22,6 +22,32 @@ __all__ = ["FullSizeMask2FormerGraph", "FullSizeRCNNGraph"]
 _MASK_THRESHOLD = 0.5  # of Detectron2's `detector_postprocess` and of our Mask2Former
 
 
+class MaskPasting(nn.Module):
+    """Pastes masks into their boxes; see Detectron2's `paste_masks_in_image`.
+
+    Interpolation along each axis is a matrix product, so that no grid of all masks is needed. By
+    this class, formats know these products, which are not the model's: they stay in float32.
+    """
+
+    def forward(self, masks: Tensor, boxes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """
+        Args:
+            masks: probabilities (N, M, M).
+            boxes: (N, 4), in pixels.
+            rows, columns: centres of the pixels, (height,) and (width,).
+
+        Returns:
+            Masks (N, height, width), bool.
+        """
+        cells = torch.arange(masks.shape[-1], device=masks.device)
+        weights = []
+        for axis, pixels in ((1, rows), (0, columns)):
+            first, last = boxes[:, axis, None], boxes[:, axis + 2, None]
+            places = (pixels - first) / (last - first) * masks.shape[-1] - 0.5
+            weights.append((1 - (places[:, :, None] - cells).abs()).clamp(min=0))  # (N, side, M)
+        return weights[0] @ masks @ weights[1].transpose(1, 2) >= _MASK_THRESHOLD
+
+
 class FullSizeRCNNGraph(RCNNGraph):
     """An `RCNNGraph` that does the work of Detectron2's `detector_postprocess` too."""
 
@@ -34,6 +60,7 @@ class FullSizeRCNNGraph(RCNNGraph):
                 "only masks are pasted at the size of the image, the model has none: leave out "
                 "full_size (--full-size)"
             )
+        self.paste = MaskPasting()
 
     def forward(  # type: ignore[override]  # it has one more input, as `full_size` says
         self, images: Tensor, size: Tensor, output_size: Tensor
@@ -53,7 +80,7 @@ class FullSizeRCNNGraph(RCNNGraph):
         boxes = clip(boxes * scale, output_size)
         usable = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
         boxes, scores, classes, masks = select(usable, boxes, scores, classes, masks)
-        return boxes, scores, classes, _pasted(masks, boxes, *_pixels_of(output_size))
+        return boxes, scores, classes, self.paste(masks, boxes, *_pixels_of(output_size))
 
 
 class FullSizeMask2FormerGraph(Mask2FormerGraph):
@@ -131,20 +158,6 @@ def _pixels_of(size: Tensor) -> tuple[Tensor, Tensor]:
         torch._check(side > 0)
     height, width = (torch.arange(side, device=size.device) + 0.5 for side in sides)
     return height, width
-
-
-def _pasted(masks: Tensor, boxes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pastes masks (N, M, M) into their boxes; see Detectron2's `paste_masks_in_image`.
-
-    Interpolation along each axis is a matrix product, so that no grid of all masks is needed.
-    """
-    cells = torch.arange(masks.shape[-1], device=masks.device)
-    weights = []
-    for axis, pixels in ((1, rows), (0, columns)):
-        first, last = boxes[:, axis, None], boxes[:, axis + 2, None]
-        places = (pixels - first) / (last - first) * masks.shape[-1] - 0.5
-        weights.append((1 - (places[:, :, None] - cells).abs()).clamp(min=0))  # (N, side, M)
-    return weights[0] @ masks @ weights[1].transpose(1, 2) >= _MASK_THRESHOLD
 
 
 def _resized(maps: Tensor, size: Tensor, pixels: tuple[Tensor, Tensor]) -> Tensor:
