@@ -128,6 +128,21 @@ def _check_parallel(train: DictConfig) -> None:
         )
 
 
+def _check_compile(train: DictConfig) -> None:
+    """Compiles a tiny function, so that no work is lost where PyTorch cannot."""
+    if not train.compile:
+        return
+    x = torch.ones(2, device=train.device, requires_grad=True)
+    try:
+        torch.compile(lambda x: (x + 1).exp())(x).sum().backward()
+    except Exception as error:  # of the compiler, whose errors have no class in common
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise ValueError(
+            f"train.compile=True, but PyTorch cannot compile for {train.device} here ({reason}): "
+            "install a C++ compiler (and Triton for a GPU), or set train.compile=False"
+        ) from error
+
+
 def check_micro_batches(cfg: DictConfig, processes: int) -> None:
     """Refuses a total batch that cannot be divided between processes and accumulated steps.
 
@@ -230,6 +245,7 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
     else:
         _check_amp(train)
         _check_parallel(train)
+        _check_compile(train)
         check_micro_batches(cfg, comm.get_world_size())
         _check_masks(cfg)
         _check_best(cfg)

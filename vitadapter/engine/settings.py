@@ -196,6 +196,8 @@ class TrainSettings:
     # An iteration splits its batch into this many micro-batches, which saves memory.
     accumulate_steps: PositiveInt = 1
     amp: AmpSettings = field(default_factory=AmpSettings)
+    # Whether `torch.compile` makes programs of the parts of the model that work on tokens.
+    compile: bool = False
     ema: EMASettings | None = field(default_factory=EMASettings)
     # How several processes share the work: `ddp`, or `fsdp2`, which also divides the weights.
     parallel: ParallelName = "ddp"

@@ -32,6 +32,7 @@ from vitadapter.engine.checkpoint import (
     load_init_checkpoint,
 )
 from vitadapter.engine.checkpoint_config import class_entries, config_to_text
+from vitadapter.engine.compiled_parts import EagerModel, compile_parts
 from vitadapter.engine.config_differences import name_differences
 from vitadapter.engine.data_order import OrderedLoader, batch_size_of, seed_process
 from vitadapter.engine.ema import WeightEMA
@@ -213,6 +214,8 @@ def build_trainer(
     total, trained = sum(size for size, _ in sizes), sum(size * grad for size, grad in sizes)
     logger.info("Parameters: %.3f M, of which %.3f M are trained", total / 1e6, trained / 1e6)
     check_batch_norms(model, cfg.train.device, batch_size_of(loader))
+    if cfg.train.compile:
+        compile_parts(model)
     wrapped = parallel_of(cfg).wrap(model, cfg.train)
     amp = cfg.train.amp
     return AccumulatingTrainer(
@@ -393,6 +396,8 @@ def _train(cfg: DictConfig, resume: bool, log: RunLog) -> Results:
         evaluated = checkpointer.model if ema is None else ema.module
         # Built now, so that a fault of train.inference is found before training.
         inference = build_inference(cfg, evaluated)
+        if cfg.train.compile:
+            inference = EagerModel(inference)
         # Before each batch, since the exception of a signal is lost if it interrupts a destructor.
         inference.register_forward_pre_hook(lambda *_: trainer.stop_signals.check())
         scalars = ScalarKeeper()

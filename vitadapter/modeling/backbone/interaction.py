@@ -7,10 +7,12 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from vitadapter.layers.depthwise_conv import depthwise_conv
 from vitadapter.layers.fast import (
     ActCheckpoint,
     add_and_norm,
     check_act_checkpoint,
+    is_plain,
     recomputed,
     run_linear,
     run_with_checkpoint,
@@ -19,6 +21,7 @@ from vitadapter.ops import cell_centres
 
 __all__ = [
     "ConvFFN",
+    "DepthwiseConv",
     "Extractor",
     "Injector",
     "InteractionBlock",
@@ -81,6 +84,8 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
         """Maps tokens (B, N, C) to tokens of the same shape."""
+        if torch.compiler.is_dynamo_compiling() and is_plain(self.dwconv, nn.Conv2d):
+            return depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, grids.pyramid)
         maps = [self.dwconv(level).flatten(2).transpose(1, 2) for level in grids.to_maps(x)]
         return torch.cat(maps, dim=1)
 

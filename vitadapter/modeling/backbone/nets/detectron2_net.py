@@ -70,6 +70,10 @@ class Detectron2Net(Detectron2Embedding):
         self.blocks = vit.blocks
         tune(self, tuning)
 
+    def blocks_for_any_size(self) -> list[nn.Module]:
+        """See `PlainNet`; Detectron2 has formulas for windows that need a program for each size."""
+        return [b for b in self.blocks if self.prompts is None and b.window_size == 0]
+
     def _block_calls(
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:

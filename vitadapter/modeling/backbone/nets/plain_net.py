@@ -24,6 +24,7 @@ from vitadapter.layers.fast import (
 )
 from vitadapter.layers.fast.switch import is_eager, is_on_gpu
 from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
+from vitadapter.layers.windows import join_windows, split_windows
 
 from .tuning import Tuning
 
@@ -162,6 +163,13 @@ class PlainNet(Backbone):
             return tokens.unflatten(1, hw), prefix
         return split_prefix(tokens, hw)
 
+    def blocks_for_any_size(self) -> list[nn.Module]:
+        """Returns the blocks that do the same for grids of all sizes, and are called as modules.
+
+        One program serves them for all images: see `vitadapter.engine.compiled_parts`.
+        """
+        return [*self.blocks]
+
     def _block_calls(
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:
@@ -215,16 +223,17 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
         window_size: side of the windows in tokens; 0 for none.
 
     Returns:
-        (B, H, W, D), where H and W are multiples of `window_size`. On a GPU, tokens are
-        split into windows before the projection, because C channels are moved faster than D; then
-        (B, rows, columns, side, side, D).
+        (B, H, W, D), where H and W are multiples of `window_size`. On a GPU and in compiled
+        programs, tokens are split into windows before the projection, because C channels are moved
+        faster than D; then (B, rows * columns, side, side, D).
     """
+    shape = (x.shape[0], *hw, x.shape[-1])
+    compiling = torch.compiler.is_dynamo_compiling()
+    if window_size > 0 and (compiling or (is_eager() and is_on_gpu(x))):
+        return run_linear(layer, split_windows(x.view(shape), window_size))
     bottom, right = (padding_to(side, max(window_size, 1)) for side in hw)
     padding = (0, 0, 0, right, 0, bottom)
-    shape = (x.shape[0], *hw, -1)
-    if window_size > 0 and is_eager() and is_on_gpu(x):
-        windows, counts = _partition(x.view(shape), window_size)
-        return run_linear(layer, windows).unflatten(0, (-1, *counts))
+    shape = (*shape[:-1], -1)
     if holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0):
         return run_linear(layer, x).view(shape)
     if not is_plain(layer, nn.Linear):
@@ -249,8 +258,8 @@ def attend_in_windows(
 
     Args:
         qkv: queries, keys and values (B, H, W, 3C) of a grid, which is padded to whole windows with
-            zeros if it has not been padded yet; or those of windows (B, rows, columns, side, side,
-            3C).
+            zeros if it has not been padded yet; or those of windows (B, rows * columns, side,
+            side, 3C).
         num_heads: attention heads.
         hw: the grid (h, w) without padding.
         window_size: side of the windows in tokens; 0 for one window of the whole grid.
@@ -261,11 +270,10 @@ def attend_in_windows(
     Returns:
         (B, h, w, C).
     """
-    batch = qkv.shape[0]
-    if qkv.dim() == 6:
-        qkv, counts = qkv.flatten(0, 2), (qkv.shape[1], qkv.shape[2])
-    elif window_size > 0:
-        qkv, counts = _partition(qkv, window_size)
+    windows = None
+    if window_size > 0:
+        windows = qkv if qkv.dim() == 5 else split_windows(qkv, window_size)
+        qkv = windows.flatten(0, 1)
     n, height, width, _ = qkv.shape
     # (N, heads, L, head_dim), split so that their gradients are put together in the order of qkv
     split = qkv.reshape(n, height * width, 3, num_heads, -1).unbind(2)
@@ -282,35 +290,7 @@ def attend_in_windows(
         .transpose(1, 2)
         .reshape(n, height, width, -1)
     )
-    if window_size == 0:
-        return x
-    x = x.view(batch, *counts, window_size, window_size, -1).transpose(2, 3)
-    x = x.flatten(3, 4).flatten(1, 2)
-    if is_eager():  # the gradient of this takes one pass, and that of two slices four
-        bottom, right = x.shape[1] - hw[0], x.shape[2] - hw[1]
-        return F.pad(x, (0, 0, 0, -right, 0, -bottom)) if bottom or right else x
-    x = x[:, : hw[0], : hw[1]]
-    if torch.compiler.is_dynamo_compiling():  # whether a copy is needed depends on the size
-        return x.clone(memory_format=torch.contiguous_format)
-    return x.contiguous()
-
-
-def _partition(grid: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
-    """Pads a grid (B, h, w, C) with zeros and splits it into windows of `side` x `side` tokens.
-
-    Detectron2's functions do the same, but then derive the batch size from the number of windows,
-    which is too complicated a formula for programs of any image size.
-
-    Returns:
-        (B * rows * columns, side, side, C), and (rows, columns).
-    """
-    batch, h, w, channels = grid.shape
-    bottom, right = padding_to(h, side), padding_to(w, side)
-    if not (holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0)):
-        grid = F.pad(grid, (0, 0, 0, right, 0, bottom))
-    rows, columns = (h + bottom) // side, (w + right) // side
-    windows = grid.reshape(batch, rows, side, columns, side, channels).transpose(2, 3)
-    return windows.reshape(batch * rows * columns, side, side, channels), (rows, columns)
+    return x if windows is None else join_windows(x.view(*windows.shape[:-1], -1), hw)
 
 
 class Mlp(nn.Module):

@@ -188,6 +188,11 @@ class TimmViT(PlainNet):
             tokens = torch.cat([*prefix, x + self._position((h, w), 0)], dim=1)
         return split_prefix(self.norm_pre(tokens), (h, w))
 
+    def blocks_for_any_size(self) -> list[nn.Module]:
+        """See `PlainNet`; how many windows there are is written into programs."""
+        windows = block_window_sizes(self.depth, self.window_size, self.window_block_indexes)
+        return [b for b, side in zip(self.blocks, windows, strict=True) if side == 0]
+
     def _block_calls(
         self, hw: tuple[int, int], start: int, stop: int
     ) -> list[Callable[[Tensor], Tensor]]:
