@@ -79,6 +79,15 @@ def test_losses_weights_and_averages_are_those_of_one_process(name: str, results
     assert weights < 1e-4
 
 
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_compiled_parts_do_the_same(parallel: str, results) -> None:
+    alone = train(*build_run(CASES["Mask R-CNN"].load("ddp", 1, TOTAL_BATCH)), ITERATIONS)
+    compiled = results["trained"][f"compiled, {parallel}"]
+    losses, weights = largest_difference(compiled, alone)
+    assert losses < 1e-5
+    assert weights < 1e-3
+
+
 def test_clipping_accumulation_and_averages_keep_their_meaning(results, straight) -> None:
     small = results["small"]
     assert small["part"] == 0.5

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import torch
+from compiled_programs import Programs, modules_compiled_by
 from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from omegaconf import OmegaConf
@@ -18,7 +19,7 @@ from vitadapter.checkpoint.sharded import local_part
 from vitadapter.engine.checkpoint import AtomicCheckpointer, load_init_checkpoint
 from vitadapter.engine.ema import WeightEMA
 from vitadapter.engine.launch import Place
-from vitadapter.engine.parallel import FSDP2
+from vitadapter.engine.parallel import FSDP2, PARALLEL
 from vitadapter.engine.resume import find_and_resume
 from vitadapter.engine.sharded_checkpoint import ShardedCheckpointer
 from vitadapter.engine.train_loop import AccumulatingTrainer
@@ -181,6 +182,11 @@ def process(job: tuple[Path, str, list[str]], place: Place) -> None:
     for name, case in CASES.items():
         cfg = case.load("fsdp2", place.world_size, TOTAL_BATCH)
         trained[name] = train(*build_run(cfg, is_double=case.is_double), ITERATIONS)
+    for parallel in PARALLEL:
+        cfg = CASES["Mask R-CNN"].load(parallel, place.world_size, TOTAL_BATCH)
+        cfg.train.compile = True
+        with modules_compiled_by(Programs("aot_eager")):
+            trained[f"compiled, {parallel}"] = train(*build_run(cfg), ITERATIONS)
     detector_run(config, overrides)
     if comm.is_main_process():
         torch.save({"small": small, "trained": trained}, folder / "results.pt")

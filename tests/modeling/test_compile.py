@@ -5,27 +5,16 @@ matching, heads of regions) depend on the data. ``backbone/test_compile.py`` has
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 import exported_models
 import pytest
 import torch
+from compiled_programs import Programs
 from detector_samples import tiny_detector
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.fx.experimental import _config as fx_config
-
-
-class Programs:
-    """A backend of `torch.compile` that runs each graph as it is, and counts them."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self, graph: GraphModule, inputs: object) -> Callable[..., object]:
-        self.number += 1
-        return graph.forward
 
 
 @pytest.fixture(autouse=True)

@@ -189,6 +189,12 @@ class BEiT(PlainNet):
         self._init_weights()
         tune(self, tuning)
 
+    def blocks_for_any_size(self) -> list[nn.Module]:
+        """See `PlainNet`; a bias that is made for the size of the grid is no part of a program."""
+        sides = [block.attn.window_size for block in self.blocks]
+        offsets = [(2 * side - 1, 2 * side - 1) for side in sides]
+        return [b for b, o in zip(self.blocks, offsets, strict=True) if b.attn.offsets == o]
+
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `PlainNet.embed`."""
         x = self.patch_embed(images)
