@@ -22,6 +22,8 @@ __all__ = ["EagerModel", "compile_parts"]
 
 logger = logging.getLogger(__name__)
 
+_MOST_PROGRAMS = 64
+
 
 def compile_parts(model: nn.Module) -> None:
     """Compiles parts of a model in place; the names of its weights stay as they are.
@@ -38,6 +40,7 @@ def compile_parts(model: nn.Module) -> None:
             "train.compile=True, but the model has no part that it can compile, which are blocks "
             "of nets, injectors, extractors and encoders of Mask2Former: set train.compile=False"
         )
+    _allow_many_programs()
     for part in parts:
         _replace_drop_paths(part)
         part.compile(dynamic=True)
@@ -60,6 +63,17 @@ def _has_convolutions(part: nn.Module) -> bool:
     """Whether a part convolves maps, other than by `DepthwiseConv`, which knows how."""
     known = {m.dwconv for m in part.modules() if isinstance(m, DepthwiseConv)}
     return any(isinstance(m, nn.modules.conv._ConvNd) and m not in known for m in part.modules())
+
+
+def _allow_many_programs() -> None:
+    """Raises PyTorch's limit of programs, beyond which it would run parts of new kinds eagerly.
+
+    All blocks share the code of one class. Each kind of block (with and without windows, stochastic
+    depth, or trained weights) has its program.
+    """
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, max(getattr(config, limit), _MOST_PROGRAMS))
 
 
 class _DropPath(nn.Module):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from detectron2.modeling.backbone.utils import PatchEmbed
@@ -79,6 +80,11 @@ class RelativeAttention(nn.Module):
             None if prompts is None else self.qkv(prompts) + bias,
         )
         return self.proj(x.flatten(1, 2))
+
+    @property
+    def is_of_any_size(self) -> bool:
+        """Whether the bias has the size of the windows, whatever the size of the grid."""
+        return self.offsets == (2 * self.window_size - 1,) * 2
 
     def relative_position_bias(self, hw: tuple[int, int]) -> Tensor:
         """Returns the logit bias (heads, N, N), with N = h * w plus 1 for a class token."""
@@ -191,9 +197,7 @@ class BEiT(PlainNet):
 
     def blocks_for_any_size(self) -> list[nn.Module]:
         """See `PlainNet`; a bias that is made for the size of the grid is no part of a program."""
-        sides = [block.attn.window_size for block in self.blocks]
-        offsets = [(2 * side - 1, 2 * side - 1) for side in sides]
-        return [b for b, o in zip(self.blocks, offsets, strict=True) if b.attn.offsets == o]
+        return [b for b in self.blocks if cast(RelativeAttention, b.attn).is_of_any_size]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `PlainNet.embed`."""
