@@ -19,6 +19,7 @@ from .segmenters import Mask2FormerGraph
 
 __all__ = ["FullSizeMask2FormerGraph", "FullSizeRCNNGraph"]
 
+_NO_MASK = -100.0  # a logit without any probability
 _MASK_THRESHOLD = 0.5  # of Detectron2's `detector_postprocess` and of our Mask2Former
 
 
@@ -42,10 +43,13 @@ class MaskPasting(nn.Module):
         cells = torch.arange(masks.shape[-1], device=masks.device)
         weights = []
         for axis, pixels in ((1, rows), (0, columns)):
+            # With one pixel too many, since Inductor branches on whether a side is 1.
+            pixels = F.pad(pixels, (0, 1))
             first, last = boxes[:, axis, None], boxes[:, axis + 2, None]
             places = (pixels - first) / (last - first) * masks.shape[-1] - 0.5
             weights.append((1 - (places[:, :, None] - cells).abs()).clamp(min=0))  # (N, side, M)
-        return weights[0] @ masks @ weights[1].transpose(1, 2) >= _MASK_THRESHOLD
+        pasted = weights[0] @ masks @ weights[1].transpose(1, 2) >= _MASK_THRESHOLD
+        return pasted[:, : rows.shape[0], : columns.shape[0]]
 
 
 class FullSizeRCNNGraph(RCNNGraph):
@@ -142,7 +146,12 @@ class FullSizeMask2FormerGraph(Mask2FormerGraph):
         if model.panoptic_inference is not None:
             merge = model.panoptic_inference
             scores, classes, kept = merge.confident(class_logits[0])
-            scores, classes, logits = select(kept, scores, classes, mask_logits[0])
+            # Before the queries comes one that wins where no other claims the pixel. It is added
+            # before some are selected: code of Inductor that pads nothing reads what is not there.
+            scores, classes = F.pad(scores, (1, 0)), F.pad(classes, (1, 0), value=-1)
+            logits = F.pad(mask_logits[0], (0, 0, 0, 0, 1, 0), value=_NO_MASK)
+            kept = F.pad(kept.int(), (1, 0), value=1) > 0
+            scores, classes, logits = select(kept, scores, classes, logits)
             outputs += _segments(merge, scores, classes, resize(logits))
         return tuple(outputs)
 
@@ -215,13 +224,17 @@ def _segments(
 ) -> list[Tensor]:
     """Merges queries to segments; see `PanopticInference`.
 
+    Args:
+        merge: says how.
+        scores, classes: of the queries (Q,), the first of which is none.
+        logits: of their masks (Q, height, width).
+
     Returns:
         A map of numbers of segments (height, width), int32, and the classes (S,) and scores (S,) of
         the segments.
     """
-    # Before the queries comes one that wins where no other claims the pixel.
-    probabilities = F.pad(logits.sigmoid(), (0, 0, 0, 0, 1, 0))
-    claims = probabilities * F.pad(scores, (1, 0))[:, None, None]
+    probabilities = logits.sigmoid()
+    claims = probabilities * scores[:, None, None]
     winners = claims.argmax(dim=0)
     own = probabilities >= _MASK_THRESHOLD
     numbers = torch.arange(own.shape[0], device=own.device)
@@ -230,7 +243,6 @@ def _segments(
     kept = areas[1] / areas[0] >= merge.overlap_threshold
     kept = kept & (areas[0] > 0) & (areas[2] > 0) & (numbers > 0)
 
-    classes = F.pad(classes, (1, 0), value=-1)
     things = classes.new_tensor(sorted(merge.thing_classes))
     is_thing = (classes[:, None] == things).any(dim=1)
     # A segment has the number of its first query; a thing has only one.
@@ -239,5 +251,5 @@ def _segments(
     begins = kept & (first == numbers)
     segments = torch.where(kept, begins.int().cumsum(0)[first], 0).int()
     segment_map = torch.where(own.gather(0, winners[None])[0], segments[winners], 0)
-    classes, scores = select(begins, classes, F.pad(scores, (1, 0)))
+    classes, scores = select(begins, classes, scores)
     return [segment_map, classes, scores]
