@@ -1,5 +1,7 @@
 """The command `vitadapter`: which commands there are, and that each reaches its function."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +53,18 @@ def test_help_needs_no_torch(repository: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=repository, check=False)
     assert done.returncode == 0
+
+
+def test_a_closed_pipe_ends_a_command_in_silence(repository: Path) -> None:
+    command = [sys.executable, "-m", "vitadapter", "zoo"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command, cwd=repository, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "error" not in done.stderr.lower()
 
 
 def test_without_detectron2_a_command_says_so_in_a_line(repository: Path) -> None:

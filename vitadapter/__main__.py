@@ -1,16 +1,23 @@
 """The command line: `vitadapter COMMAND ...`, or `python -m vitadapter COMMAND ...`."""
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, TextIO, TypeVar
 
 from vitadapter import __version__
 from vitadapter.install_detectron2 import MissingDetectron2Error
 from vitadapter.known_warnings import ignore_warnings_at_import
 
 __all__ = ["COMMANDS", "main"]
+
+
+_Answer = TypeVar("_Answer")
 
 
 class Command(NamedTuple):
@@ -65,6 +72,35 @@ def usage() -> str:
     )
 
 
+class _Output:
+    """Ends the process in silence once nobody reads its output any more, as with `| head`.
+
+    As an `OSError`, it would be reported like that of a file.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text."""
+        return self._until_closed(partial(self._stream.write, text))
+
+    def flush(self) -> None:
+        """Writes what is left."""
+        self._until_closed(self._stream.flush)
+
+    def _until_closed(self, call: Callable[[], _Answer]) -> _Answer:
+        try:
+            return call()
+        except BrokenPipeError:
+            # Otherwise, Python would try to write the rest at the end, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int | None:
     """Runs a command.
 
@@ -97,7 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     except MissingDetectron2Error as error:
         sys.stderr.write(f"error: {error} (or: vitadapter install-detectron2)\n")
         return 1
-    return run(rest, prog=f"vitadapter {name}")
+    if name == "train":  # which goes on without its terminal
+        return run(rest, prog=f"vitadapter {name}")
+    with contextlib.redirect_stdout(_Output(sys.stdout)) as output:
+        status = run(rest, prog=f"vitadapter {name}")
+        output.flush()
+    return status
 
 
 if __name__ == "__main__":
