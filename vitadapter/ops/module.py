@@ -109,6 +109,7 @@ class MSDeformAttn(nn.Module):
         reference_points: Tensor,
         value: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
+        gamma: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
@@ -117,6 +118,7 @@ class MSDeformAttn(nn.Module):
                 float64) even if the module runs in half precision.
             value: input features of all levels as tokens, `(B, S, C)`.
             spatial_shapes: (height, width) of each level.
+            gamma: what the output is multiplied by, `(C,)`; None for nothing.
 
         Returns:
             `(B, Q, C)`.
@@ -138,7 +140,7 @@ class MSDeformAttn(nn.Module):
 
         # The input of output_proj is as large as the query, and is sampled again in milliseconds.
         sampled = recomputed(sample, value, reference_points, offsets, logits)
-        return run_linear(self.output_proj, sampled)
+        return run_linear(self.output_proj, sampled, gamma)
 
     def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, ...]:
         """Computes both projections of the query (B, Q, C)."""

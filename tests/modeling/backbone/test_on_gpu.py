@@ -1,5 +1,6 @@
 """What runs on GPUs only, run on the CPU: the same results as elsewhere, and what it keeps."""
 
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -57,10 +58,14 @@ def test_differs_from_plain_autocast_by_rounding_only() -> None:
             plain = step(model, images)
     with as_on_gpu(), torch.autocast("cpu", torch.bfloat16):
         found = step(model, images)
+    ratios = []
     for ours, theirs, true in zip(found, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype
-        error = (theirs - true).norm()
-        assert (ours - true).norm() <= 2 * error + 1e-3 * true.norm()
+        error, allowed = (ours - true).norm(), (theirs - true).norm()
+        assert error <= 4 * allowed + 1e-3 * true.norm()
+        ratios.append(float(error / allowed.clamp(min=1e-9)))
+    # Of some tensor, the rounding is larger by chance; that of all together is not.
+    assert 0.8 < statistics.geometric_mean(r for r in ratios if r > 0) < 1.2
 
 
 def kept(model: nn.Module, images: Tensor) -> int:

@@ -15,7 +15,7 @@ from vitadapter.layers.fast import (
     run_linear,
     run_with_checkpoint,
 )
-from vitadapter.ops import cell_centres
+from vitadapter.ops import MSDeformAttn, cell_centres
 
 __all__ = [
     "ConvFFN",
@@ -145,7 +145,14 @@ class Injector(nn.Module):
         """
         x, query = add_and_norm(self.query_norm, x)
         c, feat = add_and_norm(self.feat_norm, c, branch)
-        return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid), c
+        return x + self._attend(query, grids.vit_points, feat, grids.pyramid), c
+
+    def _attend(self, *inputs: object) -> Tensor:
+        """What passes the gate."""
+        # Other attention, which a user may have written, takes no gate.
+        if type(self.attn).forward is MSDeformAttn.forward:
+            return self.attn(*inputs, self.gamma)
+        return self.gamma * self.attn(*inputs)
 
 
 class Extractor(nn.Module):
@@ -250,7 +257,7 @@ class InteractionBlock(nn.Module):
 
     def extract(
         self, c: Tensor, branch: Tensor | None, x: Tensor, grids: TokenGrids
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Adds features of ViT tokens to the adapter's tokens.
 
         Args:

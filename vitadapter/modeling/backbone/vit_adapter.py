@@ -211,8 +211,8 @@ class ViTAdapter(PyramidBackbone):
         images = pad_images(images, self.size_divisibility, self.in_chans)
         level: ActCheckpoint = "layers" if self.use_act_checkpoint else False
         c1, *priors = run_with_checkpoint(level, self.spm, images)
-        # Each interaction leaves the addition of its last branch to the next norm.
-        c, branch = prior_tokens(priors, self.level_embed), None
+        c = prior_tokens(priors, self.level_embed)
+        branch: Tensor | None = None  # what is left to be added to c, in the next norm
         with self._net_grad_mode():
             x, prefix = self.net.embed(images)
         grids = TokenGrids.of(x.shape[1:3], images.device)
@@ -223,7 +223,7 @@ class ViTAdapter(PyramidBackbone):
                 x, prefix = self.net.forward_blocks(x, prefix, start, stop)
             c, branch, x = interaction.extract(c, branch, x, grids)
             features.append(x)
-        c2, c3, c4 = grids.to_maps(c + branch)
+        c2, c3, c4 = grids.to_maps(c if branch is None else c + branch)
         return [add_upsampled(self.up, c2, c1), c2, c3, c4], self._vit_maps(features, grids.vit)
 
     def _net_grad_mode(self) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling.backbone.utils import PatchEmbed
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import ActCheckpoint
+from vitadapter.layers.fast import ActCheckpoint, run_linear
 
 from .plain_net import (
     Block,
@@ -57,8 +57,14 @@ class RelativeAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
-        """Attends over tokens (B, N, C) of an h x w grid and prompts (P, C).
+    def forward(
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        prompts: Tensor | None = None,
+        gamma: Tensor | None = None,
+    ) -> Tensor:
+        """Attends over tokens (B, N, C) of an h x w grid and prompts (P, C), with layer scale (C,).
 
         Returns:
             The shape of the tokens.
@@ -78,7 +84,7 @@ class RelativeAttention(nn.Module):
             lambda *_: logit_bias,
             None if prompts is None else self.qkv(prompts) + bias,
         )
-        return self.proj(x.flatten(1, 2))
+        return run_linear(self.proj, x.flatten(1, 2), gamma)
 
     def relative_position_bias(self, hw: tuple[int, int]) -> Tensor:
         """Returns the logit bias (heads, N, N), with N = h * w plus 1 for a class token."""
