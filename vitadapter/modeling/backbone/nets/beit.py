@@ -197,7 +197,8 @@ class BEiT(PlainNet):
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `PlainNet.embed`."""
-        x = self.patch_embed(images)
+        # The residual stream keeps the layout, which a convolution has left as that of maps.
+        x = self.patch_embed(images).contiguous()
         if self.cls_token is None:
             return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
         return x, self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)

@@ -132,8 +132,10 @@ class Detectron2Embedding(PlainNet):
         """
         x = self.patch_embed(images)
         if self.pos_embed is not None:
-            x = x + absolute_positions(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
-        return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
+            hw = (x.shape[1], x.shape[2])
+            positions = absolute_positions(self.pos_embed, self.pretrain_use_cls_token, hw)
+            x = positions + x  # in this order, the sum is contiguous
+        return x.contiguous(), x.new_zeros(x.shape[0], 0, self.embed_dim)
 
 
 class ViT(Detectron2Embedding, Detectron2ViT):
