@@ -18,6 +18,7 @@ from vitadapter.layers.fast import (
     add_and_norm,
     check_act_checkpoint,
     is_plain,
+    rearranged,
     recomputed,
     run_linear,
     run_with_checkpoint,
@@ -223,7 +224,8 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
     padding = (0, 0, 0, right, 0, bottom)
     shape = (x.shape[0], *hw, -1)
     if window_size > 0 and is_eager() and is_on_gpu(x):
-        windows, counts = _partition(x.view(shape), window_size)
+        windows = rearranged(x, lambda x: _partition(x.view(shape), window_size)[0])
+        counts = ((hw[0] + bottom) // window_size, (hw[1] + right) // window_size)
         return run_linear(layer, windows).unflatten(0, (-1, *counts))
     if holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0):
         return run_linear(layer, x).view(shape)
