@@ -127,7 +127,7 @@ class MSDeformAttn(nn.Module):
             TypeError: `reference_points` have a half-precision dtype.
             ValueError: wrong shape.
         """
-        self._check_forward(query, reference_points, value, spatial_shapes)
+        self._check_forward(query, reference_points, value, spatial_shapes, gamma)
         batch, queries, _ = query.shape
         taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets, logits = self._offsets_and_logits(query)
@@ -161,6 +161,7 @@ class MSDeformAttn(nn.Module):
         reference_points: Tensor,
         value: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
+        gamma: Tensor | None,
     ) -> None:
         for name, tensor in (("query", query), ("value", value)):
             if tensor.dim() != 3 or tensor.shape[-1] != self.embed_dim:
@@ -172,6 +173,10 @@ class MSDeformAttn(nn.Module):
             raise ValueError(
                 f"spatial_shapes must have num_levels={self.num_levels} entries, "
                 f"got {list(spatial_shapes)}"
+            )
+        if gamma is not None and gamma.shape != (self.embed_dim,):
+            raise ValueError(
+                f"gamma must have shape (embed_dim={self.embed_dim},), got {tuple(gamma.shape)}"
             )
         if reference_points.dtype not in (torch.float32, torch.float64):
             raise TypeError(
