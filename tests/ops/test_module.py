@@ -184,6 +184,18 @@ def test_module_in_bfloat16() -> None:
     torch.testing.assert_close(output.float(), expected, atol=0.05, rtol=0.05)
 
 
+def test_gamma_multiplies_the_output() -> None:
+    module, (query, points, value) = make_module(), module_inputs(queries=40)
+    expected = module(query, points, value, SHAPES)
+    gamma = torch.linspace(-1, 1, 16)
+    for kind in (MSDeformAttn, MSDeformAttnReference):
+        module.__class__ = kind
+        found = module(query, points, value, SHAPES, gamma)
+        torch.testing.assert_close(found, gamma * expected)
+    with pytest.raises(ValueError, match=r"gamma must have shape \(embed_dim=16,\), got \(1,\)"):
+        module(query, points, value, SHAPES, gamma[:1])
+
+
 def test_reference_points_broadcast_over_batch_and_levels() -> None:
     module, (query, reference, value) = make_module(), module_inputs()
     expected = module(query, reference, value, SHAPES)

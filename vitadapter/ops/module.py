@@ -109,6 +109,7 @@ class MSDeformAttn(nn.Module):
         reference_points: Tensor,
         value: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
+        gamma: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
@@ -117,6 +118,7 @@ class MSDeformAttn(nn.Module):
                 float64) even if the module runs in half precision.
             value: input features of all levels as tokens, `(B, S, C)`.
             spatial_shapes: (height, width) of each level.
+            gamma: what the output is multiplied by, `(C,)`; None for nothing.
 
         Returns:
             `(B, Q, C)`.
@@ -125,7 +127,7 @@ class MSDeformAttn(nn.Module):
             TypeError: `reference_points` have a half-precision dtype.
             ValueError: wrong shape.
         """
-        self._check_forward(query, reference_points, value, spatial_shapes)
+        self._check_forward(query, reference_points, value, spatial_shapes, gamma)
         batch, queries, _ = query.shape
         taps = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets, logits = self._offsets_and_logits(query)
@@ -138,7 +140,7 @@ class MSDeformAttn(nn.Module):
 
         # The input of output_proj is as large as the query, and is sampled again in milliseconds.
         sampled = recomputed(sample, value, reference_points, offsets, logits)
-        return run_linear(self.output_proj, sampled)
+        return run_linear(self.output_proj, sampled, gamma)
 
     def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, ...]:
         """Computes both projections of the query (B, Q, C)."""
@@ -159,6 +161,7 @@ class MSDeformAttn(nn.Module):
         reference_points: Tensor,
         value: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
+        gamma: Tensor | None,
     ) -> None:
         for name, tensor in (("query", query), ("value", value)):
             if tensor.dim() != 3 or tensor.shape[-1] != self.embed_dim:
@@ -170,6 +173,10 @@ class MSDeformAttn(nn.Module):
             raise ValueError(
                 f"spatial_shapes must have num_levels={self.num_levels} entries, "
                 f"got {list(spatial_shapes)}"
+            )
+        if gamma is not None and gamma.shape != (self.embed_dim,):
+            raise ValueError(
+                f"gamma must have shape (embed_dim={self.embed_dim},), got {tuple(gamma.shape)}"
             )
         if reference_points.dtype not in (torch.float32, torch.float64):
             raise TypeError(

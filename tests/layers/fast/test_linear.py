@@ -120,6 +120,42 @@ def test_trained_bias_alone():
     torch.testing.assert_close(layer.bias.grad, torch.full((3,), 2.0))
 
 
+@pytest.mark.parametrize("rows", [3, 50])  # fewer and more than input channels
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_scale(rows, bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 4, bias=bias).double()
+    x, gamma = torch.randn(2, rows, 8).double(), torch.randn(4).double()
+    results = []
+    for run in (run_linear, lambda layer, x, gamma: gamma * layer(x)):
+        leaves = [t.clone().requires_grad_() for t in (x, gamma)]
+        layer.zero_grad()
+        output = run(layer, *leaves)
+        output.square().sum().backward()
+        results.append([output, *(t.grad for t in (*leaves, *layer.parameters()))])
+    torch.testing.assert_close(*results)
+
+
+def test_layer_scale_keeps_no_output():
+    kept = []
+    layer, gamma = nn.Linear(8, 4), nn.Parameter(torch.full((4,), 0.1))
+    x = torch.randn(100, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        run_linear(layer, x, gamma)
+    assert max(t.numel() for t in kept if t.data_ptr() != x.data_ptr()) == 32
+
+
+@pytest.mark.parametrize("rows", [3, 50])
+def test_layer_scale_of_what_a_user_has_put_there(rows):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layer, x, gamma = Doubled(8, 4), torch.randn(rows, 8), torch.randn(4)
+    torch.testing.assert_close(run_linear(layer, x, gamma), gamma * layer(x))
+    torch.testing.assert_close(run_linear(layer, x), layer(x))
+
+
 def test_autocast():
     layer = nn.Linear(8, 4)
     x = torch.randn(3, 8)

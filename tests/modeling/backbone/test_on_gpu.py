@@ -1,13 +1,21 @@
 """What runs on GPUs only, run on the CPU: the same results as elsewhere, and what it keeps."""
 
+import statistics
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import as_on_gpu, plain_layers
+from vitadapter.layers.fast import (
+    ActCheckpoint,
+    as_on_gpu,
+    plain_layers,
+    recomputed,
+    run_with_checkpoint,
+)
 from vitadapter.modeling.backbone import BEiT, UniPerceiver, ViT, ViTAdapter
+from vitadapter.modeling.backbone.nets.plain_net import project_padded
 
 SIZES = dict(embed_dim=24, depth=2, num_heads=2, window_size=2, window_block_indexes=[0])
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -57,10 +65,14 @@ def test_differs_from_plain_autocast_by_rounding_only() -> None:
             plain = step(model, images)
     with as_on_gpu(), torch.autocast("cpu", torch.bfloat16):
         found = step(model, images)
+    ratios = []
     for ours, theirs, true in zip(found, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype
-        error = (theirs - true).norm()
-        assert (ours - true).norm() <= 2 * error + 1e-3 * true.norm()
+        error, allowed = (ours - true).norm(), (theirs - true).norm()
+        assert error <= 4 * allowed + 1e-3 * true.norm()
+        ratios.append(float(error / allowed.clamp(min=1e-9)))
+    # Of some tensor, the rounding is larger by chance; that of all together is not.
+    assert 0.8 < statistics.geometric_mean(r for r in ratios if r > 0) < 1.2
 
 
 def kept(model: nn.Module, images: Tensor) -> int:
@@ -76,7 +88,7 @@ def kept(model: nn.Module, images: Tensor) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = model(images)
-    assert outputs
+    assert len(outputs)
     return sum(sizes.values())
 
 
@@ -93,6 +105,29 @@ def test_levels_of_recomputation_keep_less_and_less() -> None:
     assert len(set(sizes)) == 3
     for other in grads[1:]:
         torch.testing.assert_close(other, grads[0])
+
+
+class WindowedProjection(nn.Module):
+    """What comes before the attention of a block with windows, on a grid of 3 x 4 tokens."""
+
+    def __init__(self, level: ActCheckpoint) -> None:
+        super().__init__()
+        self.level, self.norm, self.qkv = level, nn.LayerNorm(8), nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run_with_checkpoint(self.level, self.project, x)
+
+    def project(self, x: Tensor) -> Tensor:
+        return project_padded(recomputed(self.norm, x), self.qkv, (3, 4), 2)
+
+
+def test_windows_of_a_norm_are_recomputed_with_it() -> None:
+    sizes = []
+    for level in (False, "layers"):
+        x = torch.randn(1, 12, 8, requires_grad=True) * 1
+        with as_on_gpu():
+            sizes.append(kept(WindowedProjection(level), x))
+    assert sizes[0] - sizes[1] == 4 * 4 * 4 * 8  # four windows of 2 x 2 tokens in float32
 
 
 @pytest.mark.parametrize("level", ["blocks", None, 2])

@@ -87,16 +87,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Linear.apply(x, weight, bias, recipe)
 
 
-def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)`, computed by `linear` if the layer is a plain `nn.Linear` (see `is_plain`).
+def run_linear(layer: nn.Module, x: Tensor, gamma: Tensor | None = None) -> Tensor:
+    """`gamma * layer(x)`, computed by `linear` if the layer is a plain `nn.Linear`.
+
+    With more rows than input channels, gamma scales the weights, since there are fewer of them. Its
+    own gradient then needs no output to be kept.
 
     Args:
-        layer: (..., in_features) to (..., out_features): `nn.Linear` or what a user replaced it by.
+        layer: (..., in_features) to (..., out_features): `nn.Linear` or what a user replaced it by
+            (see `is_plain`).
         x: (..., in_features), usually `recomputed`.
+        gamma: layer scale (out_features,); None for none.
 
     Returns:
         (..., out_features).
     """
-    if is_eager() and is_plain(layer, nn.Linear):
-        return linear(x, layer.weight, layer.bias)
-    return layer(x)
+    if not (is_eager() and is_plain(layer, nn.Linear)):
+        return layer(x) if gamma is None else gamma * layer(x)
+    weight, bias = layer.weight, layer.bias
+    if gamma is None:
+        return linear(x, weight, bias)
+    if x.numel() <= x.shape[-1] ** 2 or not are_plain_tensors(gamma):
+        return gamma * linear(x, weight, bias)
+    return linear(x, gamma[:, None] * weight, None if bias is None else gamma * bias)

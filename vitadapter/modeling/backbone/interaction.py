@@ -17,7 +17,7 @@ from vitadapter.layers.fast import (
     run_linear,
     run_with_checkpoint,
 )
-from vitadapter.ops import cell_centres
+from vitadapter.ops import MSDeformAttn, cell_centres
 
 __all__ = [
     "ConvFFN",
@@ -134,15 +134,30 @@ class Injector(nn.Module):
         self.attn = attention(3)
         self.gamma = nn.Parameter(torch.full((embed_dim,), float(gamma_init)))
 
-    def forward(self, x: Tensor, c: Tensor, grids: TokenGrids) -> tuple[Tensor, Tensor]:
-        """Updates ViT tokens x (B, h * w, C), which attend to the adapter's tokens c (B, N, C).
+    def forward(
+        self, x: Tensor, c: Tensor, grids: TokenGrids, branch: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Updates ViT tokens, which attend to the adapter's tokens.
+
+        Args:
+            x: ViT tokens (B, h * w, C).
+            c: the adapter's tokens (B, N, C).
+            grids: where the tokens lie.
+            branch: what `Extractor` has left to be added to c.
 
         Returns:
-            The ViT tokens, and c as it was, to go on with (see `add_and_norm`).
+            The ViT tokens, and c with its branch, to go on with (see `add_and_norm`).
         """
         x, query = add_and_norm(self.query_norm, x)
-        c, feat = add_and_norm(self.feat_norm, c)
-        return x + self.gamma * self.attn(query, grids.vit_points, feat, grids.pyramid), c
+        c, feat = add_and_norm(self.feat_norm, c, branch)
+        return x + self._attend(query, grids.vit_points, feat, grids.pyramid), c
+
+    def _attend(self, *inputs: object) -> Tensor:
+        """What passes the gate."""
+        # Other attention, which a user may have written, takes no gate.
+        if type(self.attn).forward is MSDeformAttn.forward:
+            return self.attn(*inputs, self.gamma)
+        return self.gamma * self.attn(*inputs)
 
 
 class Extractor(nn.Module):
@@ -172,15 +187,28 @@ class Extractor(nn.Module):
             self.ffn = ConvFFN(embed_dim, int(embed_dim * ffn_ratio))
             self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
-    def forward(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
-        """Updates the adapter's tokens c (B, N, C), which attend to ViT tokens x (B, h * w, C)."""
-        c, query = add_and_norm(self.query_norm, c)
-        _, feat = add_and_norm(self.feat_norm, x)
+    def forward(
+        self, c: Tensor, x: Tensor, grids: TokenGrids, branch: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Updates the adapter's tokens, which attend to ViT tokens.
+
+        Args:
+            c: the adapter's tokens (B, N, C).
+            x: ViT tokens (B, h * w, C).
+            grids: where the tokens lie.
+            branch: what the extractor before has left to be added to c.
+
+        Returns:
+            c, its last branch (B, N, C), which the next norm adds to it, and x as it was. All are
+            to go on with (see `add_and_norm`).
+        """
+        c, query = add_and_norm(self.query_norm, c, branch)
+        x, feat = add_and_norm(self.feat_norm, x)
         attended = self.attn(query, grids.pyramid_points, feat, (grids.vit,))
         if self.ffn is None:
-            return c + attended
+            return c, attended, x
         c, normed = add_and_norm(self.ffn_norm, c, attended)
-        return c + self.drop_path(self.ffn(normed, grids))
+        return c, self.drop_path(self.ffn(normed, grids)), x
 
 
 class InteractionBlock(nn.Module):
@@ -211,17 +239,48 @@ class InteractionBlock(nn.Module):
         self.extra_extractors = nn.ModuleList(extra_extractors) if extra_extractors else None
         self.use_act_checkpoint = use_act_checkpoint
 
-    def inject(self, x: Tensor, c: Tensor, grids: TokenGrids) -> tuple[Tensor, Tensor]:
-        """Adds the priors of c (B, N, C) to ViT tokens x (B, h, w, C); returns both to go on."""
-        if self.injector is None:
-            return x, c
-        level = self.use_act_checkpoint
-        tokens, c = run_with_checkpoint(level, self.injector, x.flatten(1, 2), c, grids)
-        return tokens.view(x.shape), c
+    def inject(
+        self, x: Tensor, c: Tensor, branch: Tensor | None, grids: TokenGrids
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Adds the priors to ViT tokens.
 
-    def extract(self, c: Tensor, x: Tensor, grids: TokenGrids) -> Tensor:
-        """Adds features of ViT tokens x (B, h, w, C) to the adapter's tokens c (B, N, C)."""
-        x = x.flatten(1, 2)
+        Args:
+            x: ViT tokens (B, h, w, C).
+            c: the adapter's tokens (B, N, C).
+            branch: what is left to be added to c (B, N, C); None for nothing.
+            grids: where the tokens lie.
+
+        Returns:
+            x, c and branch, to go on with.
+        """
+        if self.injector is None:
+            return x, c, branch
+        c, branch = self._added(c, branch)
+        level = self.use_act_checkpoint
+        tokens, c = run_with_checkpoint(level, self.injector, x.flatten(1, 2), c, grids, branch)
+        return tokens.view(x.shape), c, None
+
+    def extract(
+        self, c: Tensor, branch: Tensor | None, x: Tensor, grids: TokenGrids
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Adds features of ViT tokens to the adapter's tokens.
+
+        Args:
+            c, branch, x, grids: see `inject`.
+
+        Returns:
+            c, branch and x, to go on with.
+        """
+        tokens = x.flatten(1, 2)
         for extractor in (self.extractor, *(self.extra_extractors or ())):
-            c = run_with_checkpoint(self.use_act_checkpoint, extractor, c, x, grids)
-        return c
+            c, branch = self._added(c, branch)
+            c, branch, tokens = run_with_checkpoint(
+                self.use_act_checkpoint, extractor, c, tokens, grids, branch
+            )
+        return c, branch, tokens.view(x.shape)
+
+    def _added(self, c: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Adds the branch where the sum is kept, which takes less memory than both."""
+        if branch is None or self.use_act_checkpoint is not True:
+            return c, branch
+        return c + branch, None

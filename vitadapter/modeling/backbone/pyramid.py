@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from torch import Tensor
 
-from vitadapter.layers.sizes import padding_to
+from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
 
 __all__ = ["PyramidBackbone", "block_outputs", "channels_of", "pad_images"]
 
@@ -66,6 +66,8 @@ def pad_images(images: Tensor, multiple: int, channels: int) -> Tensor:
             f"{tuple(images.shape)}"
         )
     bottom, right = (padding_to(size, multiple) for size in images.shape[2:])
+    if holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0):
+        return images
     return F.pad(images, (0, right, 0, bottom))
 
 

@@ -212,17 +212,18 @@ class ViTAdapter(PyramidBackbone):
         level: ActCheckpoint = "layers" if self.use_act_checkpoint else False
         c1, *priors = run_with_checkpoint(level, self.spm, images)
         c = prior_tokens(priors, self.level_embed)
+        branch: Tensor | None = None  # what is left to be added to c, in the next norm
         with self._net_grad_mode():
             x, prefix = self.net.embed(images)
         grids = TokenGrids.of(x.shape[1:3], images.device)
         features = []
         for interaction, (start, stop) in zip(self.interactions, self.stages, strict=True):
-            x, c = interaction.inject(x, c, grids)
+            x, c, branch = interaction.inject(x, c, branch, grids)
             with self._net_grad_mode():
                 x, prefix = self.net.forward_blocks(x, prefix, start, stop)
-            c = interaction.extract(c, x, grids)
+            c, branch, x = interaction.extract(c, branch, x, grids)
             features.append(x)
-        c2, c3, c4 = grids.to_maps(c)
+        c2, c3, c4 = grids.to_maps(c if branch is None else c + branch)
         return [add_upsampled(self.up, c2, c1), c2, c3, c4], self._vit_maps(features, grids.vit)
 
     def _net_grad_mode(self) -> AbstractContextManager[None]:

@@ -130,6 +130,10 @@ def test_a_map_smaller_than_the_windows_of_all_blocks_is_one_padded_window() -> 
     torch.testing.assert_close(found, window[:, :3, :2])
 
 
+def test_tokens_are_contiguous() -> None:
+    assert _net().embed(torch.randn(2, 3, 64, 96))[0].is_contiguous()
+
+
 def test_windows_do_not_see_each_other() -> None:
     net = _net(window_size=2, window_block_indexes=[0, 1, 2], global_window_size=4)
     images = torch.randn(1, 3, 128, 64)

@@ -47,7 +47,8 @@ def outputs_and_gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]
     images = images.detach().clone().requires_grad_()
     outputs = model(images)
     torch.manual_seed(1)
-    sum((out * torch.randn_like(out)).sum() for out in outputs.values()).backward()
+    # Not `randn_like`, whose numbers follow the layout in memory.
+    sum((out * torch.randn(out.shape).to(out)).sum() for out in outputs.values()).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     return outputs | gradients | {"images": images.grad}
 

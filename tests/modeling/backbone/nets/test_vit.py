@@ -41,6 +41,15 @@ def test_equals_detectron2(use_rel_pos, qkv_bias, size):
     assert ours.output_shape() == theirs.output_shape()
 
 
+@pytest.mark.parametrize("use_abs_pos", [True, False])
+def test_tokens_are_contiguous(use_abs_pos):
+    """Otherwise, the residual stream would have the layout of maps, and each norm would copy it."""
+    net = ViT(**SMALL, use_abs_pos=use_abs_pos)
+    x, prefix = net.embed(torch.randn(2, 3, 80, 112))
+    assert x.is_contiguous()
+    assert net.forward_blocks(x, prefix, 0, 2)[0].is_contiguous()
+
+
 def test_is_initialised_like_detectron2():
     torch.manual_seed(0)
     settings = dict(depth=2, embed_dim=192, num_heads=3)

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling.backbone.utils import PatchEmbed
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import ActCheckpoint
+from vitadapter.layers.fast import ActCheckpoint, run_linear
 
 from .plain_net import (
     Block,
@@ -58,8 +58,14 @@ class RelativeAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
-        """Attends over tokens (B, N, C) of an h x w grid and prompts (P, C).
+    def forward(
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        prompts: Tensor | None = None,
+        gamma: Tensor | None = None,
+    ) -> Tensor:
+        """Attends over tokens (B, N, C) of an h x w grid and prompts (P, C), with layer scale (C,).
 
         Returns:
             The shape of the tokens.
@@ -79,7 +85,7 @@ class RelativeAttention(nn.Module):
             lambda *_: logit_bias,
             None if prompts is None else self.qkv(prompts) + bias,
         )
-        return self.proj(x.flatten(1, 2))
+        return run_linear(self.proj, x.flatten(1, 2), gamma)
 
     @property
     def is_of_any_size(self) -> bool:
@@ -201,7 +207,8 @@ class BEiT(PlainNet):
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `PlainNet.embed`."""
-        x = self.patch_embed(images)
+        # The residual stream keeps the layout, which a convolution has left as that of maps.
+        x = self.patch_embed(images).contiguous()
         if self.cls_token is None:
             return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
         return x, self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)

@@ -18,6 +18,7 @@ from vitadapter.layers.fast import (
     add_and_norm,
     check_act_checkpoint,
     is_plain,
+    rearranged,
     recomputed,
     run_linear,
     run_with_checkpoint,
@@ -308,16 +309,16 @@ class Mlp(nn.Module):
         self.act = act_layer()
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps tokens (..., C) to tokens of the same shape."""
-        return run_linear(self.fc2, recomputed(self.act, run_linear(self.fc1, x)))
+    def forward(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
+        """Maps tokens (..., C) to the same shape, with layer scale gamma (C,)."""
+        return run_linear(self.fc2, recomputed(self.act, run_linear(self.fc1, x)), gamma)
 
 
 class Block(nn.Module):
     """Pre-norm transformer block with optional layer scale; names as in the official ViT.
 
     Args:
-        attn: the attention, called with tokens, grid and prompts.
+        attn: the attention, called with tokens, grid, prompts and layer scale.
         dim: channels C of the tokens.
         mlp_ratio: hidden width of the MLP, relative to `dim`.
         drop_path: stochastic depth of both branches.
@@ -358,11 +359,9 @@ class Block(nn.Module):
         gamma1, gamma2 = (getattr(self, name) for name in self.gamma_names)
         prompts = None if prompts is None else self.norm1(prompts)
         x, normed = add_and_norm(self.norm1, x)
-        attn = self.attn(normed, hw, prompts)
-        attn = self.drop_path(attn if gamma1 is None else gamma1 * attn)
+        attn = self.drop_path(self.attn(normed, hw, prompts, gamma1))
         x, normed = add_and_norm(self.norm2, x, attn)
-        mlp = self.mlp(normed)
-        x = x + self.drop_path(mlp if gamma2 is None else gamma2 * mlp)
+        x = x + self.drop_path(self.mlp(normed, gamma2))
         if self.residual is not None:
             grid = x.unflatten(1, hw).permute(0, 3, 1, 2)
             x = self.residual(grid).permute(0, 2, 3, 1).flatten(1, 2)

@@ -68,12 +68,18 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
-        """Attends over tokens (B, h * w, C) and prompts (P, C); returns the shape of the tokens."""
+    def forward(
+        self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None, gamma: Tensor
+    ) -> Tensor:
+        """Attends over tokens (B, h * w, C) and prompts (P, C), with layer scale gamma (C,).
+
+        Returns:
+            The shape of the tokens.
+        """
         qkv = project_padded(x, self.in_proj, hw, self.window_size)
         prompt_qkv = None if prompts is None else self.in_proj(prompts)
         x = attend_in_windows(qkv, self.num_heads, hw, self.window_size, None, prompt_qkv)
-        return self.out_proj(x.flatten(1, 2))
+        return run_linear(self.out_proj, x.flatten(1, 2), gamma)
 
 
 class EncoderLayer(nn.Module):
@@ -112,11 +118,11 @@ class EncoderLayer(nn.Module):
         """Maps tokens (B, h * w, C), with prompts (P, C), to tokens of the same shape."""
         prompts = None if prompts is None else self.norm1(prompts)
         x, normed = add_and_norm(self.norm1, x)
-        attn = self.gamma_1 * self.drop_path(self.self_attn(normed, hw, prompts))
+        attn = self.drop_path(self.self_attn(normed, hw, prompts, self.gamma_1))
         x, normed = add_and_norm(self.norm2, x, attn)
         hidden = run_linear(self.linear1, normed)
-        mlp = run_linear(self.linear2, recomputed(self.act, hidden))
-        return x + self.gamma_2 * self.drop_path(mlp)
+        mlp = run_linear(self.linear2, recomputed(self.act, hidden), self.gamma_2)
+        return x + self.drop_path(mlp)
 
 
 class UniPerceiver(PlainNet):

@@ -70,8 +70,18 @@ class Attention(nn.Module):
                 nn.init.trunc_normal_(self.rel_pos_h, std=0.02)
                 nn.init.trunc_normal_(self.rel_pos_w, std=0.02)
 
-    def forward(self, x: Tensor, hw: tuple[int, int], prompts: Tensor | None = None) -> Tensor:
-        """Attends over tokens (B, h * w, C) and prompts (P, C); returns the shape of the tokens."""
+    def forward(
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        prompts: Tensor | None = None,
+        gamma: Tensor | None = None,
+    ) -> Tensor:
+        """Attends over tokens (B, h * w, C) and prompts (P, C), with layer scale gamma (C,).
+
+        Returns:
+            The shape of the tokens.
+        """
         if self.pad_after_qkv:
             qkv = run_linear(self.qkv, x).unflatten(1, hw)
         else:
@@ -79,7 +89,7 @@ class Attention(nn.Module):
         bias = relative_position_logits(self) if self.use_rel_pos else None
         prompt_qkv = None if prompts is None else self.qkv(prompts)
         x = attend_in_windows(qkv, self.num_heads, hw, self.window_size, bias, prompt_qkv)
-        return self.proj(x.flatten(1, 2))
+        return run_linear(self.proj, x.flatten(1, 2), gamma)
 
 
 def relative_position_logits(
@@ -122,8 +132,10 @@ class Detectron2Embedding(PlainNet):
         """
         x = self.patch_embed(images)
         if self.pos_embed is not None:
-            x = x + absolute_positions(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
-        return x, x.new_zeros(x.shape[0], 0, self.embed_dim)
+            hw = (x.shape[1], x.shape[2])
+            positions = absolute_positions(self.pos_embed, self.pretrain_use_cls_token, hw)
+            x = positions + x  # in this order, the sum is contiguous
+        return x.contiguous(), x.new_zeros(x.shape[0], 0, self.embed_dim)
 
 
 class ViT(Detectron2Embedding, Detectron2ViT):
