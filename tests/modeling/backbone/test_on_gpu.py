@@ -7,15 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitadapter.layers.fast import (
-    ActCheckpoint,
-    as_on_gpu,
-    plain_layers,
-    recomputed,
-    run_with_checkpoint,
-)
+from vitadapter.layers.fast import as_on_gpu, plain_layers
 from vitadapter.modeling.backbone import BEiT, UniPerceiver, ViT, ViTAdapter
-from vitadapter.modeling.backbone.nets.plain_net import project_padded
 
 SIZES = dict(embed_dim=24, depth=2, num_heads=2, window_size=2, window_block_indexes=[0])
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -88,7 +81,7 @@ def kept(model: nn.Module, images: Tensor) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = model(images)
-    assert len(outputs)
+    assert outputs
     return sum(sizes.values())
 
 
@@ -105,29 +98,6 @@ def test_levels_of_recomputation_keep_less_and_less() -> None:
     assert len(set(sizes)) == 3
     for other in grads[1:]:
         torch.testing.assert_close(other, grads[0])
-
-
-class WindowedProjection(nn.Module):
-    """What comes before the attention of a block with windows, on a grid of 3 x 4 tokens."""
-
-    def __init__(self, level: ActCheckpoint) -> None:
-        super().__init__()
-        self.level, self.norm, self.qkv = level, nn.LayerNorm(8), nn.Linear(8, 24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return run_with_checkpoint(self.level, self.project, x)
-
-    def project(self, x: Tensor) -> Tensor:
-        return project_padded(recomputed(self.norm, x), self.qkv, (3, 4), 2)
-
-
-def test_windows_of_a_norm_are_recomputed_with_it() -> None:
-    sizes = []
-    for level in (False, "layers"):
-        x = torch.randn(1, 12, 8, requires_grad=True) * 1
-        with as_on_gpu():
-            sizes.append(kept(WindowedProjection(level), x))
-    assert sizes[0] - sizes[1] == 4 * 4 * 4 * 8  # four windows of 2 x 2 tokens in float32
 
 
 @pytest.mark.parametrize("level", ["blocks", None, 2])

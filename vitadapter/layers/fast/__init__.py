@@ -9,7 +9,6 @@ from vitadapter.layers.fast.norm import add_and_norm
 from vitadapter.layers.fast.recompute import (
     ActCheckpoint,
     check_act_checkpoint,
-    rearranged,
     recomputed,
     run_and_recompute,
     run_with_checkpoint,
@@ -27,7 +26,6 @@ __all__ = [
     "is_plain",
     "linear",
     "plain_layers",
-    "rearranged",
     "recomputed",
     "run_and_recompute",
     "run_linear",

@@ -24,7 +24,6 @@ __all__ = [
     "Recipe",
     "check_act_checkpoint",
     "is_repeated",
-    "rearranged",
     "recipe_of",
     "recomputed",
     "run_and_recompute",
@@ -160,20 +159,6 @@ def recipe_of(tensor: Tensor) -> Recipe | None:
     if recipe is None or _versions(tensor, *recipe.inputs) != recipe.versions:
         return None
     return recipe
-
-
-def rearranged(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """`function(x)`, which need not be kept either if `x` is `recomputed`.
-
-    Args:
-        x: any tensor.
-        function: moves, copies or pads what it is given.
-    """
-    output, recipe = function(x), recipe_of(x)
-    if recipe is None or output is x:
-        return output
-    computation = recipe.computation
-    return with_recipe(output, lambda *inputs: function(computation.run(inputs)), recipe.inputs)
 
 
 @contextmanager

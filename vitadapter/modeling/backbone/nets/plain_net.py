@@ -18,7 +18,6 @@ from vitadapter.layers.fast import (
     add_and_norm,
     check_act_checkpoint,
     is_plain,
-    rearranged,
     recomputed,
     run_linear,
     run_with_checkpoint,
