@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Times the matrix products of ViTs' tokens with PyTorch's BLAS and with oneDNN.
 
-Run this to check on a new processor that vitadapter/layers/fast/linear.py is right to use PyTorch's
-own linear layers. Prints CPU milliseconds in float32, medians of interleaved rounds, for the
-forward pass and for forward and backward together (three products). To run both without AVX-512:
+Run this to check on a new processor that vitadapter/layers/fast/products.py is right to choose the
+one or the other. Prints CPU milliseconds in float32, medians of interleaved rounds, for the forward
+pass and for forward and backward together (three products). To run both without AVX-512:
 
 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 scripts/benchmark_products.py
 """
@@ -19,8 +19,13 @@ from torch import Tensor
 from benchmarks.interleaved import interleave
 
 Product = Callable[[Tensor, Tensor], Tensor]
-# tokens, channels in and out: at 800 x 1216 a net has 3,800, the adapter's three levels 19,950
+# tokens, channels in and out: at 800 x 1216 a net has 3,800, the adapter's three levels 19,950; at
+# 224 x 224, they have 196 and 1,029
 SHAPES = (
+    (196, 384, 384),
+    (196, 384, 1536),
+    (196, 1536, 384),
+    (1029, 384, 384),
     (3800, 192, 768),
     (3800, 768, 192),
     (19950, 192, 192),
@@ -43,13 +48,10 @@ def onednn(a: Tensor, b: Tensor) -> Tensor:
 
 
 def train(product: Product, x: Tensor, weight: Tensor, grad: Tensor) -> None:
-    """Forward, and the gradients of both operands; oneDNN prefers the larger factor second."""
+    """Forward, and the gradients of both operands as in vitadapter/layers/fast/linear.py."""
     product(x, weight)
     product(grad, weight.t())
-    if weight.shape[0] >= weight.shape[1]:
-        product(x.t(), grad.t()).t().contiguous()
-    else:
-        product(grad.t(), x.t())
+    product(grad.t(), x.t())
 
 
 def main() -> None:

@@ -3,24 +3,11 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from linear_layers import gradients, read
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vitadapter.layers.fast import linear, recomputed, run_linear
-
-
-def read(x):
-    """A tensor that `linear` makes again for its own backward pass, with the strides of x."""
-    return recomputed(lambda t: t.view_as(t), x)
-
-
-def gradients(run, *tensors, expand=False):
-    tensors = [t.detach().clone().requires_grad_() for t in tensors]
-    output = run(*tensors)
-    torch.manual_seed(1)
-    # sum() sends a gradient of stride 0 back.
-    loss = output.sum() if expand else (output * torch.randn(output.shape).to(output)).sum()
-    return output.detach(), torch.autograd.grad(loss, tensors)
 
 
 @pytest.mark.parametrize("expand", [False, True])
@@ -168,3 +155,13 @@ def test_autocast():
 def test_wrong_channels_are_refused_as_by_pytorch():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run_linear(nn.Linear(8, 4), read(torch.randn(2, 7)))
+
+
+def test_layer_scale_that_float16_cannot_hold_in_weights() -> None:
+    """As official nets start with; a weight of 0.02 times that would be 0."""
+    layer, gamma = nn.Linear(8, 4, bias=False), torch.full((4,), 1e-6)
+    nn.init.constant_(layer.weight, 0.02)
+    x = torch.ones(2, 64, 8)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = run_linear(layer, x, gamma)
+    torch.testing.assert_close(found, torch.full((2, 64, 4), 1.6e-7), rtol=1e-2, atol=0)

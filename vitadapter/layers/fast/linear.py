@@ -1,22 +1,7 @@
 """Linear layers that keep little for their backward pass.
 
-Matrix products are PyTorch's own. For float32 on the CPU, oneDNN (through Inductor's private
-`mkldnn._linear_pointwise`) was tried in place of PyTorch's BLAS (MKL) and rejected. On AMD's EPYC
-(Zen 5), oneDNN reaches 200 GFLOP/s per core, and MKL, which does not use AVX-512 there, 90. But on
-Intel's Xeon (Sapphire Rapids), oneDNN is no faster in the forward pass and slower in training, and
-attention built from such products takes 1.4 to 2 times as long as PyTorch's own. These are CPU
-milliseconds of MKL / oneDNN on one thread of the Xeon, from `scripts/benchmark_products.py`:
-
-=========================  ================  ==================  =============  ==================
-tokens x channels x out    forward, AVX-512  training, AVX-512   forward, AVX2  training, AVX2
-=========================  ================  ==================  =============  ==================
-3800 x 192 x 768           7.7 / 7.9         25.1 / 29.1         11.1 / 14.1    37.9 / 45.0
-3800 x 768 x 192           7.8 / 7.7         23.8 / 27.2         13.2 / 12.1    36.2 / 44.9
-19950 x 192 x 192          13.3 / 13.4       44.6 / 55.0         16.4 / 17.2    50.2 / 65.9
-3800 x 384 x 1536          35.8 / 41.0       91.5 / 145.7        46.0 / 49.0    144.2 / 247.7
-3800 x 1536 x 384          27.4 / 29.0       84.5 / 132.1        49.5 / 49.9    144.7 / 244.9
-19950 x 384 x 384          46.9 / 50.0       137.5 / 178.2       63.7 / 61.7    195.9 / 252.1
-=========================  ================  ==================  =============  ==================
+Their products are PyTorch's own or, where the processor makes it worth it, oneDNN's: see
+`vitadapter.layers.fast.products`.
 """
 
 from typing import Protocol
@@ -25,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitadapter.layers.fast.products import is_by_onednn, product
 from vitadapter.layers.fast.recompute import Computation, Recipe, recipe_of
 from vitadapter.layers.fast.switch import are_plain_tensors, is_eager, is_plain
 
@@ -34,7 +20,7 @@ __all__ = ["linear", "run_linear"]
 class _Context(Protocol):
     """What `_Linear` uses of autograd's context."""
 
-    computation: Computation
+    computation: Computation | None
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
@@ -42,15 +28,17 @@ class _Context(Protocol):
 
 
 class _Linear(torch.autograd.Function):
-    """`F.linear` that computes `x` again in the backward pass."""
+    """`product`, which computes `x` again in the backward pass if it has a recipe."""
 
     @staticmethod
     def forward(
-        ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe
+        ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe | None
     ) -> Tensor:
-        ctx.computation = recipe.computation
-        ctx.save_for_backward(weight, *(recipe.inputs if ctx.needs_input_grad[1] else ()))
-        return F.linear(x, weight, bias)
+        ctx.computation = None if recipe is None else recipe.computation
+        needs_x, needs_weight, *_ = ctx.needs_input_grad
+        inputs = (x,) if recipe is None else recipe.inputs
+        ctx.save_for_backward(weight if needs_x else None, *(inputs if needs_weight else ()))
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -58,12 +46,13 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         rows = grad.flatten(0, -2)
         grad_x = grad_weight = None
+        # `linear` can be differentiated again.
         if needs_x:
             # Under autocast, grad has a half-precision dtype and the weight is float32.
-            grad_x = grad @ weight.to(grad.dtype)
+            grad_x = linear(grad, weight.to(grad.dtype).t())
         if needs_weight:
-            x = ctx.computation.run(inputs)
-            grad_weight = rows.t() @ x.flatten(0, -2).to(grad.dtype)
+            x = inputs[0] if ctx.computation is None else ctx.computation.run(inputs)
+            grad_weight = linear(rows.t(), x.flatten(0, -2).to(grad.dtype).t())
         return grad_x, grad_weight, rows.sum(0) if needs_bias else None, None
 
 
@@ -78,13 +67,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N).
     """
-    recipe = recipe_of(x) if is_eager() and are_plain_tensors(x, weight, bias) else None
     trained = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
     )
-    if recipe is None or not trained or x.dim() < 2:
+    if not trained:
+        return product(x, weight, bias)
+    recipe = recipe_of(x) if is_eager() and are_plain_tensors(x, weight, bias) else None
+    if x.dim() < 2 or (recipe is None and not is_by_onednn(x, weight, bias)):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias, recipe)
+
+
+def _dtype_of_product(weight: Tensor) -> torch.dtype:
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def run_linear(layer: nn.Module, x: Tensor, gamma: Tensor | None = None) -> Tensor:
@@ -107,6 +103,11 @@ def run_linear(layer: nn.Module, x: Tensor, gamma: Tensor | None = None) -> Tens
     weight, bias = layer.weight, layer.bias
     if gamma is None:
         return linear(x, weight, bias)
-    if x.numel() <= x.shape[-1] ** 2 or not are_plain_tensors(gamma):
+    scales_weights = (
+        x.numel() > x.shape[-1] ** 2
+        and are_plain_tensors(gamma)
+        and _dtype_of_product(weight) != torch.float16  # whose range is too small for that
+    )
+    if not scales_weights:
         return gamma * linear(x, weight, bias)
     return linear(x, gamma[:, None] * weight, None if bias is None else gamma * bias)

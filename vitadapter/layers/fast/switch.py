@@ -7,6 +7,7 @@ from typing import TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 from torch.nn.modules import module as all_modules
 
 __all__ = [
@@ -72,8 +73,18 @@ def is_switched_on() -> bool:
 
 
 def is_eager() -> bool:
-    """Whether operations run one by one, not in a graph that is compiled, exported or traced."""
-    return _is_on and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    """Whether operations run one by one on values that are there.
+
+    This is not so in a graph that is compiled, exported or traced, in transforms of `torch.func`
+    and in automatic differentiation forward.
+    """
+    return (
+        _is_on
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
 
 
 def is_plain(module: nn.Module, *types: type[_Module]) -> TypeGuard[_Module]:

@@ -1,4 +1,4 @@
-"""What all nets have in common: activation checkpointing, and its inputs on the CPU."""
+"""What all nets have in common: activation checkpointing, its inputs on the CPU, and layouts."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ def detectron2_net(use_act_checkpoint: bool, offload_to_cpu: bool) -> Detectron2
     return Detectron2Net(vit, offload_to_cpu=offload_to_cpu)
 
 
-@pytest.mark.parametrize(
+each_net = pytest.mark.parametrize(
     ("make", "prefix"),
     [
         (partial(ViT, **SIZE, drop_path_rate=0.5), 0),
@@ -29,6 +29,9 @@ def detectron2_net(use_act_checkpoint: bool, offload_to_cpu: bool) -> Detectron2
     ],
     ids=["ViT", "BEiT", "UniPerceiver", "TimmViT", "Detectron2Net"],
 )
+
+
+@each_net
 def test_only_the_inputs_of_blocks_are_kept_and_on_demand_not_even_these(
     make: Callable[..., nn.Module], prefix: int
 ) -> None:
@@ -55,3 +58,13 @@ def test_only_the_inputs_of_blocks_are_kept_and_on_demand_not_even_these(
             torch.testing.assert_close(found[name], expected, msg=name)
     with pytest.raises(ValueError, match="offload_to_cpu=True needs use_act_checkpoint=True"):
         make(use_act_checkpoint=False, offload_to_cpu=True)
+
+
+@each_net
+def test_tokens_are_contiguous(make: Callable[..., nn.Module], prefix: int) -> None:
+    """Every norm would copy them if they kept the layout of the patch embedding's convolution."""
+    net = make(use_act_checkpoint=False, offload_to_cpu=False)
+    x, tokens = net.embed(torch.randn(2, 3, 64, 48))
+    assert tokens.shape[1] == prefix
+    assert x.is_contiguous()
+    assert net.forward_blocks(x, tokens, 0, net.depth)[0].is_contiguous()

@@ -207,7 +207,7 @@ class BEiT(PlainNet):
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `PlainNet.embed`."""
-        # The residual stream keeps the layout, which a convolution has left as that of maps.
+        # The convolution has its channels first. One copy here saves one in every norm.
         x = self.patch_embed(images).contiguous()
         if self.cls_token is None:
             return x, x.new_zeros(x.shape[0], 0, self.embed_dim)

@@ -135,6 +135,7 @@ class Detectron2Embedding(PlainNet):
             hw = (x.shape[1], x.shape[2])
             positions = absolute_positions(self.pos_embed, self.pretrain_use_cls_token, hw)
             x = positions + x  # in this order, the sum is contiguous
+        # The convolution has its channels first. One copy here saves one in every norm.
         return x.contiguous(), x.new_zeros(x.shape[0], 0, self.embed_dim)
 
 
