@@ -22,6 +22,7 @@ __all__ = [
     "LostProcessError",
     "OtherProcessError",
     "first_sentence",
+    "has_other_failed",
     "share_failure",
     "tell_of_failures",
 ]
@@ -119,6 +120,12 @@ def _find_note() -> _Failure | None:
         if store.check([_KEY]):
             return _Failure(*json.loads(store.get(_KEY)))
     return None
+
+
+def has_other_failed() -> bool:
+    """Whether another process of the run has failed and said so."""
+    failure = _find_note() if comm.get_world_size() > 1 else None
+    return failure is not None and failure.rank != comm.get_rank()
 
 
 def first_sentence(error: BaseException) -> str:

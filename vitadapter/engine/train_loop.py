@@ -28,6 +28,7 @@ from vitadapter.engine.data_order import Batch, OrderedLoader
 from vitadapter.engine.failures import (
     LostProcessError,
     OtherProcessError,
+    has_other_failed,
     share_failure,
     tell_of_failures,
 )
@@ -252,8 +253,10 @@ class AccumulatingTrainer(SimpleTrainer):
         try:
             places = self._backward()
         except Exception:
-            # Another process may have been stopped by the signal before this one.
-            self.stop_signals.check()
+            # Another process may have been stopped by the signal before this one. If it has failed
+            # instead, the signal is its launcher's, which ends the others, and not the reason.
+            if not has_other_failed():
+                self.stop_signals.check()
             raise
         self.after_backward()
         self.grad_scaler.step(self.optimizer)
