@@ -55,12 +55,21 @@ def test_help_needs_no_torch(repository: Path) -> None:
     assert done.returncode == 0
 
 
-def test_a_closed_pipe_ends_a_command_in_silence(repository: Path) -> None:
-    command = [sys.executable, "-m", "vitadapter", "zoo"]
+@pytest.mark.parametrize("arguments", ["zoo", "zoo --help", "--help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_a_command_in_silence(
+    arguments: str, unbuffered: str, repository: Path
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        command, cwd=repository, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", "vitadapter", *arguments.split()],
+        cwd=repository,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE

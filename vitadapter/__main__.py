@@ -111,6 +111,17 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         int | None: the exit status.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name == "train" or sys.stdout is None:  # training goes on without its terminal
+        return _run(name, rest)
+    output = _Output(sys.stdout)
+    with contextlib.redirect_stdout(output):
+        try:
+            return _run(name, rest)
+        finally:
+            output.flush()
+
+
+def _run(name: str, rest: Sequence[str]) -> int | None:
     if name in ("-h", "--help", "help"):
         sys.stdout.write(f"{usage()}\n")
         return 0
@@ -133,12 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     except MissingDetectron2Error as error:
         sys.stderr.write(f"error: {error} (or: vitadapter install-detectron2)\n")
         return 1
-    if name == "train":  # which goes on without its terminal
-        return run(rest, prog=f"vitadapter {name}")
-    with contextlib.redirect_stdout(_Output(sys.stdout)) as output:
-        status = run(rest, prog=f"vitadapter {name}")
-        output.flush()
-    return status
+    return run(rest, prog=f"vitadapter {name}")
 
 
 if __name__ == "__main__":

@@ -185,8 +185,10 @@ def process(job: tuple[Path, str, list[str]], place: Place) -> None:
     for parallel in PARALLEL:
         cfg = CASES["Mask R-CNN"].load(parallel, place.world_size, TOTAL_BATCH)
         cfg.train.compile = True
-        with modules_compiled_by(Programs("aot_eager")):
+        programs = Programs("aot_eager")
+        with modules_compiled_by(programs):
             trained[f"compiled, {parallel}"] = train(*build_run(cfg), ITERATIONS)
+        assert programs.number > 0
     detector_run(config, overrides)
     if comm.is_main_process():
         torch.save({"small": small, "trained": trained}, folder / "results.pt")

@@ -32,9 +32,11 @@ def compile_parts(model: nn.Module) -> None:
         model: on its device, and not yet distributed.
 
     Raises:
-        ValueError: it has no part that can be compiled.
+        ValueError: it has no part that can be compiled, or one with `use_act_checkpoint="layers"`.
     """
-    parts = [part for part in _parts(model) if not _has_convolutions(part)]
+    _check_levels(model)
+    found = list(_parts(model))
+    parts = [part for part in found if not _has_convolutions(part)]
     if not parts:
         raise ValueError(
             "train.compile=True, but the model has no part that it can compile, which are blocks "
@@ -51,6 +53,16 @@ def compile_parts(model: nn.Module) -> None:
     )
 
 
+def _check_levels(model: nn.Module) -> None:
+    """Refuses what programs do not follow."""
+    for name, module in model.named_modules():
+        if getattr(module, "use_act_checkpoint", None) == "layers":
+            raise ValueError(
+                f'use_act_checkpoint="layers" ({name or "of the model"}) does nothing in programs '
+                "of train.compile=True: take True or False"
+            )
+
+
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, PlainNet):
@@ -61,7 +73,7 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
 
 def _has_convolutions(part: nn.Module) -> bool:
     """Whether a part convolves maps, other than by `DepthwiseConv`, which knows how."""
-    known = {m.dwconv for m in part.modules() if isinstance(m, DepthwiseConv)}
+    known = {m.dwconv for m in part.modules() if isinstance(m, DepthwiseConv) and m.is_as_built}
     return any(isinstance(m, nn.modules.conv._ConvNd) and m not in known for m in part.modules())
 
 

@@ -218,7 +218,7 @@ def _check_eval_only(cfg: DictConfig) -> None:
 
 
 def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False) -> None:
-    """Refuses settings that cannot work or would overwrite a run; builds and writes nothing.
+    """Refuses settings that cannot work or would overwrite a run; builds nothing of it.
 
     Args:
         cfg: the whole config. Settings that `cfg.train` lacks are filled in, and a leading `~` of
@@ -245,7 +245,6 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
     else:
         _check_amp(train)
         _check_parallel(train)
-        _check_compile(train)
         check_micro_batches(cfg, comm.get_world_size())
         _check_masks(cfg)
         _check_best(cfg)
@@ -260,6 +259,8 @@ def check_run(cfg: DictConfig, *, resume: bool = False, eval_only: bool = False)
         )
     if train.init_checkpoint and not (occupied and resume):
         check_weights_exist(train.init_checkpoint)
+    if not eval_only:
+        _check_compile(train)  # last, since it takes seconds
 
 
 def _class_names(dataset: DictConfig | None) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitadapter.layers.fast.switch import is_eager
+from vitadapter.layers.fast.switch import is_compiled, is_eager
 from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
 
 __all__ = ["join_windows", "split_windows"]
@@ -26,7 +26,7 @@ def split_windows(grid: Tensor, side: int) -> Tensor:
     Returns:
         (B, rows * columns, side, side, C).
     """
-    split = _split_op if torch.compiler.is_dynamo_compiling() else _split
+    split = _split_op if is_compiled() else _split
     return split(grid, side)
 
 
@@ -40,7 +40,7 @@ def join_windows(windows: Tensor, hw: tuple[int, int]) -> Tensor:
     Returns:
         Tokens (B, h, w, C).
     """
-    join = _join_op if torch.compiler.is_dynamo_compiling() else _join
+    join = _join_op if is_compiled() else _join
     return join(windows, *hw)
 
 

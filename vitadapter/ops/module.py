@@ -174,6 +174,8 @@ class MSDeformAttn(nn.Module):
                 f"spatial_shapes must have num_levels={self.num_levels} entries, "
                 f"got {list(spatial_shapes)}"
             )
+        if gamma is not None and not isinstance(gamma, Tensor):
+            raise TypeError(f"gamma must be a tensor or None, got {gamma!r}")
         if gamma is not None and gamma.shape != (self.embed_dim,):
             raise ValueError(
                 f"gamma must have shape (embed_dim={self.embed_dim},), got {tuple(gamma.shape)}"

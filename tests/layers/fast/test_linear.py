@@ -165,3 +165,19 @@ def test_layer_scale_that_float16_cannot_hold_in_weights() -> None:
     with torch.autocast("cpu", dtype=torch.float16):
         found = run_linear(layer, x, gamma)
     torch.testing.assert_close(found, torch.full((2, 64, 4), 1.6e-7), rtol=1e-2, atol=0)
+
+
+def test_batches_of_gradients():
+    x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((3, 5, 8), (4, 8), (4,)))
+    into = torch.randn(6, 3, 5, 4)
+    found, expected = (
+        torch.autograd.grad(run(x, weight, bias), (x, weight, bias), into, is_grads_batched=True)
+        for run in (lambda x, *others: linear(read(x), *others), F.linear)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rows", [3, 50])
+def test_layer_scale_of_another_dtype(rows):
+    layer, x, gamma = nn.Linear(8, 4).bfloat16(), torch.randn(rows, 8).bfloat16(), torch.randn(4)
+    assert run_linear(layer, x, gamma).equal(gamma * layer(x))

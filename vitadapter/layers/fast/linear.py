@@ -44,7 +44,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *inputs = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])  # `flatten` takes no batch of gradients
         grad_x = grad_weight = None
         # `linear` can be differentiated again.
         if needs_x:
@@ -52,7 +52,7 @@ class _Linear(torch.autograd.Function):
             grad_x = linear(grad, weight.to(grad.dtype).t())
         if needs_weight:
             x = inputs[0] if ctx.computation is None else ctx.computation.run(inputs)
-            grad_weight = linear(rows.t(), x.flatten(0, -2).to(grad.dtype).t())
+            grad_weight = linear(rows.t(), x.reshape(-1, x.shape[-1]).to(grad.dtype).t())
         return grad_x, grad_weight, rows.sum(0) if needs_bias else None, None
 
 
@@ -108,6 +108,7 @@ def run_linear(layer: nn.Module, x: Tensor, gamma: Tensor | None = None) -> Tens
     scales_weights = (
         x.numel() > x.shape[-1] ** 2
         and are_plain_tensors(gamma)
+        and gamma.dtype == weight.dtype
         and _dtype_of_product(weight) != torch.float16  # whose range is too small for that
     )
     if not scales_weights:

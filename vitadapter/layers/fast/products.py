@@ -97,11 +97,10 @@ def _is_watched() -> bool:
 
 
 def is_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether `product` calls oneDNN for these tensors."""
+    """Whether `product` calls oneDNN for these tensors, unless something looks at operators."""
     return (
         is_eager()  # first: graphs that are compiled do not see the rest
         and _is_onednn_faster()
-        and not _is_watched()
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and all(
@@ -132,6 +131,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N).
     """
-    if is_by_onednn(x, weight, bias):
+    if is_by_onednn(x, weight, bias) and not _is_watched():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)

@@ -13,6 +13,7 @@ from torch.nn.modules import module as all_modules
 __all__ = [
     "are_plain_tensors",
     "as_on_gpu",
+    "is_compiled",
     "is_eager",
     "is_on_gpu",
     "is_plain",
@@ -27,6 +28,8 @@ _GLOBAL_HOOKS = (
     all_modules._global_forward_pre_hooks,
     all_modules._global_forward_hooks,
 )
+# Newer than 2.6, whose exported programs are compiled ones.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 _is_on = True
@@ -85,6 +88,14 @@ def is_eager() -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def is_compiled() -> bool:
+    """Whether `torch.compile` traces this for a program that runs here, not for one to export.
+
+    Exported programs have to do without the operators of this package.
+    """
+    return torch.compiler.is_dynamo_compiling() and not _is_exporting()
 
 
 def is_plain(module: nn.Module, *types: type[_Module]) -> TypeGuard[_Module]:

@@ -17,6 +17,7 @@ from vitadapter.layers.fast import (
     run_linear,
     run_with_checkpoint,
 )
+from vitadapter.layers.fast.switch import is_compiled
 from vitadapter.ops import MSDeformAttn, cell_centres
 
 __all__ = [
@@ -82,9 +83,21 @@ class DepthwiseConv(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
+    @property
+    def is_as_built(self) -> bool:
+        """Whether the convolution is the one that this class makes, and no user's."""
+        conv = self.dwconv
+        shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        return (
+            is_plain(conv, nn.Conv2d)
+            and shape == ((3, 3), (1, 1), (1, 1), (1, 1))
+            and conv.groups == conv.in_channels == conv.out_channels
+            and conv.padding_mode == "zeros"
+        )
+
     def forward(self, x: Tensor, grids: TokenGrids) -> Tensor:
         """Maps tokens (B, N, C) to tokens of the same shape."""
-        if torch.compiler.is_dynamo_compiling() and is_plain(self.dwconv, nn.Conv2d):
+        if is_compiled() and self.is_as_built:
             return depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, grids.pyramid)
         maps = [self.dwconv(level).flatten(2).transpose(1, 2) for level in grids.to_maps(x)]
         return torch.cat(maps, dim=1)
@@ -155,7 +168,8 @@ class Injector(nn.Module):
     def _attend(self, *inputs: object) -> Tensor:
         """What passes the gate."""
         # Other attention, which a user may have written, takes no gate.
-        if type(self.attn).forward is MSDeformAttn.forward:
+        is_ours = type(self.attn).forward is MSDeformAttn.forward
+        if is_ours and "forward" not in vars(self.attn):
             return self.attn(*inputs, self.gamma)
         return self.gamma * self.attn(*inputs)
 

@@ -22,7 +22,7 @@ from vitadapter.layers.fast import (
     run_linear,
     run_with_checkpoint,
 )
-from vitadapter.layers.fast.switch import is_eager, is_on_gpu
+from vitadapter.layers.fast.switch import is_compiled, is_eager, is_on_gpu
 from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
 from vitadapter.layers.windows import join_windows, split_windows
 
@@ -228,8 +228,7 @@ def project_padded(x: Tensor, layer: nn.Module, hw: tuple[int, int], window_size
         faster than D; then (B, rows * columns, side, side, D).
     """
     shape = (x.shape[0], *hw, x.shape[-1])
-    compiling = torch.compiler.is_dynamo_compiling()
-    if window_size > 0 and (compiling or (is_eager() and is_on_gpu(x))):
+    if window_size > 0 and (is_compiled() or (is_eager() and is_on_gpu(x))):
         return run_linear(layer, split_windows(x.view(shape), window_size))
     bottom, right = (padding_to(side, max(window_size, 1)) for side in hw)
     padding = (0, 0, 0, right, 0, bottom)

@@ -9,7 +9,6 @@ from numbers import Real
 from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitadapter.layers.fast import linear
@@ -160,8 +159,8 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_features) to (..., out_features)."""
-        update = F.linear(linear(self.dropout(x), self.lora_a), self.lora_b)
-        return F.linear(x, self.weight, self.bias) + self.scale * update
+        update = linear(linear(self.dropout(x), self.lora_a), self.lora_b)
+        return linear(x, self.weight, self.bias) + self.scale * update
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
