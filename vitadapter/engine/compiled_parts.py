@@ -35,8 +35,7 @@ def compile_parts(model: nn.Module) -> None:
         ValueError: it has no part that can be compiled, or one with `use_act_checkpoint="layers"`.
     """
     _check_levels(model)
-    found = list(_parts(model))
-    parts = [part for part in found if not _has_convolutions(part)]
+    parts = [part for part in _parts(model) if not _has_convolutions(part)]
     if not parts:
         raise ValueError(
             "train.compile=True, but the model has no part that it can compile, which are blocks "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitadapter.layers.fast.switch import is_compiled, is_eager
-from vitadapter.layers.sizes import holds_for_all_sizes, padding_to
+from vitadapter.layers.sizes import holds_for_all_sizes
 
 __all__ = ["join_windows", "split_windows"]
 
@@ -44,12 +44,17 @@ def join_windows(windows: Tensor, hw: tuple[int, int]) -> Tensor:
     return join(windows, *hw)
 
 
+def _counts(h: int, w: int, side: int) -> tuple[int, int]:
+    """Rows and columns of windows, the last of which may be incomplete."""
+    return (h + side - 1) // side, (w + side - 1) // side
+
+
 def _split(grid: Tensor, side: int) -> Tensor:
     batch, h, w, channels = grid.shape
-    bottom, right = padding_to(h, side), padding_to(w, side)
+    rows, columns = _counts(h, w, side)
+    bottom, right = rows * side - h, columns * side - w
     if not (holds_for_all_sizes(bottom == 0) and holds_for_all_sizes(right == 0)):
         grid = F.pad(grid, (0, 0, 0, right, 0, bottom))
-    rows, columns = (h + bottom) // side, (w + right) // side
     # Detectron2's functions do the same, but then derive the batch size from the number of
     # windows, which is too complicated a formula for programs of any image size.
     windows = grid.reshape(batch, rows, side, columns, side, channels).transpose(2, 3)
@@ -58,11 +63,11 @@ def _split(grid: Tensor, side: int) -> Tensor:
 
 def _join(windows: Tensor, h: int, w: int) -> Tensor:
     batch, _, side, _, channels = windows.shape
-    bottom, right = padding_to(h, side), padding_to(w, side)
-    rows, columns = (h + bottom) // side, (w + right) // side
+    rows, columns = _counts(h, w, side)
     x = windows.reshape(batch, rows, columns, side, side, channels).transpose(2, 3)
-    x = x.reshape(batch, h + bottom, w + right, channels)
+    x = x.reshape(batch, rows * side, columns * side, channels)
     if is_eager():  # the gradient of this takes one pass, and that of two slices four
+        bottom, right = rows * side - h, columns * side - w
         return F.pad(x, (0, 0, 0, -right, 0, -bottom)) if bottom or right else x
     return x[:, :h, :w].contiguous()
 
@@ -77,7 +82,7 @@ def _split_op(grid: Tensor, side: int) -> Tensor:
 @_split_op.register_fake
 def _(grid: Tensor, side: int) -> Tensor:
     batch, h, w, channels = grid.shape
-    rows, columns = (h + side - 1) // side, (w + side - 1) // side
+    rows, columns = _counts(h, w, side)
     return grid.new_empty(batch, rows * columns, side, side, channels)
 
 

@@ -1,4 +1,3 @@
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -8,7 +7,6 @@ from vitadapter.modeling.backbone.interaction import (
     Extractor,
     Injector,
     TokenGrids,
-    tokens_to_map,
 )
 
 CPU = torch.device("cpu")
@@ -34,16 +32,6 @@ def test_sampling_a_map_at_its_own_cell_centres_gives_the_map():
     image = torch.randn(1, 2, 4, 6)
     points = grids.vit_points.view(1, 4, 6, 2) * 2 - 1
     torch.testing.assert_close(F.grid_sample(image, points, align_corners=False), image)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_tokens_to_map(batch):
-    tokens = torch.randn(batch, 10 + 6, 5)[:, 10:]
-    image = tokens_to_map(tokens, (2, 3))
-    assert image.data_ptr() == tokens.data_ptr()
-    torch.testing.assert_close(image.flatten(2).transpose(1, 2), tokens)
-    # The batch stride that PyTorch's batch norm needs to recognise the layout.
-    assert image.stride(0) >= 5 * 2 * 3
 
 
 def test_conv_ffn_filters_each_level_by_itself():

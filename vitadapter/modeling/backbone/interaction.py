@@ -7,7 +7,6 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from vitadapter.layers.depthwise_conv import depthwise_conv
 from vitadapter.layers.fast import (
     ActCheckpoint,
     add_and_norm,
@@ -18,6 +17,7 @@ from vitadapter.layers.fast import (
     run_with_checkpoint,
 )
 from vitadapter.layers.fast.switch import is_compiled
+from vitadapter.layers.token_maps import depthwise_conv, join_maps, split_maps
 from vitadapter.ops import MSDeformAttn, cell_centres
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "InteractionBlock",
     "TokenGrids",
     "pyramid_of",
-    "tokens_to_map",
 ]
 
 
@@ -63,17 +62,7 @@ class TokenGrids(NamedTuple):
 
     def to_maps(self, tokens: Tensor) -> list[Tensor]:
         """Views the adapter's tokens (B, N, C) as channels-last maps (B, C, h, w)."""
-        levels = tokens.split([h * w for h, w in self.pyramid], dim=1)
-        return [tokens_to_map(level, hw) for level, hw in zip(levels, self.pyramid, strict=True)]
-
-
-def tokens_to_map(tokens: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Views tokens (B, h * w, C) as a channels-last map (B, C, h, w).
-
-    It does not use `transpose` before `unflatten`: for one image, that results in a batch stride
-    for which the CPU backward pass of batch norm has wrong gradients (seen in torch 2.14.1).
-    """
-    return tokens.unflatten(1, hw).permute(0, 3, 1, 2)
+        return split_maps(tokens, self.pyramid)
 
 
 class DepthwiseConv(nn.Module):
@@ -99,8 +88,7 @@ class DepthwiseConv(nn.Module):
         """Maps tokens (B, N, C) to tokens of the same shape."""
         if is_compiled() and self.is_as_built:
             return depthwise_conv(x, self.dwconv.weight, self.dwconv.bias, grids.pyramid)
-        maps = [self.dwconv(level).flatten(2).transpose(1, 2) for level in grids.to_maps(x)]
-        return torch.cat(maps, dim=1)
+        return join_maps([self.dwconv(level) for level in grids.to_maps(x)])
 
 
 class ConvFFN(nn.Module):

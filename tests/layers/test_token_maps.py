@@ -2,11 +2,22 @@ import pytest
 import torch
 from torch import nn
 
-from vitadapter.layers import depthwise_conv as module
-from vitadapter.layers.depthwise_conv import depthwise_conv
+from vitadapter.layers import token_maps as module
+from vitadapter.layers.token_maps import depthwise_conv, join_maps, split_maps
 
 SIZES = ((4, 6), (2, 3), (1, 2))
 TOKENS = sum(h * w for h, w in SIZES)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_maps_are_views_of_tokens(batch: int) -> None:
+    tokens = torch.randn(batch, TOKENS, 5)
+    maps = split_maps(tokens, SIZES)
+    assert [tuple(x.shape) for x in maps] == [(batch, 5, h, w) for h, w in SIZES]
+    assert maps[1].data_ptr() == tokens[:, 24:].data_ptr()
+    assert torch.equal(join_maps(maps), tokens)
+    # The batch stride that PyTorch's batch norm needs to recognise the layout.
+    assert maps[1].stride(0) >= 5 * 2 * 3
 
 
 @pytest.mark.parametrize("bias", [True, False])
