@@ -55,8 +55,9 @@ def test_help_needs_no_torch(repository: Path) -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("arguments", ["zoo", "zoo --help", "--help"])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [("zoo", ""), ("zoo", "1"), ("zoo --help", ""), ("--help", "1")]
+)
 def test_a_closed_pipe_ends_a_command_in_silence(
     arguments: str, unbuffered: str, repository: Path
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -40,8 +41,8 @@ def _feed(evaluator: LVISEvaluator, entries: list[dict[str, object]], content: C
         instances.scores = torch.tensor([float(entry.get("score", 1)) for entry in here])
         classes = [CATEGORIES.index(entry["category_id"]) for entry in here]
         instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
-        masks = [mask_util.decode(entry["segmentation"]) for entry in here]
-        instances.pred_masks = torch.tensor(masks, dtype=torch.bool).reshape(-1, SIZE, SIZE)
+        masks = np.array([mask_util.decode(entry["segmentation"]) for entry in here], dtype=bool)
+        instances.pred_masks = torch.from_numpy(masks.reshape(-1, SIZE, SIZE))
         evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
 
 
