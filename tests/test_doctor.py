@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -98,6 +99,15 @@ def test_damaged_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     finding = doctor.find_package("timm>=1.0.20")
     assert finding.state == "unknown version"
     assert finding.remedy == f"{doctor.PIP} --force-reinstall 'timm>=1.0.20'"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("No package metadata"), KeyError("Version")])
+def test_damaged_metadata_that_importlib_metadata_reads(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has been imported, Python's own module finds packages by it."""
+    monkeypatch.setattr(importlib.metadata, "version", mock.Mock(side_effect=error))
+    assert doctor.find_package("timm>=1.0.20").state == "unknown version"
 
 
 def test_any_opencv_will_do() -> None:

@@ -100,6 +100,8 @@ def find_package(requirement: str) -> Finding:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
+        except (FileNotFoundError, KeyError):  # of importlib_metadata, which a package may import
+            version = None
         if not version:  # a damaged installation
             return Finding(name, "unknown version", f"{PIP} --force-reinstall '{requirement}'")
         if _allows(limits, version):

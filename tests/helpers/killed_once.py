@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from detectron2.config import LazyConfig
@@ -13,6 +14,7 @@ def _die_once(sample: dict) -> None:
     mark = Path(os.environ["KILLED_ONCE"])
     if comm.get_rank() == 1 and not mark.exists():
         mark.touch()
+        time.sleep(1)  # the other process waits for this one by then
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,13 +1,14 @@
 """When one process of a run fails, all of them stop and say why.
 
-A process that fails leaves a note in the store by which the processes have met, and ends. The
-others find it when their connection to that process breaks. With NCCL they may not notice, and wait
-until their launcher ends them. Therefore, faults that can be expected are agreed on before anything
-else is exchanged: see `share_failure`.
+A process that fails, or is stopped by a signal, leaves a note in the store by which the processes
+have met, and ends. The others find it when their connection to that process breaks. With NCCL they
+may not notice, and wait until their launcher ends them. Therefore, faults that can be expected are
+agreed on before anything else is exchanged: see `share_failure`.
 """
 
 import contextlib
 import json
+import signal
 import socket
 import traceback
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ __all__ = [
     "LostProcessError",
     "OtherProcessError",
     "first_sentence",
-    "has_other_failed",
+    "is_failure_of_other",
     "share_failure",
     "tell_of_failures",
 ]
@@ -33,15 +34,26 @@ _KEY = "vitadapter/failure"
 
 
 class OtherProcessError(RuntimeError):
-    """Another process of the run has failed. The message has its rank, machine and traceback."""
+    """Another process of the run has failed, or was stopped by a signal.
+
+    The message has its rank, its machine, and the traceback or the signal.
+    """
 
 
 class LostProcessError(RuntimeError):
     """Another process of the run has ended without a word, such as by SIGKILL."""
 
 
+def _signal_of(error: BaseException) -> str | None:
+    """The name of the signal that an exception stands for, see `StopSignals`."""
+    if isinstance(error, KeyboardInterrupt):
+        return signal.SIGINT.name
+    is_stop = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+    return signal.SIGTERM.name if is_stop else None
+
+
 class _Failure(NamedTuple):
-    """What a process tells the others when it fails."""
+    """What a process tells the others when it fails, or is stopped."""
 
     rank: int
     host: str
@@ -50,9 +62,10 @@ class _Failure(NamedTuple):
     text: str  # the traceback
     images: list[str]
     is_divergence: bool
+    stopped_by: str | None  # the signal's name, if it was one
 
     @classmethod
-    def of_this_process(cls, error: Exception, images: Sequence[str] = ()) -> "_Failure":
+    def of_this_process(cls, error: BaseException, images: Sequence[str] = ()) -> "_Failure":
         return cls(
             comm.get_rank(),
             socket.gethostname(),
@@ -61,9 +74,14 @@ class _Failure(NamedTuple):
             "".join(traceback.format_exception(error)).rstrip(),
             list(images),
             isinstance(error, FloatingPointError),
+            _signal_of(error),
         )
 
     def as_error(self) -> OtherProcessError:
+        if self.stopped_by is not None:
+            return OtherProcessError(
+                f"process {self.rank} on {self.host} was stopped by {self.stopped_by}"
+            )
         return OtherProcessError(
             f"process {self.rank} on {self.host} failed: {self.summary}\n{self.text}"
         )
@@ -107,25 +125,49 @@ def share_failure(error: Exception | None, iteration: int, images: Sequence[str]
     )
 
 
-def _leave_note(error: Exception) -> None:
-    """Says to the others why this process ends; the first to fail counts."""
+def _leave_note(error: BaseException) -> None:
+    """Says to the others why this process ends; the first to end counts."""
     note = json.dumps(_Failure.of_this_process(error))
     with contextlib.suppress(RuntimeError, ValueError):  # the store may have ended, too
         _get_default_store().compare_set(_KEY, "", note)
 
 
 def _find_note() -> _Failure | None:
-    with contextlib.suppress(RuntimeError, ValueError):
-        store = _get_default_store()
-        if store.check([_KEY]):
-            return _Failure(*json.loads(store.get(_KEY)))
-    return None
+    """What another process has said.
+
+    Raises:
+        RuntimeError, ValueError: the store has ended, with the process that kept it.
+    """
+    store = _get_default_store()
+    note = _Failure(*json.loads(store.get(_KEY))) if store.check([_KEY]) else None
+    return None if note is None or note.rank == comm.get_rank() else note
 
 
-def has_other_failed() -> bool:
-    """Whether another process of the run has failed and said so."""
-    failure = _find_note() if comm.get_world_size() > 1 else None
-    return failure is not None and failure.rank != comm.get_rank()
+def _is_loss(error: Exception) -> bool:
+    """Whether an error says that a connection to another process is broken."""
+    is_of_connection = isinstance(error, distributed.DistError) or _GLOO in str(error)
+    return is_of_connection and comm.get_world_size() > 1
+
+
+def is_failure_of_other(error: Exception) -> bool:
+    """Whether an error comes from another process that has failed, or has ended without a word.
+
+    Launchers then end the processes that are left by a signal, which is not the reason why these
+    end. It is the reason if the other process has been stopped by a signal, too, which it says
+    unless nobody can be asked any more.
+
+    Args:
+        error: what this process has met.
+    """
+    is_lost = _is_loss(error)
+    if not is_lost and not isinstance(error, OtherProcessError):
+        return False
+    try:
+        note = _find_note()
+    except (RuntimeError, ValueError):
+        return False
+    # Without a note, a process that failed is still there: no launcher has seen it end.
+    return is_lost if note is None else note.stopped_by is None
 
 
 def first_sentence(error: BaseException) -> str:
@@ -139,9 +181,9 @@ def first_sentence(error: BaseException) -> str:
 
 
 def _reason_of_loss(error: Exception) -> Exception:
-    failure = _find_note()
-    if failure is not None and failure.rank != comm.get_rank():
-        return failure.as_error()
+    with contextlib.suppress(RuntimeError, ValueError):
+        if (note := _find_note()) is not None:
+            return note.as_error()
     return LostProcessError(
         f"process {comm.get_rank()} on {socket.gethostname()} has lost another process of the run, "
         "which has ended, or does not answer. What that one has printed, or its log (log.txt, "
@@ -151,7 +193,7 @@ def _reason_of_loss(error: Exception) -> Exception:
 
 @contextlib.contextmanager
 def tell_of_failures() -> Iterator[None]:
-    """Tells the other processes of an error in this one, and says why another one was lost.
+    """Tells the other processes why this one ends, and says why another one was lost.
 
     Raises:
         OtherProcessError, LostProcessError: instead of what PyTorch raises where another process
@@ -162,8 +204,12 @@ def tell_of_failures() -> Iterator[None]:
     except (OtherProcessError, LostProcessError):
         raise
     except Exception as error:
+        if _is_loss(error):
+            raise _reason_of_loss(error) from error
         if comm.get_world_size() > 1:
-            if isinstance(error, distributed.DistError) or _GLOO in str(error):
-                raise _reason_of_loss(error) from error
             _leave_note(error)
+        raise
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if comm.get_world_size() > 1 and _signal_of(stop) is not None:
+            _leave_note(stop)
         raise

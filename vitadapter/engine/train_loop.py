@@ -28,7 +28,7 @@ from vitadapter.engine.data_order import Batch, OrderedLoader
 from vitadapter.engine.failures import (
     LostProcessError,
     OtherProcessError,
-    has_other_failed,
+    is_failure_of_other,
     share_failure,
     tell_of_failures,
 )
@@ -252,10 +252,9 @@ class AccumulatingTrainer(SimpleTrainer):
         start = time.perf_counter()
         try:
             places = self._backward()
-        except Exception:
-            # Another process may have been stopped by the signal before this one. If it has failed
-            # instead, the signal is its launcher's, which ends the others, and not the reason.
-            if not has_other_failed():
+        except Exception as error:
+            # Another process may have been stopped by the signal before this one.
+            if not is_failure_of_other(error):
                 self.stop_signals.check()
             raise
         self.after_backward()
