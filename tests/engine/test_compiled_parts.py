@@ -35,11 +35,14 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.fixture
-def programs() -> Iterator[Programs]:
-    """Counts what parts are compiled into."""
-    programs = Programs("aot_eager")
+def programs(request: pytest.FixtureRequest) -> Iterator[Programs]:
+    """Counts what parts are compiled into; parametrised by the backend."""
+    programs = Programs(getattr(request, "param", "eager"))
     with modules_compiled_by(programs):
         yield programs
+
+
+with_backward = pytest.mark.parametrize("programs", ["aot_eager"], indirect=True)
 
 
 WINDOWS = dict(window_size=3, window_block_indexes=[0, 2])
@@ -117,6 +120,7 @@ def test_one_program_of_each_kind_of_part_for_all_sizes(net: str, backend: str) 
     assert programs.number == first
 
 
+@with_backward
 def test_parts_may_be_computed_again(programs: Programs) -> None:
     kept = []
     for again in (False, True):
@@ -210,6 +214,7 @@ def compiled(cfg: DictConfig, folder: Path) -> DictConfig:
     return cfg
 
 
+@with_backward
 def test_a_run_equals_one_that_is_not_compiled(
     cfg: DictConfig, programs: Programs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
