@@ -95,7 +95,7 @@ def test_annotations_without_mask_are_left_out(
     with caplog.at_level(logging.WARNING, "vitadapter"):
         results = evaluate(write_coco(tmp_path, content), tmp_path)
     assert results["segm"]["AP"] > 50
-    assert "dropped 1 annotations without a mask" in caplog.text
+    assert "dropped annotations without a mask: 1, namely" in caplog.text
 
 
 def test_box_only_evaluation_keeps_every_annotation(tmp_path: Path) -> None:

@@ -347,6 +347,6 @@ def test_other_shapes_of_labelme(
     boxes = sorted(a["bbox"] for a in train[0]["annotations"])
     assert boxes[0] == [3, 2, 6, 6]
     assert boxes[1] == pytest.approx([10, 10, 20, 20])
-    assert "left out 1 shapes without area" in caplog.text
+    assert "left out shapes without area (points and lines): 1, namely" in caplog.text
     load(tiny_config(root))
-    assert "dropped 1 annotations without a mask" in caplog.text
+    assert "dropped annotations without a mask: 1, namely" in caplog.text

@@ -63,8 +63,8 @@ def test_names_and_files_that_are_there_twice_are_told(tmp_path: Path, caplog) -
     files = write_panoptic(tmp_path, MAPS, content)
     assert len(read_panoptic_records(*files)) == 2
     assert read_panoptic_json(files.json_file)[1].names == ("cat (1)", "cat (7)", "sky", "grass")
-    assert "added the id to the names of 2 categories that share their name" in caplog.text
-    assert "2 files belong to several image ids" in caplog.text
+    assert "added the id to the names of categories that share their name: 2, " in caplog.text
+    assert "ids, each of which has its own annotations: 2, such as" in caplog.text
 
 
 def test_images_may_have_any_suffix(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_images_without_annotation_are_told(tmp_path: Path, caplog) -> None:
     del content["annotations"][0]
     (record,) = read_panoptic_records(*write_panoptic(tmp_path, MAPS, content))
     assert record["image_id"] == 2
-    assert "left out 1 images that have no annotation, such as a.jpg (id 1)" in caplog.text
+    assert "left out images that have no annotation: 1, namely a.jpg (id 1)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,13 @@ logger = logging.getLogger(__name__)
 # Lists of category ids that LVIS's images have.
 _LVIS_KEYS: Final = ("neg_category_ids", "not_exhaustive_category_ids")
 
-_PARENT = "left out {} categories that have no annotation and are the supercategory of others"
-_NO_IMAGE = "left out {} annotations of images that are not in the file"
-_SAME_NAME = "added the id to the names of {} categories that share their name"
-_NO_CATEGORY = "{} of the categories for which images were searched are not in the file"
-_NO_MASK = "dropped {} annotations without a mask"
+_PARENT = "left out categories that have no annotation and are the supercategory of others"
+_NO_IMAGE = "left out annotations of images that are not in the file"
+_SAME_NAME = "added the id to the names of categories that share their name"
+_NO_CATEGORY = "categories for which images were searched are not in the file"
+_NO_MASK = "dropped annotations without a mask"
 _REPEATED = (
-    "{} annotations repeat another one of the same image, category, box and mask, and each of them "
+    "annotations repeat another one of the same image, category, box and mask, and each of them "
     "counts as an object"
 )
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 # The limit of an image, so that pycocotools can count them with 32 bits.
 _MAX_PIXELS = 2**31
-_SHARED = "{} files belong to several image ids, each of which has its own annotations"
+_SHARED = "files belong to several image ids, each of which has its own annotations"
 _KINDS = {
     type(None): "null",
     bool: "a boolean",
@@ -63,7 +63,7 @@ class Findings:
         """Counts a finding.
 
         Args:
-            kind: what was done, with "{}" for the number.
+            kind: what was done, or found, in the plural.
             example: where; the warning has the first example of a kind.
         """
         self._counts[kind] += 1
@@ -72,7 +72,8 @@ class Findings:
     def warn(self, logger: Logger, source: str) -> None:
         """Logs one warning for each kind."""
         for kind, count in self._counts.items():
-            logger.warning("%s: %s, such as %s", source, kind.format(count), self._examples[kind])
+            such_as = "such as" if count > 1 else "namely"
+            logger.warning("%s: %s: %d, %s %s", source, kind, count, such_as, self._examples[kind])
 
 
 def checked_at(where: str, function: Callable[..., T], *arguments: object) -> T:

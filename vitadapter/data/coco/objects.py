@@ -30,15 +30,15 @@ _MAX_CHARACTERS = 7
 # pycocotools does not count larger objects.
 _MAX_AREA = 1e10
 
-_NO_BOX = "dropped {} annotations whose box has no area in the image"
-_NO_AREA = "took the area of the box for {} annotations whose area is not a number from 0 to 1e10"
-_SHORT = "dropped {} polygons with fewer than three points, or an odd number of coordinates"
+_NO_BOX = "dropped annotations whose box has no area in the image"
+_NO_AREA = "took the area of the box for annotations whose area is not a number from 0 to 1e10"
+_SHORT = "dropped polygons with fewer than three points, or an odd number of coordinates"
 _FAR = (
-    f"dropped {{}} polygons that are not finite, or farther away than {_FARTHEST_SIDES} times the "
+    f"dropped polygons that are not finite, or farther away than {_FARTHEST_SIDES} times the "
     "longer side of the image"
 )
-_EMPTY = "dropped {} masks without a pixel"
-_UNFINISHED = "completed {} RLE masks with the background that is missing at their end"
+_EMPTY = "dropped masks without a pixel"
+_UNFINISHED = "completed RLE masks with the background that is missing at their end"
 
 
 def is_number(value: object) -> TypeGuard[float]:

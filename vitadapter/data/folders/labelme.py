@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Of the polygon that stands for a circle.
 _CIRCLE_POINTS = 32
-_NO_AREA = "left out {} shapes without area (points and lines)"
+_NO_AREA = "left out shapes without area (points and lines)"
 
 
 def labelme_files(listing: Listing) -> list[str]:

@@ -33,7 +33,7 @@ __all__ = ["PanopticClasses", "read_panoptic_json", "read_panoptic_records"]
 
 logger = logging.getLogger(__name__)
 
-_NO_MAP = "left out {} images that have no annotation"
+_NO_MAP = "left out images that have no annotation"
 
 
 @dataclass(frozen=True)
