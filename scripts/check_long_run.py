@@ -10,6 +10,7 @@ Exits with 1 if the training fails or something grows. Works on Linux.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import subprocess
@@ -26,6 +27,7 @@ from vitadapter.engine.overrides import load_config
 from vitadapter.engine.settings import expand_home
 from vitadapter.visualization.metrics_file import METRICS_NAME, read_metrics
 
+SHARED_MEMORY = Path("/dev/shm")
 POLL_SECONDS = 0.2
 # Allocators keep more or less of what was freed: this much may be chance.
 TOLERATED_MB = 0.03
@@ -78,8 +80,12 @@ def count_files(folder: Path) -> int:
 
 def shared_files() -> set[str]:
     """The names of this user's files in shared memory."""
-    files = Path("/dev/shm").iterdir()
-    return {file.name for file in files if file.exists() and file.stat().st_uid == os.getuid()}
+    names = set()
+    for file in SHARED_MEMORY.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has been removed meanwhile
+            if file.stat().st_uid == os.getuid():
+                names.add(file.name)
+    return names
 
 
 def iteration_of(output: Path) -> int:

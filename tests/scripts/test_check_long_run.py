@@ -13,7 +13,7 @@ main, watch, growth, Usage = (SCRIPT[name] for name in ("main", "watch", "growth
 # Stands for a training: nine iterations, in each of which something happens.
 RUN = """
 import json, pathlib, subprocess, sys, time
-output, temporary, kept = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), []
+(output, temporary, shared), kept = map(pathlib.Path, sys.argv[1:]), []
 with open(output / "metrics.json", "a", buffering=1) as metrics:
     for iteration in range(1, 10):
         {body}
@@ -23,12 +23,14 @@ with open(output / "metrics.json", "a", buffering=1) as metrics:
 
 
 def grown(tmp_path: Path, body: str) -> str:
-    output, temporary = tmp_path / "output", tmp_path / "temporary"
-    output.mkdir()
-    temporary.mkdir()
-    run = [sys.executable, "-S", "-c", RUN.format(body=body), str(output), str(temporary)]
+    folders = [tmp_path / name for name in ("output", "temporary", "shared")]
+    for folder in folders:
+        folder.mkdir()
+    output, temporary, shared = folders
+    run = [sys.executable, "-S", "-c", RUN.format(body=body), *map(str, folders)]
     process = subprocess.Popen(run)
-    SCRIPT["watch"].__globals__["POLL_SECONDS"] = 0.05
+    # Other tests use the shared memory of this machine meanwhile.
+    SCRIPT["watch"].__globals__.update(POLL_SECONDS=0.05, SHARED_MEMORY=shared)
     usages = list(watch(process, output, temporary, 1))
     assert process.wait() == 0
     assert len(usages) >= 3
@@ -42,6 +44,7 @@ def grown(tmp_path: Path, body: str) -> str:
         ("kept.append(open('/dev/null'))", "handles has grown"),
         ("kept.append(bytearray(4 << 20))", "memory_mb has grown"),
         ("(temporary / str(iteration)).touch()", "temporary has grown"),
+        ("(shared / str(iteration)).touch()", "shared has grown"),
         ("(output / str(iteration)).touch()", "output has grown"),
         ("kept.append(subprocess.Popen(['sleep', '3']))", "processes has grown"),
     ],
