@@ -116,11 +116,17 @@ def test_any_opencv_will_do() -> None:
     assert finding.remedy is None
 
 
-def test_requirements_of_a_source_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise importlib.metadata.PackageNotFoundError(name)
-
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"side_effect": importlib.metadata.PackageNotFoundError("vitadapter")},
+        {"side_effect": FileNotFoundError("No package metadata")},
+        {"return_value": None},
+    ],
+)
+def test_requirements_without_metadata(found: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a source that is not installed, or whose metadata are damaged."""
     installed = doctor._requirements()
-    monkeypatch.setattr(importlib.metadata, "requires", absent)
+    monkeypatch.setattr(importlib.metadata, "requires", mock.Mock(**found))
     assert "timm>=1.0.20" in doctor._requirements()
     assert sorted(doctor._requirements()) == sorted(installed)

@@ -49,8 +49,9 @@ def _requirements() -> list[str]:
     """What vitadapter and Detectron2 require, such as "timm>=1.0.20"."""
     try:
         ours = importlib.metadata.requires("vitadapter") or []
-    except importlib.metadata.PackageNotFoundError:  # run from its source
-        ours = _declared()
+    except (importlib.metadata.PackageNotFoundError, FileNotFoundError):  # run from its source
+        ours = []
+    ours = ours or _declared()  # its metadata may be damaged
     ours = [line for line in ours if ";" not in line]
     names = {_name(line) for line in ours}
     return ours + [line for line in install_detectron2.REQUIREMENTS if _name(line) not in names]
