@@ -30,8 +30,11 @@ _PERIOD, _KEPT = 4, 3
 _LOST_STOP = re.compile(
     r"^Exception ignored .*\n(Traceback .*\n( .*\n)+)?(SystemExit: 143|KeyboardInterrupt).*\n", re.M
 )
-# A worker's thread that hands a batch over prints what it meets where the reader has gone.
-_LOST_READER = re.compile(r"^Traceback .*\n( .*\n)*?  .*resource_sharer\.py.*\n( .*\n)+", re.M)
+# A worker's thread that hands a batch over prints what it meets where the reader has gone, unless
+# it is killed meanwhile: that of the training process would end with an exception.
+_LOST_READER = re.compile(
+    r"^Traceback .*\n(( .*\n)*?  .*resource_sharer\.py.*\n( .*\n?)*|( .*\n?)*\Z)", re.M
+)
 # PyTorch's workers look every 5 s whether their parent is there.
 _WORKERS_END_SECONDS = 15.0
 
